@@ -1,0 +1,41 @@
+"""Low-rank bases and factorizations, to a given rank or a certified tolerance."""
+
+from lowrank import gallery
+from lowrank.certificate import residual_norm
+from lowrank.householder import HouseholderQR, householder_qr, qr
+from lowrank.qb import qb
+from lowrank.rangefinder import RangeFinder, range_finder
+from lowrank.results import (
+    ConvergenceWarning,
+    ErrorEstimate,
+    Look,
+    QBResult,
+    QRResult,
+    RangeFinderResult,
+    Status,
+    SVDResult,
+)
+from lowrank.svd import svd
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConvergenceWarning",
+    "ErrorEstimate",
+    "HouseholderQR",
+    "Look",
+    "QBResult",
+    "QRResult",
+    "RangeFinder",
+    "RangeFinderResult",
+    "SVDResult",
+    "Status",
+    "__version__",
+    "gallery",
+    "householder_qr",
+    "qb",
+    "qr",
+    "range_finder",
+    "residual_norm",
+    "svd",
+]

@@ -1,0 +1,41 @@
+"""Checks of options: each returns the value, or raises an error that says what was received."""
+
+import operator
+from typing import Any
+
+from lowrank._array import Array, device_of
+
+__all__ = ["as_block_size", "as_count", "as_failure_probability", "as_norm"]
+
+
+def as_count(value: Any, name: str, *, least: int = 0) -> int:
+    try:
+        count = operator.index(value)
+    except TypeError:
+        message = f"`{name}` must be an integer, got {value!r}."
+        raise TypeError(message) from None
+    if count < least:
+        message = f"`{name}` must be at least {least}, got {count}."
+        raise ValueError(message)
+    return count
+
+
+def as_block_size(block_size: int | None, like: Array) -> int:
+    """Panel width; by default narrow where a small factorization is cheap to start (a CPU)."""
+    if block_size is None:
+        return 64 if "cpu" in str(device_of(like)).lower() else 128
+    return as_count(block_size, "block_size", least=1)
+
+
+def as_failure_probability(value: Any) -> float:
+    if not 0.0 < value < 1.0:
+        message = f"`failure_probability` must lie between 0 and 1, got {value!r}."
+        raise ValueError(message)
+    return float(value)
+
+
+def as_norm(norm: str) -> str:
+    if norm not in ("fro", "spectral"):
+        message = f"`norm` must be 'fro' or 'spectral', got {norm!r}."
+        raise ValueError(message)
+    return norm

@@ -1,0 +1,149 @@
+"""Test matrices: Gaussian ones drawn on the array's own device, or the caller's."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lowrank._array import (
+    Array,
+    Namespace,
+    as_matrix,
+    is_array_api_obj,
+    is_cupy_namespace,
+    is_numpy_namespace,
+    is_torch_namespace,
+    loaded,
+    same_place,
+)
+from lowrank._operator import Operator
+
+__all__ = ["TestMatrix", "gaussian_source"]
+
+Source = Callable[[tuple[int, ...], Any], Array]  # (shape, dtype) -> test matrix
+
+
+class TestMatrix:
+    """Columns of the test matrix Ω for `operator`, handed out block by block."""
+
+    def __init__(self, operator: Operator, test_matrix: Any, rng: Any) -> None:
+        self._operator = operator
+        self._given = None
+        self._used = 0
+        if is_array_api_obj(test_matrix):
+            self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
+            self._check(self._given)
+        elif test_matrix is None:
+            source = gaussian_source(rng, operator.xp, operator.device)
+            self._source = lambda shape: source(shape, operator.dtype)
+        elif callable(test_matrix):
+            self._source = lambda shape: test_matrix(shape, operator.dtype, operator.device)
+        else:
+            message = (
+                "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
+                f"got {type(test_matrix).__name__}."
+            )
+            raise TypeError(message)
+
+    def draw(self, columns: int) -> Array:
+        """The next `columns` columns; fewer when a given array runs out of them."""
+        if self._given is not None:
+            start, self._used = self._used, self._used + columns
+            return self._given[..., start : self._used]
+        *batch, _, n = self._operator.shape
+        Omega = self._source((*batch, n, columns))
+        if self._check(Omega) != columns:
+            message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
+            raise ValueError(message)
+        return Omega
+
+    def _check(self, Omega: Array) -> int:
+        operator = self._operator
+        same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
+        *batch, _, n = operator.shape
+        if tuple(Omega.shape[:-1]) != (*batch, n):
+            expected = ", ".join(map(str, (*batch, n)))
+            message = (
+                f"the test matrix must have shape ({expected}, columns), got {tuple(Omega.shape)}."
+            )
+            raise ValueError(message)
+        return int(Omega.shape[-1])
+
+
+def gaussian_source(rng: Any, xp: Namespace, device: Any) -> Source:
+    """Function drawing standard Gaussian arrays; complex ones have E|ω|² = 1.
+
+    `rng` follows SPEC 7 (None, int, SeedSequence, BitGenerator, Generator) or is a generator of
+    the array's own library and device. A NumPy seed or generator gives one 63-bit integer that
+    seeds a generator on the device, so that no random numbers cross to it.
+    """
+    native = type(rng).__module__.partition(".")[0]
+    if native in ("torch", "cupy"):
+        _check_native(rng, native, xp, device)
+        return _torch_source(rng, device) if native == "torch" else _cupy_source(rng)
+    host = np.random.default_rng(rng)
+    if is_torch_namespace(xp):
+        generator = loaded("torch").Generator(device=device)
+        generator.manual_seed(_seed(host))
+        return _torch_source(generator, device)
+    if is_cupy_namespace(xp):
+        cupy = loaded("cupy")
+        with device:
+            bits = cupy.random.Philox4x3210(_seed(host))
+            return _cupy_source(cupy.random.Generator(bits))
+    return _host_source(host, xp, device)
+
+
+def _seed(host: np.random.Generator) -> int:
+    return int(host.integers(2**63 - 1))
+
+
+def _check_native(rng: Any, native: str, xp: Namespace, device: Any) -> None:
+    matches = {"torch": is_torch_namespace, "cupy": is_cupy_namespace}[native]
+    if not matches(xp):
+        message = (
+            f"`rng` is a generator of {native}, but the array belongs to {xp.__name__}; pass an "
+            "integer or a numpy.random.Generator, which work with every library."
+        )
+        raise TypeError(message)
+    if native == "torch" and (
+        rng.device.type != device.type or (rng.device.index or 0) != (device.index or 0)
+    ):
+        message = (
+            f"`rng` is a torch.Generator on {rng.device}, but the array is on {device}; create it "
+            f"with torch.Generator(device={str(device)!r}), or pass an integer."
+        )
+        raise ValueError(message)
+
+
+def _torch_source(generator: Any, device: Any) -> Source:
+    def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+        # torch's complex normal already has variance 1/2 in each part
+        return loaded("torch").randn(shape, generator=generator, dtype=dtype, device=device)
+
+    return draw
+
+
+def _cupy_source(generator: Any) -> Source:
+    def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+        return _assemble(generator.standard_normal, shape, np.dtype(dtype))
+
+    return draw
+
+
+def _host_source(host: np.random.Generator, xp: Namespace, device: Any) -> Source:
+    def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+        names = ("float32", "float64", "complex64", "complex128")
+        name = next(name for name in names if dtype == getattr(xp, name, None))
+        drawn = _assemble(host.standard_normal, shape, np.dtype(name))
+        return drawn if is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
+
+    return draw
+
+
+def _assemble(normal: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    if dtype.kind != "c":
+        return normal(shape, dtype=dtype)
+    part = np.dtype(f"f{dtype.itemsize // 2}")
+    real, imaginary = normal(shape, dtype=part), normal(shape, dtype=part)
+    return (real + 1j * imaginary) * part.type(0.5**0.5)

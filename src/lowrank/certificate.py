@@ -1,0 +1,158 @@
+"""The error of a basis from a few Gaussian samples: an estimate, and a bound that holds."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lowrank._array import Array, Namespace, adjoint_matmul, as_matrix, safe_norm, same_place
+from lowrank._check import as_count, as_failure_probability, as_norm
+from lowrank._operator import as_operator
+from lowrank._sketch import gaussian_source
+from lowrank.results import ErrorEstimate
+
+__all__ = ["residual_norm", "rounding_floor", "safety_factor"]
+
+# The rounding error of a projection, in units of eps √k ‖A‖ for a basis of k columns. Measured
+# where the rank was exhausted: 0.3 to 1.6, for 32 to 512 columns of four dtypes and shapes.
+FLOOR = 3.0
+
+
+def safety_factor(samples: int, failure_probability: float, *, is_complex: bool) -> float:
+    """The c for which ``‖E‖_F ≤ c · ‖EΩ‖_F/√samples``, except with the given probability.
+
+    For a real Gaussian Ω of s columns and every E, ``P(‖EΩ‖²_F ≤ x s ‖E‖²_F) ≤ (x e^{1−x})^{s/2}``
+    for 0 < x < 1; the exponent is s for complex Ω. c = x^{−1/2} for the x that makes the right
+    side `failure_probability`. With t = −ln x this is ``t + e^{−t} − 1 = −ln(δ) · 2/s``: convex and
+    increasing, so Newton's method from the right of the root descends to it.
+    """
+    target = -math.log(failure_probability) / (samples if is_complex else samples / 2)
+    t = target + 1.0
+    for _ in range(100):
+        step = (t + math.expm1(-t) - target) / -math.expm1(-t)
+        t -= step
+        if step <= 1e-15 * t:
+            break
+    return math.exp(t / 2)
+
+
+def rounding_floor(epsilon: float, rank: int, norm: float) -> float:
+    """What rounding alone may add to the error of a basis of `rank` columns."""
+    return FLOOR * epsilon * math.sqrt(rank + 1) * norm
+
+
+def spectral_norm(X: Array, xp: Namespace) -> Array:
+    """Largest singular value of a small matrix as a 0-d array; neither overflows nor underflows."""
+    if 0 in X.shape:
+        return xp.sum(xp.abs(X))
+    largest = xp.max(xp.abs(X))
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return largest * xp.max(xp.linalg.svdvals(X / xp.astype(scale, X.dtype)))
+
+
+def log_norm_of_product(factors: list[Array], xp: Namespace) -> Array:
+    """Logarithm of ``‖F_q ⋯ F₁ F₀‖₂`` for small factors, whatever their size; −inf for zero."""
+    product, log_size = factors[0], 0.0
+    for position, factor in enumerate(factors):
+        product = factor @ product if position else product
+        largest = xp.max(xp.abs(product))
+        scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+        product = product / xp.astype(scale, product.dtype)
+        log_size = log_size + xp.log(scale)
+    return log_size + xp.log(spectral_norm(product, xp))
+
+
+def residual_norm(
+    A: Array,
+    Q: Array,
+    /,
+    B: Array | None = None,
+    *,
+    norm: str = "fro",
+    samples: int = 64,
+    rng: Any = None,
+    failure_probability: float = 1e-9,
+) -> ErrorEstimate:
+    """Estimate and bound the error ``‖A − Q B‖``, or ``‖A − Q QᴴA‖`` without B, from samples.
+
+    Parameters
+    ----------
+    A : array, shape (m, n)
+    Q : array, shape (m, k)
+        Any basis, also one that this library did not make. Without B it should be orthonormal; if
+        it is not, the error of ``Q QᴴA`` as it stands is what is measured.
+    B : array, shape (k, n), optional
+    norm : {"fro", "spectral"}
+        In the spectral norm the estimate lies above the truth by up to the square root of
+        ``1 + stable rank of the residual / samples``.
+    samples : int
+        Gaussian vectors to multiply. More make the bound tighter.
+    rng : None, int, numpy.random.Generator or native generator
+        As in SPEC 7. It must be independent of whatever made Q: do not pass the seed or the test
+        matrix that Q was found with.
+    failure_probability : float
+        Probability that `upper_bound` lies below the truth.
+
+    Returns
+    -------
+    ErrorEstimate
+        Absolute `value` and `upper_bound`, in the chosen norm.
+
+    Raises
+    ------
+    TypeError
+        If an array has no supported dtype, or the arrays differ in library or dtype.
+    ValueError
+        If shapes do not match, an option is out of range, or the residual is not finite.
+
+    Notes
+    -----
+    One pass over A with `samples` columns, and 4mk·samples flops. The bound is the Chernoff bound
+    for a weighted sum of chi-squares, whose worst case over all residuals is a residual of rank
+    one (F. Roosta-Khorasani, G. Székely and U. Ascher, Assessing stochastic algorithms for large
+    scale nonlinear least squares problems using extremal probabilities of linear combinations of
+    gamma random variables, 2015, doi:10.1137/14096311X), plus a term for rounding. Stacks are not
+    supported.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lowrank
+    >>> A = np.diag(0.5 ** np.arange(40))
+    >>> Q = np.eye(40, 5)
+    >>> estimate = lowrank.residual_norm(A, Q, rng=0)
+    >>> bool(np.linalg.norm(A[:, 5:]) <= estimate.upper_bound)
+    True
+    """
+    norm = as_norm(norm)
+    delta = as_failure_probability(failure_probability)
+    samples = as_count(samples, "samples", least=1)
+    A, xp = as_matrix(A)
+    Q, _ = as_matrix(Q, name="Q")
+    operator = as_operator(A)
+    (m, n), k = operator.shape, Q.shape[1]
+    _check_factor(Q, "Q", (m, k), A)
+    if B is not None:
+        B, _ = as_matrix(B, name="B")
+        _check_factor(B, "B", (k, n), A)
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        Omega = gaussian_source(rng, xp, operator.device)((n, samples), operator.dtype)
+        Y = operator.matmat(Omega)
+        Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
+        measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
+        pair = [float(value) for value in (measured, safe_norm(Y))]
+    if not all(map(math.isfinite, pair)):
+        message = "the sampled residual is not finite: `A`, `Q` or `B` holds NaN, Inf or overflows."
+        raise ValueError(message)
+    value, size = (number / math.sqrt(samples) for number in pair)
+    factor = safety_factor(samples, delta, is_complex=operator.is_complex)
+    floor = rounding_floor(float(xp.finfo(operator.dtype).eps), k, size)
+    return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
+
+
+def _check_factor(X: Array, name: str, shape: tuple[int, int], A: Array) -> None:
+    same_place(A, X, names=("A", name))
+    if tuple(X.shape) != shape:
+        message = f"`{name}` must have shape {shape} to match `A`, got {tuple(X.shape)}."
+        raise ValueError(message)

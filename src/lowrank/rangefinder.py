@@ -1,0 +1,559 @@
+"""Randomized range finder: at a fixed rank, or grown until a certified error is small enough."""
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+
+from lowrank._array import Array, rows_below, safe_norm, zeros
+from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
+from lowrank._operator import as_operator
+from lowrank._sketch import TestMatrix
+from lowrank._stoprule import StopRule
+from lowrank.certificate import (
+    log_norm_of_product,
+    rounding_floor,
+    safety_factor,
+    spectral_norm,
+)
+from lowrank.householder import CompactWY, reflect
+from lowrank.results import ConvergenceWarning, Look, RangeFinderResult, Status
+
+__all__ = ["RangeFinder", "range_finder"]
+
+Norm = Literal["fro", "spectral"]
+Side = Literal["left", "right"]
+Callback = Callable[[Look], object]
+
+
+class RangeFinder:
+    """A growing orthonormal basis of the range of `A`, kept as Householder reflectors.
+
+    The object can be asked again: for more columns (:meth:`extend`), or for a smaller tolerance
+    (:meth:`reach`). What was computed is kept, also the last sample that was looked at, and all
+    looks together share one failure probability.
+
+    Parameters
+    ----------
+    A : array, shape (m, n), or (..., m, n)
+        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Stacks
+        only for :meth:`extend`; each member gets its own test matrix.
+    norm : {"fro", "spectral"}
+        Norm of every tolerance, error and bound.
+    power_iterations : int, optional
+        Products with ``A Aᴴ`` that each block goes through, deflated and orthonormalised after
+        every product. Default: 0 in the Frobenius norm and 1 in the spectral norm.
+    block_size : int, optional
+        Panel width of the Householder QR; by default 64 on a CPU and 128 elsewhere.
+    side : {"left", "right"}
+        Basis of the range of A (left, m rows) or of its corange (right, n rows).
+    test_matrix : array or callable, optional
+        Test matrix to use instead of a random one, with n rows (m for the corange). An array is
+        used up from left to right. A callable ``(shape, dtype, device) -> array`` is asked once
+        per block. With a tolerance the caller vouches that it is standard Gaussian
+        (E|ω|² = 1 if complex) and independent of A.
+    rng : None, int, numpy.random.Generator or native generator
+        As in SPEC 7. With an integer, the same library on the same device model repeats the
+        result.
+    failure_probability : float
+        Probability, over all looks of this object, that any error bound is too small.
+    check_finite : bool
+        At fixed rank, read one flag from the device at the end and raise if it tells of NaN or
+        Inf. With a tolerance the norm of A tells, whatever is chosen here.
+    callback : callable, optional
+        Called with a :class:`~lowrank.results.Look` after each look. Raising StopIteration ends
+        the work cleanly; the object stays usable after any other exception too.
+
+    Attributes
+    ----------
+    Q : array, shape (m, rank)
+        The basis, formed on request.
+    rank : int
+
+    Examples
+    --------
+    >>> import lowrank
+    >>> from lowrank import gallery
+    >>> A = gallery.matrix(gallery.fast(200), rng=0)
+    >>> finder = lowrank.RangeFinder(A, rng=1)
+    >>> loose = finder.reach(rtol=1e-2).result()
+    >>> tight = finder.reach(rtol=1e-8).result()
+    >>> loose.rank < tight.rank, tight.converged
+    (True, True)
+    """
+
+    def __init__(
+        self,
+        A: Array,
+        /,
+        *,
+        norm: Norm = "fro",
+        power_iterations: int | None = None,
+        block_size: int | None = None,
+        side: Side = "left",
+        test_matrix: Any = None,
+        rng: Any = None,
+        failure_probability: float = 1e-9,
+        check_finite: bool = True,
+        callback: Callback | None = None,
+    ) -> None:
+        if side not in ("left", "right"):
+            message = f"`side` must be 'left' (range) or 'right' (corange), got {side!r}."
+            raise ValueError(message)
+        self._norm = as_norm(norm)
+        self._delta = as_failure_probability(failure_probability)
+        if power_iterations is None:
+            power_iterations = 1 if norm == "spectral" else 0
+        self._power_iterations = as_count(power_iterations, "power_iterations")
+        A = as_operator(A)
+        self._A = A if side == "left" else A.adjoint()
+        self._side = side
+        self._test_matrix = TestMatrix(self._A, test_matrix, rng)
+        self._check_finite = check_finite
+        self._callback = callback
+        empty = self._A.empty(self._A.shape[-2])
+        self._block_size = as_block_size(block_size, empty)
+        self._wy = CompactWY.identity(empty)
+        # Columns drawn but not yet in the basis: rows `rank` and on of QᴴAΩ.
+        self._pending = empty
+        self._Q: Array | None = None
+        limits = A.xp.finfo(A.dtype)
+        self._epsilon, self._largest = float(limits.eps), float(limits.max)
+        self._smallest = float(limits.smallest_normal)
+        self._scale = 1.0  # on all products; another power of two where they would overflow
+        self._frobenius = math.nan  # until it is needed
+        self._norm_A = math.nan
+        self._tolerance: float | None = None
+        self._status = Status.RANK_REACHED
+        self._history: list[Look] = []
+        self._sampled_looks = self._passes = self._products = 0
+
+    @property
+    def rank(self) -> int:
+        return self._wy.columns
+
+    @property
+    def Q(self) -> Array:
+        if self._Q is None:
+            self._Q = self._wy.thin()
+        return self._Q
+
+    def __repr__(self) -> str:
+        shape = "×".join(map(str, self._A.shape))
+        return f"RangeFinder({shape}, rank={self.rank}, norm={self._norm!r}, {self._status.name})"
+
+    def result(self) -> RangeFinderResult:
+        """The basis found so far. Error and bound are those of the last look."""
+        return RangeFinderResult(Q=self.Q, side=self._side, **self.outcome())
+
+    def outcome(self) -> dict[str, Any]:
+        """The fields that all results share, for the basis found so far."""
+        last = self._history[-1] if self._history else None
+        return {
+            "status": self._status,
+            "converged": self._is_converged(),
+            "tolerance": self._tolerance,
+            "error": None if last is None else last.error,
+            "error_bound": None if last is None else last.error_bound,
+            "norm_A": None if math.isnan(self._norm_A) else self._norm_A,
+            "rank": self.rank,
+            "passes": self._passes,
+            "products": self._products,
+            "history": tuple(self._history),
+        }
+
+    def _is_converged(self) -> bool | None:
+        if self._tolerance is None:
+            return None
+        return bool(self._history) and self._history[-1].error_bound <= self._tolerance
+
+    def image(self) -> Array:
+        """``AᴴQ`` (n×rank): the adjoint of B = QᴴA, in one pass."""
+        self._passes += 1
+        self._products += self.rank
+        return self._A.rmatmat(self.Q)
+
+    def extend(self, columns: int, /) -> "RangeFinder":
+        """Add `columns` columns (fewer where min(m, n) ends them) and return the object.
+
+        One block: one product with A, two more for each power iteration, no look at the error.
+
+        Raises
+        ------
+        ValueError
+            If A holds NaN or Inf (found only with `check_finite`), or the test matrix has too few
+            columns left.
+        """
+        columns = as_count(columns, "columns")
+        room = min(self._A.shape[-2:]) - self.rank
+        status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
+        columns = min(columns, room)
+        missing = columns - self._pending.shape[-1]
+        with np.errstate(over="ignore", invalid="ignore"):
+            if missing > 0:
+                Omega = self._test_matrix.draw(missing)
+                if Omega.shape[-1] < missing:
+                    message = f"`test_matrix` has {missing - Omega.shape[-1]} columns too few."
+                    raise ValueError(message)
+                self._extend_by(Omega, columns)
+            elif columns > 0:
+                self._absorb(columns)
+        self._status = status
+        return self
+
+    def _extend_by(self, Omega: Array, columns: int) -> None:
+        before = self._wy, self._pending
+        block = self._block(Omega)
+        self._keep(block)
+        self._absorb(columns)
+        # Read last, so that the host never waits before all of the work is under way.
+        if self._check_finite and not bool(self._A.xp.all(self._A.xp.isfinite(block))):
+            self._wy, self._pending = before
+            self._set_scale()
+            self._keep(self._block(Omega))
+            self._absorb(columns)
+
+    def reach(
+        self, *, rtol: float | None = None, atol: float | None = None, rank: int | None = None
+    ) -> "RangeFinder":
+        """Grow until the error bound is below ``max(rtol · ‖A‖, atol)``, and return the object.
+
+        Parameters
+        ----------
+        rtol, atol : float, optional
+            At least one. `rtol` is relative to ‖A‖ in the chosen norm (in the spectral norm, to a
+            lower bound on it).
+        rank : int, optional
+            Cap on the rank of the basis.
+
+        Raises
+        ------
+        ValueError
+            If A is a stack, holds NaN or Inf, or the stop rule is not a valid one.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If the tolerance could not be certified.
+        """
+        self.run(rtol=rtol, atol=atol, rank=rank)
+        warn_unless_converged(self.outcome())
+        return self
+
+    def run(
+        self, *, rtol: float | None, atol: float | None, rank: int | None, goal: float = 1.0
+    ) -> None:
+        """:meth:`reach` without the warning, aiming at `goal` times the tolerance.
+
+        Where that goal is out of reach, the tolerance itself is enough to have converged.
+        """
+        rule = StopRule.parse(
+            rtol=rtol, atol=atol, rank=rank, full=min(self._A.shape[-2:]), goal=goal
+        )
+        if self._A.is_stack:
+            message = (
+                f"a tolerance needs a single matrix, got a stack of shape {self._A.shape}; give a "
+                "fixed rank, or loop over the matrices."
+            )
+            raise ValueError(message)
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if math.isnan(self._frobenius):
+                self._set_scale()
+                if self._norm == "fro":
+                    self._norm_A = self._frobenius
+                    # Without a basis the error is the norm itself; that look costs no sample.
+                    if self.rank == 0:
+                        self._record(self._norm_A, self._norm_A, rule)
+            self._status = self._grow(rule)
+        self._tolerance = rule.tolerance(self._norm_A)
+        if self._is_converged():
+            self._status = Status.CONVERGED
+
+    def _grow(self, rule: StopRule) -> Status:
+        while True:
+            if self._history:
+                last = self._history[-1]
+                status = rule.decide(last, self.rank, self._norm_A, self._floor())
+                if status is not None:
+                    return status
+                if last.rank == self.rank:
+                    if self._pending.shape[-1] == 0:
+                        self._keep(self._block(self._test_matrix.draw(self._look_width())))
+                    if self._pending.shape[-1] == 0:
+                        return Status.STOPPED
+                    self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
+                    continue
+            Omega = self._test_matrix.draw(self._look_width())
+            if Omega.shape[-1] == 0:
+                return Status.STOPPED
+            self._look(Omega, rule)
+            try:
+                if self._callback is not None:
+                    self._callback(self._history[-1])
+            except StopIteration:
+                return Status.STOPPED
+
+    def _look_width(self) -> int:
+        # 64 real or 32 complex samples bound the error within a factor of 2.02 at 1e-9. Looks
+        # widen with the basis, so that they stay few and the products wide.
+        least = 32 if self._A.is_complex else 64
+        return max(least, 64 * (self.rank // 512))
+
+    def _look(self, Omega: Array, rule: StopRule) -> None:
+        """Measure the error of the basis on a fresh sample, which then waits to join the basis.
+
+        The sample ``E Ω``, with the residual E as rows `rank` and on of QᴴA, is independent of the
+        basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds the (2q+1)-th power of ‖E‖₂ just as
+        ``‖E Ω‖₂`` bounds ‖E‖₂.
+        """
+        samples = Omega.shape[-1]
+        sample = self._sample(Omega)
+        if self._norm == "fro":
+            root = 1.0
+            size = float(safe_norm(sample))
+        else:
+            if math.isnan(self._norm_A):
+                self._norm_A = self._bound_norm_below(sample)
+            root = 1.0 / (2 * self._power_iterations + 1)
+            sample, factors = self._iterate(sample)
+            factors.append(reflect(sample, self._block_size).R)
+            size = math.exp(root * float(log_norm_of_product(factors, self._A.xp)))
+        self._sampled_looks += 1
+        # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be.
+        delta = self._delta / (self._sampled_looks * (self._sampled_looks + 1))
+        factor = safety_factor(samples, delta, is_complex=self._A.is_complex)
+        error = size / self._scale / math.sqrt(samples) ** root
+        bound = error * factor**root + self._floor()
+        if self._norm == "fro":
+            bound = min(bound, self._norm_A)
+        self._keep(sample)
+        self._record(error, bound, rule)
+
+    def _record(self, error: float, bound: float, rule: StopRule) -> None:
+        self._history.append(Look(self.rank, error, bound, rule.tolerance(self._norm_A)))
+
+    def _floor(self) -> float:
+        return rounding_floor(self._epsilon, self.rank, self._norm_A)
+
+    def _bound_norm_below(self, sample: Array) -> float:
+        """A lower bound on ‖A‖₂: ``‖AᴴY‖₂`` for orthonormal columns Y near the leading ones."""
+        if self.rank > 0:
+            Y = self.Q[:, : sample.shape[-1]]
+        else:
+            Y = reflect(sample, self._block_size).thin()
+        lower = float(spectral_norm(self._rmatmat(Y), self._A.xp)) / self._scale
+        return max(lower, self._frobenius / math.sqrt(min(self._A.shape)))
+
+    # -- blocks ---------------------------------------------------------------------------------
+
+    def _matmat(self, X: Array) -> Array:
+        self._passes += 1
+        self._products += X.shape[-1]
+        return self._A.matmat(X if self._scale == 1.0 else X * self._scale)
+
+    def _rmatmat(self, X: Array) -> Array:
+        self._passes += 1
+        self._products += X.shape[-1]
+        return self._A.rmatmat(X if self._scale == 1.0 else X * self._scale)
+
+    def _sample(self, Omega: Array) -> Array:
+        """Rows `rank` and on of QᴴAΩ: a sample of the residual, in the coordinates of the basis."""
+        rows = self._A.shape[-2] - self.rank
+        if rows == 0 or Omega.shape[-1] == 0:
+            return zeros((*self._A.shape[:-2], rows, Omega.shape[-1]), self._wy.V)
+        return self._wy.apply_adjoint(self._matmat(Omega))[..., self.rank :, :]
+
+    def _block(self, Omega: Array) -> Array:
+        """A sample as `_keep` wants it."""
+        sample = self._sample(Omega)
+        return self._iterate(sample)[0] if self._norm == "spectral" else sample
+
+    def _keep(self, block: Array) -> None:
+        """Let `block` wait to join the basis, in the spectral norm after its power iterations."""
+        if self._pending.shape[-1] == 0:
+            self._pending = block
+        else:
+            self._pending = self._A.xp.concat([self._pending, block], axis=-1)
+
+    def _iterate(self, sample: Array) -> tuple[Array, list[Array]]:
+        """Power iterations on a sample, and the triangular factors that were divided out.
+
+        Each product with A is deflated (the basis projected out of it); otherwise the block would
+        fall back into the directions already found, and what is sought would be lost in rounding
+        at the level of ε^{1/(2q+1)}.
+        """
+        factors = []
+        for _ in range(self._power_iterations):
+            left = reflect(sample, self._block_size)
+            Y = self._wy.apply(rows_below(left.thin(), self.rank))
+            right = reflect(self._rmatmat(Y), self._block_size)
+            sample = self._wy.apply_adjoint(self._matmat(right.thin()))[..., self.rank :, :]
+            factors += [left.R, right.R]
+        return sample, factors
+
+    def _absorb(self, columns: int) -> None:
+        """Move the first `columns` waiting columns into the basis."""
+        block, rest = self._pending[..., :columns], self._pending[..., columns:]
+        if self._norm == "fro":
+            block, _ = self._iterate(block)
+        lower = reflect(block, self._block_size).wy
+        rest = lower.apply_adjoint(rest)[..., columns:, :]
+        self._wy, self._pending, self._Q = self._wy.append(lower), rest, None
+
+    def _set_scale(self) -> None:
+        """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
+        self._passes += 1
+        norm = self._A.norm()
+        if not math.isfinite(norm):
+            if math.isfinite(self._A.max_abs()):
+                message = "the norm of `A` exceeds the largest float; divide `A` by a constant."
+            else:
+                message = "`A` holds NaN or Inf; a range finder needs finite entries."
+            raise ValueError(message)
+        self._frobenius = norm
+        _, exponent = math.frexp(self._largest)  # 128 for float32, 1024 for float64
+        if norm > self._largest * 2.0**-32:
+            self._scale = 2.0 ** (-exponent // 2)
+        elif 0.0 < norm < self._smallest / self._epsilon:
+            self._scale = 2.0 ** (exponent // 2)
+
+
+def warn_unless_converged(outcome: dict[str, Any]) -> None:
+    """Warn, in the name of the function that the user called, of a tolerance that was not met."""
+    if outcome["converged"] in (True, None):
+        return
+    bound, error, status = outcome["error_bound"], outcome["error"], outcome["status"]
+    reached = "no look was taken" if bound is None else f"bound {bound:.3g}, estimate {error:.3g}"
+    message = (
+        f"the tolerance {outcome['tolerance']:.3g} (absolute) was not certified: {reached} at rank "
+        f"{outcome['rank']}. {status.name}: {status.value}"
+    )
+    warnings.warn(message, ConvergenceWarning, stacklevel=3)
+
+
+def range_finder(
+    A: Array,
+    /,
+    rank: int | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    norm: Norm = "fro",
+    power_iterations: int | None = None,
+    block_size: int | None = None,
+    side: Side = "left",
+    test_matrix: Any = None,
+    rng: Any = None,
+    failure_probability: float = 1e-9,
+    check_finite: bool = True,
+    callback: Callback | None = None,
+) -> RangeFinderResult:
+    """Orthonormal basis Q with ``A ≈ Q QᴴA``, of a given rank or to a given tolerance.
+
+    Parameters
+    ----------
+    A : array, shape (m, n), or (..., m, n) at a fixed rank
+        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32).
+    rank : int, optional
+        Columns of Q; more than min(m, n) count as min(m, n). With a tolerance, a cap.
+    rtol, atol : float, optional
+        Grow until the certified error is below ``max(rtol · ‖A‖, atol)``, in the chosen norm. In
+        the spectral norm a lower bound stands for ‖A‖, which makes the tolerance the stricter.
+    norm : {"fro", "spectral"}
+        Norm of tolerance, error and bound.
+    power_iterations : int, optional
+        Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance.
+    block_size, side, test_matrix, rng, failure_probability, check_finite, callback
+        As for :class:`RangeFinder`.
+
+    Returns
+    -------
+    RangeFinderResult
+        With `Q`, orthonormal to rounding for every A (rank-deficient and zero matrices too),
+        `status`, `converged`, `error` and `error_bound`. The last three are None at a fixed rank;
+        :func:`residual_norm` answers when asked.
+
+    Raises
+    ------
+    TypeError
+        If A is not an array of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
+    ValueError
+        If there is no stop rule, an option is out of range, or A holds NaN or Inf.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a tolerance was given and not certified: at the cap, or below the precision floor (about
+        ``3 eps √rank ‖A‖``).
+
+    Notes
+    -----
+    Fixed rank k with q power iterations: 2q + 1 passes over A, 2mnk flops each, and 5mk² flops
+    for the basis; one flag is read from the device, at the end. With a tolerance and k columns
+    found: about k + 64 columns are multiplied, 64 or more in a pass, and one number is read per
+    pass. The basis is not trimmed to the smallest rank; :func:`qb` and :func:`svd` are.
+
+    Does not support derivatives, or stacks with a tolerance.
+
+    References
+    ----------
+    N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
+    doi:10.1137/090771806, Algorithms 4.1 (fixed rank), 4.2 (tolerance) and 4.4 (power iteration).
+
+    Examples
+    --------
+    >>> import lowrank
+    >>> from lowrank import gallery
+    >>> A = gallery.matrix(gallery.fast(300), rng=0)
+    >>> found = lowrank.range_finder(A, rtol=1e-6, rng=1)
+    >>> found.status.name, found.error_bound <= 1e-6 * found.norm_A
+    ('CONVERGED', True)
+    """
+    finder = find(
+        A,
+        rank,
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        power_iterations=power_iterations,
+        block_size=block_size,
+        side=side,
+        test_matrix=test_matrix,
+        rng=rng,
+        failure_probability=failure_probability,
+        check_finite=check_finite,
+        callback=callback,
+    )
+    warn_unless_converged(finder.outcome())
+    return finder.result()
+
+
+def find(
+    A: Array,
+    rank: int | None,
+    *,
+    rtol: float | None,
+    atol: float | None,
+    power_iterations: int | None,
+    fixed_power: int = 0,
+    extra: int = 0,
+    goal: float = 1.0,
+    **options: Any,
+) -> RangeFinder:
+    """The finder after its work: `rank + extra` columns, or `goal` times the tolerance.
+
+    `fixed_power` is the default number of power iterations at a fixed rank.
+    """
+    if rank is not None:
+        rank = as_count(rank, "rank") + extra
+    if rtol is None and atol is None:
+        if rank is None:
+            message = "no stop rule: give `rank`, `rtol` or `atol`."
+            raise ValueError(message)
+        power = fixed_power if power_iterations is None else power_iterations
+        return RangeFinder(A, power_iterations=power, **options).extend(rank)
+    finder = RangeFinder(A, power_iterations=power_iterations, **options)
+    finder.run(rtol=rtol, atol=atol, rank=rank, goal=goal)
+    return finder

@@ -1,0 +1,184 @@
+"""What the functions return: frozen dataclasses, and the Status enumeration with its messages."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import NamedTuple
+
+from lowrank._array import Array
+
+__all__ = [
+    "ConvergenceWarning",
+    "ErrorEstimate",
+    "Look",
+    "Outcome",
+    "QBResult",
+    "QRResult",
+    "RangeFinderResult",
+    "SVDResult",
+    "Status",
+]
+
+
+class ConvergenceWarning(UserWarning):
+    """A tolerance was asked for and could not be certified."""
+
+
+class Status(Enum):
+    """Why the work ended. The value of each member is a sentence for people."""
+
+    CONVERGED = "The certified error bound is below the tolerance."
+    RANK_REACHED = "The basis has the rank that was asked for, or the cap set beside a tolerance."
+    FULL_RANK = "The basis has min(m, n) columns; there are no more to find."
+    PRECISION_FLOOR = (
+        "The error is down to rounding in this dtype, and the tolerance lies below what can be "
+        "certified; ask for a larger tolerance, or pass the matrix in a wider dtype."
+    )
+    STOPPED = "The callback raised StopIteration, or the test matrix has no columns left."
+
+
+class QRResult(NamedTuple):
+    """``A = Q R``."""
+
+    Q: Array
+    R: Array
+
+
+class Look(NamedTuple):
+    """One look at the error of a growing basis.
+
+    Attributes
+    ----------
+    rank : int
+        Columns in the basis that was looked at.
+    error : float
+        Estimate of the absolute error of that basis.
+    error_bound : float
+        Upper bound on it, which holds with the probability that this look was given.
+    tolerance : float
+        The absolute error that was aimed at.
+    """
+
+    rank: int
+    error: float
+    error_bound: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEstimate:
+    """Sampled norm of a residual.
+
+    Attributes
+    ----------
+    value : float
+        The estimate; in the Frobenius norm its square is unbiased.
+    upper_bound : float
+        At least the true norm, except with probability `failure_probability`.
+    norm : str
+        ``"fro"`` or ``"spectral"``.
+    samples : int
+        Gaussian vectors used.
+    failure_probability : float
+    """
+
+    value: float
+    upper_bound: float
+    norm: str
+    samples: int
+    failure_probability: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What every result says about itself; all results have these attributes.
+
+    Attributes
+    ----------
+    status : Status
+        Why the work ended; ``status.value`` says it in words.
+    converged : bool or None
+        Whether the certificate holds for the tolerance asked; None without a tolerance.
+    tolerance : float or None
+        The tolerance as an absolute error.
+    error, error_bound : float or None
+        Absolute error ``‖A − approximation‖`` in the chosen norm: the estimate, and a bound that
+        holds with probability ``1 − failure_probability``. None without a tolerance.
+    norm_A : float or None
+        ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm.
+    rank : int
+    passes : int
+        Times that A was read: products with A or Aᴴ, and its norm.
+    products : int
+        Columns multiplied by A or Aᴴ, all passes together.
+    history : tuple of Look
+    """
+
+    status: Status
+    converged: bool | None
+    tolerance: float | None
+    error: float | None
+    error_bound: float | None
+    norm_A: float | None
+    rank: int
+    passes: int
+    products: int
+    history: tuple[Look, ...] = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RangeFinderResult(Outcome):
+    """Orthonormal basis of the range, ``A ≈ Q QᴴA`` (of the corange, ``A ≈ A Q Qᴴ``).
+
+    Attributes
+    ----------
+    Q : array, shape (m, rank), or (n, rank) for the corange
+    side : str
+        ``"left"`` (range) or ``"right"`` (corange).
+
+    Further attributes: those of :class:`~lowrank.results.Outcome`.
+    """
+
+    Q: Array = field(repr=False)
+    side: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class QBResult(Outcome):
+    """``A ≈ Q B`` with Q orthonormal and ``B = QᴴA``. Unpacks as ``Q, B``.
+
+    Attributes
+    ----------
+    Q : array, shape (m, rank)
+    B : array, shape (rank, n)
+
+    Further attributes: those of :class:`~lowrank.results.Outcome`.
+    """
+
+    Q: Array = field(repr=False)
+    B: Array = field(repr=False)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.Q, self.B))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SVDResult(Outcome):
+    """``A ≈ U diag(S) Vh``. Unpacks as ``U, S, Vh``.
+
+    Attributes
+    ----------
+    U : array, shape (m, rank)
+    S : array, shape (rank,)
+        Singular values in descending order, real.
+    Vh : array, shape (rank, n)
+
+    Further attributes: those of :class:`~lowrank.results.Outcome`.
+    """
+
+    U: Array = field(repr=False)
+    S: Array = field(repr=False)
+    Vh: Array = field(repr=False)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.U, self.S, self.Vh))

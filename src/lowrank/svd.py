@@ -1,0 +1,122 @@
+"""Truncated singular value decomposition on a randomized range."""
+
+from typing import Any
+
+from lowrank._array import Array, adjoint
+from lowrank._check import as_count
+from lowrank._trim import GOAL, OVERSAMPLING, small_svd, trim
+from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
+from lowrank.results import Status, SVDResult
+
+__all__ = ["svd"]
+
+
+def svd(
+    A: Array,
+    /,
+    rank: int | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    norm: Norm = "fro",
+    oversampling: int = OVERSAMPLING,
+    power_iterations: int | None = None,
+    block_size: int | None = None,
+    test_matrix: Any = None,
+    rng: Any = None,
+    failure_probability: float = 1e-9,
+    check_finite: bool = True,
+    callback: Callback | None = None,
+) -> SVDResult:
+    """Truncated SVD ``A ≈ U diag(S) Vh``, of a given rank or to a given tolerance.
+
+    Parameters
+    ----------
+    A : array, shape (m, n), or (..., m, n) at a fixed rank
+        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32).
+    rank : int, optional
+        Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
+    rtol, atol : float, optional
+        The certified error ``‖A − U diag(S) Vh‖`` is at most ``max(rtol · ‖A‖, atol)``.
+    norm : {"fro", "spectral"}
+        Norm of tolerance, error and bound.
+    oversampling : int
+        Columns of the basis beyond `rank`, cut off in the end.
+    power_iterations : int, optional
+        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm.
+    block_size, test_matrix, rng, failure_probability, check_finite, callback
+        As for :class:`RangeFinder`.
+
+    Returns
+    -------
+    SVDResult
+        Unpacks as ``U, S, Vh``. With a tolerance, of the smallest rank that the certificate
+        allows; near the best possible one.
+
+    Raises
+    ------
+    TypeError
+        If A is not an array of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
+    ValueError
+        If there is no stop rule, an option is out of range, or A holds NaN or Inf.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a tolerance was given and not certified.
+
+    Notes
+    -----
+    Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
+    2mn(k + p) flops each. With a tolerance the basis grows until its certified error is at most
+    half the tolerance, and the truncation spends the rest; see :func:`qb`.
+
+    Singular values and vectors are those of the projected matrix: S never exceeds the singular
+    values of A beyond rounding. Signs of the vectors are arbitrary. Does not support derivatives,
+    or stacks with a tolerance.
+
+    References
+    ----------
+    N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
+    doi:10.1137/090771806, Algorithm 5.1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lowrank
+    >>> from lowrank import gallery
+    >>> s = gallery.fast(300)
+    >>> U, S, Vh = lowrank.svd(gallery.matrix(s, rng=0), rank=10, rng=1)
+    >>> bool(np.allclose(S, s[:10]))
+    True
+    """
+    fixed = rtol is None and atol is None
+    oversampling = as_count(oversampling, "oversampling")
+    finder = find(
+        A,
+        rank,
+        rtol=rtol,
+        atol=atol,
+        power_iterations=power_iterations,
+        fixed_power=2,
+        extra=oversampling,
+        goal=GOAL,
+        norm=norm,
+        block_size=block_size,
+        test_matrix=test_matrix,
+        rng=rng,
+        failure_probability=failure_probability,
+        check_finite=check_finite,
+        callback=callback,
+    )
+    C = finder.image()
+    small = small_svd(C)
+    outcome = finder.outcome()
+    if not fixed:
+        outcome = trim(outcome, small, norm, rank)
+        warn_unless_converged(outcome)
+    elif rank is not None and rank <= finder.rank:
+        outcome |= {"rank": rank, "status": Status.RANK_REACHED}
+    r = outcome["rank"]
+    Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
+    return SVDResult(U=finder.Q @ small.U[..., :r], S=small.S[..., :r], Vh=Vh, **outcome)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from importlib import resources
 from statistics import median
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
 import numpy as np
 
@@ -45,12 +45,12 @@ def measure(A: Matrix, singular_values: Matrix, rtol: float) -> Row:
     """Compress `A` with the defaults and compare with the best possible."""
     result, seconds = _timed(lambda: lowrank.svd(A, rtol=rtol, rng=0))
     U, S, Vh = result
-    norm_A = np.linalg.norm(A)
+    norm_A = float(np.linalg.norm(A))
     return Row(
         rtol=rtol,
         rank=result.rank,
         best_rank=gallery.best_rank(singular_values, rtol=rtol),
-        bound=result.error_bound / norm_A,
+        bound=cast("float", result.error_bound) / norm_A,
         error=float(np.linalg.norm(A - (U * S) @ Vh) / norm_A),
         memory=(U.nbytes + S.nbytes + Vh.nbytes) / A.nbytes,
         seconds=seconds,
@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"
         "\nthat of U, S and Vh relative to it. The best possible rank comes from the full SVD. A"
-        "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank and that of"
-        "\nthe full SVD as m·n·min(m, n), which differ here by little."
+        "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank, that of the"
+        "\nfull SVD as m·n·min(m, n), and here the two differ by little."
     )
     return 0
 

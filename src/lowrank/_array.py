@@ -63,8 +63,8 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     if is_numpy_array(A):
         if isinstance(A, np.matrix | np.ma.MaskedArray):
             message = (
-                f"`{name}` is a numpy {type(A).__name__}, whose products are not those of an array; "
-                f"pass numpy.asarray({name}), after filling it if it is masked."
+                f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
+                f"pass numpy.asarray({name}), filled first if it is masked."
             )
             raise TypeError(message)
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays

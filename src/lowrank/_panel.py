@@ -22,7 +22,7 @@ def factor_panel(P: Array, xp: Namespace, /) -> Panel:
     """Factor a tall p×b panel (b ≤ p) of any rank; zero and graded columns included.
 
     Columns are scaled to a largest entry of one first, so that no square leaves the range of the
-    dtype; the scale goes into R. The orthonormal basis `Q` is then written as reflectors. With the
+    dtype (zero columns stay zero); the scale goes into R. The orthonormal basis `Q` is then written as reflectors. With the
     QR factorization ``Q[:b] = W R₁`` of its top block, where W is unitary and R₁ has a
     non-negative diagonal, and ``V = Q + [W; 0]``, ``S = I + R₁``:
 
@@ -36,26 +36,37 @@ def factor_panel(P: Array, xp: Namespace, /) -> Panel:
     QR, 2015, doi:10.1016/j.jpdc.2015.06.003), with a QR of the top block in place of their LU.
     """
     b = P.shape[-1]
-    scale = xp.max(xp.abs(P), axis=-2, keepdims=True)
-    scale = xp.where(scale > 0, scale, xp.ones_like(scale))
-    scale = xp.astype(scale, P.dtype)
-    Q, R = _orthonormalise(P / scale, xp)
+    largest = xp.max(xp.abs(P), axis=-2, keepdims=True)
+    smallest = float(xp.finfo(P.dtype).smallest_normal)
+    scale = xp.where(largest > smallest, largest, xp.full_like(largest, smallest))
+    Q, R = _orthonormalise(_nudge(P / xp.astype(scale, P.dtype)), xp)
+    R = R * xp.astype(xp.where(largest > 0, scale, xp.zeros_like(scale)), P.dtype)
 
-    W, R1 = xp.linalg.qr(Q[..., :b, :])
+    W, R1 = xp.linalg.qr(_nudge(Q[..., :b, :]))
     diagonal = xp.linalg.diagonal(R1)
     size = xp.abs(diagonal)
-    phase = xp.where(
-        size > 0,
-        diagonal / xp.astype(xp.where(size > 0, size, xp.ones_like(size)), P.dtype),
-        xp.ones_like(diagonal),
-    )
+    counts = size > eps(P)  # the phase of a smaller one does not matter
+    one = xp.ones_like(size)
+    phase = diagonal / xp.astype(xp.where(counts, size, one), P.dtype)
+    phase = xp.where(counts, phase, xp.astype(one, P.dtype))
     W = W * phase[..., None, :]
     R1 = (xp.conj(phase) if xp.isdtype(P.dtype, "complex floating") else phase)[..., :, None] * R1
 
     identity = eye(b, b, like=P)
     V = xp.concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
     T = adjoint(xp.linalg.inv(identity + R1))
-    return Panel(V, T, -W, R * scale)
+    return Panel(V, T, -W, R)
+
+
+def _nudge(X: Array) -> Array:
+    """Add eps to the diagonal.
+
+    In Householder QR of a panel of rank one, say, the columns after the first are rounding errors
+    of rounding errors, and reach the denormal numbers within a few columns; torch on a CPU then
+    returns NaN for complex64. A change of the size of rounding keeps them at eps.
+    """
+    rows, columns = X.shape[-2:]
+    return X + eps(X) * eye(rows, columns, like=X)
 
 
 def _orthonormalise(P: Array, xp: Namespace) -> tuple[Array, Array]:

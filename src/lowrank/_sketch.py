@@ -28,16 +28,17 @@ class TestMatrix:
 
     def __init__(self, operator: Operator, test_matrix: Any, rng: Any) -> None:
         self._operator = operator
-        self._given = None
+        self._draw: Callable[[tuple[int, ...]], Array]
+        self._given: Array | None = None
         self._used = 0
         if is_array_api_obj(test_matrix):
             self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
             self._check(self._given)
         elif test_matrix is None:
-            source = gaussian_source(rng, operator.xp, operator.device)
-            self._source = lambda shape: source(shape, operator.dtype)
+            gaussian = gaussian_source(rng, operator.xp, operator.device)
+            self._draw = lambda shape: gaussian(shape, operator.dtype)
         elif callable(test_matrix):
-            self._source = lambda shape: test_matrix(shape, operator.dtype, operator.device)
+            self._draw = lambda shape: test_matrix(shape, operator.dtype, operator.device)
         else:
             message = (
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
@@ -51,7 +52,7 @@ class TestMatrix:
             start, self._used = self._used, self._used + columns
             return self._given[..., start : self._used]
         *batch, _, n = self._operator.shape
-        Omega = self._source((*batch, n, columns))
+        Omega = self._draw((*batch, n, columns))
         if self._check(Omega) != columns:
             message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
             raise ValueError(message)

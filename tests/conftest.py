@@ -1,0 +1,129 @@
+"""The array libraries that every numerical test runs on, and how tests talk to them."""
+
+import os
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from hypothesis import HealthCheck, settings
+
+settings.register_profile(
+    "default",
+    deadline=None,
+    derandomize=True,
+    max_examples=25,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+settings.register_profile("nightly", settings.get_profile("default"), max_examples=1500)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+
+DTYPES = ("float32", "float64", "complex64", "complex128")
+
+
+@dataclass(frozen=True)
+class Backend:
+    """An array library on one of its devices."""
+
+    name: str
+    xp: ModuleType
+    device: Any
+    has_float64: bool = True
+    readonly: bool = False
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        return DTYPES if self.has_float64 else DTYPES[::2]
+
+    def asarray(self, X: np.ndarray) -> Any:
+        """The NumPy array `X` on this library and device."""
+        if self.xp is np or self.name.startswith("numpy"):
+            X = X.copy()
+            X.flags.writeable = not self.readonly
+            return X
+        if self.name.startswith("torch"):
+            return self.xp.asarray(X.copy(), device=self.device)
+        return self.xp.asarray(X, device=self.device)
+
+    def numpy(self, X: Any) -> np.ndarray:
+        """`X` as a NumPy array of doubled precision, after checking where it lives."""
+        import array_api_compat  # noqa: PLC0415
+
+        assert array_api_compat.array_namespace(X).__name__ == self.namespace
+        assert array_api_compat.device(X) == self.device
+        if self.name.startswith("strict"):
+            X = array_api_compat.to_device(X, self.xp.Device("CPU_DEVICE"))
+        if self.name.startswith("torch"):
+            X = X.cpu().resolve_conj().numpy()
+        if self.name.startswith("cupy"):
+            X = X.get()
+        X = np.asarray(X)
+        return X.astype(np.complex128 if X.dtype.kind == "c" else np.float64)
+
+    @property
+    def namespace(self) -> str:
+        library = self.name.partition(":")[0]
+        return {"strict": "array_api_strict"}.get(library, f"array_api_compat.{library}")
+
+    def eps(self, dtype: str) -> float:
+        return float(np.finfo(dtype).eps)
+
+
+def _numpy_and_strict() -> list[Backend]:
+    import array_api_compat.numpy as xnp  # noqa: PLC0415
+    import array_api_strict as strict  # noqa: PLC0415
+
+    return [
+        Backend("numpy", xnp, "cpu"),
+        Backend("numpy:readonly", xnp, "cpu", readonly=True),
+        Backend("strict", strict, strict.Device("CPU_DEVICE")),
+        Backend("strict:device1", strict, strict.Device("device1")),
+        Backend("strict:no_float64", strict, strict.Device("no_float64"), has_float64=False),
+    ]
+
+
+def _torch() -> list[Backend]:
+    try:
+        import array_api_compat.torch as xt  # noqa: PLC0415
+        import torch  # noqa: PLC0415
+    except ImportError:
+        ABSENT["torch:cpu"] = ABSENT["torch:cuda"] = "torch is not installed"
+        return []
+    found = [Backend("torch:cpu", xt, torch.device("cpu"))]
+    if torch.cuda.is_available():
+        cuda = torch.device("cuda", torch.cuda.current_device())
+        found.append(Backend("torch:cuda", xt, cuda))
+    else:
+        ABSENT["torch:cuda"] = "torch sees no CUDA device"
+    return found
+
+
+def _cupy() -> list[Backend]:
+    try:
+        import array_api_compat.cupy as xc  # noqa: PLC0415
+        import cupy  # noqa: PLC0415
+
+        cupy.zeros(1)
+    except ImportError:
+        ABSENT["cupy"] = "cupy is not installed"
+        return []
+    except Exception as error:  # noqa: BLE001 - cupy raises many kinds without a device
+        ABSENT["cupy"] = f"cupy cannot run here: {type(error).__name__}"
+        return []
+    return [Backend("cupy", xc, cupy.cuda.Device(0))]
+
+
+ABSENT: dict[str, str] = {}
+BACKENDS = [*_numpy_and_strict(), *_torch(), *_cupy()]
+
+
+def pytest_generate_tests(metafunc):
+    """Run a test that asks for `backend`, and maybe `dtype`, on all that the machine has."""
+    if "backend" not in metafunc.fixturenames:
+        return
+    if "dtype" in metafunc.fixturenames:
+        pairs = [(backend, dtype) for backend in BACKENDS for dtype in backend.dtypes]
+        names = [f"{backend.name}-{dtype}" for backend, dtype in pairs]
+        metafunc.parametrize(("backend", "dtype"), pairs, ids=names)
+    else:
+        metafunc.parametrize("backend", BACKENDS, ids=[backend.name for backend in BACKENDS])

@@ -1,0 +1,37 @@
+"""Matrices and measures that several test files share; everything here is NumPy."""
+
+import numpy as np
+
+from lowrank import gallery
+
+
+def gaussian(shape, dtype, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.standard_normal(shape)
+    if np.dtype(dtype).kind == "c":
+        X = (X + 1j * rng.standard_normal(shape)) / np.sqrt(2)
+    return X.astype(dtype)
+
+
+def with_spectrum(values, shape, dtype, seed=0):
+    """A matrix with these singular values, made in double precision and rounded once."""
+    wide = np.complex128 if np.dtype(dtype).kind == "c" else np.float64
+    return gallery.matrix(values, shape, dtype=wide, rng=seed).astype(dtype)
+
+
+def adjoint(X):
+    return np.conj(np.swapaxes(X, -1, -2))
+
+
+def defect(Q):
+    """``‖QᴴQ − I‖_F``."""
+    return np.linalg.norm(adjoint(Q) @ Q - np.eye(Q.shape[-1]))
+
+
+def residual(A, Q):
+    """``A − Q QᴴA`` in double precision."""
+    return A - Q @ (adjoint(Q) @ A)
+
+
+def norm(X, kind):
+    return np.linalg.norm(X, 2 if kind == "spectral" else None) if X.size else 0.0

@@ -21,7 +21,7 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Backend:
     """An array library on one of its devices."""
 
@@ -30,6 +30,9 @@ class Backend:
     device: Any
     has_float64: bool = True
     readonly: bool = False
+
+    def __repr__(self) -> str:
+        return self.name
 
     @property
     def dtypes(self) -> tuple[str, ...]:

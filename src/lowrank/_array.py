@@ -193,7 +193,7 @@ def _row_blocks(X: Array) -> list[Array]:
     if m == 0 or n == 0:
         return []
     rows = max(1, max(2**16, m * n // 64) // n)
-    return [X[start : start + rows, :] for start in range(0, m, rows)]
+    return [X[start : min(start + rows, m), :] for start in range(0, m, rows)]
 
 
 def loaded(module: str) -> Any:

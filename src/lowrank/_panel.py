@@ -43,19 +43,18 @@ def factor_panel(P: Array, xp: Namespace, /) -> Panel:
     R = R * xp.astype(xp.where(largest > 0, scale, xp.zeros_like(scale)), P.dtype)
 
     W, R1 = xp.linalg.qr(_nudge(Q[..., :b, :]))
-    diagonal = xp.linalg.diagonal(R1)
-    size = xp.abs(diagonal)
-    counts = size > eps(P)  # the phase of a smaller one does not matter
-    one = xp.ones_like(size)
-    phase = diagonal / xp.astype(xp.where(counts, size, one), P.dtype)
-    phase = xp.where(counts, phase, xp.astype(one, P.dtype))
-    W = W * phase[..., None, :]
-    R1 = (xp.conj(phase) if xp.isdtype(P.dtype, "complex floating") else phase)[..., :, None] * R1
-
-    identity = eye(b, b, like=P)
+    W = W * _phases(xp.linalg.diagonal(R1), xp)[..., None, :]
     V = xp.concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
-    T = adjoint(xp.linalg.inv(identity + R1))
-    return Panel(V, T, -W, R)
+    S = eye(b, b, like=P) + adjoint(W) @ Q[..., :b, :]
+    return Panel(V, adjoint(xp.linalg.inv(S)), -W, R)
+
+
+def _phases(diagonal: Array, xp: Namespace) -> Array:
+    """``d/|d|``, or one where |d| is so small that its phase does not matter."""
+    size, one = xp.abs(diagonal), xp.ones_like(diagonal)
+    counts = size > eps(diagonal)
+    divisor = xp.where(counts, xp.astype(size, diagonal.dtype), one)
+    return xp.where(counts, diagonal / divisor, one)
 
 
 def _nudge(X: Array) -> Array:

@@ -49,7 +49,8 @@ class TestMatrix:
     def draw(self, columns: int) -> Array:
         """The next `columns` columns; fewer when a given array runs out of them."""
         if self._given is not None:
-            start, self._used = self._used, self._used + columns
+            start = self._used
+            self._used = min(start + columns, self._given.shape[-1])
             return self._given[..., start : self._used]
         *batch, _, n = self._operator.shape
         Omega = self._draw((*batch, n, columns))

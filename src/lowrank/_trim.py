@@ -12,10 +12,10 @@ from lowrank.certificate import rounding_floor
 from lowrank.householder import reflect
 from lowrank.results import Status
 
-__all__ = ["GOAL", "OVERSAMPLING", "SmallSVD", "small_svd", "trim"]
+__all__ = ["GOAL", "MARGIN", "SmallSVD", "small_svd", "trim"]
 
-# Columns of the basis beyond a fixed rank or a cap, before the truncation.
-OVERSAMPLING = 10
+# Columns of the basis beyond a cap, before the truncation: those of one look, multiplied anyway.
+MARGIN = 64
 # The part of the tolerance that the basis aims at; the truncation spends the rest.
 GOAL = 0.5
 # ‖A‖² − ‖B‖² is known to this many eps ‖A‖²: the orthogonality of Q and the summation of both.
@@ -89,7 +89,8 @@ def trim(outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None) -
 
     rank = k
     if largest > 0 and residual + floor <= tolerance:
-        budget = math.sqrt((tolerance - floor - residual) * (tolerance - floor + residual))
+        room = tolerance - floor
+        budget = math.sqrt(room - residual) * math.sqrt(room + residual)
         # a few eps short, since the tails are rounded in the dtype of S
         cut = budget / largest * (1 - 8 * epsilon)
         rank = int(xp.sum(xp.astype(tails > cut, xp.int32)))
@@ -102,6 +103,8 @@ def trim(outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None) -
         status = Status.CONVERGED
     elif rank == cap:
         status = Status.RANK_REACHED
+    elif status is Status.CONVERGED:  # the basis did; the rounding of the SVD stands in the way
+        status = Status.PRECISION_FLOOR
     return outcome | {
         "rank": rank,
         "status": status,

@@ -3,7 +3,7 @@
 from typing import Any
 
 from lowrank._array import Array, adjoint
-from lowrank._trim import GOAL, OVERSAMPLING, small_svd, trim
+from lowrank._trim import GOAL, MARGIN, small_svd, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
 from lowrank.results import QBResult
 
@@ -90,7 +90,7 @@ def qb(
         rtol=rtol,
         atol=atol,
         power_iterations=power_iterations,
-        extra=0 if fixed else OVERSAMPLING,
+        extra=0 if fixed else MARGIN,
         goal=GOAL,
         norm=norm,
         block_size=block_size,

@@ -13,7 +13,7 @@ from lowrank._operator import as_operator
 from lowrank._sketch import TestMatrix
 from lowrank._stoprule import StopRule
 from lowrank.certificate import (
-    log_norm_of_product,
+    norm_of_product,
     rounding_floor,
     safety_factor,
     spectral_norm,
@@ -319,7 +319,7 @@ class RangeFinder:
             root = 1.0 / (2 * self._power_iterations + 1)
             sample, factors = self._iterate(sample)
             factors.append(reflect(sample, self._block_size).R)
-            size = math.exp(root * float(log_norm_of_product(factors, self._A.xp)))
+            size = norm_of_product(factors, self._A.xp, root)
         self._sampled_looks += 1
         # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be.
         delta = self._delta / (self._sampled_looks * (self._sampled_looks + 1))

@@ -4,7 +4,7 @@ from typing import Any
 
 from lowrank._array import Array, adjoint
 from lowrank._check import as_count
-from lowrank._trim import GOAL, OVERSAMPLING, small_svd, trim
+from lowrank._trim import GOAL, MARGIN, small_svd, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
 from lowrank.results import Status, SVDResult
 
@@ -19,7 +19,7 @@ def svd(
     rtol: float | None = None,
     atol: float | None = None,
     norm: Norm = "fro",
-    oversampling: int = OVERSAMPLING,
+    oversampling: int = 10,
     power_iterations: int | None = None,
     block_size: int | None = None,
     test_matrix: Any = None,
@@ -41,7 +41,8 @@ def svd(
     norm : {"fro", "spectral"}
         Norm of tolerance, error and bound.
     oversampling : int
-        Columns of the basis beyond `rank`, cut off in the end.
+        At a fixed rank, columns of the basis beyond `rank`, cut off in the end. (With a tolerance
+        the basis grows beyond the rank, also beyond a cap, as the tolerance needs.)
     power_iterations : int, optional
         Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm.
     block_size, test_matrix, rng, failure_probability, check_finite, callback
@@ -99,7 +100,7 @@ def svd(
         atol=atol,
         power_iterations=power_iterations,
         fixed_power=2,
-        extra=oversampling,
+        extra=oversampling if fixed else MARGIN,
         goal=GOAL,
         norm=norm,
         block_size=block_size,

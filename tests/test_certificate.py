@@ -1,0 +1,152 @@
+import math
+
+import numpy as np
+import pytest
+from matrices import adjoint, gaussian, norm, residual, with_spectrum
+
+import lowrank
+from lowrank import gallery
+from lowrank.certificate import norm_of_product, safety_factor, spectral_norm
+
+RESIDUALS = {
+    "rank one": np.asarray([1.0]),
+    "rank two": np.asarray([1.0, 1.0]),
+    "flat": np.ones(30),
+    "slow": gallery.slow(30),
+    "slower": gallery.slower(30),
+    "fast": gallery.fast(30),
+    "staircase": gallery.staircase(60),
+    "plateau": gallery.plateau_exponential(30),
+}
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("samples", [1, 8, 64, 500])
+@pytest.mark.parametrize("delta", [0.5, 0.05, 1e-9, 1e-100])
+def test_safety_factor_solves_its_equation(samples, delta, is_complex):
+    x = safety_factor(samples, delta, is_complex=is_complex) ** -2
+    exponent = samples if is_complex else samples / 2
+    assert 0 < x < 1
+    assert exponent * (math.log(x) + 1 - x) == pytest.approx(math.log(delta), rel=1e-12)
+
+
+def test_safety_factor_known_values():
+    """Published values for 64 real samples, and the same for 32 complex ones."""
+    assert safety_factor(64, 1e-6, is_complex=False) == pytest.approx(1.73, abs=0.005)
+    assert safety_factor(64, 1e-9, is_complex=False) == pytest.approx(2.02, abs=0.005)
+    assert safety_factor(32, 1e-9, is_complex=True) == pytest.approx(2.02, abs=0.005)
+
+
+@pytest.mark.parametrize("values", RESIDUALS.values(), ids=RESIDUALS)
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_the_bound_fails_no_more_often_than_stated(values, is_complex, kind):
+    """At δ = 0.05, where failure is visible; 2,000 draws, each of 64 (or 32 complex) samples."""
+    draws, samples, delta = 2000, 32 if is_complex else 64, 0.05
+    dtype = "complex128" if is_complex else "float64"
+    sketch = values[:, None] * gaussian((draws, len(values), samples), dtype)
+    if kind == "fro":
+        truth, measured = np.linalg.norm(values), np.linalg.norm(sketch, axis=(1, 2))
+    else:
+        truth, measured = values[0], np.linalg.norm(sketch, ord=2, axis=(1, 2))
+    bounds = measured / np.sqrt(samples) * safety_factor(samples, delta, is_complex=is_complex)
+    # Four standard deviations of the count above its mean: at most 3e-5 by chance for each case.
+    assert np.sum(bounds < truth) <= draws * delta + 4 * (draws * delta * (1 - delta)) ** 0.5
+    if kind == "fro":
+        assert np.median(bounds) / truth < 1.6
+
+
+def test_rank_one_is_the_worst_case():
+    """The bound is nearest to failing where the residual has rank one."""
+    sketches = {
+        name: values[:, None] * gaussian((4000, len(values), 8), "float64")
+        for name, values in RESIDUALS.items()
+    }
+    low = {
+        name: np.quantile(
+            np.linalg.norm(sketch, axis=(1, 2)) / np.linalg.norm(RESIDUALS[name]), 0.01
+        )
+        for name, sketch in sketches.items()
+    }
+    assert min(low, key=low.get) == "rank one"
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("with_b", [False, True])
+def test_residual_norm(backend, dtype, kind, with_b):
+    A = with_spectrum(gallery.slow(80), (90, 80), dtype)
+    Q = np.linalg.qr(gaussian((90, 10), dtype, seed=1))[0].astype(dtype)
+    wide = np.result_type(A, np.float64)
+    B = gaussian((10, 80), dtype, seed=2) * np.asarray(0.1, dtype)
+    error = A.astype(wide) - Q @ B if with_b else residual(A.astype(wide), Q.astype(wide))
+    truth = norm(error, kind)
+    arrays = [backend.asarray(X) for X in ([A, Q, B] if with_b else [A, Q])]
+    found = lowrank.residual_norm(*arrays, norm=kind, rng=3)
+    assert found.norm == kind
+    assert found.samples == 64
+    assert found.failure_probability == 1e-9
+    assert found.value <= found.upper_bound
+    assert truth <= found.upper_bound
+    if kind == "fro":
+        # two-sided, 64 samples: outside of [1/2.32, 1.72] with probability 2e-12
+        assert found.value / 1.72 <= truth <= 2.32 * found.value
+        assert found.upper_bound <= 2.1 * found.value
+    # more samples, a tighter bound; a smaller probability, a wider one
+    more = lowrank.residual_norm(*arrays, norm=kind, rng=3, samples=512)
+    surer = lowrank.residual_norm(*arrays, norm=kind, rng=3, failure_probability=1e-15)
+    assert more.upper_bound / more.value < found.upper_bound / found.value
+    assert found.upper_bound / found.value < surer.upper_bound / surer.value
+
+
+def test_residual_norm_at_the_level_of_rounding(backend, dtype):
+    A = gaussian((50, 5), dtype) @ gaussian((5, 40), dtype, seed=1)
+    Q = backend.asarray(np.linalg.qr(A[:, :5])[0].astype(dtype))
+    found = lowrank.residual_norm(backend.asarray(A), Q, rng=0)
+    wide = backend.numpy(Q)
+    truth = np.linalg.norm(residual(A.astype(wide.dtype), wide))
+    assert truth <= found.upper_bound <= 100 * backend.eps(dtype) * np.linalg.norm(A)
+
+
+def test_residual_norm_of_an_empty_basis(backend, dtype):
+    A = gaussian((30, 20), dtype)
+    found = lowrank.residual_norm(backend.asarray(A), backend.asarray(A[:, :0]), rng=0)
+    assert np.linalg.norm(A) <= found.upper_bound
+
+
+def test_residual_norm_rejects(backend):
+    A, Q = gaussian((9, 7), "float32"), gaussian((9, 3), "float32")
+    there = backend.asarray
+    with pytest.raises(ValueError, match=r"`Q` must have 9 rows to match `A`, got shape \(3, 9\)"):
+        lowrank.residual_norm(there(A), there(adjoint(Q)), there(adjoint(A)[:3]))
+    with pytest.raises(TypeError, match=r"`A` is .*float32.*`Q` is .*complex64"):
+        lowrank.residual_norm(there(A), there(Q.astype("complex64")))
+    with pytest.raises(ValueError, match=r"`B` must have shape \(3, 7\) to match `Q` and `A`, got \(9, 3\)"):
+        lowrank.residual_norm(there(A), there(Q), there(Q))
+    with pytest.raises(ValueError, match=r"`samples` must be at least 1, got 0"):
+        lowrank.residual_norm(there(A), there(Q), samples=0)
+    with pytest.raises(ValueError, match=r"`norm` must be"):
+        lowrank.residual_norm(there(A), there(Q), norm="max")
+    with pytest.raises(ValueError, match=r"must lie between 0 and 1"):
+        lowrank.residual_norm(there(A), there(Q), failure_probability=1.0)
+    A[3, 3] = np.nan
+    with pytest.raises(ValueError, match=r"not finite: `A`, `Q` or `B` holds NaN"):
+        lowrank.residual_norm(there(A), there(Q))
+
+
+def test_norm_of_a_product_of_any_size(backend, dtype):
+    """Powers that over- and underflow: ``‖FFF‖^{1/3}`` is ‖F‖ for a normal F."""
+    for size in (1e-30, 1.0, 1e30):
+        F = np.diag(np.asarray([3.0, 2.0, 0.5])) * size
+        there = backend.asarray(F.astype(dtype))
+        assert norm_of_product([there] * 3, backend.xp, 1 / 3) == pytest.approx(3 * size, rel=1e-5)
+        assert float(spectral_norm(there, backend.xp)) == pytest.approx(3 * size, rel=1e-5)
+    with np.errstate(divide="ignore"):
+        assert norm_of_product([there * 0.0], backend.xp, 1.0) == 0.0
+
+
+def test_norm_of_a_product_keeps_the_order(backend, dtype):
+    factors = [gaussian(shape, dtype) for shape in ((4, 9), (5, 4), (3, 5))]
+    there = [backend.asarray(factor) for factor in factors]
+    product = factors[2] @ factors[1] @ factors[0]
+    found = norm_of_product(there, backend.xp, 1.0)
+    assert found == pytest.approx(np.linalg.norm(product, 2), rel=1e-4)

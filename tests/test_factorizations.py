@@ -1,0 +1,246 @@
+"""qb and svd: what both promise, and what a tolerance trims."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matrices import adjoint, defect, gaussian, norm, with_spectrum
+
+import lowrank
+from lowrank import ConvergenceWarning, Status, gallery
+from lowrank._trim import small_svd
+
+FACTORIZATIONS = [lowrank.qb, lowrank.svd]
+
+
+def product(backend, result):
+    """The approximation and its left factor, after checks that every factorization must pass."""
+    if isinstance(result, lowrank.QBResult):
+        Q, B = (backend.numpy(factor) for factor in result)
+        assert Q.shape[-1] == B.shape[-2] == result.rank
+        return Q @ B, Q
+    U, S, Vh = (backend.numpy(factor) for factor in result)
+    assert U.shape[-1] == S.shape[-1] == Vh.shape[-2] == result.rank
+    assert S.dtype.kind == "f"
+    assert np.all(S >= 0)
+    assert np.all(np.diff(S, axis=-1) <= 0)
+    rows = adjoint(Vh)
+    for member in np.ndindex(rows.shape[:-2]):
+        assert defect(rows[member]) <= 200 * eps_of(result.S) * max(result.rank, 1) ** 0.5
+    return (U * S[..., None, :]) @ Vh, U
+
+
+def eps_of(X):
+    return float(np.finfo(str(X.dtype).rpartition(".")[2]).eps)
+
+
+def quietly(function, *args, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return function(*args, **options)
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+@given(
+    spectrum=st.sampled_from(sorted(gallery.SPECTRA)),
+    m=st.integers(1, 120),
+    n=st.integers(1, 120),
+    exponent=st.floats(-15, -0.5),
+    cap=st.one_of(st.none(), st.integers(0, 60)),
+    kind=st.sampled_from(["fro", "spectral"]),
+    seed=st.integers(0, 10_000),
+)
+def test_certificate_holds(backend, dtype, factorize, spectrum, m, n, exponent, cap, kind, seed):
+    A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
+    rtol = 10.0**exponent
+    found = quietly(factorize, backend.asarray(A), cap, rtol=rtol, norm=kind, rng=seed)
+    approximation, left = product(backend, found)
+    assert defect(left) <= 200 * backend.eps(dtype) * max(found.rank, 1) ** 0.5
+    A = A.astype(left.dtype)
+    true = norm(A - approximation, kind)
+    assert true <= found.error_bound
+    assert found.rank <= (min(m, n) if cap is None else cap)
+    assert found.converged == (found.error_bound <= found.tolerance)
+    assert (found.status is Status.CONVERGED) == found.converged
+    if found.converged:
+        assert true <= rtol * norm(A, kind)
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+@pytest.mark.parametrize("spectrum", ["slow", "fast", "s_shaped", "medium", "staircase", "drop"])
+def test_rank_is_near_the_best_possible(backend, factorize, spectrum):
+    """Within five per cent, or one, of the best possible rank, with the defaults."""
+    s = gallery.SPECTRA[spectrum](250)
+    A = backend.asarray(with_spectrum(s, (300, 250), "float32"))
+    for rtol in (1e-1, 1e-2, 1e-3):
+        best = gallery.best_rank(s, rtol=rtol)
+        found = factorize(A, rtol=rtol, rng=0)
+        assert found.converged
+        assert best <= found.rank <= max(best + 1, 1.05 * best)
+
+
+def test_published_ranks():
+    """Diagonal matrices have the ranks of their rotations; best possible: 15, 49, 32."""
+    for s, rtol, most in (
+        (gallery.slow(600), 1e-2, 16),
+        (gallery.fast(600), 1e-3, 50),
+        (gallery.s_shaped(600), 1e-2, 33),
+    ):
+        assert lowrank.svd(np.diag(s), rtol=rtol, rng=0).rank <= most
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+def test_error_is_pythagorean(backend, dtype, factorize):
+    """Bound and estimate of a trimmed result are close, since most of both is known exactly."""
+    A = backend.asarray(with_spectrum(gallery.medium(200), (200, 200), dtype))
+    found = factorize(A, rtol=1e-2, rng=0)
+    approximation, _ = product(backend, found)
+    true = np.linalg.norm(backend.numpy(A) - approximation)
+    assert found.error == pytest.approx(true, rel=0.02)
+    assert true <= found.error_bound <= 1.2 * true
+
+
+def test_cap_below_what_the_tolerance_needs(backend, dtype):
+    s = gallery.medium(150)
+    A = backend.asarray(with_spectrum(s, (150, 160), dtype))
+    for factorize in FACTORIZATIONS:
+        with pytest.warns(ConvergenceWarning, match=r"RANK_REACHED"):
+            found = factorize(A, 20, rtol=1e-2, rng=0)
+        assert (found.rank, found.status) == (20, Status.RANK_REACHED)
+        assert found.converged is False
+        approximation, _ = product(backend, found)
+        true = np.linalg.norm(backend.numpy(A) - approximation)
+        # the basis has more columns than the cap, so the cut is near the best of its rank
+        assert true <= found.error_bound
+        assert true <= 1.1 * gallery.best_error(s, 20)
+
+
+def test_cap_equal_to_what_the_tolerance_needs(backend, dtype):
+    A = backend.asarray(with_spectrum(gallery.low_rank(150, 12), (150, 150), dtype))
+    for factorize in FACTORIZATIONS:
+        found = factorize(A, 12, rtol=1e-4, rng=0)
+        assert (found.rank, found.status) == (12, Status.CONVERGED)
+
+
+@pytest.mark.parametrize("shape", [(80, 50), (50, 80), (3, 40, 30)], ids=str)
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+@pytest.mark.parametrize("rank", [0, 1, 10, 100])
+def test_fixed_rank(backend, dtype, shape, factorize, rank):
+    members = [with_spectrum(gallery.fast(30), shape[-2:], dtype, seed) for seed in range(3)]
+    A = np.stack(members) if len(shape) == 3 else members[0]
+    found = factorize(backend.asarray(A), rank, rng=0)
+    full = min(shape[-2:])
+    assert found.rank == min(rank, full)
+    assert found.status is (Status.FULL_RANK if rank > full else Status.RANK_REACHED)
+    assert found.converged is None
+    assert found.error_bound is None
+    approximation, _ = product(backend, found)
+    assert approximation.shape == shape
+    error = np.linalg.norm(A - approximation, axis=(-2, -1))
+    best = gallery.best_error(gallery.fast(30), min(rank, full))
+    # svd oversamples by 10 and iterates twice; qb does neither
+    slack = 1.001 if factorize is lowrank.svd else 30
+    assert np.all(error <= slack * best + 200 * backend.eps(dtype))
+
+
+def test_svd_values(backend, dtype):
+    s = gallery.fast(60)
+    A = with_spectrum(s, (60, 70), dtype)
+    found = lowrank.svd(backend.asarray(A), 20, rng=0)
+    S = backend.numpy(found.S)
+    assert np.allclose(S, s[:20], rtol=1e-3)
+    assert np.all(S <= np.linalg.svd(A, compute_uv=False)[:20] + 100 * backend.eps(dtype))
+
+
+def test_oversampling_and_power_iterations_help(dtype="float64"):
+    A = with_spectrum(gallery.slower(200), (200, 200), dtype)
+    error = {
+        (p, q): np.mean(
+            [
+                np.linalg.norm(A - (r.U * r.S) @ r.Vh)
+                for r in (
+                    lowrank.svd(A, 10, oversampling=p, power_iterations=q, rng=seed)
+                    for seed in range(5)
+                )
+            ]
+        )
+        for p in (0, 20)
+        for q in (0, 2)
+    }
+    assert error[20, 2] < error[20, 0] < error[0, 0]
+    assert error[20, 2] < error[0, 2] < error[0, 0]
+    assert error[20, 2] < 1.001 * gallery.best_error(gallery.slower(200), 10)
+
+
+def test_qb_b_is_the_projection(backend, dtype):
+    A = backend.asarray(with_spectrum(gallery.slow(50), (60, 50), dtype))
+    for options in ({"rank": 7}, {"rtol": 1e-2}):
+        Q, B = (backend.numpy(X) for X in lowrank.qb(A, rng=0, **options))
+        assert np.linalg.norm(B - adjoint(Q) @ backend.numpy(A)) < 100 * backend.eps(dtype)
+
+
+def test_zero_matrix(backend, dtype):
+    A = backend.asarray(np.zeros((8, 6), dtype))
+    for factorize in FACTORIZATIONS:
+        found = factorize(A, rtol=1e-3)
+        assert (found.rank, found.converged, found.error_bound) == (0, True, 0.0)
+        approximation, left = product(backend, factorize(A, 3))
+        assert np.all(approximation == 0)
+        assert defect(left) < 100 * backend.eps(dtype)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)], ids=str)
+def test_empty(backend, dtype, shape):
+    A = backend.asarray(np.zeros(shape, dtype))
+    for factorize in FACTORIZATIONS:
+        for options in ({"rank": 2}, {"rtol": 1e-3}):
+            approximation, _ = product(backend, factorize(A, **options))
+            assert approximation.shape == shape
+
+
+def test_large_entries(backend, dtype):
+    exponent = 36 if dtype in ("float32", "complex64") else 300
+    unit = with_spectrum(gallery.fast(60), (60, 60), dtype)
+    A = unit * np.asarray(10.0**exponent, dtype)
+    for factorize in FACTORIZATIONS:
+        found = factorize(backend.asarray(A), rtol=1e-3, rng=0)
+        assert found.converged
+        Q = backend.numpy(found.Q if factorize is lowrank.qb else found.U)
+        scaled = A.astype(Q.dtype) / 10.0**exponent
+        true = np.linalg.norm(scaled - Q @ (adjoint(Q) @ scaled))
+        assert true <= found.error_bound / 10.0**exponent <= 1.01e-3 * np.linalg.norm(scaled)
+
+
+def test_no_stop_rule(backend):
+    A = backend.asarray(gaussian((4, 3), "float32"))
+    for factorize in FACTORIZATIONS:
+        with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
+            factorize(A)
+    with pytest.raises(ValueError, match=r"`oversampling` must be at least 0, got -1"):
+        lowrank.svd(A, 2, oversampling=-1)
+
+
+def test_small_svd_survives_an_svd_that_does_not_converge(backend, monkeypatch):
+    """LAPACK's gesdd gives up on some finite matrices; a rotated one has the same factors."""
+    C = gaussian((20, 6), "float32")
+    calls = []
+    native = backend.xp.linalg.svd
+
+    def unwilling(X, /, **options):
+        calls.append(X)
+        if len(calls) <= 2:
+            message = "SVD did not converge"
+            raise np.linalg.LinAlgError(message)
+        return native(X, **options)
+
+    monkeypatch.setattr(backend.xp.linalg, "svd", unwilling)
+    small = small_svd(backend.asarray(C))
+    assert len(calls) == 3
+    U, S, W, P = (backend.numpy(X) for X in (small.U, small.S, small.W, small.P))
+    assert np.allclose((U * S) @ W @ adjoint(P), adjoint(C), atol=1e-5)
+    assert max(defect(U), defect(W), defect(P)) < 1e-5
+    monkeypatch.setattr(backend.xp.linalg, "svd", lambda *_, **__: unwilling(calls.clear()))
+    with pytest.raises(np.linalg.LinAlgError):
+        small_svd(backend.asarray(C))

@@ -1,0 +1,532 @@
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matrices import adjoint, defect, gaussian, norm, residual, with_spectrum
+
+import lowrank
+from lowrank import ConvergenceWarning, Status, gallery
+
+TOLERANCES = {
+    "float32": (1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6),
+    "float64": (1e-1, 1e-3, 1e-6, 1e-9, 1e-12, 1e-13, 1e-15),
+}
+
+
+def tolerances(dtype):
+    return TOLERANCES["float32" if dtype in ("float32", "complex64") else "float64"]
+
+
+def quietly(function, *args, **options):
+    """Call without the warning that the outcome itself repeats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return function(*args, **options)
+
+
+def check_basis(Q, rows, rank, eps):
+    assert Q.shape == (rows, rank)
+    assert defect(Q) <= 100 * eps * max(rank, 1) ** 0.5
+
+
+# -- the promise: converged is never false, the bound holds, the basis is orthonormal -----------
+
+
+@given(
+    spectrum=st.sampled_from(sorted(gallery.SPECTRA)),
+    m=st.integers(1, 150),
+    n=st.integers(1, 150),
+    position=st.integers(0, 6),
+    power_iterations=st.integers(0, 2),
+    block_size=st.sampled_from([5, 16, 64]),
+    side=st.sampled_from(["left", "right"]),
+    kind=st.sampled_from(["fro", "spectral"]),
+    seed=st.integers(0, 10_000),
+)
+def test_certificate_holds(
+    backend, dtype, spectrum, m, n, position, power_iterations, block_size, side, kind, seed
+):
+    """At δ = 1e-9 a look, all draws of this test together fail by chance below 1e-6."""
+    A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
+    rtol = tolerances(dtype)[position % len(tolerances(dtype))]
+    found = quietly(
+        lowrank.range_finder,
+        backend.asarray(A),
+        rtol=rtol,
+        norm=kind,
+        power_iterations=power_iterations,
+        block_size=block_size,
+        side=side,
+        rng=seed,
+    )
+    Q = backend.numpy(found.Q)
+    A = A.astype(Q.dtype)
+    if side == "right":
+        A = adjoint(A)
+    check_basis(Q, A.shape[0], found.rank, backend.eps(dtype))
+    true = norm(residual(A, Q), kind)
+    assert true <= found.error_bound
+    assert found.converged == (found.error_bound <= found.tolerance)
+    assert (found.status is Status.CONVERGED) == found.converged
+    if found.converged:
+        assert true <= rtol * norm(A, kind)
+    else:
+        # only rounding stands between a full basis and its tolerance
+        assert found.status in (Status.PRECISION_FLOOR, Status.FULL_RANK)
+        assert rtol < 1000 * backend.eps(dtype)
+
+
+@pytest.mark.parametrize("spectrum", gallery.SPECTRA)
+def test_every_spectrum_to_every_tolerance(backend, dtype, spectrum):
+    """Tolerances down to 1e-13 (float64) and 1e-5 (float32) are met wherever the rank allows."""
+    A = with_spectrum(gallery.SPECTRA[spectrum](200), (240, 200), dtype)
+    there, wide = backend.asarray(A), A.astype(np.result_type(A, np.float64))
+    for rtol in tolerances(dtype)[:-1]:
+        found = quietly(lowrank.range_finder, there, rtol=rtol, rng=5)
+        Q = backend.numpy(found.Q)
+        check_basis(Q, 240, found.rank, backend.eps(dtype))
+        true = np.linalg.norm(residual(wide, Q))
+        assert true <= found.error_bound
+        if found.rank < 200:
+            assert found.converged
+            assert true <= rtol * np.linalg.norm(wide)
+
+
+def test_tolerance_below_the_floor_says_so(backend, dtype):
+    A = with_spectrum(gallery.fast(150), (150, 150), dtype)
+    with pytest.warns(ConvergenceWarning, match=r"was not certified.*PRECISION_FLOOR"):
+        found = lowrank.range_finder(backend.asarray(A), rtol=0.0, rng=1)
+    assert found.status is Status.PRECISION_FLOOR
+    assert found.converged is False
+    true = np.linalg.norm(residual(A.astype(np.result_type(A, np.float64)), backend.numpy(found.Q)))
+    assert true <= found.error_bound <= 200 * backend.eps(dtype) * np.linalg.norm(A)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+def test_error_is_unbiased(dtype):
+    """The mean of error² over seeds is the mean of the true squared error of the same bases."""
+    A = with_spectrum(gallery.slow(120), (120, 120), dtype)
+    estimates, truths = [], []
+    for seed in range(60):
+        found = quietly(lowrank.range_finder, A, 64, rtol=1e-6, rng=seed)
+        estimates.append(found.error**2)
+        truths.append(np.linalg.norm(residual(A, found.Q)) ** 2)
+    # A relative standard deviation of √(2/64) a look at most, √60 less for the mean.
+    assert abs(np.mean(estimates) / np.mean(truths) - 1) < 5 * (2 / 32 / 60) ** 0.5
+
+
+# -- error bounds of Halko, Martinsson and Tropp, with the test matrix known ---------------------
+
+
+@given(
+    spectrum=st.sampled_from(sorted(set(gallery.SPECTRA) - {"low_rank"})),
+    m=st.integers(10, 60),
+    n=st.integers(10, 60),
+    rank=st.integers(1, 9),
+    oversampling=st.integers(0, 5),
+    power_iterations=st.integers(0, 2),
+    seed=st.integers(0, 10_000),
+)
+def test_theorem_9_1_and_its_power_version(
+    backend, dtype, spectrum, m, n, rank, oversampling, power_iterations, seed
+):
+    """Deterministic once Ω is known, in both norms; ``(σ_{k+1}/σ_k)^{4q}`` from the iteration."""
+    columns = min(rank + oversampling, m, n)
+    rank = min(rank, columns)
+    A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
+    Omega = gaussian((n, columns), dtype, seed + 1)
+    found = lowrank.range_finder(
+        backend.asarray(A),
+        columns,
+        power_iterations=power_iterations,
+        test_matrix=backend.asarray(Omega),
+    )
+    Q = backend.numpy(found.Q)
+    check_basis(Q, m, columns, backend.eps(dtype))
+    A, Omega = A.astype(Q.dtype), Omega.astype(Q.dtype)
+    _, s, Vh = np.linalg.svd(A, full_matrices=False)
+    first, rest = Vh[:rank] @ Omega, Vh[rank:] @ Omega
+    transfer = rest @ np.linalg.pinv(first)
+    shrink = (s[rank:, None] / s[None, :rank]) ** (2 * power_iterations)
+    rounding = 100 * backend.eps(dtype) * s[0] * np.linalg.norm(np.linalg.pinv(first))
+    for kind in ("fro", "spectral"):
+        tail = norm(np.diag(s[rank:]), kind)
+        spread = norm(s[rank:, None] * (shrink * transfer), kind)
+        assert norm(residual(A, Q), kind) <= np.hypot(tail, spread) + rounding
+
+
+def test_power_iterations_are_deflated(backend, dtype):
+    """Without deflation the error stalls near eps^(1/3), even at full rank."""
+    A = with_spectrum(gallery.fast(300), (300, 300), dtype)
+    rtol = tolerances(dtype)[-2]
+    found = lowrank.range_finder(backend.asarray(A), rtol=rtol, power_iterations=1, rng=2)
+    assert found.converged
+    assert found.rank < 300
+    Q = backend.numpy(found.Q)
+    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= rtol * np.linalg.norm(A)
+
+
+def test_power_iterations_do_not_overflow(backend, dtype):
+    A = with_spectrum(np.geomspace(1, 1e-6, 40), (50, 40), dtype) * np.asarray(1e15, dtype)
+    found = lowrank.range_finder(backend.asarray(A), 10, power_iterations=6, rng=2)
+    Q = backend.numpy(found.Q)
+    check_basis(Q, 50, 10, backend.eps(dtype))
+    best = np.linalg.svd(A.astype(Q.dtype), compute_uv=False)[10:]
+    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= 1.01 * np.linalg.norm(best)
+
+
+# -- stop rules -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rank", [0, 1, 7, 64, 65])
+def test_fixed_rank_has_exactly_that_many_columns(backend, dtype, rank):
+    for A in (gaussian((90, 70), dtype), np.zeros((90, 70), dtype), np.ones((70, 90), dtype)):
+        found = lowrank.range_finder(backend.asarray(A), rank, rng=0)
+        check_basis(backend.numpy(found.Q), A.shape[0], rank, backend.eps(dtype))
+        assert found.status is Status.RANK_REACHED
+        assert (found.converged, found.error, found.error_bound) == (None, None, None)
+        assert found.history == ()
+
+
+def test_rank_above_full_is_clamped(backend):
+    A = gaussian((9, 5), "float32")
+    found = lowrank.range_finder(backend.asarray(A), 100, rng=0)
+    assert found.rank == 5
+    assert found.status is Status.FULL_RANK
+    assert lowrank.range_finder(backend.asarray(A), 5, rng=0).status is Status.RANK_REACHED
+
+
+def test_cap_ends_the_work_after_one_more_look(backend, dtype):
+    A = backend.asarray(with_spectrum(gallery.slower(200), (200, 200), dtype))
+    with pytest.warns(ConvergenceWarning, match=r"RANK_REACHED"):
+        found = lowrank.range_finder(A, 20, rtol=1e-3, rng=0)
+    assert (found.rank, found.status, found.converged) == (20, Status.RANK_REACHED, False)
+    assert found.history[-1].rank == 20
+    Q, wide = backend.numpy(found.Q), backend.numpy(A)
+    assert np.linalg.norm(residual(wide, Q)) <= found.error_bound
+    # at a cap that is enough, the same look certifies it
+    assert lowrank.range_finder(A, 20, rtol=0.9, rng=0).status is Status.CONVERGED
+
+
+def test_the_looser_tolerance_ends_the_work(backend):
+    A = backend.asarray(with_spectrum(gallery.fast(150), (150, 150), "float32"))
+    size = np.linalg.norm(backend.numpy(A))
+    for rtol, atol in ((1e-1, 1e-4 * size), (1e-4, 1e-1 * size)):
+        found = lowrank.range_finder(A, rtol=rtol, atol=atol, rng=0)
+        assert found.tolerance == pytest.approx(1e-1 * size, rel=1e-5)
+        assert found.norm_A == pytest.approx(size, rel=1e-5)
+        assert found.error_bound <= found.tolerance
+
+
+def test_a_tolerance_of_the_norm_needs_no_basis(backend, dtype):
+    A = backend.asarray(gaussian((30, 20), dtype))
+    found = lowrank.range_finder(A, rtol=1.0)
+    assert (found.rank, found.status, found.products) == (0, Status.CONVERGED, 0)
+    assert found.error_bound == pytest.approx(np.linalg.norm(backend.numpy(A)), rel=1e-5)
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 4), (4, 0), (5, 3)], ids=str)
+def test_zero_and_empty_matrices_need_no_basis(backend, dtype, shape):
+    A = backend.asarray(np.zeros(shape, dtype))
+    found = lowrank.range_finder(A, rtol=1e-3)
+    assert (found.rank, found.status) == (0, Status.CONVERGED)
+    assert (found.error, found.error_bound) == (0.0, 0.0)
+    assert tuple(found.Q.shape) == (shape[0], 0)
+
+
+@pytest.mark.parametrize("rank", [12, 64, 70])
+def test_exact_rank_is_found(backend, dtype, rank):
+    """Rank below, at and above the edge of a look: the error falls to rounding just there."""
+    A = with_spectrum(gallery.low_rank(150, rank), (150, 160)[::-1], dtype)
+    found = lowrank.range_finder(backend.asarray(A), rtol=tolerances(dtype)[-2], rng=0)
+    assert found.converged
+    assert rank <= found.rank <= 128
+
+
+def test_no_stop_rule(backend):
+    A = backend.asarray(gaussian((4, 3), "float32"))
+    with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
+        lowrank.range_finder(A)
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_bad_tolerance(name, value):
+    with pytest.raises(ValueError, match=f"`{name}` must be a finite number that is not negative"):
+        lowrank.range_finder(gaussian((4, 3), "float64"), **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"rank": -1}, ValueError, "`rank` must be at least 0, got -1"),
+        ({"rank": 1.5}, TypeError, "`rank` must be an integer, got 1.5"),
+        ({"rank": 1, "norm": "nuclear"}, ValueError, "`norm` must be 'fro' or 'spectral'"),
+        ({"rank": 1, "side": "top"}, ValueError, "`side` must be 'left'"),
+        ({"rank": 1, "power_iterations": -1}, ValueError, "`power_iterations` must be at least 0"),
+        ({"rank": 1, "block_size": 0}, ValueError, "`block_size` must be at least 1"),
+        ({"rank": 1, "failure_probability": 0}, ValueError, "must lie between 0 and 1, got 0"),
+        ({"rank": 1, "rng": 1.5}, TypeError, None),
+        ({"rank": 1, "test_matrix": 3}, TypeError, "`test_matrix` must be an array or a callable"),
+    ],
+    ids=str,
+)
+def test_bad_options(options, error, message):
+    with pytest.raises(error, match=message):
+        lowrank.range_finder(gaussian((4, 3), "float64"), **options)
+
+
+def test_stacks_need_a_fixed_rank(backend):
+    A = backend.asarray(gaussian((2, 4, 3), "float32"))
+    with pytest.raises(ValueError, match=r"a tolerance needs a single matrix"):
+        lowrank.range_finder(A, rtol=0.1)
+
+
+# -- test matrices, seeds, sides, stacks ---------------------------------------------------------
+
+
+def test_same_test_matrix_same_subspace_on_all_libraries(backend, dtype):
+    A = with_spectrum(gallery.fast(60), (80, 60), dtype)
+    asked = []
+
+    def draw(shape, dtype_there, device):
+        asked.append(shape)
+        assert device == backend.device
+        return backend.asarray(gaussian(shape, dtype, seed=3))
+
+    Q = backend.numpy(lowrank.range_finder(backend.asarray(A), 10, test_matrix=draw).Q)
+    assert asked == [(60, 10)]
+    reference, _ = np.linalg.qr(A @ gaussian((60, 10), dtype, seed=3))
+    reference = reference.astype(Q.dtype)
+    error = Q @ adjoint(Q) - reference @ adjoint(reference)
+    assert np.linalg.norm(error) < 1e4 * backend.eps(dtype)
+
+
+def test_an_exhausted_test_matrix_stops(backend):
+    A = backend.asarray(with_spectrum(gallery.slower(200), (200, 200), "float32"))
+    Omega = backend.asarray(gaussian((200, 100), "float32"))
+    with pytest.warns(ConvergenceWarning, match=r"STOPPED"):
+        found = lowrank.range_finder(A, rtol=1e-3, test_matrix=Omega)
+    # 64 columns, then a look with the 36 that are left, which join the basis
+    assert (found.rank, found.status, found.converged) == (100, Status.STOPPED, False)
+    with pytest.raises(ValueError, match=r"`test_matrix` has 20 columns too few"):
+        lowrank.range_finder(A, 120, test_matrix=Omega)
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype_given", "error"),
+    [((7, 3), "float32", ValueError), ((8, 3), "complex64", TypeError)],
+    ids=str,
+)
+def test_unfit_test_matrices(backend, shape, dtype_given, error):
+    A = backend.asarray(gaussian((9, 8), "float32"))
+    given_array = backend.asarray(gaussian(shape, dtype_given))
+    with pytest.raises(error, match=r"test.matrix"):
+        lowrank.range_finder(A, 2, test_matrix=given_array)
+    with pytest.raises(error, match=r"test.matrix"):
+        lowrank.range_finder(A, 3, test_matrix=lambda *_: given_array)
+
+
+def test_seeds(backend, dtype):
+    A = backend.asarray(gaussian((40, 30), dtype))
+
+    def basis(rng):
+        return backend.numpy(lowrank.range_finder(A, 5, rng=rng).Q)
+
+    assert np.array_equal(basis(1), basis(1))
+    assert not np.array_equal(basis(1), basis(2))
+    assert not np.array_equal(basis(None), basis(None))
+    generator = np.random.default_rng(1)
+    assert not np.array_equal(basis(generator), basis(generator))
+    np.random.seed(0)  # noqa: NPY002 - global state must have no effect
+    first = basis(None)
+    np.random.seed(0)  # noqa: NPY002
+    assert not np.array_equal(first, basis(None))
+
+
+@pytest.mark.parametrize("shape", [(70, 50), (50, 70)], ids=str)
+def test_corange_is_the_range_of_the_adjoint(backend, dtype, shape):
+    A = gaussian(shape, dtype)
+    Omega = backend.asarray(gaussian((shape[0], 6), dtype, seed=1))
+    right = lowrank.range_finder(
+        backend.asarray(A), 6, side="right", test_matrix=Omega, power_iterations=1
+    )
+    left = lowrank.range_finder(
+        backend.asarray(adjoint(A)), 6, test_matrix=Omega, power_iterations=1
+    )
+    assert right.side == "right"
+    Q, P = backend.numpy(right.Q), backend.numpy(left.Q)
+    check_basis(Q, shape[1], 6, backend.eps(dtype))
+    assert np.linalg.norm(Q @ adjoint(Q) - P @ adjoint(P)) < 1e3 * backend.eps(dtype)
+
+
+def test_members_of_a_stack_have_their_own_sketches(backend, dtype):
+    A = with_spectrum(gallery.fast(40), (50, 40), dtype)
+    stack = np.stack([A, A, 2 * A])
+    found = lowrank.range_finder(backend.asarray(stack), 8, rng=0, power_iterations=1)
+    Q = backend.numpy(found.Q)
+    assert Q.shape == (3, 50, 8)
+    for member in range(3):
+        check_basis(Q[member], 50, 8, backend.eps(dtype))
+        assert norm(residual(A.astype(Q.dtype), Q[member]), "spectral") < 10 * gallery.fast(40)[8]
+    assert np.linalg.norm(Q[0] @ adjoint(Q[0]) - Q[1] @ adjoint(Q[1])) > 1e-4
+
+
+# -- the object that can be asked again -----------------------------------------------------------
+
+
+def test_small_steps_equal_one_large_one(backend, dtype):
+    A = backend.asarray(with_spectrum(gallery.medium(90), (100, 90), dtype))
+    Omega = gaussian((90, 30), dtype)
+    finder = lowrank.RangeFinder(A, test_matrix=backend.asarray(Omega), block_size=4)
+    for columns in (1, 4, 0, 9, 16):
+        finder.extend(columns)
+    assert finder.rank == 30
+    whole = lowrank.range_finder(A, 30, test_matrix=backend.asarray(Omega))
+    Q, P = backend.numpy(finder.Q), backend.numpy(whole.Q)
+    check_basis(Q, 100, 30, backend.eps(dtype))
+    assert np.linalg.norm(Q @ adjoint(Q) - P @ adjoint(P)) < 1e4 * backend.eps(dtype)
+
+
+def test_reach_after_reach_reuses_all_work(backend, dtype):
+    A = with_spectrum(gallery.fast(200), (200, 200), dtype)
+    finder = lowrank.RangeFinder(backend.asarray(A), rng=0)
+    loose = finder.reach(rtol=1e-1).result()
+    products = loose.products
+    assert loose.converged
+    again = finder.reach(rtol=2e-1).result()
+    assert (again.products, again.rank, again.converged) == (products, loose.rank, True)
+    tight = finder.reach(rtol=1e-4).result()
+    assert tight.converged
+    assert tight.rank > loose.rank
+    # every column multiplied is in the basis, or in the one look that ended the work
+    width = 32 if np.dtype(dtype).kind == "c" else 64
+    assert tight.products == tight.rank + width
+    Q = backend.numpy(tight.Q)
+    check_basis(Q, 200, tight.rank, backend.eps(dtype))
+    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= 1e-4 * np.linalg.norm(A)
+
+
+def test_all_looks_share_one_failure_probability():
+    """The bound of the j-th look is made with δ/(j(j+1)), whichever call it belongs to."""
+    A = with_spectrum(gallery.slower(300), (300, 300), "float64")
+    finder = lowrank.RangeFinder(A, rng=0, failure_probability=1e-3)
+    for _ in range(3):
+        quietly(finder.reach, rtol=1e-9, rank=finder.rank + 64)
+    history = finder.result().history
+    assert [look.rank for look in history] == [0, 64, 128, 192]
+    floor = 3 * np.finfo(float).eps * np.linalg.norm(A)
+    for j, look in enumerate(history[1:], start=1):
+        factor = (look.error_bound - floor * (look.rank + 32) ** 0.5) / look.error
+        x = factor**-2
+        assert (x * np.exp(1 - x)) ** 32 == pytest.approx(1e-3 / (j * (j + 1)), rel=1e-6)
+
+
+def test_extend_then_reach(backend, dtype):
+    A = with_spectrum(gallery.fast(100), (100, 110), dtype)
+    finder = lowrank.RangeFinder(backend.asarray(A), rng=0).extend(70)
+    assert finder.result().converged is None
+    found = finder.reach(rtol=1e-3).result()
+    assert found.converged
+    assert found.rank == 70
+    Q = backend.numpy(found.Q)
+    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= found.error_bound
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_columns_left_over_by_a_cap_are_used_later(backend, dtype, kind):
+    A = with_spectrum(gallery.slower(120), (120, 120), dtype)
+    finder = lowrank.RangeFinder(backend.asarray(A), norm=kind, rng=0)
+    quietly(finder.reach, rtol=1e-3, rank=10)
+    assert finder.rank == 10
+    products = finder.result().products
+    finder.extend(20)
+    assert finder.result().products == products
+    found = quietly(finder.reach, rtol=1e-3, rank=40).result()
+    assert found.rank == 40
+    Q = backend.numpy(found.Q)
+    check_basis(Q, 120, 40, backend.eps(dtype))
+    assert norm(residual(A.astype(Q.dtype), Q), kind) <= found.error_bound
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_callback(backend, dtype):
+    A = backend.asarray(with_spectrum(gallery.slower(250), (250, 250), dtype))
+    looks = []
+    found = quietly(lowrank.range_finder, A, rtol=1e-2, rng=0, callback=looks.append)
+    assert tuple(looks) == found.history[1:]  # the exact one at rank 0 costs no look
+    assert [look.rank for look in looks] == sorted(look.rank for look in looks)
+
+    def stop(look):
+        if look.rank >= 128:
+            raise StopIteration
+
+    with pytest.warns(ConvergenceWarning, match=r"STOPPED"):
+        found = lowrank.range_finder(A, rtol=1e-6, rng=0, callback=stop)
+    assert (found.status, found.rank, found.converged) == (Status.STOPPED, 128, False)
+
+
+def test_an_exception_leaves_the_object_usable(backend, dtype):
+    A = with_spectrum(gallery.fast(200), (200, 200), dtype)
+    armed = [True]
+
+    def interrupt(look):
+        if armed and look.rank >= 64:
+            armed.clear()
+            raise Interrupted
+
+    finder = lowrank.RangeFinder(backend.asarray(A), rng=0, callback=interrupt)
+    with pytest.raises(Interrupted):
+        finder.reach(rtol=1e-5)
+    found = finder.reach(rtol=1e-5).result()
+    assert found.converged
+    Q = backend.numpy(found.Q)
+    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= 1e-5 * np.linalg.norm(A)
+
+
+def test_repr():
+    finder = lowrank.RangeFinder(gaussian((5, 4), "float64"), rng=0).extend(2)
+    assert repr(finder) == "RangeFinder(5×4, rank=2, norm='fro', RANK_REACHED)"
+
+
+# -- input that is not finite, or at the edge of the dtype ----------------------------------------
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("options", [{"rank": 3}, {"rtol": 1e-2}, {"rtol": 1e-2, "norm": "spectral"}])
+def test_not_finite(backend, dtype, bad, options):
+    A = gaussian((20, 15), dtype)
+    A[17, 11] = bad * (1j if np.dtype(dtype).kind == "c" else 1)
+    with pytest.raises(ValueError, match=r"`A` holds NaN or Inf"):
+        lowrank.range_finder(backend.asarray(A), rng=0, **options)
+
+
+@pytest.mark.parametrize("options", [{"rank": 5}, {"rtol": 1e-3}, {"rtol": 1e-3, "norm": "spectral"}])
+@pytest.mark.parametrize("edge", ["large", "small"])
+def test_entries_at_the_edge_of_the_dtype(backend, dtype, options, edge):
+    """1e±300 in float64 and 1e±37 in float32."""
+    exponent = 37 if dtype in ("float32", "complex64") else 300
+    size = 10.0 ** (exponent if edge == "large" else -exponent)
+    A = with_spectrum(gallery.low_rank(60, 5), (70, 60), dtype)
+    A = A / np.max(np.abs(A)) * np.asarray(size, dtype)
+    found = lowrank.range_finder(backend.asarray(A), rng=0, **options)
+    Q = backend.numpy(found.Q)
+    check_basis(Q, 70, found.rank, backend.eps(dtype))
+    unit = A.astype(Q.dtype) / size
+    limit = 1e-3 if "rtol" in options else 1e-5
+    assert np.linalg.norm(residual(unit, Q)) <= limit * np.linalg.norm(unit)
+    if "rtol" in options:
+        assert found.converged
+        assert norm(residual(unit, Q), options.get("norm", "fro")) <= found.error_bound / size
+
+
+def test_unchecked_input_raises_nothing(backend):
+    A = gaussian((20, 15), "float32")
+    A[3, 3] = np.nan
+    found = lowrank.range_finder(backend.asarray(A), 4, rng=0, check_finite=False)
+    assert np.isnan(backend.numpy(found.Q)).any()

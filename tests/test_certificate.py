@@ -120,7 +120,9 @@ def test_residual_norm_rejects(backend):
         lowrank.residual_norm(there(A), there(adjoint(Q)), there(adjoint(A)[:3]))
     with pytest.raises(TypeError, match=r"`A` is .*float32.*`Q` is .*complex64"):
         lowrank.residual_norm(there(A), there(Q.astype("complex64")))
-    with pytest.raises(ValueError, match=r"`B` must have shape \(3, 7\) to match `Q` and `A`, got \(9, 3\)"):
+    with pytest.raises(
+        ValueError, match=r"`B` must have shape \(3, 7\) to match `Q` and `A`, got \(9, 3\)"
+    ):
         lowrank.residual_norm(there(A), there(Q), there(Q))
     with pytest.raises(ValueError, match=r"`samples` must be at least 1, got 0"):
         lowrank.residual_norm(there(A), there(Q), samples=0)

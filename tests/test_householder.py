@@ -62,16 +62,17 @@ FAMILIES = {
     "upper": lambda shape, dtype: np.triu(gaussian(shape, dtype)),
     "lower": lambda shape, dtype: np.tril(gaussian(shape, dtype)),
     "condition 2": condition(2.0),
-    "condition sqrt(0.1/eps)": lambda shape, dtype: condition(
-        (0.1 / np.finfo(dtype).eps) ** 0.5
-    )(shape, dtype),
+    "condition sqrt(0.1/eps)": lambda shape, dtype: condition((0.1 / np.finfo(dtype).eps) ** 0.5)(
+        shape, dtype
+    ),
     "condition 0.1/eps": lambda shape, dtype: condition(0.1 / np.finfo(dtype).eps)(shape, dtype),
     "near underflow": near_underflow,
     "near overflow": near_overflow,
     "zero": lambda shape, dtype: np.zeros(shape, dtype),
     "rank one": lambda shape, dtype: np.ones(shape, dtype),
-    "rank deficient": lambda shape, dtype: gaussian((shape[0], 3), dtype)
-    @ gaussian((3, shape[1]), dtype, seed=1),
+    "rank deficient": lambda shape, dtype: (
+        gaussian((shape[0], 3), dtype) @ gaussian((3, shape[1]), dtype, seed=1)
+    ),
     "graded columns": graded_columns,
     "graded rows": graded_rows,
     "duplicates": duplicates,
@@ -149,9 +150,7 @@ def test_orthonormal_for_every_spectrum_of_the_gallery(backend, dtype, spectrum)
     block_size=st.integers(1, 12),
     seed=st.integers(0, 99),
 )
-def test_columns_appended_equal_columns_from_the_start(
-    backend, dtype, m, widths, block_size, seed
-):
+def test_columns_appended_equal_columns_from_the_start(backend, dtype, m, widths, block_size, seed):
     A = gaussian((m, sum(widths)), dtype, seed)
     pieces = np.split(A, np.cumsum(widths)[:-1], axis=1)
     F = lowrank.householder_qr(backend.asarray(pieces[0]), block_size=block_size)

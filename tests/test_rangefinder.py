@@ -498,7 +498,9 @@ def test_repr():
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("options", [{"rank": 3}, {"rtol": 1e-2}, {"rtol": 1e-2, "norm": "spectral"}])
+@pytest.mark.parametrize(
+    "options", [{"rank": 3}, {"rtol": 1e-2}, {"rtol": 1e-2, "norm": "spectral"}]
+)
 def test_not_finite(backend, dtype, bad, options):
     A = gaussian((20, 15), dtype)
     A[17, 11] = bad * (1j if np.dtype(dtype).kind == "c" else 1)
@@ -506,7 +508,9 @@ def test_not_finite(backend, dtype, bad, options):
         lowrank.range_finder(backend.asarray(A), rng=0, **options)
 
 
-@pytest.mark.parametrize("options", [{"rank": 5}, {"rtol": 1e-3}, {"rtol": 1e-3, "norm": "spectral"}])
+@pytest.mark.parametrize(
+    "options", [{"rank": 5}, {"rtol": 1e-3}, {"rtol": 1e-3, "norm": "spectral"}]
+)
 @pytest.mark.parametrize("edge", ["large", "small"])
 def test_entries_at_the_edge_of_the_dtype(backend, dtype, options, edge):
     """1e±300 in float64 and 1e±37 in float32."""

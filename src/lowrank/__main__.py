@@ -16,7 +16,7 @@ from lowrank import gallery
 __all__ = ["Row", "elevation", "main", "measure"]
 
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
-Result = TypeVar("Result")
+_T = TypeVar("_T")
 
 REPEATS = 5
 
@@ -57,7 +57,7 @@ def measure(A: Matrix, singular_values: Matrix, rtol: float) -> Row:
     )
 
 
-def _timed(work: Callable[[], Result]) -> tuple[Result, float]:
+def _timed(work: Callable[[], _T]) -> tuple[_T, float]:
     seconds = []
     for _ in range(REPEATS):
         start = time.perf_counter()

@@ -1,5 +1,6 @@
 """The one import of array-api-compat, and the small linear algebra that the standard lacks."""
 
+import math
 import sys
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -54,6 +55,12 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     must not write to it. float16 and bfloat16 have no factorization in any library and become
     float32.
     """
+    if isinstance(A, np.matrix | np.ma.MaskedArray):
+        message = (
+            f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
+            f"pass numpy.asarray({name}), filled first if it is masked."
+        )
+        raise TypeError(message)
     if not is_array_api_obj(A):
         message = (
             f"`{name}` must be an array of NumPy, PyTorch, CuPy or another array-API library, got "
@@ -61,12 +68,6 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         )
         raise TypeError(message)
     if is_numpy_array(A):
-        if isinstance(A, np.matrix | np.ma.MaskedArray):
-            message = (
-                f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
-                f"pass numpy.asarray({name}), filled first if it is masked."
-            )
-            raise TypeError(message)
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays
     elif is_torch_array(A):
         A = A.detach()  # no derivatives are promised, and none shall be recorded
@@ -174,12 +175,12 @@ def matrix_norm_by_rows(X: Array) -> float:
         norm = float(_norm(xp, xp.stack([_norm(xp, block) for block in _row_blocks(X)])))
         smallest = float(xp.finfo(X.dtype).smallest_normal)
         if norm < (smallest / eps(X)) ** 0.5 or norm == float("inf"):
-            # Squares left the range of the dtype. The sum runs in Python's float, so that a
-            # float32 matrix may have a norm above the largest float32.
-            parts = [float(safe_norm(block)) for block in _row_blocks(X)]
-            largest = max(parts)
+            # Squares left the range of the dtype. The norm of a float32 matrix may, too: its size
+            # is put back in Python's float.
+            largest = max_abs(X)
             if 0.0 < largest < float("inf"):
-                norm = largest * sum((part / largest) ** 2 for part in parts) ** 0.5
+                parts = [float(_norm(xp, xp.abs(block) / largest)) for block in _row_blocks(X)]
+                norm = largest * math.hypot(*parts)
     return norm
 
 

@@ -11,7 +11,13 @@ from lowrank._operator import as_operator
 from lowrank._sketch import gaussian_source
 from lowrank.results import ErrorEstimate
 
-__all__ = ["residual_norm", "rounding_floor", "safety_factor"]
+__all__ = [
+    "norm_of_product",
+    "residual_norm",
+    "rounding_floor",
+    "safety_factor",
+    "spectral_norm",
+]
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
 # where the rank was exhausted, over dtypes, shapes and libraries: at most 12 eps for 1 to 10 columns

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import Array, adjoint, array_namespace
+from lowrank._array import Array, adjoint, array_namespace, device_of
 from lowrank._check import as_norm
 from lowrank._sketch import gaussian_source
 from lowrank.householder import qr
@@ -183,11 +183,11 @@ def matrix(
     xp = array_namespace(xp.empty(0))
     dtype = xp.float64 if dtype is None else dtype
     like = xp.empty(0, dtype=dtype, device=device)
-    draw = gaussian_source(rng, xp, like.device)
+    draw = gaussian_source(rng, xp, device_of(like))
     U, V = (qr(draw((rows, k), dtype)).Q for rows in (m, n))
-    real = xp.finfo(dtype).dtype
-    sigma = xp.astype(xp.asarray(list(values), dtype=real, device=device), dtype)
-    return (U * sigma) @ adjoint(V)
+    real = xp.abs(like).dtype
+    sigma = xp.asarray(values.tolist(), dtype=real, device=device)
+    return (U * xp.astype(sigma, dtype)) @ adjoint(V)
 
 
 def best_error(singular_values: Any, rank: int, *, norm: str = "fro") -> float:

@@ -19,7 +19,7 @@ from lowrank._check import as_block_size
 from lowrank._panel import factor_panel
 from lowrank.results import QRResult
 
-__all__ = ["CompactWY", "HouseholderQR", "householder_qr", "qr", "reflect"]
+__all__ = ["CompactWY", "Factor", "HouseholderQR", "householder_qr", "qr", "reflect"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from lowrank.certificate import (
 from lowrank.householder import CompactWY, reflect
 from lowrank.results import ConvergenceWarning, Look, RangeFinderResult, Status
 
-__all__ = ["RangeFinder", "range_finder"]
+__all__ = ["RangeFinder", "find", "range_finder", "warn_unless_converged"]
 
 Norm = Literal["fro", "spectral"]
 Side = Literal["left", "right"]

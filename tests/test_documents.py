@@ -1,0 +1,77 @@
+"""Every code block of the README and every example of a docstring does what it says."""
+
+import doctest
+import importlib
+import pkgutil
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+import lowrank
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+PYTHON = [body for language, body in BLOCKS if language == "python"]
+SHELL = [body for language, body in BLOCKS if language == "sh"]
+TEXT = [body for language, body in BLOCKS if language == "text"]
+
+
+def test_blocks_are_known():
+    assert [language for language, _ in BLOCKS] == ["python", "text", "python", "sh", "sh"]
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(r"\d+(?:\.\d+)?(?:e[-+]\d+)?", text)]
+
+
+def test_numpy_block_prints_what_the_readme_shows(capsys):
+    exec(compile(PYTHON[0], "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.sub(r"[\d.e+-]+", "#", printed) == re.sub(r"[\d.e+-]+", "#", TEXT[0])
+    # the last digits are the machine's
+    assert numbers(printed) == pytest.approx(numbers(TEXT[0]), rel=2e-2)
+
+
+def test_torch_block_differs_in_one_line(capsys):
+    pytest.importorskip("torch")
+    pairs = zip(PYTHON[0].splitlines(), PYTHON[1].splitlines(), strict=True)
+    assert [pair for pair in pairs if pair[0] != pair[1]] == [
+        ("import numpy as xp", "import torch as xp")
+    ]
+    exec(compile(PYTHON[1], "README.md", "exec"), {})
+    assert numbers(capsys.readouterr().out) == pytest.approx(numbers(TEXT[0]), rel=5e-2)
+
+
+def test_python_blocks_are_ten_lines():
+    for block in PYTHON:
+        assert len([line for line in block.splitlines() if line.strip()]) <= 10
+
+
+def test_shell_blocks_are_single_lines_that_this_checkout_can_run():
+    """What they install and start exists; .ci/run runs the second as it is written."""
+    for block in SHELL:
+        (line,) = block.splitlines()
+        words = shlex.split(line)
+        assert words[:4] == ["python", "-m", "pip", "install"]
+        assert (ROOT / words[words.index("-c") + 1]).is_file()
+    assert SHELL[0].rstrip().endswith("&& python -m lowrank")
+    assert SHELL[1].rstrip().endswith("&& python -m pytest")
+
+
+@pytest.mark.parametrize(
+    "name", sorted(m.name for m in pkgutil.walk_packages(lowrank.__path__, "lowrank."))
+)
+def test_docstring_examples(name):
+    module = importlib.import_module(name)
+    outcome = doctest.testmod(module)
+    assert outcome.failed == 0
+
+
+def test_public_functions_have_examples():
+    finder = doctest.DocTestFinder()
+    for name in ("qr", "householder_qr", "range_finder", "residual_norm", "qb", "svd"):
+        (example,) = finder.find(getattr(lowrank, name), name)
+        assert example.examples

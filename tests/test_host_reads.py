@@ -1,0 +1,71 @@
+"""How often the host waits for the device: counted, on torch, by the operations that read a value."""
+
+import pytest
+from matrices import with_spectrum
+
+import lowrank
+from lowrank import gallery
+
+torch = pytest.importorskip("torch")
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+
+class Reads(TorchDispatchMode):
+    """Counts `item`, `float`, `bool` and `int` of a tensor."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads(function):
+    with Reads() as counter:
+        result = function()
+    return counter.count, result
+
+
+@pytest.fixture
+def A():
+    return torch.asarray(with_spectrum(gallery.slower(400), (400, 400), "float32"))
+
+
+@pytest.mark.parametrize("options", [{}, {"power_iterations": 2}, {"side": "right"}])
+def test_fixed_rank_reads_one_flag(A, options):
+    count, _ = reads(lambda: lowrank.range_finder(A, 100, rng=0, **options))
+    assert count == 1
+    count, _ = reads(lambda: lowrank.range_finder(A, 100, rng=0, check_finite=False, **options))
+    assert count == 0
+
+
+def test_qr_reads_nothing(A):
+    assert reads(lambda: lowrank.qr(A))[0] == 0
+
+
+def test_one_number_per_look(A):
+    count, found = reads(lambda: lowrank.range_finder(A, rtol=2e-2, rng=0))
+    looks = len(found.history) - 1
+    assert looks >= 3
+    assert count == looks + 1  # and the norm of A
+
+
+def test_one_number_per_spectral_look(A):
+    count, found = reads(lambda: lowrank.range_finder(A, rtol=2e-2, norm="spectral", rng=0))
+    assert len(found.history) >= 2
+    assert count == len(found.history) + 2  # the norm of A, and a lower bound on ‖A‖₂
+
+
+def test_passes_and_products(A):
+    found = lowrank.range_finder(A, 30, rng=0, power_iterations=2)
+    assert (found.passes, found.products) == (5, 150)
+    found = lowrank.qb(A, 30, rng=0)
+    assert (found.passes, found.products) == (2, 60)
+    found = lowrank.svd(A, 30, rng=0)
+    assert (found.passes, found.products) == (6, 240)
+    found = lowrank.range_finder(A, rtol=5e-2, rng=0)
+    # every look multiplies 64 columns, the norm reads A once, the first block needs no look
+    assert found.products == found.rank + 64
+    assert found.passes == found.products // 64 + 1

@@ -1,0 +1,186 @@
+"""What every public function does with what the caller passes in."""
+
+import numpy as np
+import pytest
+from matrices import adjoint, gaussian, residual, with_spectrum
+
+import lowrank
+from lowrank import gallery
+from lowrank._array import matrix_norm_by_rows, max_abs, safe_norm
+
+CALLS = {
+    "qr": lambda A: lowrank.qr(A),
+    "householder_qr": lambda A: lowrank.householder_qr(A).thin(),
+    "range_finder": lambda A: lowrank.range_finder(A, 3, rng=0).Q,
+    "range_finder_rtol": lambda A: lowrank.range_finder(A, rtol=1e-2, rng=0).Q,
+    "corange": lambda A: lowrank.range_finder(A, 3, side="right", power_iterations=1, rng=0).Q,
+    "qb": lambda A: lowrank.qb(A, rtol=1e-2, rng=0),
+    "svd": lambda A: lowrank.svd(A, 3, rng=0),
+    "residual_norm": lambda A: lowrank.residual_norm(A, A[:, :3], rng=0),
+}
+
+every_call = pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+
+
+@every_call
+def test_nothing_is_modified(backend, dtype, call):
+    A = gaussian((30, 20), dtype)
+    there = backend.asarray(A)
+    call(there)
+    assert np.array_equal(backend.numpy(there), A)
+
+
+@every_call
+@pytest.mark.parametrize("kind", ["int64", "int8", "bool"])
+def test_integers_are_refused(backend, call, kind):
+    A = backend.asarray(np.ones((4, 3), kind))
+    with pytest.raises(TypeError, match=r"`A` has dtype .*cast it to float32"):
+        call(A)
+
+
+@every_call
+def test_lists_are_refused(call):
+    if call is CALLS["residual_norm"]:
+        with pytest.raises(TypeError, match=r"got list; convert it"):
+            lowrank.residual_norm([[1.0]], np.ones((1, 1)))
+        return
+    with pytest.raises(TypeError, match=r"`A` must be an array of NumPy.*got list; convert it"):
+        call([[1.0, 2.0], [3.0, 4.0]])
+
+
+@every_call
+@pytest.mark.parametrize("kind", [np.matrix, np.ma.MaskedArray])
+def test_matrix_and_masked_arrays_are_refused(call, kind):
+    A = np.eye(4).view(kind)
+    with pytest.raises(TypeError, match=r"`A` is a numpy (matrix|MaskedArray)"):
+        call(A)
+
+
+@every_call
+def test_vectors_are_refused(backend, call):
+    if call is CALLS["residual_norm"]:
+        pytest.skip("the call itself slices a matrix")
+    with pytest.raises(ValueError, match=r"`A` must be .*got shape \(5,\)"):
+        call(backend.asarray(np.ones(5, "float32")))
+
+
+def test_object_and_extended_dtypes_are_refused():
+    for dtype in (object, np.longdouble):
+        with pytest.raises(TypeError, match=r"which has no matrix factorization"):
+            lowrank.range_finder(np.ones((4, 3), dtype), 2)
+
+
+LAYOUTS = {
+    "fortran": np.asfortranarray,
+    "transposed": lambda A: np.ascontiguousarray(A.T).T,
+    "strided": lambda A: np.repeat(np.repeat(A, 2, axis=0), 3, axis=1)[::2, ::3],
+    "reversed": lambda A: np.ascontiguousarray(A[::-1, ::-1])[::-1, ::-1],
+    "byte offset": lambda A: np.concatenate([A[:1], A])[1:],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_memory_layout_does_not_matter(layout, dtype):
+    A = with_spectrum(gallery.fast(40), (50, 40), dtype)
+    for side in ("left", "right"):
+        found = lowrank.range_finder(layout(A), rtol=1e-3, side=side, rng=0)
+        truth = residual(A if side == "left" else adjoint(A), found.Q)
+        assert found.converged
+        assert np.linalg.norm(truth) <= found.error_bound
+
+
+def test_memory_mapped_file(tmp_path):
+    A = with_spectrum(gallery.fast(60), (80, 60), "float32")
+    np.save(tmp_path / "A.npy", A)
+    mapped = np.load(tmp_path / "A.npy", mmap_mode="r")
+    found = lowrank.svd(mapped, rtol=1e-3, rng=0)
+    assert type(found.U) is np.ndarray
+    assert np.linalg.norm(A - (found.U * found.S) @ found.Vh) <= found.error_bound
+
+
+def test_half_precision_is_computed_in_single():
+    A = with_spectrum(gallery.fast(40), (50, 40), "float32")
+    found = lowrank.range_finder(A.astype(np.float16), rtol=1e-2, rng=0)
+    assert found.Q.dtype == np.float32
+    torch = pytest.importorskip("torch")
+    for half in (torch.float16, torch.bfloat16):
+        given = torch.asarray(A).to(half)
+        found = lowrank.svd(given, rtol=1e-2, rng=0)
+        assert found.U.dtype == found.S.dtype == torch.float32
+        error = torch.linalg.norm(given.float() - (found.U * found.S) @ found.Vh)
+        assert float(error) <= found.error_bound
+
+
+def test_torch_views_and_gradients():
+    torch = pytest.importorskip("torch")
+    A = torch.asarray(with_spectrum(gallery.fast(40), (50, 40), "complex64"))
+    A.requires_grad_()
+    conjugate = torch.conj(A)
+    assert conjugate.is_conj()
+    for given in (A, conjugate, A.mT):
+        found = lowrank.range_finder(given, rtol=1e-3, rng=0)
+        assert found.converged
+        assert not found.Q.requires_grad
+        with torch.no_grad():
+            error = torch.linalg.norm(given - found.Q @ (found.Q.mH @ given))
+        assert float(error) <= found.error_bound
+
+
+@pytest.mark.parametrize("default", ["float32", "float64"])
+def test_torch_default_dtype_does_not_matter(default):
+    torch = pytest.importorskip("torch")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(getattr(torch, default))
+    try:
+        for dtype in (torch.float32, torch.float64):
+            A = torch.ones(6, 5, dtype=dtype)
+            result = lowrank.svd(A, rtol=1e-4, rng=0)
+            assert {X.dtype for X in result} == {dtype}
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_results_do_not_alias_what_was_passed(backend, dtype):
+    Omega = np.eye(12, 5, dtype=dtype)
+    A = np.eye(12, dtype=dtype)
+    there, sketch = backend.asarray(A), backend.asarray(Omega)
+    Q = lowrank.range_finder(there, 5, test_matrix=sketch).Q
+    finder = lowrank.RangeFinder(there, test_matrix=sketch)
+    finder.extend(2)
+    if not backend.readonly:
+        there[:, :] = 7.0
+        sketch[:, :] = 7.0
+    assert np.allclose(np.abs(backend.numpy(Q)), np.eye(12, 5), atol=1e-5)
+    assert np.allclose(np.abs(backend.numpy(finder.Q)), np.eye(12, 2), atol=1e-5)
+
+
+# -- norms of large matrices -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 70_000), (70_000, 3), (700, 500)], ids=str)
+def test_norm_and_largest_entry_by_rows(backend, shape):
+    A = gaussian(shape, "complex64")
+    A[-1, -1] = 40.0  # in the last block
+    there = backend.asarray(A)
+    wide = A.astype("complex128")
+    assert matrix_norm_by_rows(there) == pytest.approx(np.linalg.norm(wide), rel=1e-5)
+    assert max_abs(there) == pytest.approx(40.0)
+    assert float(safe_norm(there)) == pytest.approx(np.linalg.norm(wide), rel=1e-4)
+
+
+@pytest.mark.parametrize("exponent", [-44, -37, -20, 20, 37])
+def test_norms_neither_overflow_nor_underflow(backend, exponent):
+    A = np.full((300, 400), 10.0**exponent, "float32")
+    truth = 10.0**exponent * 120_000**0.5
+    assert matrix_norm_by_rows(backend.asarray(A)) == pytest.approx(truth, rel=0.1)
+    if exponent < 36:
+        assert float(safe_norm(backend.asarray(A))) == pytest.approx(truth, rel=0.1)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_norms_tell_of_what_is_not_finite(backend, bad):
+    A = np.ones((300, 400), "float32")
+    A[299, 399] = bad
+    assert not np.isfinite(matrix_norm_by_rows(backend.asarray(A)))
+    assert not np.isfinite(max_abs(backend.asarray(A)))

@@ -151,11 +151,11 @@ def test_svd_values(backend, dtype):
     found = lowrank.svd(backend.asarray(A), 20, rng=0)
     S = backend.numpy(found.S)
     assert np.allclose(S, s[:20], rtol=1e-3)
-    assert np.all(S <= np.linalg.svd(A, compute_uv=False)[:20] + 100 * backend.eps(dtype))
+    assert np.all(np.linalg.svd(A, compute_uv=False)[:20] + 100 * backend.eps(dtype) >= S)
 
 
-def test_oversampling_and_power_iterations_help(dtype="float64"):
-    A = with_spectrum(gallery.slower(200), (200, 200), dtype)
+def test_oversampling_and_power_iterations_help():
+    A = with_spectrum(gallery.slower(200), (200, 200), "float64")
     error = {
         (p, q): np.mean(
             [

@@ -1,4 +1,4 @@
-"""How often the host waits for the device: counted, on torch, by the operations that read a value."""
+"""How often the host waits for the device, counted on torch by the operation that reads a value."""
 
 import pytest
 from matrices import with_spectrum

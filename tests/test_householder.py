@@ -12,10 +12,10 @@ PASS = 30.0
 SHAPES = [(60, 40), (40, 60), (45, 45), (33, 1), (1, 5), (20, 7)]
 
 
-def condition(c):
+def condition(number):
     def make(shape, dtype):
         k = min(shape)
-        return with_spectrum(np.geomspace(1, 1 / c, k), shape, dtype)
+        return with_spectrum(np.geomspace(1, 1 / number(np.finfo(dtype).eps), k), shape, dtype)
 
     return make
 
@@ -61,15 +61,13 @@ FAMILIES = {
     "diagonal": lambda shape, dtype: np.eye(*shape, dtype=dtype) * np.linspace(1, 2, shape[1]),
     "upper": lambda shape, dtype: np.triu(gaussian(shape, dtype)),
     "lower": lambda shape, dtype: np.tril(gaussian(shape, dtype)),
-    "condition 2": condition(2.0),
-    "condition sqrt(0.1/eps)": lambda shape, dtype: condition((0.1 / np.finfo(dtype).eps) ** 0.5)(
-        shape, dtype
-    ),
-    "condition 0.1/eps": lambda shape, dtype: condition(0.1 / np.finfo(dtype).eps)(shape, dtype),
+    "condition 2": condition(lambda _: 2.0),
+    "condition sqrt(0.1/eps)": condition(lambda eps: (0.1 / eps) ** 0.5),
+    "condition 0.1/eps": condition(lambda eps: 0.1 / eps),
     "near underflow": near_underflow,
     "near overflow": near_overflow,
-    "zero": lambda shape, dtype: np.zeros(shape, dtype),
-    "rank one": lambda shape, dtype: np.ones(shape, dtype),
+    "zero": np.zeros,
+    "rank one": np.ones,
     "rank deficient": lambda shape, dtype: (
         gaussian((shape[0], 3), dtype) @ gaussian((3, shape[1]), dtype, seed=1)
     ),

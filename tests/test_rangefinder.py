@@ -451,7 +451,7 @@ def test_columns_left_over_by_a_cap_are_used_later(backend, dtype, kind):
     assert norm(residual(A.astype(Q.dtype), Q), kind) <= found.error_bound
 
 
-class Interrupted(Exception):
+class InterruptError(Exception):
     pass
 
 
@@ -478,10 +478,10 @@ def test_an_exception_leaves_the_object_usable(backend, dtype):
     def interrupt(look):
         if armed and look.rank >= 64:
             armed.clear()
-            raise Interrupted
+            raise InterruptError
 
     finder = lowrank.RangeFinder(backend.asarray(A), rng=0, callback=interrupt)
-    with pytest.raises(Interrupted):
+    with pytest.raises(InterruptError):
         finder.reach(rtol=1e-5)
     found = finder.reach(rtol=1e-5).result()
     assert found.converged

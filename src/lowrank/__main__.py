@@ -83,8 +83,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(
         "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"
         "\nthat of U, S and Vh relative to it. The best possible rank comes from the full SVD. A"
-        "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank, that of the"
-        "\nfull SVD as m·n·min(m, n), and here the two differ by little."
+        "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank, that of"
+        "\nthe full SVD as m·n·min(m, n), and here the two differ by little."
     )
     return 0
 

@@ -20,8 +20,8 @@ __all__ = [
 ]
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
-# where the rank was exhausted, over dtypes, shapes and libraries: at most 12 eps for 1 to 10 columns
-# and 1.7 eps √k for 32 to 512.
+# where the rank was exhausted, over dtypes, shapes and libraries: at most 12 eps for 1 to 10
+# columns, and 1.7 eps √k for 32 to 512.
 FLOOR = 3.0
 FLOOR_COLUMNS = 32
 

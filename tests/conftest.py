@@ -1,6 +1,12 @@
 """The array libraries that every numerical test runs on, and how tests talk to them."""
 
 import os
+
+# The matrices here are small: threads only wait for one another, the more so on a busy machine.
+# Set before any array library is imported.
+for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ.setdefault(_variable, "1")
+
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any

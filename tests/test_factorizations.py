@@ -10,7 +10,7 @@ from matrices import adjoint, defect, gaussian, norm, with_spectrum
 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
-from lowrank._trim import small_svd
+from lowrank._small_svd import small_svd
 
 FACTORIZATIONS = [lowrank.qb, lowrank.svd]
 
@@ -241,6 +241,53 @@ def test_small_svd_survives_an_svd_that_does_not_converge(backend, monkeypatch):
     U, S, W, P = (backend.numpy(X) for X in (small.U, small.S, small.W, small.P))
     assert np.allclose((U * S) @ W @ adjoint(P), adjoint(C), atol=1e-5)
     assert max(defect(U), defect(W), defect(P)) < 1e-5
-    monkeypatch.setattr(backend.xp.linalg, "svd", lambda *_, **__: unwilling(calls.clear()))
+
+    def never(*_, **__):
+        return unwilling(calls.clear())
+
+    monkeypatch.setattr(backend.xp.linalg, "svd", never)
     with pytest.raises(np.linalg.LinAlgError):
         small_svd(backend.asarray(C))
+
+
+@pytest.mark.parametrize("noise", [1e-3, 1e-6])
+def test_small_svd_mends_vectors_that_are_not_orthonormal(backend, dtype, monkeypatch, noise):
+    """gesdd returns such vectors for clustered singular values; the cluster is right."""
+    s = np.repeat([1.0, 1e-3], [4, 8])
+    C = with_spectrum(s, (30, 12), dtype)
+    native = backend.xp.linalg.svd
+    spoil = np.eye(12) + noise * np.kron(np.diag([0, 1, 1]), gaussian((4, 4), "float64"))
+
+    def sloppy(X, /, **options):
+        U, S, W = native(X, **options)
+        return U @ backend.asarray(spoil.astype(dtype)), S, W
+
+    monkeypatch.setattr(backend.xp.linalg, "svd", sloppy)
+    small = small_svd(backend.asarray(C))
+    U, S, W, P = (backend.numpy(X) for X in (small.U, small.S, small.W, small.P))
+    assert max(defect(U), defect(W), defect(P)) < 100 * backend.eps(dtype) * 12**0.5
+    # off-diagonal parts of the size noise · σ within the cluster are what is left out
+    left_out = np.linalg.norm((U * S) @ W @ adjoint(P) - adjoint(C))
+    assert left_out < 20 * noise * 1e-3 + 100 * backend.eps(dtype)
+    assert np.all(np.diff(S) <= 0)
+
+
+@pytest.mark.parametrize("condition", [1e8, 1e10, 1e12])
+@pytest.mark.parametrize("n", [100, 117, 150])
+def test_orthonormal_for_clusters_that_lapack_gets_wrong(backend, condition, n):
+    if not backend.has_float64:
+        return
+    A = backend.asarray(with_spectrum(gallery.steps(n, condition), (n, n), "float64", seed=0))
+    for factorize in FACTORIZATIONS:
+        found = quietly(factorize, A, rtol=1e-13, rng=50)
+        approximation, left = product(backend, found)
+        assert defect(left) < 100 * np.finfo(float).eps * n**0.5
+        assert np.linalg.norm(backend.numpy(A) - approximation) <= found.error_bound
+
+
+def test_singular_values_beyond_the_dtype_are_refused(backend):
+    A = backend.asarray(np.full((200, 200), 1e37, "float32"))
+    assert lowrank.range_finder(A, rtol=1e-3, rng=0).converged
+    for options in ({"rank": 3}, {"rtol": 1e-3}):
+        with pytest.raises(ValueError, match=r"divide `A` by a constant"):
+            lowrank.svd(A, rng=0, **options)

@@ -46,7 +46,7 @@ def test_qr_reads_nothing(A):
 
 
 def test_one_number_per_look(A):
-    count, found = reads(lambda: lowrank.range_finder(A, rtol=2e-2, rng=0))
+    count, found = reads(lambda: lowrank.range_finder(A, rtol=5e-2, rng=0))
     looks = len(found.history) - 1
     assert looks >= 3
     assert count == looks + 1  # and the norm of A

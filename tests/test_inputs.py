@@ -155,6 +155,30 @@ def test_results_do_not_alias_what_was_passed(backend, dtype):
     assert np.allclose(np.abs(backend.numpy(finder.Q)), np.eye(12, 2), atol=1e-5)
 
 
+def test_derivatives_of_a_callable_test_matrix_are_not_recorded():
+    torch = pytest.importorskip("torch")
+
+    def draw(shape, dtype, device):
+        return torch.randn(shape, dtype=dtype, device=device, requires_grad=True)
+
+    found = lowrank.range_finder(torch.eye(10), 3, test_matrix=draw)
+    assert not found.Q.requires_grad
+
+
+def test_foreign_byte_order():
+    A = with_spectrum(gallery.fast(40), (50, 40), "float64")
+    found = lowrank.range_finder(A.astype(">f8"), rtol=1e-3, rng=0)
+    assert found.Q.dtype == np.dtype("float64")
+    assert np.linalg.norm(residual(A, found.Q)) <= found.error_bound
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_qr_of_what_is_not_finite_warns_of_nothing(bad):
+    A = np.ones((4, 3))
+    A[1, 1] = bad
+    assert np.isnan(lowrank.qr(A).Q).any()
+
+
 # -- norms of large matrices -----------------------------------------------------------------
 
 
@@ -167,6 +191,14 @@ def test_norm_and_largest_entry_by_rows(backend, shape):
     assert matrix_norm_by_rows(there) == pytest.approx(np.linalg.norm(wide), rel=1e-5)
     assert max_abs(there) == pytest.approx(40.0)
     assert float(safe_norm(there)) == pytest.approx(np.linalg.norm(wide), rel=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(2048, 1024), (2, 2**20)], ids=str)
+def test_norm_of_equal_entries_keeps_its_digits(backend, shape):
+    """Where a sum in sequence loses four digits."""
+    A = np.full(shape, 0.7564102564102564, "float32")
+    truth = float(A[0, 0]) * A.size**0.5
+    assert matrix_norm_by_rows(backend.asarray(A)) == pytest.approx(truth, rel=4e-6)
 
 
 @pytest.mark.parametrize("exponent", [-44, -37, -20, 20, 37])

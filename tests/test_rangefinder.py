@@ -222,15 +222,16 @@ def test_the_looser_tolerance_ends_the_work(backend):
 
 def test_a_tolerance_of_the_norm_needs_no_basis(backend, dtype):
     A = backend.asarray(gaussian((30, 20), dtype))
-    found = lowrank.range_finder(A, rtol=1.0)
+    found = lowrank.range_finder(A, rtol=1.01)
     assert (found.rank, found.status, found.products) == (0, Status.CONVERGED, 0)
     assert found.error_bound == pytest.approx(np.linalg.norm(backend.numpy(A)), rel=1e-5)
 
 
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
 @pytest.mark.parametrize("shape", [(0, 0), (0, 4), (4, 0), (5, 3)], ids=str)
-def test_zero_and_empty_matrices_need_no_basis(backend, dtype, shape):
+def test_zero_and_empty_matrices_need_no_basis(backend, dtype, shape, kind):
     A = backend.asarray(np.zeros(shape, dtype))
-    found = lowrank.range_finder(A, rtol=1e-3)
+    found = lowrank.range_finder(A, rtol=1e-3, norm=kind)
     assert (found.rank, found.status) == (0, Status.CONVERGED)
     assert (found.error, found.error_bound) == (0.0, 0.0)
     assert tuple(found.Q.shape) == (shape[0], 0)
@@ -527,6 +528,82 @@ def test_entries_at_the_edge_of_the_dtype(backend, dtype, options, edge):
     if "rtol" in options:
         assert found.converged
         assert norm(residual(unit, Q), options.get("norm", "fro")) <= found.error_bound / size
+
+
+def test_extend_then_reach_at_the_edge_of_the_dtype(backend):
+    A = with_spectrum(gallery.fast(100), (100, 100), "float32")
+    A[0] = 3e37
+    found = lowrank.RangeFinder(backend.asarray(A), rng=0).extend(20).reach(rtol=1e-2).result()
+    assert found.converged
+    unit = A.astype("float64") / 1e37
+    assert np.linalg.norm(residual(unit, backend.numpy(found.Q))) <= found.error_bound / 1e37
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite_in_a_stack(backend, bad):
+    A = np.ones((2, 20, 15), "float32")
+    A[1, 3, 3] = bad
+    with pytest.raises(ValueError, match=r"`A` holds NaN or Inf"):
+        lowrank.range_finder(backend.asarray(A), 3, rng=0)
+
+
+def test_large_entries_in_a_stack(backend):
+    A = np.full((2, 20, 15), 3e37, "float32")
+    Q = backend.numpy(lowrank.range_finder(backend.asarray(A), 2, rng=0).Q)
+    for member in Q:
+        check_basis(member, 20, 2, backend.eps("float32"))
+        assert np.linalg.norm(residual(np.ones((20, 15)), member)) < 1e-4
+
+
+def test_a_test_matrix_that_is_not_finite(backend):
+    A, Omega = gaussian((9, 8), "float32"), gaussian((8, 3), "float32")
+    Omega[2, 1] = np.nan
+    with pytest.raises(ValueError, match=r"a product of `A` with the test matrix is not finite"):
+        lowrank.range_finder(backend.asarray(A), 3, test_matrix=backend.asarray(Omega))
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_a_residual_with_the_seed_of_its_projection(backend, kind):
+    """One seed for everything must not make the sketches of different matrices dependent."""
+    A = with_spectrum(
+        gallery.slower(200), (200, 200), "float64" if backend.has_float64 else "float32"
+    )
+    Q = backend.numpy(quietly(lowrank.range_finder, backend.asarray(A), 64, rtol=1e-9, rng=0).Q)
+    E = residual(A, Q).astype(A.dtype)
+    found = lowrank.range_finder(backend.asarray(E), rtol=0.2, norm=kind, rng=0)
+    P = backend.numpy(found.Q)
+    assert norm(residual(E.astype("float64"), P), kind) <= found.error_bound
+    fixed = backend.numpy(lowrank.range_finder(backend.asarray(A), 64, rng=0).Q)
+    estimate = lowrank.residual_norm(
+        backend.asarray(A), backend.asarray(fixed.astype(A.dtype)), norm=kind, rng=0
+    )
+    assert norm(residual(A.astype("float64"), fixed), kind) <= estimate.upper_bound
+
+
+def test_results_are_the_callers(backend, dtype):
+    A = with_spectrum(gallery.fast(120), (120, 120), dtype)
+    finder = lowrank.RangeFinder(backend.asarray(A), norm="spectral", rng=0).extend(5)
+    for Q in (finder.result().Q, finder.Q):
+        Q[:, :] = 7.0
+    found = finder.reach(rtol=1e-2).result()
+    check_basis(backend.numpy(found.Q), 120, found.rank, backend.eps(dtype))
+    wide = A.astype(backend.numpy(found.Q).dtype)
+    assert norm(residual(wide, backend.numpy(found.Q)), "spectral") <= found.error_bound
+    assert found.norm_A <= norm(wide, "spectral") * (1 + 1e-5)
+
+
+def test_estimate_never_exceeds_the_bound(backend):
+    A = backend.asarray(with_spectrum(gallery.flat(100), (100, 100), "float32"))
+    for seed in range(10):
+        found = quietly(lowrank.range_finder, A, 1, rtol=1e-3, rng=seed)
+        assert all(look.error <= look.error_bound for look in found.history)
+
+
+def test_an_exhausted_test_matrix_at_full_rank(backend):
+    """A basis of all rows needs no sample to certify it."""
+    A, Omega = gaussian((40, 60), "float32"), gaussian((60, 40), "float32")
+    found = lowrank.range_finder(backend.asarray(A), rtol=1e-4, test_matrix=backend.asarray(Omega))
+    assert (found.rank, found.status) == (40, Status.CONVERGED)
 
 
 def test_unchecked_input_raises_nothing(backend):

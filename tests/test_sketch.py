@@ -8,7 +8,7 @@ from lowrank._sketch import gaussian_source
 
 def test_test_matrices_are_standard_gaussian(backend, dtype):
     """Mean, E|ω|² = 1, E|ω|⁴ = 3 (2 if complex), and E ω² = 0 if complex."""
-    draw = gaussian_source(0, backend.xp, backend.device)
+    draw = gaussian_source(0, backend.xp, backend.device, purpose="sketch")
     Omega = backend.numpy(draw((400, 250), getattr(backend.xp, dtype)))
     assert Omega.shape == (400, 250)
     is_complex = np.dtype(dtype).kind == "c"
@@ -22,8 +22,23 @@ def test_test_matrices_are_standard_gaussian(backend, dtype):
     assert np.max(np.abs(Omega.conj().T @ Omega / 400 - np.eye(250))) < 0.5
 
 
+def test_purposes_and_salts_have_their_own_streams(backend):
+    drawn = [
+        backend.numpy(
+            gaussian_source(0, backend.xp, backend.device, purpose=purpose, salt=salt)(
+                (3, 4), backend.xp.float32
+            )
+        )
+        for purpose, salt in [("sketch", 0.0), ("sketch", 1.0), ("sketch", 0.999), ("gallery", 0.0)]
+    ]
+    host = np.random.default_rng(0).standard_normal((3, 4), dtype="float32")
+    for i, first in enumerate([host, *drawn]):
+        for second in drawn[i:]:
+            assert not np.allclose(first, second)
+
+
 def test_draws_go_on(backend):
-    draw = gaussian_source(0, backend.xp, backend.device)
+    draw = gaussian_source(0, backend.xp, backend.device, purpose="sketch")
     first, second = (backend.numpy(draw((3, 4), backend.xp.float32)) for _ in range(2))
     assert not np.array_equal(first, second)
 

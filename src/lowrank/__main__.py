@@ -73,12 +73,15 @@ def main(arguments: list[str] | None = None) -> int:
     m, n = A.shape
     print(f"lowrank {lowrank.__version__}: elevation around the Jacksboro fault, Tennessee")
     print(f"({m}×{n}, float64, {A.nbytes / 2**20:.2f} MiB; US Geological Survey, public domain)\n")
-    print("tolerance  rank  best possible  certified bound  true error  memory     time  full SVD")
+    print(
+        "tolerance  rank  best possible  certified bound  true error  memory       time  full SVD"
+    )
     for rtol in (1e-1, 1e-2, 1e-3):
         row = measure(A, singular_values, rtol)
         print(
-            f"{row.rtol:9.0e}{row.rank:6d}{row.best_rank:15d}{row.bound:17.2e}{row.error:12.2e}"
-            f"{row.memory:8.0%}{row.seconds * 1e3:6.1f} ms{full * 1e3:7.1f} ms"
+            f"{row.rtol:9.0e} {row.rank:5d} {row.best_rank:14d} {row.bound:16.2e} "
+            f"{row.error:11.2e} {row.memory:7.0%} {row.seconds * 1e3:7.1f} ms "
+            f"{full * 1e3:6.1f} ms"
         )
     print(
         "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"

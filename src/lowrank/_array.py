@@ -29,6 +29,7 @@ __all__ = [
     "device_of",
     "eps",
     "eye",
+    "inverse",
     "is_array_api_obj",
     "is_complex",
     "is_cupy_namespace",
@@ -37,6 +38,7 @@ __all__ = [
     "loaded",
     "matrix_norm_by_rows",
     "max_abs",
+    "phases",
     "rows_below",
     "safe_norm",
     "same_place",
@@ -69,6 +71,8 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         raise TypeError(message)
     if is_numpy_array(A):
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays
+        if not A.dtype.isnative:
+            A = A.astype(A.dtype.newbyteorder("="))
     elif is_torch_array(A):
         A = A.detach()  # no derivatives are promised, and none shall be recorded
     xp = array_namespace(A)
@@ -148,8 +152,26 @@ def rows_below(X: Array, rows: int) -> Array:
     return xp.concat([zeros((*X.shape[:-2], rows, X.shape[-1]), X), X], axis=-2)
 
 
+def phases(d: Array) -> Array:
+    """``d/|d|`` along the last axis, or one where |d| is too small for its phase to matter."""
+    if d.shape[-1] == 0:
+        return d
+    xp = array_namespace(d)
+    size, one = xp.abs(d), xp.ones_like(d)
+    least = eps(d) * xp.max(size, axis=-1, keepdims=True)
+    smallest = float(xp.finfo(d.dtype).smallest_normal) / eps(d)  # a quotient may overflow below
+    counts = xp.logical_and(size > least, size > smallest)
+    return xp.where(counts, d / xp.where(counts, xp.astype(size, d.dtype), one), one)
+
+
+def inverse(X: Array) -> Array:
+    """Inverse of a small, well-conditioned matrix, without asking the device whether it exists."""
+    xp = array_namespace(X)
+    return xp.linalg.inv_ex(X).inverse if is_torch_namespace(xp) else xp.linalg.inv(X)
+
+
 def max_abs(X: Array) -> float:
-    """Largest absolute value of a matrix, by blocks of rows (no copy of `X`)."""
+    """Largest absolute value of a matrix or stack, by blocks of rows (no copy of `X`)."""
     xp = array_namespace(X)
     parts = [xp.max(xp.abs(block)) for block in _row_blocks(X)]
     return float(xp.max(xp.stack(parts))) if parts else 0.0
@@ -158,41 +180,50 @@ def max_abs(X: Array) -> float:
 def safe_norm(X: Array) -> Array:
     """Frobenius norm as a 0-d array; neither overflows nor underflows. NaN if `X` is not finite."""
     xp = array_namespace(X)
-    real = xp.abs(X)
+    size = xp.abs(X)
     if 0 in X.shape:
-        return xp.sum(real)
-    largest = xp.max(real)
+        return xp.sum(size)
+    largest = xp.max(size)
     scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return largest * _norm(xp, real / scale)
+    return largest * xp.sqrt(xp.sum((size / scale) ** 2))
 
 
 def matrix_norm_by_rows(X: Array) -> float:
-    """Frobenius norm of a large matrix without a copy of it. NaN or Inf if `X` is not finite."""
+    """Frobenius norm of a large matrix or stack without a copy of it; not finite if `X` is not.
+
+    Sums of squares, because every library adds in pairs or trees there: a dot product, or torch's
+    own norm, adds in sequence, and loses four digits in float32 over 2^20 equal entries.
+    """
     xp = array_namespace(X)
-    if 0 in X.shape:
+    blocks = _row_blocks(X)
+    if not blocks:
         return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = float(_norm(xp, xp.stack([_norm(xp, block) for block in _row_blocks(X)])))
+        norm = float(xp.sum(xp.stack([xp.sum(_squares(block)) for block in blocks]))) ** 0.5
         smallest = float(xp.finfo(X.dtype).smallest_normal)
-        if norm < (smallest / eps(X)) ** 0.5 or norm == float("inf"):
+        if norm < (smallest / eps(X)) ** 0.5 or norm == math.inf:
             # Squares left the range of the dtype. The norm of a float32 matrix may, too: its size
             # is put back in Python's float.
             largest = max_abs(X)
-            if 0.0 < largest < float("inf"):
-                parts = [float(_norm(xp, xp.abs(block) / largest)) for block in _row_blocks(X)]
-                norm = largest * math.hypot(*parts)
+            if 0.0 < largest < math.inf:
+                squares = [xp.sum((xp.abs(block) / largest) ** 2) for block in blocks]
+                norm = largest * float(xp.sum(xp.stack(squares))) ** 0.5
     return norm
 
 
-def _norm(xp: Namespace, X: Array) -> Array:
-    # numpy.linalg.vector_norm squares into a copy; numpy.linalg.norm of the whole is a dot product.
-    return np.linalg.norm(X) if is_numpy_namespace(xp) else xp.linalg.vector_norm(X)
+def _squares(X: Array) -> Array:
+    xp = array_namespace(X)
+    return xp.real(X * xp.conj(X)) if is_complex(X) else X * X
 
 
 def _row_blocks(X: Array) -> list[Array]:
-    m, n = X.shape
-    if m == 0 or n == 0:
+    """Blocks of rows that are small against `X`, and few."""
+    if 0 in X.shape:
         return []
+    n = X.shape[-1]
+    if X.ndim > 2:
+        X = array_namespace(X).reshape(X, (-1, n))
+    m = X.shape[0]
     rows = max(1, max(2**16, m * n // 64) // n)
     return [X[start : min(start + rows, m), :] for start in range(0, m, rows)]
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowrank._array import Array, Namespace, adjoint, eps, eye, is_numpy_namespace
+from lowrank._array import Array, Namespace, adjoint, eps, eye, inverse, is_numpy_namespace, phases
 
 __all__ = ["Panel", "factor_panel"]
 
@@ -43,18 +43,10 @@ def factor_panel(P: Array, xp: Namespace, /) -> Panel:
     R = R * xp.astype(xp.where(largest > 0, scale, xp.zeros_like(scale)), P.dtype)
 
     W, R1 = xp.linalg.qr(_nudge(Q[..., :b, :]))
-    W = W * _phases(xp.linalg.diagonal(R1), xp)[..., None, :]
+    W = W * phases(xp.linalg.diagonal(R1))[..., None, :]
     V = xp.concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
     S = eye(b, b, like=P) + adjoint(W) @ Q[..., :b, :]
-    return Panel(V, adjoint(xp.linalg.inv(S)), -W, R)
-
-
-def _phases(diagonal: Array, xp: Namespace) -> Array:
-    """``d/|d|``, or one where |d| is so small that its phase does not matter."""
-    size, one = xp.abs(diagonal), xp.ones_like(diagonal)
-    counts = size > eps(diagonal)
-    divisor = xp.where(counts, xp.astype(size, diagonal.dtype), one)
-    return xp.where(counts, diagonal / divisor, one)
+    return Panel(V, adjoint(inverse(S)), -W, R)
 
 
 def _nudge(X: Array) -> Array:

@@ -1,5 +1,6 @@
 """Test matrices: Gaussian ones drawn on the array's own device, or the caller's."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -24,10 +25,15 @@ Source = Callable[[tuple[int, ...], Any], Array]  # (shape, dtype) -> test matri
 
 
 class TestMatrix:
-    """Columns of the test matrix Ω for `operator`, handed out block by block."""
+    """Columns of the test matrix Ω for `operator`, handed out block by block.
+
+    `salt`, a number of the matrix such as its norm, may be set before the first draw: with the
+    same seed, a matrix and what is left of it after a projection then get different sketches.
+    """
 
     def __init__(self, operator: Operator, test_matrix: Any, rng: Any) -> None:
         self._operator = operator
+        self.salt = 0.0
         self._draw: Callable[[tuple[int, ...]], Array]
         self._given: Array | None = None
         self._used = 0
@@ -35,8 +41,9 @@ class TestMatrix:
             self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
             self._check(self._given)
         elif test_matrix is None:
-            gaussian = gaussian_source(rng, operator.xp, operator.device)
-            self._draw = lambda shape: gaussian(shape, operator.dtype)
+            self._rng = _as_generator(rng, operator.xp, operator.device)
+            self._gaussian: Source | None = None
+            self._draw = self._draw_gaussian
         elif callable(test_matrix):
             self._draw = lambda shape: test_matrix(shape, operator.dtype, operator.device)
         else:
@@ -53,11 +60,19 @@ class TestMatrix:
             self._used = min(start + columns, self._given.shape[-1])
             return self._given[..., start : self._used]
         *batch, _, n = self._operator.shape
-        Omega = self._draw((*batch, n, columns))
+        Omega, _ = as_matrix(self._draw((*batch, n, columns)), name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
             raise ValueError(message)
         return Omega
+
+    def _draw_gaussian(self, shape: tuple[int, ...]) -> Array:
+        operator = self._operator
+        if self._gaussian is None:
+            self._gaussian = gaussian_source(
+                self._rng, operator.xp, operator.device, purpose="sketch", salt=self.salt
+            )
+        return self._gaussian(shape, operator.dtype)
 
     def _check(self, Omega: Array) -> int:
         operator = self._operator
@@ -72,32 +87,47 @@ class TestMatrix:
         return int(Omega.shape[-1])
 
 
-def gaussian_source(rng: Any, xp: Namespace, device: Any) -> Source:
+def gaussian_source(
+    rng: Any, xp: Namespace, device: Any, *, purpose: str, salt: float = 0.0
+) -> Source:
     """Function drawing standard Gaussian arrays; complex ones have E|ω|² = 1.
 
     `rng` follows SPEC 7 (None, int, SeedSequence, BitGenerator, Generator) or is a generator of
-    the array's own library and device. A NumPy seed or generator gives one 63-bit integer that
-    seeds a generator on the device, so that no random numbers cross to it.
+    the array's own library and device. A NumPy seed or generator gives one integer, which with
+    the purpose and the salt seeds a generator on the device: no random numbers cross to it, and
+    draws for different purposes are independent also where a caller uses one seed for all.
     """
-    native = type(rng).__module__.partition(".")[0]
-    if native in ("torch", "cupy"):
-        _check_native(rng, native, xp, device)
-        return _torch_source(rng, device) if native == "torch" else _cupy_source(rng)
-    host = np.random.default_rng(rng)
+    generator = _as_generator(rng, xp, device)
+    if not isinstance(generator, np.random.Generator):
+        is_torch = is_torch_namespace(xp)
+        return _torch_source(generator, device) if is_torch else _cupy_source(generator, device)
+    # 16 bits of the salt: more than rounding, less than a projection, will change.
+    fraction, exponent = math.frexp(salt)
+    key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
+    entropy = [int(generator.integers(2**63)), *key]
     if is_torch_namespace(xp):
-        generator = loaded("torch").Generator(device=device)
-        generator.manual_seed(_seed(host))
-        return _torch_source(generator, device)
+        native = loaded("torch").Generator(device=device)
+        native.manual_seed(_seed(entropy))
+        return _torch_source(native, device)
     if is_cupy_namespace(xp):
         cupy = loaded("cupy")
         with device:
-            bits = cupy.random.Philox4x3210(_seed(host))
-            return _cupy_source(cupy.random.Generator(bits))
-    return _host_source(host, xp, device)
+            bits = cupy.random.Philox4x3210(_seed(entropy))
+            return _cupy_source(cupy.random.Generator(bits), device)
+    return _host_source(np.random.default_rng(entropy), xp, device)
 
 
-def _seed(host: np.random.Generator) -> int:
-    return int(host.integers(2**63 - 1))
+def _as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
+    native = type(rng).__module__.partition(".")[0]
+    if native not in ("torch", "cupy"):
+        return np.random.default_rng(rng)
+    _check_native(rng, native, xp, device)
+    return rng
+
+
+def _seed(entropy: list[int]) -> int:
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return int(state[0]) % 2**63
 
 
 def _check_native(rng: Any, native: str, xp: Namespace, device: Any) -> None:
@@ -126,9 +156,10 @@ def _torch_source(generator: Any, device: Any) -> Source:
     return draw
 
 
-def _cupy_source(generator: Any) -> Source:
+def _cupy_source(generator: Any, device: Any) -> Source:
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        return _assemble(generator.standard_normal, shape, np.dtype(dtype))
+        with device:
+            return _assemble(generator.standard_normal, shape, np.dtype(dtype))
 
     return draw
 

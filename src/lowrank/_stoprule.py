@@ -51,7 +51,8 @@ class StopRule:
         `look` is the newest; it may be about a basis of fewer columns than `rank`, whose error is
         then at least that of the basis at hand. `floor` is the rounding error of the basis.
         """
-        if look.error_bound <= self.goal * self.tolerance(norm_A):
+        goal = self.goal if look.rank else 1.0  # without a basis there is nothing to trim
+        if look.error_bound <= goal * self.tolerance(norm_A):
             return Status.CONVERGED
         if look.rank < rank:
             return None

@@ -1,18 +1,14 @@
 """The rank that a tolerance needs: SVD of B = QᴴA, cut where the left-over budget allows."""
 
 import math
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from lowrank._array import Array, adjoint, array_namespace, device_of, eps, safe_norm
-from lowrank._check import as_block_size
-from lowrank._sketch import gaussian_source
+from lowrank._small_svd import SmallSVD
 from lowrank.certificate import rounding_floor
-from lowrank.householder import reflect
 from lowrank.results import Status
 
-__all__ = ["GOAL", "MARGIN", "SmallSVD", "small_svd", "trim"]
+__all__ = ["GOAL", "MARGIN", "trim"]
 
 # Columns of the basis beyond a cap, before the truncation: those of one look, multiplied anyway.
 MARGIN = 64
@@ -20,49 +16,6 @@ MARGIN = 64
 GOAL = 0.5
 # ‖A‖² − ‖B‖² is known to this many eps ‖A‖²: the orthogonality of Q and the summation of both.
 ENERGY_ROUNDING = 4096.0
-# Rotations to try where an SVD does not converge.
-TURNS = 5
-
-
-class SmallSVD(NamedTuple):
-    """``B = Rᴴ Pᴴ`` with P (n×k) orthonormal, and ``Rᴴ = U diag(S) W``, all k×k."""
-
-    R: Array
-    U: Array
-    S: Array
-    W: Array
-    P: Array
-
-
-def small_svd(C: Array) -> SmallSVD:
-    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C."""
-    factor = reflect(C, as_block_size(None, C))
-    U, S, W = _svd(adjoint(factor.R))
-    return SmallSVD(factor.R, U, S, W, factor.thin())
-
-
-def _svd(M: Array) -> tuple[Array, Array, Array]:
-    """SVD of a square matrix, turned by a random rotation where the library's does not converge.
-
-    LAPACK's gesdd gives up on some finite matrices with clustered singular values, depending on
-    the number of threads (numpy issue 11887, OpenBLAS issue 3044; 600 columns of the "steps"
-    spectrum at κ = 1e10 are one). A rotation is backward stable and gives it another matrix to try.
-    """
-    xp = array_namespace(M)
-    rotation = None
-    for attempt in range(TURNS + 1):
-        try:
-            if rotation is None:
-                U, S, W = xp.linalg.svd(M, full_matrices=False)
-                return U, S, W
-            U, S, W = xp.linalg.svd(M @ rotation, full_matrices=False)
-            return U, S, W @ adjoint(rotation)
-        except (np.linalg.LinAlgError, RuntimeError):  # torch's is a RuntimeError
-            if attempt == TURNS:
-                raise
-            draw = gaussian_source(attempt, xp, device_of(M))
-            rotation = reflect(draw(tuple(M.shape), M.dtype), as_block_size(None, M)).thin()
-    raise AssertionError
 
 
 def trim(outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None) -> dict[str, Any]:

@@ -98,8 +98,9 @@ def residual_norm(
     samples : int
         Gaussian vectors to multiply. More make the bound tighter.
     rng : None, int, numpy.random.Generator or native generator
-        As in SPEC 7. It must be independent of whatever made Q: do not pass the seed or the test
-        matrix that Q was found with.
+        As in SPEC 7. It must be independent of whatever made Q. The seed that a function of this
+        library found Q with will do, since the draws here are others; a native generator in the
+        same state will not.
     failure_probability : float
         Probability that `upper_bound` lies below the truth.
 
@@ -153,7 +154,9 @@ def residual_norm(
             raise ValueError(message)
 
     with np.errstate(over="ignore", invalid="ignore"):
-        Omega = gaussian_source(rng, xp, operator.device)((n, samples), operator.dtype)
+        Omega = gaussian_source(rng, xp, operator.device, purpose="residual")(
+            (n, samples), operator.dtype
+        )
         Y = operator.matmat(Omega)
         Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
         measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)

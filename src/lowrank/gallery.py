@@ -181,9 +181,9 @@ def matrix(
         message = f"expected at most {min(m, n)} singular values, got shape {values.shape}."
         raise ValueError(message)
     xp = array_namespace(xp.empty(0))
-    dtype = xp.float64 if dtype is None else dtype
-    like = xp.empty(0, dtype=dtype, device=device)
-    draw = gaussian_source(rng, xp, device_of(like))
+    like = xp.empty(0, dtype=xp.float64 if dtype is None else dtype, device=device)
+    dtype = like.dtype
+    draw = gaussian_source(rng, xp, device_of(like), purpose="gallery")
     U, V = (qr(draw((rows, k), dtype)).Q for rows in (m, n))
     real = xp.abs(like).dtype
     sigma = xp.asarray(values.tolist(), dtype=real, device=device)

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+import numpy as np
+
 from lowrank._array import (
     Array,
     adjoint,
@@ -263,7 +265,9 @@ class HouseholderQR:
         ValueError, TypeError
             If Y does not have m rows, or another dtype or array library than the factorization.
         """
-        self._factor = self._factor.extend(self._check(Y), self._block_size)
+        Y = self._check(Y)
+        with np.errstate(over="ignore", invalid="ignore"):
+            self._factor = self._factor.extend(Y, self._block_size)
         return self
 
     def _check(self, X: Array) -> Array:
@@ -323,7 +327,8 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     """
     A, _ = as_matrix(A, stacks=True)
     block_size = as_block_size(block_size, A)
-    return HouseholderQR(reflect(A, block_size), block_size)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return HouseholderQR(reflect(A, block_size), block_size)
 
 
 def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:

@@ -3,7 +3,8 @@
 from typing import Any
 
 from lowrank._array import Array, adjoint
-from lowrank._trim import GOAL, MARGIN, small_svd, trim
+from lowrank._small_svd import small_svd
+from lowrank._trim import GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
 from lowrank.results import QBResult
 
@@ -100,11 +101,12 @@ def qb(
         check_finite=check_finite,
         callback=callback,
     )
-    C = finder.image()
+    Q = finder.Q
+    C = finder.image(Q)
     if fixed:
-        return QBResult(Q=finder.Q, B=adjoint(C), **finder.outcome())
+        return QBResult(Q=Q, B=adjoint(C), **finder.outcome())
     small = small_svd(C)
     outcome = trim(finder.outcome(), small, norm, rank)
     warn_unless_converged(outcome)
     U = small.U[:, : outcome["rank"]]
-    return QBResult(Q=finder.Q @ U, B=adjoint(C @ U), **outcome)
+    return QBResult(Q=Q @ U, B=adjoint(C @ U), **outcome)

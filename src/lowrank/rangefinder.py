@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lowrank._array import Array, rows_below, safe_norm, zeros
+from lowrank._array import Array, rows_below, safe_norm
 from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
 from lowrank._operator import as_operator
 from lowrank._sketch import TestMatrix
@@ -56,7 +56,7 @@ class RangeFinder:
         (E|ω|² = 1 if complex) and independent of A.
     rng : None, int, numpy.random.Generator or native generator
         As in SPEC 7. With an integer, the same library on the same device model repeats the
-        result.
+        result. A native generator must not be in the state that a projection of A was made with.
     failure_probability : float
         Probability, over all looks of this object, that any error bound is too small.
     check_finite : bool
@@ -69,7 +69,7 @@ class RangeFinder:
     Attributes
     ----------
     Q : array, shape (m, rank)
-        The basis, formed on request.
+        The basis, formed at each request (2m·rank² flops).
     rank : int
 
     Examples
@@ -118,7 +118,6 @@ class RangeFinder:
         self._wy = CompactWY.identity(empty)
         # Columns drawn but not yet in the basis: rows `rank` and on of QᴴAΩ.
         self._pending = empty
-        self._Q: Array | None = None
         limits = A.xp.finfo(A.dtype)
         self._epsilon, self._largest = float(limits.eps), float(limits.max)
         self._smallest = float(limits.smallest_normal)
@@ -136,9 +135,7 @@ class RangeFinder:
 
     @property
     def Q(self) -> Array:
-        if self._Q is None:
-            self._Q = self._wy.thin()
-        return self._Q
+        return self._wy.thin()
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self._A.shape))
@@ -152,7 +149,7 @@ class RangeFinder:
         """The fields that all results share, for the basis found so far."""
         last = self._history[-1] if self._history else None
         return {
-            "status": self._status,
+            "status": Status.CONVERGED if self._is_converged() else self._status,
             "converged": self._is_converged(),
             "tolerance": self._tolerance,
             "error": None if last is None else last.error,
@@ -169,11 +166,11 @@ class RangeFinder:
             return None
         return bool(self._history) and self._history[-1].error_bound <= self._tolerance
 
-    def image(self) -> Array:
+    def image(self, Q: Array) -> Array:
         """``AᴴQ`` (n×rank): the adjoint of B = QᴴA, in one pass."""
         self._passes += 1
         self._products += self.rank
-        return self._A.rmatmat(self.Q)
+        return self._A.rmatmat(Q)
 
     def extend(self, columns: int, /) -> "RangeFinder":
         """Add `columns` columns (fewer where min(m, n) ends them) and return the object.
@@ -209,11 +206,19 @@ class RangeFinder:
         self._keep(block)
         self._absorb(columns)
         # Read last, so that the host never waits before all of the work is under way.
-        if self._check_finite and not bool(self._A.xp.all(self._A.xp.isfinite(block))):
-            self._wy, self._pending = before
-            self._set_scale()
-            self._keep(self._block(Omega))
-            self._absorb(columns)
+        if not self._check_finite or self._is_finite(block):
+            return
+        self._wy, self._pending = before
+        self._measure()
+        block = self._block(Omega)
+        if not self._is_finite(block):
+            message = "a product of `A` with the test matrix is not finite, though `A` is."
+            raise ValueError(message)
+        self._keep(block)
+        self._absorb(columns)
+
+    def _is_finite(self, X: Array) -> bool:
+        return bool(self._A.xp.all(self._A.xp.isfinite(X)))
 
     def reach(
         self, *, rtol: float | None = None, atol: float | None = None, rank: int | None = None
@@ -260,16 +265,12 @@ class RangeFinder:
             raise ValueError(message)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             if math.isnan(self._frobenius):
-                self._set_scale()
-                if self._norm == "fro":
-                    self._norm_A = self._frobenius
-                    # Without a basis the error is the norm itself; that look costs no sample.
-                    if self.rank == 0:
-                        self._record(self._norm_A, self._norm_A, rule)
+                self._measure()
+            if self.rank == 0 and not self._history and not math.isnan(self._norm_A):
+                # Without a basis the error is the norm itself; that look costs no sample.
+                self._record(self._norm_A, self._norm_bound(), rule)
             self._status = self._grow(rule)
         self._tolerance = rule.tolerance(self._norm_A)
-        if self._is_converged():
-            self._status = Status.CONVERGED
 
     def _grow(self, rule: StopRule) -> Status:
         while True:
@@ -285,10 +286,13 @@ class RangeFinder:
                         return Status.STOPPED
                     self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
                     continue
-            Omega = self._test_matrix.draw(self._look_width())
-            if Omega.shape[-1] == 0:
-                return Status.STOPPED
-            self._look(Omega, rule)
+            if self.rank == self._A.shape[-2]:  # the basis spans everything; nothing to sample
+                self._record(0.0, self._floor(), rule)
+            else:
+                Omega = self._test_matrix.draw(self._look_width())
+                if Omega.shape[-1] == 0:
+                    return Status.STOPPED
+                self._look(Omega, rule)
             try:
                 if self._callback is not None:
                     self._callback(self._history[-1])
@@ -310,8 +314,8 @@ class RangeFinder:
         """
         samples = Omega.shape[-1]
         sample = self._sample(Omega)
+        root = 1.0
         if self._norm == "fro":
-            root = 1.0
             size = float(safe_norm(sample))
         else:
             if math.isnan(self._norm_A):
@@ -327,12 +331,16 @@ class RangeFinder:
         error = size / self._scale / math.sqrt(samples) ** root
         bound = error * factor**root + self._floor()
         if self._norm == "fro":
-            bound = min(bound, self._norm_A)
+            bound = min(bound, self._norm_bound())
         self._keep(sample)
-        self._record(error, bound, rule)
+        self._record(min(error, bound), bound, rule)
 
     def _record(self, error: float, bound: float, rule: StopRule) -> None:
         self._history.append(Look(self.rank, error, bound, rule.tolerance(self._norm_A)))
+
+    def _norm_bound(self) -> float:
+        """‖A‖_F, and what its own summation may have lost."""
+        return self._norm_A * (1.0 + 32.0 * self._epsilon)
 
     def _floor(self) -> float:
         return rounding_floor(self._epsilon, self.rank, self._norm_A)
@@ -340,7 +348,7 @@ class RangeFinder:
     def _bound_norm_below(self, sample: Array) -> float:
         """A lower bound on ‖A‖₂: ``‖AᴴY‖₂`` for orthonormal columns Y near the leading ones."""
         if self.rank > 0:
-            Y = self.Q[:, : sample.shape[-1]]
+            Y = self.Q[:, : min(self.rank, sample.shape[-1])]
         else:
             Y = reflect(sample, self._block_size).thin()
         lower = float(spectral_norm(self._rmatmat(Y), self._A.xp)) / self._scale
@@ -360,18 +368,19 @@ class RangeFinder:
 
     def _sample(self, Omega: Array) -> Array:
         """Rows `rank` and on of QᴴAΩ: a sample of the residual, in the coordinates of the basis."""
-        rows = self._A.shape[-2] - self.rank
-        if rows == 0 or Omega.shape[-1] == 0:
-            return zeros((*self._A.shape[:-2], rows, Omega.shape[-1]), self._wy.V)
+        if Omega.shape[-1] == 0:
+            return self._A.empty(self._A.shape[-2] - self.rank)
         return self._wy.apply_adjoint(self._matmat(Omega))[..., self.rank :, :]
 
     def _block(self, Omega: Array) -> Array:
-        """A sample as `_keep` wants it."""
+        """A sample as it waits: after its power iterations in the spectral norm, whose look needs
+        them, and before them in the Frobenius norm, whose look does not.
+        """
         sample = self._sample(Omega)
         return self._iterate(sample)[0] if self._norm == "spectral" else sample
 
     def _keep(self, block: Array) -> None:
-        """Let `block` wait to join the basis, in the spectral norm after its power iterations."""
+        """Let `block` wait to join the basis."""
         if self._pending.shape[-1] == 0:
             self._pending = block
         else:
@@ -400,9 +409,9 @@ class RangeFinder:
             block, _ = self._iterate(block)
         lower = reflect(block, self._block_size).wy
         rest = lower.apply_adjoint(rest)[..., columns:, :]
-        self._wy, self._pending, self._Q = self._wy.append(lower), rest, None
+        self._wy, self._pending = self._wy.append(lower), rest
 
-    def _set_scale(self) -> None:
+    def _measure(self) -> None:
         """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
         self._passes += 1
         norm = self._A.norm()
@@ -412,7 +421,9 @@ class RangeFinder:
             else:
                 message = "`A` holds NaN or Inf; a range finder needs finite entries."
             raise ValueError(message)
-        self._frobenius = norm
+        self._frobenius = self._test_matrix.salt = norm
+        if self._norm == "fro" or norm == 0.0:
+            self._norm_A = norm
         _, exponent = math.frexp(self._largest)  # 128 for float32, 1024 for float64
         if norm > self._largest * 2.0**-32:
             self._scale = 2.0 ** (-exponent // 2)
@@ -492,8 +503,9 @@ def range_finder(
     -----
     Fixed rank k with q power iterations: 2q + 1 passes over A, 2mnk flops each, and 5mk² flops
     for the basis; one flag is read from the device, at the end. With a tolerance and k columns
-    found: about k + 64 columns are multiplied, 64 or more in a pass, and one number is read per
-    pass. The basis is not trimmed to the smallest rank; :func:`qb` and :func:`svd` are.
+    found: about k + 64 columns are multiplied, 64 or more in a pass (32 if complex), and one
+    number is read per look. The basis is not trimmed to the smallest rank; the results of
+    :func:`qb` and :func:`svd` are.
 
     Does not support derivatives, or stacks with a tolerance.
 

@@ -4,7 +4,8 @@ from typing import Any
 
 from lowrank._array import Array, adjoint
 from lowrank._check import as_count
-from lowrank._trim import GOAL, MARGIN, small_svd, trim
+from lowrank._small_svd import small_svd
+from lowrank._trim import GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
 from lowrank.results import Status, SVDResult
 
@@ -110,7 +111,8 @@ def svd(
         check_finite=check_finite,
         callback=callback,
     )
-    C = finder.image()
+    Q = finder.Q
+    C = finder.image(Q)
     small = small_svd(C)
     outcome = finder.outcome()
     if not fixed:
@@ -120,4 +122,4 @@ def svd(
         outcome |= {"rank": rank, "status": Status.RANK_REACHED}
     r = outcome["rank"]
     Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
-    return SVDResult(U=finder.Q @ small.U[..., :r], S=small.S[..., :r], Vh=Vh, **outcome)
+    return SVDResult(U=Q @ small.U[..., :r], S=small.S[..., :r], Vh=Vh, **outcome)

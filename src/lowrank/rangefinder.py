@@ -497,7 +497,7 @@ def range_finder(
     -----
     ConvergenceWarning
         If a tolerance was given and not certified: at the cap, or below the precision floor (about
-        ``3 eps √rank ‖A‖``).
+        ``6 eps √rank ‖A‖``).
 
     Notes
     -----

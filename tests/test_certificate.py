@@ -152,3 +152,29 @@ def test_norm_of_a_product_keeps_the_order(backend, dtype):
     product = factors[2] @ factors[1] @ factors[0]
     found = norm_of_product(there, backend.xp, 1.0)
     assert found == pytest.approx(np.linalg.norm(product, 2), rel=1e-4)
+
+
+def test_residual_norm_never_promises_more_than_rounding(backend, dtype):
+    A = backend.asarray(np.diag(np.linspace(1, 2, 5)).astype(dtype))
+    found = lowrank.residual_norm(A, backend.asarray(np.eye(5, dtype=dtype)), rng=0)
+    assert found.value == 0.0
+    assert backend.eps(dtype) * np.linalg.norm(backend.numpy(A)) < found.upper_bound
+
+
+@pytest.mark.parametrize("samples", [16, 64, 1024])
+def test_residual_norm_is_normalised(backend, dtype, samples):
+    A, Q = np.eye(80, dtype=dtype), np.eye(80, 20, dtype=dtype)
+    A[0, 0] = 5
+    for kind, least, most in (
+        ("fro", 60**0.5, 60**0.5),
+        ("spectral", 1.0, 1 + (60 / samples) ** 0.5),
+    ):
+        found = lowrank.residual_norm(
+            backend.asarray(A), backend.asarray(Q), norm=kind, samples=samples, rng=0
+        )
+        assert 0.9 * least <= found.value <= 1.1 * most
+    is_complex = np.dtype(dtype).kind == "c"
+    x = (found.upper_bound / found.value) ** -2
+    assert (x * np.exp(1 - x)) ** (samples * (1 if is_complex else 0.5)) == pytest.approx(
+        1e-9, rel=0.05
+    )

@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import adjoint, defect, gaussian, norm, with_spectrum
+from matrices import adjoint, defect, gaussian, norm, residual, with_spectrum
 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
-from lowrank._small_svd import small_svd
+from lowrank._small_svd import SmallSVD, small_svd
+from lowrank._trim import trim
 
 FACTORIZATIONS = [lowrank.qb, lowrank.svd]
 
@@ -291,3 +292,147 @@ def test_singular_values_beyond_the_dtype_are_refused(backend):
     for options in ({"rank": 3}, {"rtol": 1e-3}):
         with pytest.raises(ValueError, match=r"divide `A` by a constant"):
             lowrank.svd(A, rng=0, **options)
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_cost_at_a_fixed_rank_is_as_documented(backend, kind, q):
+    A = backend.asarray(with_spectrum(gallery.fast(60), (80, 60), "float32"))
+    found = lowrank.range_finder(A, 10, norm=kind, power_iterations=q, rng=0)
+    assert (found.passes, found.products) == (2 * q + 1, 10 * (2 * q + 1))
+    found = lowrank.qb(A, 10, norm=kind, power_iterations=q, rng=0)
+    assert (found.passes, found.products) == (2 * q + 2, 10 * (2 * q + 2))
+    found = lowrank.svd(A, 10, norm=kind, power_iterations=q, rng=0)
+    assert (found.passes, found.products) == (2 * q + 2, 20 * (2 * q + 2))
+
+
+def test_default_power_iterations(backend):
+    A = backend.asarray(with_spectrum(gallery.fast(60), (80, 60), "float32"))
+    assert lowrank.range_finder(A, 10, rng=0).passes == 1
+    assert lowrank.qb(A, 10, rng=0).passes == 2
+    assert lowrank.svd(A, 10, rng=0).passes == 6
+    defaults = lowrank.range_finder(A, rtol=0.5, norm="spectral", rng=0)
+    given = lowrank.range_finder(A, rtol=0.5, norm="spectral", power_iterations=1, rng=0)
+    assert (defaults.passes, defaults.products) == (given.passes, given.products)
+    assert (
+        given.passes
+        > lowrank.range_finder(A, rtol=0.5, norm="spectral", power_iterations=0, rng=0).passes
+    )
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+def test_cap_reached_from_a_basis_that_converged(backend, factorize):
+    A = backend.asarray(with_spectrum(gallery.medium(150), (150, 160), "float32"))
+    with pytest.warns(ConvergenceWarning, match=r"RANK_REACHED"):
+        found = factorize(A, 40, rtol=1e-1, rng=0)
+    assert (found.rank, found.status, found.converged) == (40, Status.RANK_REACHED, False)
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+@pytest.mark.parametrize("spectrum", ["slow", "fast", "medium", "slower"])
+def test_rank_is_near_the_best_possible_in_the_spectral_norm(backend, factorize, spectrum):
+    s = gallery.SPECTRA[spectrum](250)
+    A = backend.asarray(with_spectrum(s, (300, 250), "float32"))
+    for rtol in (1e-1, 1e-2, 1e-3):
+        best = gallery.best_rank(s, rtol=rtol, norm="spectral")
+        found = factorize(A, rtol=rtol, norm="spectral", rng=0)
+        assert found.converged
+        assert best <= found.rank <= max(best + 1, 1.15 * best)
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+def test_rank_of_a_gap_is_exact(backend, factorize):
+    A = backend.asarray(with_spectrum(gallery.low_rank(150, 12), (150, 150), "float32"))
+    for kind in ("fro", "spectral"):
+        assert factorize(A, rtol=1e-3, norm=kind, rng=0).rank == 12
+
+
+@pytest.mark.parametrize("spectrum", ["slow", "slower", "medium"])
+@pytest.mark.parametrize("rtol", [0.3, 0.1, 0.03])
+@pytest.mark.parametrize("q", [0, 1])
+def test_loose_spectral_tolerances(backend, dtype, spectrum, rtol, q):
+    A = with_spectrum(gallery.SPECTRA[spectrum](200), (200, 200), dtype)
+    found = quietly(
+        lowrank.svd, backend.asarray(A), rtol=rtol, norm="spectral", power_iterations=q, rng=0
+    )
+    U, S, Vh = (backend.numpy(factor) for factor in found)
+    assert norm(A.astype(U.dtype) - (U * S) @ Vh, "spectral") <= found.error_bound
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+def test_bound_of_a_cap_comes_from_the_energies(backend, factorize):
+    A = with_spectrum(gallery.slower(300), (300, 300), "float32")
+    found = quietly(factorize, backend.asarray(A), 30, rtol=1e-2, rng=0)
+    Q = backend.numpy(found.Q if factorize is lowrank.qb else found.U)
+    assert found.error_bound <= 1.05 * np.linalg.norm(residual(A.astype(Q.dtype), Q))
+
+
+def test_a_basis_that_converged_but_not_its_svd(backend):
+    """R is off by more than the room left: the rounding of the SVD stands in the way."""
+    there = backend.asarray
+    one = there(np.eye(2, dtype="float32"))
+    small = SmallSVD(
+        there(np.eye(2, dtype="float32") * np.float32(1.01)),
+        one,
+        there(np.ones(2, "float32")),
+        one,
+        one,
+    )
+    outcome = {
+        "norm_A": 2**0.5,
+        "tolerance": 1e-3,
+        "error": 1e-4,
+        "error_bound": 5e-4,
+        "status": Status.CONVERGED,
+    }
+    found = trim(outcome, small, "spectral", None)
+    assert (found["status"], found["converged"]) == (Status.PRECISION_FLOOR, False)
+
+
+def test_svd_of_exactly_full_rank(backend):
+    A = backend.asarray(gaussian((9, 5), "float32"))
+    for factorize in FACTORIZATIONS:
+        assert factorize(A, 5, rng=0).status is Status.RANK_REACHED
+        assert factorize(A, 6, rng=0).status is Status.FULL_RANK
+
+
+@pytest.mark.parametrize("factorize", FACTORIZATIONS)
+def test_options_arrive(factorize):
+    A = with_spectrum(gallery.slower(150), (150, 150), "float64")
+    looks = []
+
+    def first_bound(**options):
+        return quietly(factorize, A, 10, rtol=1e-3, rng=0, **options).history[1].error_bound
+
+    assert first_bound(failure_probability=1e-2) < first_bound()
+    quietly(factorize, A, 10, rtol=1e-3, rng=0, callback=looks.append)
+    assert looks
+    asked = []
+
+    def draw(shape, dtype, device):
+        asked.append(shape)
+        return gaussian(shape, dtype)
+
+    factorize(A, 5, test_matrix=draw)
+    assert len(asked) == 1
+    A[3, 3] = np.nan
+    with pytest.raises(ValueError, match="holds NaN"):
+        factorize(A, 5, rng=0)
+
+
+@pytest.mark.parametrize("step", np.linspace(-1, 1, 21))
+def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
+    """Within rounding of σ₂ the cut may fall on either side, but never outside the tolerance."""
+    S, one = np.asarray([1, 0.1, 0.001], "float32"), np.eye(3, dtype="float32")
+    there = backend.asarray
+    small = SmallSVD(there(np.diag(S)), there(one), there(S), there(one), there(one))
+    floor = 3 * backend.eps("float32") * 35**0.5
+    tolerance = float(S[1]) * (1 + step * backend.eps("float32")) + floor
+    outcome = {
+        "norm_A": 1.0,
+        "tolerance": tolerance,
+        "error": 0.0,
+        "error_bound": floor,
+        "status": Status.CONVERGED,
+    }
+    assert trim(outcome, small, "spectral", None)["converged"]

@@ -233,3 +233,20 @@ def test_rejects_bad_arguments(backend):
 def test_repr():
     F = lowrank.householder_qr(gaussian((5, 3), "float64"))
     assert repr(F) == "HouseholderQR(5×3, rank=3, dtype=float64, device=cpu)"
+
+
+@pytest.mark.parametrize("size", [0.5, 0.01, 1e-5])
+def test_columns_of_denormal_numbers(backend, dtype, size):
+    limits = np.finfo(dtype)
+    A = gaussian((30, 6), "complex128" if np.dtype(dtype).kind == "c" else "float64")
+    A[:, 2] *= size * float(limits.tiny)
+    Q, R = lowrank.qr(backend.asarray(A.astype(dtype)))
+    assert defect(backend.numpy(Q)) < 100 * backend.eps(dtype)
+    assert np.all(np.isfinite(backend.numpy(R)))
+
+
+def test_appended_columns_use_the_same_panels(backend):
+    A = gaussian((30, 20), "float32")
+    F = lowrank.householder_qr(backend.asarray(A[:, :8]), block_size=4)
+    F.extend(backend.asarray(A[:, 8:]))
+    assert [block.shape[-1] for block in F.D] == [4] * 5

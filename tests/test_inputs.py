@@ -216,3 +216,12 @@ def test_norms_tell_of_what_is_not_finite(backend, bad):
     A[299, 399] = bad
     assert not np.isfinite(matrix_norm_by_rows(backend.asarray(A)))
     assert not np.isfinite(max_abs(backend.asarray(A)))
+
+
+def test_nan_anywhere_is_told_from_an_overflow():
+    A = np.ones((400, 400))
+    A[-1, -1] = np.nan
+    with pytest.raises(ValueError, match="holds NaN or Inf"):
+        lowrank.range_finder(A, rtol=0.1)
+    with pytest.raises(ValueError, match="exceeds the largest float"):
+        lowrank.range_finder(np.full((400, 400), 1e307), rtol=0.1)

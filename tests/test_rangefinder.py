@@ -611,3 +611,79 @@ def test_unchecked_input_raises_nothing(backend):
     A[3, 3] = np.nan
     found = lowrank.range_finder(backend.asarray(A), 4, rng=0, check_finite=False)
     assert np.isnan(backend.numpy(found.Q)).any()
+
+
+@pytest.mark.parametrize("power_iterations", [2, 3])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_deflated_in_every_iteration(backend, dtype, power_iterations, kind):
+    A = with_spectrum(gallery.fast(300), (300, 300), dtype)
+    rtol = 1e-3 if backend.eps(dtype) > 1e-10 else 1e-9
+    found = lowrank.range_finder(
+        backend.asarray(A), rtol=rtol, norm=kind, power_iterations=power_iterations, rng=2
+    )
+    assert found.rank <= 192
+    plain = lowrank.range_finder(backend.asarray(A), found.rank, power_iterations=1, rng=2)
+    errors = [
+        norm(residual(A.astype(Q.dtype), Q), kind) for Q in map(backend.numpy, (found.Q, plain.Q))
+    ]
+    assert errors[0] <= 3 * errors[1]
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_columns_left_over_span_the_same_space(backend, dtype, kind):
+    A = backend.asarray(with_spectrum(gallery.slower(120), (120, 120), dtype))
+    width = 32 if np.dtype(dtype).kind == "c" else 64
+    Omega = backend.asarray(gaussian((120, 2 * width), dtype))
+    finder = lowrank.RangeFinder(A, norm=kind, test_matrix=Omega)
+    quietly(finder.reach, rtol=1e-3, rank=10)
+    finder.extend(width - 10)
+    whole = lowrank.RangeFinder(A, norm=kind, test_matrix=Omega).extend(width)
+    Q, P = backend.numpy(finder.Q), backend.numpy(whole.Q)
+    assert np.linalg.norm(Q @ adjoint(Q) - P @ adjoint(P)) < 1e5 * backend.eps(dtype)
+
+
+def test_products_that_overflow_at_a_fixed_rank(backend, dtype):
+    A = np.zeros((40, 30), dtype)
+    A[0] = 0.99 * np.finfo(dtype).max / 30**0.5
+    found = lowrank.range_finder(backend.asarray(A), 20, rng=0)
+    Q = backend.numpy(found.Q)
+    check_basis(Q, 40, 20, backend.eps(dtype))
+    assert np.linalg.norm(Q[0]) == pytest.approx(1.0)
+
+
+def test_callback_that_stops_at_the_tolerance(backend):
+    A = backend.asarray(with_spectrum(gallery.fast(100), (100, 100), "float32"))
+
+    def stop(look):
+        raise StopIteration
+
+    found = lowrank.range_finder(A, rtol=1e-2, rng=0, callback=stop)
+    assert found.converged
+    assert found.status is Status.CONVERGED
+
+
+@pytest.mark.parametrize("spectrum", ["slow", "slower", "flat"])
+def test_norm_of_a_spectral_tolerance(backend, dtype, spectrum):
+    A = backend.asarray(with_spectrum(gallery.SPECTRA[spectrum](150), (160, 150), dtype))
+    found = lowrank.range_finder(A, rtol=0.3, norm="spectral", rng=0)
+    assert 0.95 <= found.norm_A <= 1 + 100 * backend.eps(dtype)
+    assert found.tolerance == pytest.approx(0.3 * found.norm_A)
+
+
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_spectral_bound_is_near_the_estimate(backend, dtype, q):
+    """factor 2.02^{1/(2q+1)}, more at later looks."""
+    A = backend.asarray(with_spectrum(gallery.slow(150), (150, 150), dtype))
+    found = lowrank.range_finder(A, rtol=0.1, norm="spectral", power_iterations=q, rng=0)
+    look = found.history[-1]
+    assert (
+        look.error
+        <= look.error_bound
+        <= 2.2 ** (1 / (2 * q + 1)) * look.error + 1e2 * backend.eps(dtype)
+    )
+
+
+def test_bound_is_never_above_the_norm(backend):
+    A = backend.asarray(with_spectrum(gallery.flat(200), (200, 200), "float32"))
+    found = quietly(lowrank.range_finder, A, 10, rtol=0.1, rng=0)
+    assert found.error_bound <= found.norm_A * (1 + 50 * backend.eps("float32"))

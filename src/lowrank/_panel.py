@@ -42,7 +42,7 @@ def factor_panel(P: Array, xp: Namespace, /) -> Panel:
     Q, R = _orthonormalise(_nudge(P / xp.astype(scale, P.dtype)), xp)
     R = R * xp.astype(xp.where(largest > 0, scale, xp.zeros_like(scale)), P.dtype)
 
-    W, R1 = xp.linalg.qr(_nudge(Q[..., :b, :]))
+    W, R1 = xp.linalg.qr(Q[..., :b, :])
     W = W * phases(xp.linalg.diagonal(R1))[..., None, :]
     V = xp.concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
     S = eye(b, b, like=P) + adjoint(W) @ Q[..., :b, :]

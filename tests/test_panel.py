@@ -1,0 +1,49 @@
+import numpy as np
+import pytest
+from matrices import adjoint, defect, gaussian, with_spectrum
+
+from lowrank._panel import _cholesky_qr, factor_panel
+
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("condition", [1.0, 10.0, 300.0])
+def test_cholesky_qr_is_taken_and_accurate(dtype, condition):
+    """The fast path of NumPy: it falls back in silence, so a fault in it would not show."""
+    P = with_spectrum(np.geomspace(1, 1 / condition, 16), (200, 16), dtype)
+    factors = _cholesky_qr(P)
+    assert factors is not None
+    Q, R = (X.astype(np.result_type(dtype, "float64")) for X in factors)
+    eps = np.finfo(dtype).eps
+    assert defect(Q) < 20 * eps * 4
+    assert np.all(np.tril(R, -1) == 0)
+    assert np.linalg.norm(P - Q @ R) < 20 * eps * np.linalg.norm(P)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cholesky_qr_refuses_what_it_cannot_do(dtype):
+    for P in (
+        np.zeros((30, 4), dtype),
+        np.ones((30, 4), dtype),
+        with_spectrum(np.geomspace(1, np.finfo(dtype).eps, 8), (30, 8), dtype),
+        np.full((30, 4), np.nan, dtype),
+    ):
+        assert _cholesky_qr(P) is None
+
+
+def test_panel_identities(backend, dtype):
+    """Q = (I − V T Vᴴ) [D; 0] and P = Q R, with D unitary and the phases as derived."""
+    P = gaussian((40, 7), dtype)
+    panel = factor_panel(backend.asarray(P), backend.xp)
+    V, T, D, R = (backend.numpy(X) for X in panel)
+    unitary = np.eye(40) - V @ T @ adjoint(V)
+    eps = backend.eps(dtype)
+    assert defect(unitary) < 200 * eps
+    assert defect(D) < 100 * eps
+    assert np.linalg.norm(P - unitary[:, :7] @ D @ R) < 100 * eps * np.linalg.norm(P)
+    # S = T⁻ᴴ = I + R₁: upper triangular, with a real diagonal between one and two
+    S = adjoint(np.linalg.inv(T))
+    assert np.linalg.norm(np.tril(S, -1)) < 100 * eps
+    assert np.all(np.abs(np.diag(S).imag) < 100 * eps)
+    assert np.all((np.diag(S).real > 1 - 100 * eps) & (np.diag(S).real < 2 + 100 * eps))

@@ -402,7 +402,7 @@ def test_options_arrive(factorize):
     looks = []
 
     def first_bound(**options):
-        return quietly(factorize, A, 10, rtol=1e-3, rng=0, **options).history[1].error_bound
+        return quietly(factorize, A, 10, rtol=1e-3, rng=0, **options).history[1].bound
 
     assert first_bound(failure_probability=1e-2) < first_bound()
     quietly(factorize, A, 10, rtol=1e-3, rng=0, callback=looks.append)

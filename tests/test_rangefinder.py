@@ -420,7 +420,7 @@ def test_all_looks_share_one_failure_probability():
     assert [look.rank for look in history] == [0, 64, 128, 192]
     floor = 3 * np.finfo(float).eps * np.linalg.norm(A)
     for j, look in enumerate(history[1:], start=1):
-        factor = (look.error_bound - floor * (look.rank + 32) ** 0.5) / look.error
+        factor = (look.bound - floor * (look.rank + 32) ** 0.5) / look.estimate
         x = factor**-2
         assert (x * np.exp(1 - x)) ** 32 == pytest.approx(1e-3 / (j * (j + 1)), rel=1e-6)
 
@@ -596,7 +596,7 @@ def test_estimate_never_exceeds_the_bound(backend):
     A = backend.asarray(with_spectrum(gallery.flat(100), (100, 100), "float32"))
     for seed in range(10):
         found = quietly(lowrank.range_finder, A, 1, rtol=1e-3, rng=seed)
-        assert all(look.error <= look.error_bound for look in found.history)
+        assert all(look.estimate <= look.bound for look in found.history)
 
 
 def test_an_exhausted_test_matrix_at_full_rank(backend):
@@ -677,9 +677,9 @@ def test_spectral_bound_is_near_the_estimate(backend, dtype, q):
     found = lowrank.range_finder(A, rtol=0.1, norm="spectral", power_iterations=q, rng=0)
     look = found.history[-1]
     assert (
-        look.error
-        <= look.error_bound
-        <= 2.2 ** (1 / (2 * q + 1)) * look.error + 1e2 * backend.eps(dtype)
+        look.estimate
+        <= look.bound
+        <= 2.2 ** (1 / (2 * q + 1)) * look.estimate + 1e2 * backend.eps(dtype)
     )
 
 

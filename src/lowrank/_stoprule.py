@@ -52,13 +52,13 @@ class StopRule:
         then at least that of the basis at hand. `floor` is the rounding error of the basis.
         """
         goal = self.goal if look.rank else 1.0  # without a basis there is nothing to trim
-        if look.error_bound <= goal * self.tolerance(norm_A):
+        if look.bound <= goal * self.tolerance(norm_A):
             return Status.CONVERGED
         if look.rank < rank:
             return None
         # The sampled part of the bound is down to the part for rounding: columns added from here
         # on are noise, and would not lower the bound by more than a half.
-        if look.error_bound <= 2.0 * floor:
+        if look.bound <= 2.0 * floor:
             return Status.PRECISION_FLOOR
         if rank >= self.limit:
             return Status.RANK_REACHED if self.limit == self.cap else Status.FULL_RANK

@@ -152,8 +152,8 @@ class RangeFinder:
             "status": Status.CONVERGED if self._is_converged() else self._status,
             "converged": self._is_converged(),
             "tolerance": self._tolerance,
-            "error": None if last is None else last.error,
-            "error_bound": None if last is None else last.error_bound,
+            "error": None if last is None else last.estimate,
+            "error_bound": None if last is None else last.bound,
             "norm_A": None if math.isnan(self._norm_A) else self._norm_A,
             "rank": self.rank,
             "passes": self._passes,
@@ -164,7 +164,7 @@ class RangeFinder:
     def _is_converged(self) -> bool | None:
         if self._tolerance is None:
             return None
-        return bool(self._history) and self._history[-1].error_bound <= self._tolerance
+        return bool(self._history) and self._history[-1].bound <= self._tolerance
 
     def image(self, Q: Array) -> Array:
         """``AᴴQ`` (n×rank): the adjoint of B = QᴴA, in one pass."""
@@ -268,7 +268,7 @@ class RangeFinder:
                 self._measure()
             if self.rank == 0 and not self._history and not math.isnan(self._norm_A):
                 # Without a basis the error is the norm itself; that look costs no sample.
-                self._record(self._norm_A, self._norm_bound(), rule)
+                self._record(self._norm_A, self._norm_bound())
             self._status = self._grow(rule)
         self._tolerance = rule.tolerance(self._norm_A)
 
@@ -287,12 +287,12 @@ class RangeFinder:
                     self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
                     continue
             if self.rank == self._A.shape[-2]:  # the basis spans everything; nothing to sample
-                self._record(0.0, self._floor(), rule)
+                self._record(0.0, self._floor())
             else:
                 Omega = self._test_matrix.draw(self._look_width())
                 if Omega.shape[-1] == 0:
                     return Status.STOPPED
-                self._look(Omega, rule)
+                self._look(Omega)
             try:
                 if self._callback is not None:
                     self._callback(self._history[-1])
@@ -305,7 +305,7 @@ class RangeFinder:
         least = 32 if self._A.is_complex else 64
         return max(least, 64 * (self.rank // 512))
 
-    def _look(self, Omega: Array, rule: StopRule) -> None:
+    def _look(self, Omega: Array) -> None:
         """Measure the error of the basis on a fresh sample, which then waits to join the basis.
 
         The sample ``E Ω``, with the residual E as rows `rank` and on of QᴴA, is independent of the
@@ -328,15 +328,15 @@ class RangeFinder:
         # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be.
         delta = self._delta / (self._sampled_looks * (self._sampled_looks + 1))
         factor = safety_factor(samples, delta, is_complex=self._A.is_complex)
-        error = size / self._scale / math.sqrt(samples) ** root
-        bound = error * factor**root + self._floor()
+        estimate = size / self._scale / math.sqrt(samples) ** root
+        bound = estimate * factor**root + self._floor()
         if self._norm == "fro":
             bound = min(bound, self._norm_bound())
         self._keep(sample)
-        self._record(min(error, bound), bound, rule)
+        self._record(min(estimate, bound), bound)
 
-    def _record(self, error: float, bound: float, rule: StopRule) -> None:
-        self._history.append(Look(self.rank, error, bound, rule.tolerance(self._norm_A)))
+    def _record(self, estimate: float, bound: float) -> None:
+        self._history.append(Look(self.rank, estimate, bound))
 
     def _norm_bound(self) -> float:
         """‖A‖_F, and what its own summation may have lost."""

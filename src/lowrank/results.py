@@ -51,18 +51,15 @@ class Look(NamedTuple):
     ----------
     rank : int
         Columns in the basis that was looked at.
-    error : float
+    estimate : float
         Estimate of the absolute error of that basis.
-    error_bound : float
+    bound : float
         Upper bound on it, which holds with the probability that this look was given.
-    tolerance : float
-        The absolute error that was aimed at.
     """
 
     rank: int
-    error: float
-    error_bound: float
-    tolerance: float
+    estimate: float
+    bound: float
 
 
 @dataclass(frozen=True, slots=True)

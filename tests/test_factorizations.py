@@ -385,7 +385,7 @@ def test_a_basis_that_converged_but_not_its_svd(backend):
         "error_bound": 5e-4,
         "status": Status.CONVERGED,
     }
-    found = trim(outcome, small, "spectral", None)
+    found = trim(outcome, small, "spectral", None, 0.0)
     assert (found["status"], found["converged"]) == (Status.PRECISION_FLOOR, False)
 
 
@@ -394,6 +394,39 @@ def test_svd_of_exactly_full_rank(backend):
     for factorize in FACTORIZATIONS:
         assert factorize(A, 5, rng=0).status is Status.RANK_REACHED
         assert factorize(A, 6, rng=0).status is Status.FULL_RANK
+
+
+def test_nothing_to_find_above_a_tolerance_of_the_norm(backend):
+    A = backend.asarray(gaussian((30, 20), "float32"))
+    for factorize in FACTORIZATIONS:
+        found = factorize(A, rtol=1.01)
+        assert (found.rank, found.products, found.status) == (0, 0, Status.CONVERGED)
+
+
+@pytest.mark.parametrize("above", [-3, 7, 17])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
+def test_bound_holds_near_the_smallest_numbers(backend, dtype, above, rtol):
+    """Entries of about 2^above times the smallest normal number, scaled back in two steps."""
+    exponent = int(np.log2(float(np.finfo(dtype).tiny))) + above
+    half = -exponent // 2
+
+    def up(X):
+        return X * 2.0**half * 2.0 ** (-exponent - half)
+
+    unit = with_spectrum(gallery.fast(100), (120, 100), dtype)
+    wide = unit.astype(np.result_type(unit, "float64"))
+    A = (wide * 2.0**-half * 2.0 ** (exponent + half)).astype(dtype)
+    for factorize in FACTORIZATIONS:
+        found = quietly(factorize, backend.asarray(A), rtol=rtol, rng=0)
+        if factorize is lowrank.qb:
+            left, right = found.Q, up(backend.numpy(found.B))
+        else:
+            left, right = found.U, up(backend.numpy(found.S))[:, None] * backend.numpy(found.Vh)
+        left = backend.numpy(left)
+        true = np.linalg.norm(up(A.astype(left.dtype)) - left @ right)
+        assert true <= up(found.error_bound)
+        if found.converged:
+            assert true <= up(found.tolerance)
 
 
 @pytest.mark.parametrize("factorize", FACTORIZATIONS)
@@ -435,4 +468,4 @@ def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
         "error_bound": floor,
         "status": Status.CONVERGED,
     }
-    assert trim(outcome, small, "spectral", None)["converged"]
+    assert trim(outcome, small, "spectral", None, floor)["converged"]

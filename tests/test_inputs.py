@@ -6,7 +6,7 @@ from matrices import adjoint, gaussian, residual, with_spectrum
 
 import lowrank
 from lowrank import gallery
-from lowrank._array import matrix_norm_by_rows, max_abs, safe_norm
+from lowrank._array import matrix_norm_by_rows, max_abs, phases, safe_norm
 
 CALLS = {
     "qr": lowrank.qr,
@@ -225,3 +225,15 @@ def test_nan_anywhere_is_told_from_an_overflow():
         lowrank.range_finder(A, rtol=0.1)
     with pytest.raises(ValueError, match="exceeds the largest float"):
         lowrank.range_finder(np.full((400, 400), 1e307), rtol=0.1)
+
+
+def test_phases(backend, dtype):
+    tiny = float(np.finfo(dtype).tiny)
+    turn = (
+        np.exp(1j * np.arange(5)) if np.dtype(dtype).kind == "c" else np.asarray([1, -1, 1, 1, 1])
+    )
+    d = (turn * np.asarray([3.0, 2.0, 0.0, tiny, tiny / 100])).astype(dtype)
+    found = backend.numpy(phases(backend.asarray(d)))
+    assert np.allclose(found[:2], turn[:2])
+    assert np.array_equal(found[2:], [1, 1, 1])
+    assert np.array_equal(backend.numpy(phases(backend.asarray(d[3:]))), [1, 1])

@@ -580,6 +580,46 @@ def test_a_residual_with_the_seed_of_its_projection(backend, kind):
     assert norm(residual(A.astype("float64"), fixed), kind) <= estimate.upper_bound
 
 
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_a_residual_with_the_seed_of_its_projection_after_extend(backend, kind):
+    dtype = "float64" if backend.has_float64 else "float32"
+    A = with_spectrum(gallery.slower(200), (220, 200), dtype)
+    for seed in range(3):
+        finder = lowrank.RangeFinder(backend.asarray(A), norm=kind, rng=seed)
+        Q = backend.numpy(finder.extend(20).reach(rtol=0.1).Q)
+        E = residual(A, Q).astype(dtype)
+        finder = lowrank.RangeFinder(backend.asarray(E), norm=kind, rng=seed)
+        found = finder.extend(20).reach(rtol=0.5).result()
+        truth = norm(residual(E.astype("float64"), backend.numpy(found.Q)), kind)
+        assert truth <= found.error_bound
+
+
+def test_large_and_small_members_of_a_stack(backend, dtype):
+    limits = np.finfo(dtype)
+    large = np.zeros((40, 30), dtype)
+    large[0] = 0.9 * limits.max / 30**0.5
+    small = with_spectrum(gallery.low_rank(30, 3), (40, 30), dtype) * np.asarray(
+        float(limits.tiny) ** 0.5, dtype
+    )
+    A = np.stack([large, small])
+    finder = lowrank.RangeFinder(backend.asarray(A), rng=0).extend(3).extend(2)
+    Q = backend.numpy(finder.Q)
+    for member in Q:
+        check_basis(member, 40, 5, backend.eps(dtype))
+    unit = small.astype(Q.dtype) / float(limits.tiny) ** 0.5
+    assert np.linalg.norm(residual(unit, Q[1])) < 1e3 * backend.eps(dtype)
+    assert np.linalg.norm(Q[0, 0]) == pytest.approx(1.0)
+
+
+def test_the_norm_bounds_the_error_of_no_basis(backend):
+    """The computed norm may lie below the true one; the bound may not."""
+    for seed in range(20):
+        A = gaussian((70, 50), "float32", seed)
+        found = lowrank.range_finder(backend.asarray(A), rtol=1.01)
+        assert found.rank == 0
+        assert np.linalg.norm(A.astype("float64")) <= found.error_bound
+
+
 def test_results_are_the_callers(backend, dtype):
     A = with_spectrum(gallery.fast(120), (120, 120), dtype)
     finder = lowrank.RangeFinder(backend.asarray(A), norm="spectral", rng=0).extend(5)

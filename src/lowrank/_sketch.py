@@ -25,15 +25,12 @@ Source = Callable[[tuple[int, ...], Any], Array]  # (shape, dtype) -> test matri
 
 
 class TestMatrix:
-    """Columns of the test matrix Ω for `operator`, handed out block by block.
-
-    `salt`, a number of the matrix such as its norm, may be set before the first draw: with the
-    same seed, a matrix and what is left of it after a projection then get different sketches.
-    """
+    """Columns of the test matrix Ω for `operator`, handed out block by block."""
 
     def __init__(self, operator: Operator, test_matrix: Any, rng: Any) -> None:
         self._operator = operator
-        self.salt = 0.0
+        self._salt = 0.0
+        self._gaussian: Source | None = None
         self._draw: Callable[[tuple[int, ...]], Array]
         self._given: Array | None = None
         self._used = 0
@@ -42,7 +39,6 @@ class TestMatrix:
             self._check(self._given)
         elif test_matrix is None:
             self._rng = _as_generator(rng, operator.xp, operator.device)
-            self._gaussian: Source | None = None
             self._draw = self._draw_gaussian
         elif callable(test_matrix):
             self._draw = lambda shape: test_matrix(shape, operator.dtype, operator.device)
@@ -66,11 +62,18 @@ class TestMatrix:
             raise ValueError(message)
         return Omega
 
+    def restart(self, salt: float) -> None:
+        """Go on with another random stream, which depends on `salt`, such as the norm of A.
+
+        With one seed, a matrix and what a projection left of it then get different sketches.
+        """
+        self._salt, self._gaussian = salt, None
+
     def _draw_gaussian(self, shape: tuple[int, ...]) -> Array:
         operator = self._operator
         if self._gaussian is None:
             self._gaussian = gaussian_source(
-                self._rng, operator.xp, operator.device, purpose="sketch", salt=self.salt
+                self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
             )
         return self._gaussian(shape, operator.dtype)
 

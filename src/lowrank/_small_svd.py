@@ -14,7 +14,6 @@ from lowrank._array import (
     is_torch_namespace,
     loaded,
     phases,
-    safe_norm,
 )
 from lowrank._check import as_block_size
 from lowrank._sketch import gaussian_source
@@ -22,8 +21,8 @@ from lowrank.householder import reflect
 
 __all__ = ["SmallSVD", "small_svd"]
 
-# Rotations to try where an SVD does not converge.
-TURNS = 5
+# Rotations to try where an SVD does not converge, or to orthonormal vectors.
+TURNS = 4
 
 
 class SmallSVD(NamedTuple):
@@ -43,8 +42,8 @@ def small_svd(C: Array) -> SmallSVD:
     singular values (numpy issue 11887, OpenBLAS issue 3044), for others of that kind returns
     vectors that are orthonormal to 1e-6 only (the "steps" spectrum with κ = 1e10 does both), and
     may not return at all from infinite ones. So a matrix that fails is turned by a random
-    rotation, which is backward stable, and tried again; vectors that are not orthonormal are made
-    so; and what is not finite is refused.
+    rotation, which is backward stable, and tried again; vectors that are still not orthonormal
+    are made so; and what is not finite is refused.
     """
     with np.errstate(over="ignore", invalid="ignore"):
         factor = reflect(C, as_block_size(None, C))
@@ -52,8 +51,6 @@ def small_svd(C: Array) -> SmallSVD:
         _check_finite(M)
         U, S, W = _svd(M)
         _check_finite(S)
-    if not _are_orthonormal(U, adjoint(W)):
-        U, S, W = _polished(M, U)
     return SmallSVD(factor.R, U, S, W, factor.thin())
 
 
@@ -72,40 +69,51 @@ def _svd(M: Array) -> tuple[Array, Array, Array]:
     errors: tuple[type[Exception], ...] = (np.linalg.LinAlgError,)
     if is_torch_namespace(xp):
         errors += (loaded("torch").linalg.LinAlgError,)
-    G = None
+    found, failure = None, None
     for turn in range(TURNS + 1):
+        G = _rotation(turn, M) if turn else None
         try:
             U, S, W = xp.linalg.svd(M if G is None else M @ G, full_matrices=False)
-        except errors:
-            if turn == TURNS:
-                raise
-            draw = gaussian_source(turn, xp, device_of(M), purpose="rotation")
-            G = reflect(draw(tuple(M.shape), M.dtype), as_block_size(None, M)).thin()
-        else:
-            return U, S, W if G is None else W @ adjoint(G)
-    raise AssertionError  # the last turn returns or raises
+        except errors as error:
+            failure = error
+            continue
+        found = U, S, W if G is None else W @ adjoint(G)
+        if _are_orthonormal(U, adjoint(W)):
+            return found
+    if found is None:
+        raise failure or AssertionError
+    return _polished(M, found[0])
+
+
+def _rotation(seed: int, M: Array) -> Array:
+    draw = gaussian_source(seed, array_namespace(M), device_of(M), purpose="rotation")
+    return reflect(draw(tuple(M.shape), M.dtype), as_block_size(None, M)).thin()
 
 
 def _are_orthonormal(*bases: Array) -> bool:
+    """Whether every member of every stack is orthonormal to rounding."""
     departure = 0.0
     for Q in bases:
-        k = Q.shape[-1]
+        if 0 in Q.shape:
+            return True
+        xp, k = array_namespace(Q), Q.shape[-1]
         gram = adjoint(Q) @ Q - eye(k, k, like=Q)
-        departure = departure + safe_norm(gram)
-    return bool(departure <= 64.0 * eps(Q) * Q.shape[-1] ** 0.5)
+        departure = departure + xp.max(xp.sum(xp.abs(gram) ** 2, axis=(-2, -1)))
+    return bool(departure <= (64.0 * eps(Q)) ** 2 * k)
 
 
 def _polished(M: Array, U: Array) -> tuple[Array, Array, Array]:
     """SVD of M from left vectors that are nearly singular vectors, and nearly orthonormal.
 
-    With U made orthonormal, the rows of UᴴM are orthogonal up to the inaccuracy of U, and the
-    triangular factor of their QR is diagonal up to it.
+    Where what is wrong with U lies within clusters of singular values, the rows of UᴴM are
+    orthogonal up to it times the size of the cluster once U is orthonormal, and the triangular
+    factor of their QR is diagonal up to that.
     """
     xp = array_namespace(M)
     block_size = as_block_size(None, M)
     U = reflect(U, block_size).thin()
     rows = reflect(adjoint(adjoint(U) @ M), block_size)
     diagonal = xp.linalg.diagonal(rows.R)
-    # Two values that the inaccuracy has put out of order differ by less than rounding.
+    # values that this puts out of order are within the inaccuracy of one another
     S = xp.sort(xp.abs(diagonal), axis=-1, descending=True)
     return U, S, adjoint(rows.thin() * phases(diagonal)[..., None, :])

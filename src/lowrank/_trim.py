@@ -5,7 +5,6 @@ from typing import Any
 
 from lowrank._array import Array, adjoint, array_namespace, device_of, eps, safe_norm
 from lowrank._small_svd import SmallSVD
-from lowrank.certificate import rounding_floor
 from lowrank.results import Status
 
 __all__ = ["GOAL", "MARGIN", "trim"]
@@ -18,8 +17,12 @@ GOAL = 0.5
 ENERGY_ROUNDING = 4096.0
 
 
-def trim(outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None) -> dict[str, Any]:
+def trim(
+    outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None, floor: float
+) -> dict[str, Any]:
     """The outcome after cutting B to the smallest rank that keeps the tolerance.
+
+    `floor` is the part of the bound that stands for rounding.
 
     Both parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
     Frobenius norm, and ``≤`` in the spectral norm. The second part is known from the singular
@@ -32,7 +35,6 @@ def trim(outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None) -
     largest = float(S[0]) if k else 0.0
     tails = _tails(S / largest if largest > 0 else S, norm)
     norm_A, tolerance = outcome["norm_A"], outcome["tolerance"]
-    floor = rounding_floor(epsilon, k, norm_A)
     residual = max(0.0, outcome["error_bound"] - floor)
     floor += float(safe_norm(adjoint(small.R) - (small.U * xp.astype(S, small.U.dtype)) @ small.W))
     if norm == "fro" and norm_A > 0:

@@ -44,9 +44,18 @@ def safety_factor(samples: int, failure_probability: float, *, is_complex: bool)
     return math.exp(t / 2)
 
 
-def rounding_floor(epsilon: float, rank: int, norm: float) -> float:
-    """What rounding alone may add to the error of a basis of `rank` columns."""
-    return FLOOR * epsilon * math.sqrt(rank + FLOOR_COLUMNS) * norm
+def rounding_floor(limits: Any, shape: tuple[int, ...], rank: int, norm: float) -> float:
+    """What rounding alone may add to the error of a basis of `rank` columns.
+
+    Besides the part relative to ‖A‖, an absolute one: the products of numbers near the smallest
+    ones of the dtype are rounded to multiples of the smallest.
+    """
+    if norm == 0.0:
+        return 0.0
+    columns = rank + FLOOR_COLUMNS
+    quantum = float(limits.smallest_normal) * float(limits.eps)
+    relative = FLOOR * float(limits.eps) * math.sqrt(columns) * norm
+    return relative + quantum * math.sqrt(columns * math.prod(shape))
 
 
 def spectral_norm(X: Array, xp: Namespace) -> Array:
@@ -166,5 +175,5 @@ def residual_norm(
         raise ValueError(message)
     value, size = (number / math.sqrt(samples) for number in pair)
     factor = safety_factor(samples, delta, is_complex=operator.is_complex)
-    floor = rounding_floor(float(xp.finfo(operator.dtype).eps), k, size)
+    floor = rounding_floor(xp.finfo(operator.dtype), operator.shape, k, size)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)

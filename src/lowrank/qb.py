@@ -106,7 +106,7 @@ def qb(
     if fixed:
         return QBResult(Q=Q, B=adjoint(C), **finder.outcome())
     small = small_svd(C)
-    outcome = trim(finder.outcome(), small, norm, rank)
+    outcome = trim(finder.outcome(), small, norm, rank, finder.floor())
     warn_unless_converged(outcome)
     U = small.U[:, : outcome["rank"]]
     return QBResult(Q=Q @ U, B=adjoint(C @ U), **outcome)

@@ -56,12 +56,14 @@ class RangeFinder:
         (E|ω|² = 1 if complex) and independent of A.
     rng : None, int, numpy.random.Generator or native generator
         As in SPEC 7. With an integer, the same library on the same device model repeats the
-        result. A native generator must not be in the state that a projection of A was made with.
+        result. For a matrix that was projected by a basis found at a fixed rank, pass another seed
+        than the basis was found with; and no native generator that was reset to the same state.
     failure_probability : float
         Probability, over all looks of this object, that any error bound is too small.
     check_finite : bool
-        At fixed rank, read one flag from the device at the end and raise if it tells of NaN or
-        Inf. With a tolerance the norm of A tells, whatever is chosen here.
+        At fixed rank, read one flag from the device at the end; if it tells of numbers that are
+        not finite, raise if A holds them, else repeat with scaled products. With a tolerance the
+        norm of A tells, whatever is chosen here.
     callback : callable, optional
         Called with a :class:`~lowrank.results.Look` after each look. Raising StopIteration ends
         the work cleanly; the object stays usable after any other exception too.
@@ -210,7 +212,13 @@ class RangeFinder:
             return
         self._wy, self._pending = before
         self._measure()
-        block = self._block(Omega)
+        rescued = self._block(Omega)
+        xp, matrix = self._A.xp, (-2, -1)
+        # Members of a stack that were finite stay: the scale of the others may be too small there.
+        was_finite = xp.all(xp.isfinite(block), axis=matrix, keepdims=True)
+        block = xp.where(was_finite, block, rescued)
+        if self._A.is_stack:
+            self._scale = 1.0
         if not self._is_finite(block):
             message = "a product of `A` with the test matrix is not finite, though `A` is."
             raise ValueError(message)
@@ -276,7 +284,7 @@ class RangeFinder:
         while True:
             if self._history:
                 last = self._history[-1]
-                status = rule.decide(last, self.rank, self._norm_A, self._floor())
+                status = rule.decide(last, self.rank, self._norm_A, self.floor())
                 if status is not None:
                     return status
                 if last.rank == self.rank:
@@ -287,7 +295,7 @@ class RangeFinder:
                     self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
                     continue
             if self.rank == self._A.shape[-2]:  # the basis spans everything; nothing to sample
-                self._record(0.0, self._floor())
+                self._record(0.0, self.floor())
             else:
                 Omega = self._test_matrix.draw(self._look_width())
                 if Omega.shape[-1] == 0:
@@ -329,7 +337,7 @@ class RangeFinder:
         delta = self._delta / (self._sampled_looks * (self._sampled_looks + 1))
         factor = safety_factor(samples, delta, is_complex=self._A.is_complex)
         estimate = size / self._scale / math.sqrt(samples) ** root
-        bound = estimate * factor**root + self._floor()
+        bound = estimate * factor**root + self.floor()
         if self._norm == "fro":
             bound = min(bound, self._norm_bound())
         self._keep(sample)
@@ -342,8 +350,11 @@ class RangeFinder:
         """‖A‖_F, and what its own summation may have lost."""
         return self._norm_A * (1.0 + 32.0 * self._epsilon)
 
-    def _floor(self) -> float:
-        return rounding_floor(self._epsilon, self.rank, self._norm_A)
+    def floor(self) -> float:
+        """What rounding may add to the error of this basis."""
+        return rounding_floor(
+            self._A.xp.finfo(self._A.dtype), self._A.shape, self.rank, self._norm_A
+        )
 
     def _bound_norm_below(self, sample: Array) -> float:
         """A lower bound on ‖A‖₂: ``‖AᴴY‖₂`` for orthonormal columns Y near the leading ones."""
@@ -421,7 +432,8 @@ class RangeFinder:
             else:
                 message = "`A` holds NaN or Inf; a range finder needs finite entries."
             raise ValueError(message)
-        self._frobenius = self._test_matrix.salt = norm
+        self._frobenius = norm
+        self._test_matrix.restart(salt=norm)
         if self._norm == "fro" or norm == 0.0:
             self._norm_A = norm
         _, exponent = math.frexp(self._largest)  # 128 for float32, 1024 for float64
@@ -512,7 +524,7 @@ def range_finder(
     References
     ----------
     N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
-    doi:10.1137/090771806, Algorithms 4.1 (fixed rank), 4.2 (tolerance) and 4.4 (power iteration).
+    doi:10.1137/090771806, Algorithms 4.1 (fixed rank), 4.2 (tolerance), 4.4 (subspace iteration).
 
     Examples
     --------

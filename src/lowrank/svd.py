@@ -116,7 +116,7 @@ def svd(
     small = small_svd(C)
     outcome = finder.outcome()
     if not fixed:
-        outcome = trim(outcome, small, norm, rank)
+        outcome = trim(outcome, small, norm, rank, finder.floor())
         warn_unless_converged(outcome)
     elif rank is not None and rank <= finder.rank:
         outcome |= {"rank": rank, "status": Status.RANK_REACHED}

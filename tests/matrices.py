@@ -1,8 +1,10 @@
-"""Matrices and measures that several test files share; everything here is NumPy."""
+"""Matrices, measures and a way to call that several test files share; all of it NumPy."""
+
+import warnings
 
 import numpy as np
 
-from lowrank import gallery
+from lowrank import ConvergenceWarning, gallery
 
 
 def gaussian(shape, dtype, seed=0):
@@ -35,3 +37,10 @@ def residual(A, Q):
 
 def norm(X, kind):
     return np.linalg.norm(X, 2 if kind == "spectral" else None) if X.size else 0.0
+
+
+def quietly(function, *args, **options):
+    """Call without the warning that the outcome itself repeats."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return function(*args, **options)

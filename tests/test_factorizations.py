@@ -1,12 +1,10 @@
 """qb and svd: what both promise, and what a tolerance trims."""
 
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import adjoint, defect, gaussian, norm, residual, with_spectrum
+from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
@@ -35,12 +33,6 @@ def product(backend, result):
 
 def eps_of(X):
     return float(np.finfo(str(X.dtype).rpartition(".")[2]).eps)
-
-
-def quietly(function, *args, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return function(*args, **options)
 
 
 @pytest.mark.parametrize("factorize", FACTORIZATIONS)

@@ -1,10 +1,8 @@
-import warnings
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import adjoint, defect, gaussian, norm, residual, with_spectrum
+from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
@@ -17,13 +15,6 @@ TOLERANCES = {
 
 def tolerances(dtype):
     return TOLERANCES["float32" if dtype in ("float32", "complex64") else "float64"]
-
-
-def quietly(function, *args, **options):
-    """Call without the warning that the outcome itself repeats."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        return function(*args, **options)
 
 
 def check_basis(Q, rows, rank, eps):

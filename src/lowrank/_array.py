@@ -33,6 +33,7 @@ __all__ = [
     "is_array_api_obj",
     "is_complex",
     "is_cupy_namespace",
+    "is_finite",
     "is_numpy_namespace",
     "is_torch_namespace",
     "loaded",
@@ -42,6 +43,7 @@ __all__ = [
     "rows_below",
     "safe_norm",
     "same_place",
+    "split_scale",
     "zeros",
 ]
 
@@ -170,6 +172,20 @@ def inverse(X: Array) -> Array:
     return xp.linalg.inv_ex(X).inverse if is_torch_namespace(xp) else xp.linalg.inv(X)
 
 
+def is_finite(X: Array) -> bool:
+    """Whether all entries are finite: one value read from the device."""
+    xp = array_namespace(X)
+    return bool(xp.all(xp.isfinite(X)))
+
+
+def split_scale(X: Array) -> tuple[Array, Array]:
+    """`X` divided by its largest absolute value, and that value (a 0-d array); zero stays zero."""
+    xp = array_namespace(X)
+    largest = xp.max(xp.abs(X))
+    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
+    return X / xp.astype(scale, X.dtype), largest
+
+
 def max_abs(X: Array) -> float:
     """Largest absolute value of a matrix or stack, by blocks of rows (no copy of `X`)."""
     xp = array_namespace(X)
@@ -183,9 +199,8 @@ def safe_norm(X: Array) -> Array:
     size = xp.abs(X)
     if 0 in X.shape:
         return xp.sum(size)
-    largest = xp.max(size)
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return largest * xp.sqrt(xp.sum((size / scale) ** 2))
+    unit, largest = split_scale(size)
+    return largest * xp.sqrt(xp.sum(unit**2))
 
 
 def matrix_norm_by_rows(X: Array) -> float:

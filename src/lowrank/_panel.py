@@ -84,14 +84,14 @@ def _cholesky_qr(P: Array) -> tuple[Array, Array] | None:
     try:
         with np.errstate(all="ignore"):
             L = np.linalg.cholesky(adjoint(P) @ P)
-            inverse = adjoint(np.linalg.inv(L))
-            Q = P @ inverse
+            L_inverse = adjoint(np.linalg.inv(L))
+            Q = P @ L_inverse
             gram = adjoint(Q) @ Q
             departure = np.max(np.abs(gram - identity), initial=0.0)
             if not departure < 0.1:
                 return None
             if departure > 64 * eps(P):  # otherwise κ is near one
-                Q += (P - Q @ adjoint(L)) @ inverse
+                Q += (P - Q @ adjoint(L)) @ L_inverse
                 gram = adjoint(Q) @ Q
             L2 = np.linalg.cholesky(gram)
             return Q @ adjoint(np.linalg.inv(L2)), adjoint(L @ L2)

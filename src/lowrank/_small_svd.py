@@ -11,6 +11,7 @@ from lowrank._array import (
     device_of,
     eps,
     eye,
+    is_finite,
     is_torch_namespace,
     loaded,
     phases,
@@ -55,8 +56,7 @@ def small_svd(C: Array) -> SmallSVD:
 
 
 def _check_finite(X: Array) -> None:
-    xp = array_namespace(X)
-    if not bool(xp.all(xp.isfinite(X))):
+    if not is_finite(X):
         message = (
             "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the "
             "largest number of its dtype; divide `A` by a constant."

@@ -5,7 +5,15 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import Array, Namespace, adjoint_matmul, as_matrix, safe_norm, same_place
+from lowrank._array import (
+    Array,
+    Namespace,
+    adjoint_matmul,
+    as_matrix,
+    safe_norm,
+    same_place,
+    split_scale,
+)
 from lowrank._check import as_count, as_failure_probability, as_norm
 from lowrank._operator import as_operator
 from lowrank._sketch import gaussian_source
@@ -62,9 +70,8 @@ def spectral_norm(X: Array, xp: Namespace) -> Array:
     """Largest singular value of a small matrix as a 0-d array; neither overflows nor underflows."""
     if 0 in X.shape:
         return xp.sum(xp.abs(X))
-    largest = xp.max(xp.abs(X))
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return largest * xp.max(xp.linalg.svdvals(X / xp.astype(scale, X.dtype)))
+    unit, largest = split_scale(X)
+    return largest * xp.max(xp.linalg.svdvals(unit))
 
 
 def norm_of_product(factors: list[Array], xp: Namespace, root: float) -> float:
@@ -74,10 +81,8 @@ def norm_of_product(factors: list[Array], xp: Namespace, root: float) -> float:
     product, log_size = factors[0], 0.0
     for position, factor in enumerate(factors):
         product = factor @ product if position else product
-        largest = xp.max(xp.abs(product))
-        scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-        product = product / xp.astype(scale, product.dtype)
-        log_size = log_size + xp.log(scale)
+        product, largest = split_scale(product)
+        log_size = log_size + xp.log(largest)
     return math.exp(root * float(log_size + xp.log(spectral_norm(product, xp))))
 
 

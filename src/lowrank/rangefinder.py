@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from lowrank._array import Array, rows_below, safe_norm
+from lowrank._array import Array, is_finite, rows_below, safe_norm
 from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
 from lowrank._operator import as_operator
 from lowrank._sketch import TestMatrix
@@ -208,7 +208,7 @@ class RangeFinder:
         self._keep(block)
         self._absorb(columns)
         # Read last, so that the host never waits before all of the work is under way.
-        if not self._check_finite or self._is_finite(block):
+        if not self._check_finite or is_finite(block):
             return
         self._wy, self._pending = before
         self._measure()
@@ -219,14 +219,11 @@ class RangeFinder:
         block = xp.where(was_finite, block, rescued)
         if self._A.is_stack:
             self._scale = 1.0
-        if not self._is_finite(block):
+        if not is_finite(block):
             message = "a product of `A` with the test matrix is not finite, though `A` is."
             raise ValueError(message)
         self._keep(block)
         self._absorb(columns)
-
-    def _is_finite(self, X: Array) -> bool:
-        return bool(self._A.xp.all(self._A.xp.isfinite(X)))
 
     def reach(
         self, *, rtol: float | None = None, atol: float | None = None, rank: int | None = None

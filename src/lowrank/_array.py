@@ -66,9 +66,12 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         )
         raise TypeError(message)
     if not is_array_api_obj(A):
+        convert = f"numpy.asarray({name}, dtype=float)"
+        if hasattr(A, "toarray"):
+            convert = f"{name}.toarray()"  # NumPy makes an array of one object of a sparse matrix
         message = (
             f"`{name}` must be an array of NumPy, PyTorch, CuPy or another array-API library, got "
-            f"{type(A).__name__}; convert it, for instance with numpy.asarray({name}, dtype=float)."
+            f"{type(A).__name__}; convert it, for instance with {convert}."
         )
         raise TypeError(message)
     if is_numpy_array(A):

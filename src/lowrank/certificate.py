@@ -101,7 +101,7 @@ def residual_norm(
 
     Parameters
     ----------
-    A : array, shape (m, n)
+    A : array or sparse matrix, shape (m, n)
     Q : array, shape (m, k)
         Any basis, also one that this library did not make. Without B it should be orthonormal; if
         it is not, the error of ``Q QᴴA`` as it stands is what is measured.
@@ -152,17 +152,20 @@ def residual_norm(
     norm = as_norm(norm)
     delta = as_failure_probability(failure_probability)
     samples = as_count(samples, "samples", least=1)
-    A, xp = as_matrix(A)
-    Q, _ = as_matrix(Q, name="Q")
-    same_place(A, Q, names=("A", "Q"))
     operator = as_operator(A)
+    if operator.is_stack:
+        message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
+        raise ValueError(message)
+    Q, xp = as_matrix(Q, name="Q")
+    home = operator.empty(0)
+    same_place(home, Q, names=("A", "Q"))
     (m, n), k = operator.shape, Q.shape[1]
     if Q.shape[0] != m:
         message = f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}."
         raise ValueError(message)
     if B is not None:
         B, _ = as_matrix(B, name="B")
-        same_place(A, B, names=("A", "B"))
+        same_place(home, B, names=("A", "B"))
         if tuple(B.shape) != (k, n):
             message = f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
             raise ValueError(message)

@@ -32,7 +32,8 @@ def qb(
     Parameters
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
-        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32).
+        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
+        sparse matrix of SciPy or CuPy, used as CSR; the factors are dense.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -52,7 +53,7 @@ def qb(
     Raises
     ------
     TypeError
-        If A is not an array of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
+        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 

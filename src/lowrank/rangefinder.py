@@ -39,7 +39,8 @@ class RangeFinder:
     ----------
     A : array, shape (m, n), or (..., m, n)
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Stacks
-        only for :meth:`extend`; each member gets its own test matrix.
+        only for :meth:`extend`; each member gets its own test matrix. Or a sparse matrix of SciPy
+        or CuPy, used as CSR.
     norm : {"fro", "spectral"}
         Norm of every tolerance, error and bound.
     power_iterations : int, optional
@@ -475,7 +476,8 @@ def range_finder(
     Parameters
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
-        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32).
+        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
+        sparse matrix of SciPy or CuPy, used as CSR; the factors are dense.
     rank : int, optional
         Columns of Q; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -498,7 +500,7 @@ def range_finder(
     Raises
     ------
     TypeError
-        If A is not an array of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
+        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 

@@ -1,0 +1,115 @@
+"""Sparse matrices of SciPy: what holds for the array holds for them, and they are left alone."""
+
+import numpy as np
+import pytest
+from matrices import adjoint, defect, norm, quietly, residual
+
+import lowrank
+
+sparse = pytest.importorskip("scipy.sparse")
+
+FORMATS = ("bsr", "coo", "csc", "csr", "dia", "dok", "lil")
+every_dtype = pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+every_shape = pytest.mark.parametrize("shape", [(120, 70), (70, 120)])
+
+
+def decaying(shape, dtype, seed=0):
+    """A random sparse matrix whose rows fall off, so that its singular values do too."""
+    rng = np.random.default_rng(seed)
+    A = sparse.random_array(shape, density=0.1, rng=rng, dtype="float64").toarray()
+    if np.dtype(dtype).kind == "c":
+        A = A * np.exp(2j * np.pi * rng.random(shape))
+    return (A * 0.8 ** np.arange(shape[0])[:, None]).astype(dtype)
+
+
+@every_dtype
+@every_shape
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_svd_keeps_its_promise(dtype, shape, kind):
+    A = decaying(shape, dtype)
+    found = lowrank.svd(sparse.csr_array(A), rtol=1e-3, norm=kind, rng=0)
+    U, S, Vh = found
+    assert U.dtype == Vh.dtype == dtype
+    assert found.converged
+    assert norm(A - (U * S) @ Vh, kind) <= found.error_bound <= 1e-3 * norm(A, kind) * (1 + 1e-6)
+    if kind == "fro":
+        assert found.norm_A == pytest.approx(norm(A, kind), rel=1e-5)
+
+
+@every_dtype
+def test_same_sketch_same_range_as_the_array(dtype):
+    A = decaying((120, 70), dtype)
+    for side in ("left", "right"):
+        Q = [
+            lowrank.range_finder(X, 12, power_iterations=1, side=side, rng=3).Q
+            for X in (A, sparse.csc_array(A))
+        ]
+        eps = np.finfo(dtype).eps
+        assert norm(residual(Q[0], Q[1]), "fro") <= 1e4 * eps
+        assert defect(Q[1]) <= 100 * eps
+
+
+@pytest.mark.parametrize("kind", FORMATS)
+@pytest.mark.parametrize("interface", ["array", "matrix"])
+def test_formats(kind, interface):
+    A = decaying((60, 40), "float64")
+    given = getattr(sparse, f"{kind}_{interface}")(A)
+    Q, B = lowrank.qb(given, rtol=1e-6, rng=0)
+    assert type(Q) is type(B) is np.ndarray
+    assert norm(A - Q @ B, "fro") <= 1e-6 * norm(A, "fro")
+
+
+@every_dtype
+def test_residual_norm(dtype):
+    A = decaying((120, 70), dtype)
+    Q = np.linalg.qr(A[:, :9]).Q
+    found = lowrank.residual_norm(sparse.csr_array(A), Q, rng=0)
+    truth = norm(residual(A, Q), "fro")
+    assert truth <= found.upper_bound <= 4 * truth
+    with_b = lowrank.residual_norm(sparse.csr_array(A), Q, adjoint(Q) @ A, rng=0)
+    assert with_b.value == pytest.approx(found.value, rel=1e-3)
+
+
+def test_entries_stored_twice_are_added_and_the_matrix_is_left_alone():
+    rows, columns = np.array([0, 0, 1, 2]), np.array([1, 1, 0, 2])
+    values = np.array([3.0, -3.0, 2.0, 1.0])
+    indptr = np.array([0, 2, 3, 4])
+    given = sparse.csr_array((values, columns, indptr), shape=(3, 3))
+    found = lowrank.range_finder(given, rtol=0.5, rng=0)
+    assert found.norm_A == pytest.approx(5**0.5)
+    assert given.nnz == 4
+    assert np.array_equal(given.data, [3.0, -3.0, 2.0, 1.0])
+    twice = sparse.coo_array((values, (rows, columns)), shape=(3, 3))
+    assert lowrank.range_finder(twice, rtol=0.5, rng=0).norm_A == pytest.approx(5**0.5)
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e200])
+def test_any_size(size):
+    A = decaying((60, 40), "float64")
+    found = lowrank.svd(sparse.csr_array(size * A), rtol=1e-3, rng=0)
+    assert norm(A - (found.U * (found.S / size)) @ found.Vh, "fro") <= 1e-3 * norm(A, "fro")
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (5, 3)])
+def test_nothing_stored(shape):
+    found = lowrank.svd(sparse.csr_array(shape), rtol=1e-3, rng=0)
+    assert (found.rank, found.converged, found.error_bound) == (0, True, 0.0)
+    assert lowrank.range_finder(sparse.csr_array(shape), 2, rng=0).Q.shape[0] == shape[0]
+
+
+@pytest.mark.parametrize("options", [{"rank": 3}, {"rtol": 0.1}])
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+def test_not_finite(options, bad):
+    A = decaying((60, 40), "float64")
+    A[30, 20] = bad
+    with pytest.raises(ValueError, match="holds NaN or Inf"):
+        quietly(lowrank.svd, sparse.csr_array(A), rng=0, **options)
+
+
+def test_refused():
+    with pytest.raises(TypeError, match=r"`A` has dtype int64.*cast it to float32"):
+        lowrank.svd(sparse.csr_array(np.eye(4, dtype=int)), rtol=0.1)
+    with pytest.raises(TypeError, match=r"convert it, for instance with A.toarray\(\)"):
+        lowrank.qr(sparse.csr_array(np.eye(4)))
+    with pytest.raises(ValueError, match=r"must be a matrix \(two dimensions\), got shape \(4,\)"):
+        lowrank.svd(sparse.coo_array(np.ones(4)), rtol=0.1)

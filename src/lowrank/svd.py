@@ -59,7 +59,8 @@ def svd(
     Raises
     ------
     TypeError
-        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs elsewhere.
+        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs
+        elsewhere.
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from lowrank import __main__ as demonstration
+from lowrank._command import demonstration
 
 
 def test_table():

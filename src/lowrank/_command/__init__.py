@@ -1,0 +1,3 @@
+"""What ``python -m lowrank`` does: read a file, factorize, report, write."""
+
+__all__: list[str] = []

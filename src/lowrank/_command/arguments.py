@@ -1,0 +1,166 @@
+"""The command line: its options, their checks and its help."""
+
+import argparse
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lowrank
+from lowrank._command.errors import InputError
+
+__all__ = ["PLOTS", "Options", "parse"]
+
+PLOTS = (".png", ".pdf", ".svg")
+
+DESCRIPTION = """\
+Compress the matrix in FILE to a certified tolerance or to a given rank, and tell what it takes.
+Without FILE: the same for a map of elevations that comes with the package."""
+
+DETAILS = """\
+files:
+  .npy                the array, memory-mapped
+  .npz                an array of it (--name); or a sparse matrix of SciPy, with SciPy
+  .csv .tsv .txt      numbers, separated by semicolons, commas, tabs or blanks; # starts a comment
+  .mtx                Matrix Market, sparse or dense, with SciPy
+  .safetensors        every tensor of two dimensions, one line each, with safetensors; bfloat16 and
+                      float8 also need torch
+  Integers are read as float64.
+
+output:
+  FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error; tolerance (absolute; NaN
+  without --rtol), bound (of the error, absolute, except with probability 1e-9), norm (fro or
+  spectral) and version. It appears when it is complete, or not at all.
+
+  Errors in the table are relative to the norm of the matrix, or in the spectral norm to a lower
+  bound on it; with --json they are absolute. Memory and bytes are those of U, S and Vh, in the
+  precision of the file. The same file, options and seed give the same result.
+
+exit code:
+  0 done; 2 bad input, told in one line; 3 a tolerance was not met (what was reached is told and
+  written all the same); 130 interrupted
+
+examples:
+  python -c "import numpy as np; np.save('A.npy', np.vander(np.linspace(0, 1, 400)))"
+  python -m lowrank A.npy --rtol 1e-2
+  python -m lowrank A.npy --rtol 1e-2,1e-4,1e-6 --norm spectral
+  python -m lowrank A.npy --rtol 1e-6 --rank 40 --output factors.npz
+  python -m lowrank A.npy --rank 10 --power-iterations 1 --json
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The command line, checked as far as that goes without opening a file."""
+
+    file: Path
+    rtols: tuple[float, ...]
+    rank: int | None
+    norm: Any
+    power_iterations: int | None
+    seed: int
+    name: str | None
+    skip_rows: int
+    output: Path | None
+    plot: Path | None
+    force: bool
+    json: bool
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise InputError(message)
+
+
+def _count(least: int) -> Any:
+    def integer(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            message = f"must be an integer of at least {least}, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        return value
+
+    return integer
+
+
+def _tolerances(text: str) -> tuple[float, ...]:
+    values = []
+    for part in text.split(","):
+        try:
+            value = float(part)
+        except ValueError:
+            value = math.nan
+        if not 0.0 < value < math.inf:
+            message = f"must be a positive number, or several with commas between, got {text!r}"
+            raise argparse.ArgumentTypeError(message)
+        values.append(value)
+    return tuple(values)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="python -m lowrank",
+        description=DESCRIPTION,
+        epilog=DETAILS,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")
+    add(
+        "--rtol",
+        metavar="R[,R…]",
+        type=_tolerances,
+        default=(),
+        help="relative tolerance, such as 1e-2; several give a line each",
+    )
+    add("--rank", metavar="K", type=_count(1), help="rank; a cap on it where --rtol is given")
+    add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")
+    add(
+        "--power-iterations",
+        metavar="Q",
+        type=_count(0),
+        help="0 with --rtol, 1 in the spectral norm, 2 with --rank alone",
+    )
+    add("--seed", metavar="N", type=_count(0), default=0, help="seed of the random sketch (0)")
+    add("--name", metavar="NAME", help="array or tensor of the file to take")
+    add("--skip-rows", metavar="N", type=_count(0), default=0, help="lines of text to skip (0)")
+    add("--output", metavar="FACTORS.npz", type=Path, help="write the factors")
+    add(
+        "--plot",
+        metavar="FILE.png",
+        type=Path,
+        help="draw estimate, bound and true error against the rank, with matplotlib",
+    )
+    add("--force", action="store_true", help="let --output and --plot replace a file")
+    add("--json", action="store_true", help="JSON instead of the table")
+    add("--version", action="version", version=f"lowrank {lowrank.__version__}")
+    return parser
+
+
+def parse(arguments: list[str]) -> Options | None:
+    """The options, or None where there are no arguments at all."""
+    if not arguments:
+        return None
+    given = _parser().parse_args(arguments)
+    if given.file is None:
+        message = "FILE is missing; python -m lowrank --help shows examples"
+        raise InputError(message)
+    if not given.rtol and given.rank is None:
+        message = "no stop rule: give --rtol, --rank or both"
+        raise InputError(message)
+    for path, option in ((given.output, "--output"), (given.plot, "--plot")):
+        if path is not None and len(given.rtol) > 1:
+            message = f"{option} takes one tolerance, got {len(given.rtol)}"
+            raise InputError(message)
+    if given.output is not None and given.output.suffix != ".npz":
+        message = f"--output must name a .npz file, got {given.output}"
+        raise InputError(message)
+    if given.plot is not None and given.plot.suffix not in PLOTS:
+        message = f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}"
+        raise InputError(message)
+    options = vars(given)
+    return Options(rtols=options.pop("rtol"), **options)

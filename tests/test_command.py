@@ -1,0 +1,745 @@
+"""``python -m lowrank FILE``: what it reads, says, writes and refuses."""
+
+import importlib
+import io
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from matrices import gaussian, norm, with_spectrum
+
+import lowrank
+from lowrank import gallery
+from lowrank.__main__ import main
+from lowrank._command import plotting, reading, running, writing
+from lowrank._command.arguments import parse
+from lowrank._command.working import answers
+
+sparse = pytest.importorskip("scipy.sparse")
+scipy_io = pytest.importorskip("scipy.io")
+safetensors_numpy = pytest.importorskip("safetensors.numpy")
+
+SPECTRUM = 0.6 ** np.arange(30)
+A = with_spectrum(SPECTRUM, (40, 30), "float64")
+
+
+@pytest.fixture(autouse=True)
+def _in_an_empty_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def run(capsys):
+    """Run the command: exit code, what went to stdout, and the lines on stderr."""
+
+    def call(line):
+        code = main(shlex.split(line))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err.splitlines()
+
+    return call
+
+
+@pytest.fixture
+def answer(run):
+    """Run the command with --json: the only matrix and its only result."""
+
+    def call(line):
+        code, out, err = run(f"{line} --json")
+        assert (code, err) == (0, [])
+        (matrix,) = json.loads(out)["matrices"]
+        (result,) = matrix.pop("results")
+        return matrix, result
+
+    return call
+
+
+def write_text(name, matrix, separator):
+    text = "\n".join(separator.join(f"{x:.17g}" for x in row) for row in matrix)
+    Path(name).write_text(f"# a comment\n{text}\n", encoding="utf-8")
+
+
+def checkpoint(**extra):
+    tensors = {
+        "a.weight": A.astype("float32"),
+        "b.weight": A.T.astype("float32").copy(),
+        "b.bias": np.ones(40, "float32"),
+    }
+    safetensors_numpy.save_file(tensors | extra, "model.safetensors")
+
+
+# -- what it reads --------------------------------------------------------------------------------
+
+WRITERS = {
+    "A.npy": lambda name: np.save(name, A),
+    "fortran.npy": lambda name: np.save(name, np.asfortranarray(A)),
+    "bigendian.npy": lambda name: np.save(name, A.astype(">f8")),
+    "only.npz": lambda name: np.savez(name, anything=A),
+    "sparse.npz": lambda name: sparse.save_npz(name, sparse.coo_array(A)),
+    "A.csv": lambda name: write_text(name, A, ","),
+    "semicolons.csv": lambda name: write_text(name, A, "; "),
+    "A.tsv": lambda name: write_text(name, A, "\t"),
+    "A.txt": lambda name: write_text(name, A, "  "),
+    "sparse.mtx": lambda name: scipy_io.mmwrite(name, sparse.coo_array(A), precision=17),
+    "dense.mtx": lambda name: scipy_io.mmwrite(name, A, precision=17),
+    "only.safetensors": lambda name: safetensors_numpy.save_file({"w": A}, name),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_kind_of_file_gives_the_answer_of_the_array(answer, name):
+    WRITERS[name](name)
+    matrix, result = answer(f"{name} --rtol 1e-3")
+    expected = lowrank.svd(A, rtol=1e-3, rng=0)
+    assert (matrix["shape"], matrix["dtype"]) == ([40, 30], "float64")
+    assert (result["rank"], result["converged"]) == (expected.rank, True)
+    for key in ("error", "error_bound", "norm_A", "tolerance"):
+        assert result[key] == pytest.approx(getattr(expected, key), rel=1e-6)
+    assert result["bytes"] == expected.rank * (40 + 30 + 1) * 8
+
+
+def test_named_arrays(answer):
+    np.savez("two.npz", a=np.eye(3), b=A)
+    assert answer("two.npz --name a --rank 1")[0]["shape"] == [3, 3]
+    assert answer("two.npz --name b --rank 1")[0]["shape"] == [40, 30]
+    checkpoint()
+    assert answer("model.safetensors --name b.weight --rank 1")[0]["shape"] == [30, 40]
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "int16", "int64", "bool"])
+def test_integers_are_read_as_float64(answer, dtype):
+    X = np.random.default_rng(0).integers(0, 2, (12, 9)).astype(dtype)
+    np.save("X.npy", X)
+    matrix, result = answer("X.npy --rtol 1e-3 --output F.npz")
+    assert matrix["dtype"] == dtype
+    assert matrix["bytes"] == 12 * 9 * 8
+    F = np.load("F.npz")
+    assert F["U"].dtype == np.float64
+    assert norm(X - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 1e-3 * norm(X.astype(float), "fro")
+    scipy_io.mmwrite("X.mtx", sparse.coo_array(X.astype("int64")))
+    assert answer("X.mtx --rtol 1e-3")[1]["rank"] == result["rank"]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "complex64", "complex128"])
+def test_dtypes_stay(answer, dtype):
+    kind = "complex128" if dtype[0] == "c" else "float64"
+    X = with_spectrum(gallery.fast(20), (25, 20), kind).astype(dtype)
+    np.save("X.npy", X)
+    matrix, result = answer("X.npy --rtol 0.05 --output F.npz")
+    assert (matrix["dtype"], matrix["bytes"]) == (dtype, X.nbytes)
+    F = np.load("F.npz")
+    assert F["U"].dtype == ("float32" if dtype == "float16" else dtype)
+    wide = X.astype(kind)
+    assert norm(wide - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 0.05 * norm(wide, "fro")
+    assert result["bytes"] == result["rank"] * (25 + 20 + 1) * X.itemsize
+
+
+def test_complex_text(answer):
+    Path("c.csv").write_text("1+2j,3\n4,5j\n", encoding="utf-8")
+    matrix, result = answer("c.csv --rank 2")
+    assert matrix["dtype"] == "complex128"
+    assert result["norm_A"] == pytest.approx(55**0.5)
+
+
+def test_names_in_a_text_are_skipped_on_request(answer):
+    Path("names.csv").write_text("\ufeffone,two\n1,2\n3,4\n", encoding="utf-8")
+    assert answer("names.csv --rank 1 --skip-rows 1")[0]["shape"] == [2, 2]
+
+
+def test_one_row_and_one_column(answer):
+    Path("row.csv").write_text("1,2,2\n", encoding="utf-8")
+    Path("column.txt").write_text("1\n2\n2\n", encoding="utf-8")
+    for name, shape in (("row.csv", [1, 3]), ("column.txt", [3, 1])):
+        matrix, result = answer(f"{name} --rtol 0.1")
+        assert (matrix["shape"], result["rank"], result["norm_A"]) == (shape, 1, pytest.approx(3))
+
+
+def test_npy_is_memory_mapped():
+    np.save("A.npy", A)
+    (source,) = reading.sources(Path("A.npy"), None, 0)
+    matrix = source.load()
+    assert isinstance(matrix.array, np.memmap)
+    assert not matrix.array.flags.writeable
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float8_e4m3fn"])
+def test_dtypes_that_numpy_lacks_are_read_with_torch(answer, dtype):
+    torch = pytest.importorskip("torch")
+    save_file = importlib.import_module("safetensors.torch").save_file
+    save_file({"w": torch.asarray(A).to(getattr(torch, dtype))}, "w.safetensors")
+    matrix, result = answer("w.safetensors --rtol 0.2 --output F.npz --plot p.png")
+    wide = torch.asarray(A).to(getattr(torch, dtype)).double().numpy()
+    F = np.load("F.npz")
+    assert norm(wide - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 0.2 * norm(wide, "fro")
+    assert matrix["dtype"] == dtype
+    itemsize = 2 if dtype == "bfloat16" else 1
+    assert matrix["bytes"] == A.size * itemsize
+    assert result["bytes"] == result["rank"] * (40 + 30 + 1) * itemsize
+
+
+def test_complex_tensors_of_torch_are_written(answer):
+    torch = pytest.importorskip("torch")
+    save_file = importlib.import_module("safetensors.torch").save_file
+    X = with_spectrum(gallery.fast(9), (12, 9), "complex64")
+    # a dtype that NumPy lacks makes torch the reader of its neighbours no more than of itself
+    save_file({"c": torch.asarray(X), "b": torch.ones(3, 3).bfloat16()}, "c.safetensors")
+    answer("c.safetensors --name c --rtol 0.05 --output F.npz")
+    F = np.load("F.npz")
+    assert norm(X - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 0.05 * norm(X, "fro")
+
+
+# -- what it says ---------------------------------------------------------------------------------
+
+
+def test_table(run):
+    np.save("A.npy", A)
+    code, out, err = run("A.npy --rtol 1e-1,1e-3 --seed 1")
+    assert (code, err) == (0, [])
+    head, blank, titles, *rows = out.splitlines()
+    assert head == f"A.npy: 40×30, float64, 9.4 KiB; Frobenius norm {norm(A, 'fro'):.4g}"
+    assert blank == ""
+    assert titles.split() == ["tolerance", "rank", "error", "bound", "estimate", "memory", "time"]
+    for row, rtol in zip(rows, (1e-1, 1e-3), strict=True):
+        expected = lowrank.svd(A, rtol=rtol, rng=1)
+        share = expected.rank * 71 / A.size
+        told = row.split()
+        assert told[:2] == [f"{rtol:g}", str(expected.rank)]
+        assert float(told[2]) == pytest.approx(expected.error_bound / expected.norm_A, rel=1e-2)
+        assert float(told[3]) == pytest.approx(expected.error / expected.norm_A, rel=1e-2)
+        assert told[6] == f"{share:.0%}"
+
+
+def test_a_rank_alone_is_told_with_its_error(answer):
+    np.save("A.npy", A)
+    for kind in ("fro", "spectral"):
+        for power in (0, 1):
+            _, result = answer(f"A.npy --rank 5 --norm {kind} --power-iterations {power} --seed 3")
+            U, S, Vh = lowrank.svd(A, 5, power_iterations=power, rng=3)
+            truth = norm(A - (U * S) @ Vh, kind)
+            assert result["rtol"] is result["tolerance"] is result["converged"] is None
+            assert (result["rank"], result["status"]) == (5, "RANK_REACHED")
+            assert truth <= result["error_bound"]
+            assert 0.5 * truth <= result["error"] <= 4 * truth
+            assert result["norm_A"] == pytest.approx(norm(A, kind), rel=0.05)
+
+
+def test_same_seed_same_answer(run):
+    np.save("A.npy", A)
+    for seed in ("", "--seed 5"):
+        first, second = (
+            re.sub(r'"seconds".*', "", run(f"A.npy --rtol 1e-2 --json {seed}")[1]) for _ in "12"
+        )
+        assert first == second
+
+
+def test_spectral_norm(answer):
+    np.save("A.npy", A)
+    _, result = answer("A.npy --rtol 1e-2 --norm spectral --output F.npz")
+    F = np.load("F.npz")
+    assert str(F["norm"]) == "spectral"
+    truth = norm(A - (F["U"] * F["S"]) @ F["Vh"], "spectral")
+    assert truth <= result["error_bound"] <= 1e-2 * norm(A, "spectral")
+
+
+def test_zero_matrix(run, answer):
+    np.save("zero.npy", np.zeros((4, 3)))
+    assert answer("zero.npy --rtol 0.1")[1]["rank"] == 0
+    assert run("zero.npy --rank 2")[0] == 0
+
+
+def test_checkpoint(run):
+    checkpoint()
+    code, out, err = run("model.safetensors --rtol 0.5,1e-2")
+    assert (code, err) == (0, [])
+    above, titles, *rows, total = out.splitlines()
+    assert above.split() == ["within", "0.5", "within", "0.01"]
+    assert titles.split() == ["tensor", "shape", "rank", "saved", "rank", "saved"]
+    ranks = [lowrank.svd(A.astype("float32"), rtol=rtol, rng=0).rank for rtol in (0.5, 1e-2)]
+    saved = [A.size * 4 - rank * 71 * 4 for rank in ranks]
+    assert saved[0] > 0
+    told = [f"{saved[0] / 1024:.1f}", "KiB"], [f"{saved[1] / 1024:.1f}", "KiB"]
+    first, second = rows
+    assert first.split() == ["a.weight", "40×30", str(ranks[0]), *told[0], str(ranks[1]), *told[1]]
+    assert second.split()[:2] == ["b.weight", "30×40"]
+    assert total.split()[:3] == ["total", "9.4", "KiB"]
+    assert re.search(rf"{sum(saved[:1]) * 2 / (2 * A.size * 4):.0%}", total)
+
+
+def test_checkpoint_at_a_rank(run):
+    checkpoint()
+    code, out, err = run("model.safetensors --rank 25")
+    assert (code, err) == (0, [])
+    titles, first, *_, total = out.splitlines()
+    assert titles.split() == ["tensor", "shape", "error", "bound", "rank", "saved"]
+    assert first.split()[3:] == ["25", "none"]  # 25 · 71 numbers are more than 40 · 30
+    assert total.split() == ["total", "9.4", "KiB", "0%", "none"]
+
+
+def test_a_bad_tensor_leaves_the_others_their_answers(run):
+    bad = A.astype("float32")
+    bad[3, 4] = np.nan
+    checkpoint(nan=bad, none=np.ones((0, 3), "float32"))
+    expected = [
+        f"lowrank: model.safetensors: nan: {NAN}",
+        "lowrank: model.safetensors: none: is empty: shape (0, 3)",
+    ]
+    code, out, err = run("model.safetensors --rtol 0.1")
+    assert (code, err) == (2, expected)
+    assert [line.split()[0] for line in out.splitlines()] == [
+        "within",
+        "tensor",
+        "a.weight",
+        "b.weight",
+        "total",
+    ]
+    code, out, err = run("model.safetensors --rtol 0.1 --json")
+    assert (code, err) == (2, expected)
+    entries = {entry["name"]: entry for entry in json.loads(out)["matrices"]}
+    assert entries["nan"]["error"] == expected[0].removeprefix("lowrank: ")
+    assert entries["a.weight"]["results"][0]["converged"]
+
+
+def test_json(run):
+    np.save("A.npy", A)
+    told = json.loads(run("A.npy --rtol 0.1 --rank 9 --seed 4 --json")[1])
+    head = {key: value for key, value in told.items() if key != "matrices"}
+    assert head == {
+        "lowrank": lowrank.__version__,
+        "file": "A.npy",
+        "norm": "fro",
+        "rank": 9,
+        "power_iterations": None,
+        "seed": 4,
+    }
+    (matrix,) = told["matrices"]
+    assert matrix["name"] is None
+    assert set(matrix["results"][0]) == {
+        *("rtol", "tolerance", "converged", "status", "rank", "error", "error_bound"),
+        *("norm_A", "bytes", "passes", "seconds"),
+    }
+
+
+def test_help_and_version(capsys):
+    for option, start in (("--help", "usage: python -m lowrank"), ("--version", "lowrank ")):
+        with pytest.raises(SystemExit) as stopped:
+            main([option])
+        assert stopped.value.code == 0
+        assert capsys.readouterr().out.startswith(start)
+
+
+def test_examples_of_the_help_work(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    _, _, examples = capsys.readouterr().out.partition("examples:\n")
+    lines = [shlex.split(line) for line in examples.splitlines() if line.strip()]
+    assert len(lines) == 5
+    for words in lines:
+        assert words[0] == "python"
+        done = subprocess.run(
+            [sys.executable, "-W", "error", *words[1:]], capture_output=True, text=True, check=True
+        )
+        assert done.stderr == ""
+    assert Path("factors.npz").is_file()
+
+
+# -- what it refuses ------------------------------------------------------------------------------
+
+
+def _bad_files():
+    np.save("A.npy", A)
+    np.save("vector.npy", np.ones(5))
+    np.save("cube.npy", np.ones((2, 3, 4)))
+    np.save("empty.npy", np.ones((0, 5)))
+    np.save("text.npy", np.array([["a", "b"]]))
+    np.save("object.npy", np.array([[None, 1]], dtype=object))
+    np.save("nan.npy", np.where(np.eye(4) > 0, np.nan, 1.0))
+    np.save("inf.npy", np.where(np.eye(4) > 0, np.inf, 1j))
+    np.savez("two.npz", a=np.eye(3), b=np.eye(4))
+    Path("cut.npy").write_bytes(Path("A.npy").read_bytes()[:600])
+    Path("folder.npy").mkdir()
+    checkpoint()
+    Path("cut.safetensors").write_bytes(Path("model.safetensors").read_bytes()[:50])
+    safetensors_numpy.save_file({"bias": np.ones(3)}, "vectors.safetensors")
+    for name, text in {
+        "garbage.npy": "not an array",
+        "garbage.npz": "not an archive",
+        "empty.csv": "",
+        "comments.txt": "# nothing else\n",
+        "names.csv": "one,two\n1,2\n",
+        "text.csv": "1,2\n3,x\n",
+        "missing.csv": "1,2\n3,\n",
+        "ragged.csv": "1,2\n3\n",
+        "nan.csv": "1,2\nnan,3\n",
+        "A.dat": "1 2\n",
+        "garbage.mtx": "hello\n",
+        "cut.mtx": "%%MatrixMarket matrix coordinate real general\n2 2 2\n1 1 1.0\n",
+    }.items():
+        Path(name).write_text(text, encoding="utf-8")
+    Path("binary.csv").write_bytes(b"\xff\xfe\xfd,1\n")
+
+
+KINDS = ".csv .mtx .npy .npz .safetensors .tsv .txt"
+NAN = "the matrix holds NaN or Inf; a range finder needs finite entries"
+REFUSED = {
+    "nowhere.npy --rtol 0.1": "nowhere.npy: cannot be read: No such file or directory",
+    "nowhere.csv --rtol 0.1": "nowhere.csv: cannot be read: No such file or directory",
+    "folder.npy --rtol 0.1": "folder.npy: cannot be read: Is a directory",
+    "A.dat --rtol 0.1": f"A.dat: unknown kind of file; known are {KINDS}",
+    "garbage.npy --rtol 0.1": "garbage.npy: is not a .npy file",
+    "garbage.npz --rtol 0.1": "garbage.npz: is not a .npz file",
+    "cut.npy --rtol 0.1": "cut.npy: cannot be read: mmap length is greater than file size",
+    "garbage.mtx --rtol 0.1": (
+        "garbage.mtx: cannot be read: Line 1: Not a Matrix Market file. Missing banner"
+    ),
+    "cut.mtx --rtol 0.1": ("cut.mtx: cannot be read: Truncated file. Expected another 1 lines"),
+    "vector.npy --rtol 0.1": "vector.npy: holds no matrix: 1 dimension, shape (5,)",
+    "cube.npy --rtol 0.1": "cube.npy: holds no matrix: 3 dimensions, shape (2, 3, 4)",
+    "empty.npy --rtol 0.1": "empty.npy: is empty: shape (0, 5)",
+    "empty.csv --rtol 0.1": "empty.csv: is empty",
+    "comments.txt --rtol 0.1": "comments.txt: is empty",
+    "nan.npy --rtol 0.1": f"nan.npy: {NAN}",
+    "nan.npy --rank 1": f"nan.npy: {NAN}",
+    "inf.npy --rtol 0.1 --norm spectral": f"inf.npy: {NAN}",
+    "nan.csv --rtol 0.1": f"nan.csv: {NAN}",
+    "text.npy --rtol 0.1": (
+        "text.npy: has dtype str32, which is not supported; store it as float64 or complex128"
+    ),
+    "object.npy --rtol 0.1": (
+        "object.npy: cannot be read: Array can't be memory-mapped: Python objects in dtype"
+    ),
+    "names.csv --rtol 0.1": (
+        "names.csv: row 1, column 1: 'one' is not a number; skip lines of names with --skip-rows"
+    ),
+    "text.csv --rtol 0.1": "text.csv: row 2, column 2: 'x' is not a number",
+    "missing.csv --rtol 0.1": "missing.csv: row 2, column 2: '' is not a number",
+    "ragged.csv --rtol 0.1": "ragged.csv: row 2 has 1 columns, those before it 2",
+    "binary.csv --rtol 0.1": "binary.csv: is not text in UTF-8",
+    "two.npz --rtol 0.1": "two.npz: holds 2 arrays; choose one with --name: a, b",
+    "two.npz --rtol 0.1 --name c": "two.npz: holds no array called c; it has a, b",
+    "model.safetensors --rank 1 --name c": (
+        "model.safetensors: holds no tensor called c; it has a.weight, b.bias, b.weight"
+    ),
+    "model.safetensors --rank 1 --name b.bias": (
+        "model.safetensors: b.bias: holds no matrix: 1 dimension, shape (40,)"
+    ),
+    "vectors.safetensors --rank 1": (
+        "vectors.safetensors: holds no matrix: none of its 1 tensors has two dimensions"
+    ),
+    "model.safetensors --rank 1 --output F.npz": (
+        "model.safetensors: has 2 matrices and --output takes one; choose it with --name"
+    ),
+    "A.npy --rtol 0.1 --name a": "--name is for .npz and .safetensors, got A.npy",
+    "A.npy --rtol 0.1 --skip-rows 1": "--skip-rows is for files of text, got A.npy",
+    "A.npy": "no stop rule: give --rtol, --rank or both",
+    "--rtol 0.1": "FILE is missing; python -m lowrank --help shows examples",
+    **{
+        f"A.npy --rtol={text}": (
+            f"argument --rtol: must be a positive number, or several with commas between, got "
+            f"'{text}'"
+        )
+        for text in ("0", "-1", "nan", "inf", "small", "0.1,0", "")
+    },
+    "A.npy --rank 0": "argument --rank: must be an integer of at least 1, got '0'",
+    "A.npy --rank 1.5": "argument --rank: must be an integer of at least 1, got '1.5'",
+    "A.npy --rank 1 --seed -1": "argument --seed: must be an integer of at least 0, got '-1'",
+    "A.npy --rank 1 --power-iterations=-1": (
+        "argument --power-iterations: must be an integer of at least 0, got '-1'"
+    ),
+    "A.npy --rank 1 --what": "unrecognized arguments: --what",
+    "A.npy --rank": "argument --rank: expected one argument",
+    "A.npy --rank 1 --output F.zip": "--output must name a .npz file, got F.zip",
+    "A.npy --rank 1 --plot p.txt": "--plot must name a file of kind .png, .pdf, .svg, got p.txt",
+    "A.npy --rtol 0.1,0.2 --output F.npz": "--output takes one tolerance, got 2",
+    "A.npy --rtol 0.1 --output two.npz": "two.npz: exists; --force replaces it",
+    "A.npy --rtol 0.1 --output no/F.npz": ("no/F.npz: cannot be written: there is no folder no"),
+    "two.npz --name a --rank 1 --output ./two.npz --force": (
+        "two.npz: is the file that is read; choose another name"
+    ),
+}
+
+
+@pytest.mark.parametrize("line", REFUSED)
+def test_bad_input_ends_with_one_line_and_exit_code_2(run, line):
+    _bad_files()
+    before = sorted(Path().iterdir())
+    assert run(line) == (2, "", [f"lowrank: {REFUSED[line]}"])
+    assert sorted(Path().iterdir()) == before
+
+
+def test_damaged_checkpoints(run):
+    """The line is that of the parser, whose words are its own."""
+    _bad_files()
+    code, out, (line,) = run("cut.safetensors --rank 1")
+    assert (code, out) == (2, "")
+    assert line.startswith("lowrank: cut.safetensors: cannot be read: Error while deserializing")
+
+
+@pytest.mark.parametrize(
+    ("package", "line", "purpose"),
+    [
+        ("scipy.io", "sparse.mtx --rank 1", "sparse.mtx: a .mtx file"),
+        ("scipy.sparse", "sparse.npz --rank 1", "sparse.npz: a sparse .npz file"),
+        ("safetensors", "only.safetensors --rank 1", "only.safetensors: a .safetensors file"),
+        ("matplotlib", "A.npy --rank 1 --plot p.png", "--plot"),
+    ],
+)
+def test_missing_packages(run, monkeypatch, package, line, purpose):
+    name = line.split()[0]
+    WRITERS[name](name)
+    monkeypatch.setitem(sys.modules, package, None)
+    top = package.partition(".")[0]
+    assert run(line) == (
+        2,
+        "",
+        [f"lowrank: {purpose} needs {top}, which cannot be imported; python -m pip install {top}"],
+    )
+
+
+def test_missing_torch_is_told_with_the_tensor(run, monkeypatch):
+    torch = pytest.importorskip("torch")
+    importlib.import_module("safetensors.torch").save_file(
+        {"w": torch.ones(3, 3).bfloat16()}, "w.safetensors"
+    )
+    monkeypatch.setitem(sys.modules, "torch", None)
+    code, _, (line,) = run("w.safetensors --rank 1")
+    assert code == 2
+    assert line == (
+        "lowrank: w.safetensors: the dtype BF16 of w needs torch, which cannot be imported; "
+        "python -m pip install torch"
+    )
+
+
+def test_a_matrix_that_does_not_fit_in_memory(run, monkeypatch):
+    np.save("A.npy", A)
+
+    def full(*arguments, **options):
+        raise MemoryError
+
+    monkeypatch.setattr("lowrank._command.working.svd", full)
+    line = "lowrank: A.npy: the factors do not fit in memory"
+    assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
+    monkeypatch.setattr("numpy.load", full)
+    assert run("A.npy --rank 1") == (2, "", ["lowrank: A.npy: does not fit in memory"])
+
+
+# -- what it writes -------------------------------------------------------------------------------
+
+
+def test_factors(run):
+    np.save("A.npy", A)
+    assert run("A.npy --rtol 1e-4 --output F.npz")[0] == 0
+    F = np.load("F.npz")
+    assert set(F) == {"U", "S", "Vh", "tolerance", "bound", "norm", "version"}
+    assert norm(A - (F["U"] * F["S"]) @ F["Vh"], "fro") <= F["bound"] <= F["tolerance"]
+    assert F["tolerance"] == pytest.approx(1e-4 * norm(A, "fro"))
+    assert (str(F["norm"]), str(F["version"])) == ("fro", lowrank.__version__)
+    assert run("A.npy --rank 3 --output G.npz")[0] == 0
+    G = np.load("G.npz")
+    assert G["S"].shape == (3,)
+    assert np.isnan(G["tolerance"])
+    assert norm(A - (G["U"] * G["S"]) @ G["Vh"], "fro") <= G["bound"]
+
+
+def test_force_replaces(run):
+    np.save("A.npy", A)
+    Path("F.npz").write_text("mine", encoding="utf-8")
+    assert run("A.npy --rank 3 --output F.npz")[0] == 2
+    assert Path("F.npz").read_text(encoding="utf-8") == "mine"
+    assert run("A.npy --rank 3 --output F.npz --force")[0] == 0
+    assert np.load("F.npz")["S"].shape == (3,)
+
+
+def test_a_file_that_appears_during_the_work_is_not_replaced(run, monkeypatch):
+    np.save("A.npy", A)
+    save = running._save
+
+    def slow(stream, *rest):
+        Path("F.npz").write_text("another's", encoding="utf-8")
+        save(stream, *rest)
+
+    monkeypatch.setattr(running, "_save", slow)
+    code, _, err = run("A.npy --rank 3 --output F.npz")
+    assert (code, err) == (2, ["lowrank: F.npz: exists; --force replaces it"])
+    assert Path("F.npz").read_text(encoding="utf-8") == "another's"
+    assert sorted(path.name for path in Path().iterdir()) == ["A.npy", "F.npz"]
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (KeyboardInterrupt(), 130, "interrupted"),
+        (
+            OSError(28, "No space left on device"),
+            2,
+            "F.npz: cannot be written: No space left on device",
+        ),
+    ],
+)
+def test_nothing_half_written_stays(run, monkeypatch, error, code, line):
+    np.save("A.npy", A)
+    Path("F.npz").write_text("mine", encoding="utf-8")
+
+    def broken(stream, *rest):
+        stream.write(b"half")
+        raise error
+
+    monkeypatch.setattr(running, "_save", broken)
+    assert run("A.npy --rank 3 --output F.npz --force")[::2] == (code, [f"lowrank: {line}"])
+    assert sorted(path.name for path in Path().iterdir()) == ["A.npy", "F.npz"]
+    assert Path("F.npz").read_text(encoding="utf-8") == "mine"
+
+
+def test_file_systems_without_links(monkeypatch):
+    def refuse(self, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    writing.write(Path("F"), lambda stream: stream.write(b"all"), force=False)
+    assert Path("F").read_bytes() == b"all"
+    with pytest.raises(writing.InputError, match="F: exists"):
+        writing.write(Path("F"), lambda stream: stream.write(b"more"), force=False)
+    assert Path("F").read_bytes() == b"all"
+
+
+def test_folders_without_permission(run, monkeypatch):
+    np.save("A.npy", A)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    line = "lowrank: F.npz: cannot be written: no permission for folder ."
+    assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
+
+
+def test_a_tolerance_that_is_not_met(run):
+    np.save("A.npy", A)
+    code, out, (line,) = run("A.npy --rtol 1e-8 --rank 5 --output F.npz")
+    F = np.load("F.npz")
+    assert F["S"].shape == (5,)
+    assert norm(A - (F["U"] * F["S"]) @ F["Vh"], "fro") <= F["bound"]
+    assert F["bound"] > F["tolerance"]
+    assert code == 3
+    assert out.splitlines()[-1].split()[:2] == ["1e-08", "5*"]
+    bound = float(F["bound"]) / norm(A, "fro")
+    assert line == (
+        f"lowrank: A.npy: tolerance 1e-08 not met: error bound {bound:.3g} at rank 5. "
+        "RANK_REACHED: The basis has the rank that was asked for, or the cap set beside a "
+        "tolerance."
+    )
+
+
+def test_tolerances_that_are_not_met(run):
+    checkpoint()
+    code, out, (line,) = run("model.safetensors --rtol 0.9,1e-3 --rank 4")
+    assert code == 3
+    assert re.fullmatch(
+        r"lowrank: model.safetensors: 2 of 4 tolerances not met \(marked \*\); the largest error "
+        r"bound is 0\.\d+, at rank 4 of [ab].weight",
+        line,
+    )
+    assert [row.count("4*") for row in out.splitlines()] == [0, 0, 1, 1, 0]
+
+
+def test_below_the_precision_floor(run):
+    np.save("A.npy", A.astype("float32"))
+    code, _, (line,) = run("A.npy --rtol 1e-9 --json")
+    assert code == 3
+    assert re.match(r"lowrank: A.npy: tolerance 1e-09 not met: error bound [\d.e-]+ at rank", line)
+    assert "PRECISION_FLOOR" in line
+
+
+# -- the picture ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("question", ["--rtol 1e-3", "--rank 6", "--rtol 1e-3 --rank 6"])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("dtype", ["float64", "complex128"])
+def test_curves(question, kind, dtype):
+    X = with_spectrum(SPECTRUM, (40, 30), dtype)
+    np.save("X.npy", X)
+    options = parse(shlex.split(f"X.npy {question} --norm {kind} --plot p.png"))
+    matrix = reading.sources(options.file, None, 0)[0].load()
+    (answer,) = answers(matrix, options, lambda _: None)
+    found = plotting.curves(matrix, answer, kind)
+    U, S, Vh = answer.factors
+    truth = [norm(X - (U[:, :r] * S[:r]) @ Vh[:r], kind) for r in range(len(S) + 1)]
+    assert np.array_equal(found["truth"][0], range(len(S) + 1))
+    assert found["truth"][1] == pytest.approx(truth, rel=1e-9)
+    best = [gallery.best_error(SPECTRUM, r, norm=kind) for r in range(len(S) + 1)]
+    assert found["best"][1] == pytest.approx(best, rel=1e-9)
+    assert (found["bound"][1] >= np.array(truth) * (1 - 1e-9)).all()
+    assert (found["bound"][1] >= found["estimate"][1]).all()
+    assert found["bound"][1][-1] == answer.bound
+    assert ("looks" in found) == ("rtol" in question)
+
+
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_plot(run, suffix):
+    pytest.importorskip("matplotlib")
+    sparse.save_npz("A.npz", sparse.csr_array(A))
+    code, _, err = run(f"A.npz --rtol 1e-2 --plot p.{suffix}")
+    assert (code, err) == (0, [])
+    start = {"png": b"\x89PNG", "pdf": b"%PDF", "svg": b"<?xml"}[suffix]
+    assert Path(f"p.{suffix}").read_bytes().startswith(start)
+    assert run(f"A.npz --rtol 1e-2 --plot p.{suffix}")[0] == 2
+
+
+# -- at a terminal --------------------------------------------------------------------------------
+
+
+def test_no_progress_where_stderr_is_no_terminal(run):
+    np.save("A.npy", A)
+    assert run("A.npy --rtol 1e-3")[2] == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals")
+def test_progress_and_ctrl_c():
+    """Work that would take long shows its progress, and ends at once, without a trace."""
+    pty = importlib.import_module("pty")
+    np.save("noise.npy", gaussian((3000, 3000), "float64"))
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "lowrank", "noise.npy", "--rtol", "1e-10"]
+    process = subprocess.Popen(
+        [*command, "--output", "F.npz"], stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    deadline = time.monotonic() + 60
+    while b"error at most" not in shown[:-8] and time.monotonic() < deadline:
+        shown += os.read(ours, 1000)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 130
+    rest = os.read(ours, 10000)
+    os.close(ours)
+    process.stdout.close()
+    assert b"reading noise.npy" in shown
+    assert re.search(rb"\x1b\[Knoise.npy: rank \d+, error at most \d\.\d\de[+-]\d\d", shown)
+    assert rest.replace(b"\r\n", b"\n").endswith(b"\r\x1b[Klowrank: interrupted\n")
+    assert [path.name for path in Path().iterdir()] == ["noise.npy"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell with pipes")
+def test_a_reader_that_stops_early():
+    np.save("A.npy", A)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lowrank", "A.npy", "--rtol", "0.1"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    process.stdout.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
+
+
+def test_terminals_without_unicode(monkeypatch):
+    np.save("A.npy", A)
+    stream = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="ascii"))
+    assert main(["A.npy", "--rank", "1"]) == 0
+    assert stream.getvalue().startswith(b"A.npy: 40?30, float64")

@@ -2,9 +2,12 @@
 
 import doctest
 import importlib
+import os
 import pkgutil
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,11 +19,13 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PYTHON = [body for language, body in BLOCKS if language == "python"]
 SHELL = [body for language, body in BLOCKS if language == "sh"]
+CONSOLE = [body for language, body in BLOCKS if language == "console"]
 TEXT = [body for language, body in BLOCKS if language == "text"]
 
 
 def test_blocks_are_known():
-    assert [language for language, _ in BLOCKS] == ["python", "text", "python", "sh", "sh"]
+    languages = [language for language, _ in BLOCKS]
+    assert languages == ["python", "text", "python", "sh", "sh", "console"]
 
 
 def numbers(text):
@@ -59,6 +64,30 @@ def test_shell_blocks_are_single_lines_that_this_checkout_can_run():
         assert (ROOT / words[words.index("-c") + 1]).is_file()
     assert SHELL[0].rstrip().endswith("&& python -m lowrank")
     assert SHELL[1].rstrip().endswith("&& python -m pytest")
+
+
+def test_console_block_shows_what_the_commands_print(tmp_path):
+    """Up to the time in the last column."""
+    steps = re.split(r"^\$ ", CONSOLE[0], flags=re.MULTILINE)[1:]
+    for step in steps:
+        command, _, shown = step.partition("\n")
+        python, *words = shlex.split(command)
+        assert python == "python"
+        done = subprocess.run(
+            [sys.executable, *words],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            check=False,
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+            encoding="utf-8",
+        )
+        printed, expected = (
+            re.sub(r" *[\d.]+ s$", "", t, flags=re.M) for t in (done.stdout, shown)
+        )
+        assert re.sub(r"[\d.e+-]+", "#", printed) == re.sub(r"[\d.e+-]+", "#", expected)
+        assert numbers(printed) == pytest.approx(numbers(expected), rel=2e-2)
+    assert (tmp_path / "factors.npz").is_file()
 
 
 @pytest.mark.parametrize(

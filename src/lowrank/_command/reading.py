@@ -89,8 +89,8 @@ def as_numpy(X: Any) -> Any:
     """A NumPy array of what a file held or of what the library made of it."""
     if hasattr(X, "toarray"):
         return X.toarray()
-    if hasattr(X, "resolve_conj"):  # torch
-        return (X.float() if "float16" in _dtype_name(X) else X).resolve_conj().numpy()
+    if hasattr(X, "detach"):  # torch, which reads only the real dtypes that NumPy lacks
+        return (X.float() if "float16" in _dtype_name(X) else X).numpy()
     return np.asarray(X)
 
 

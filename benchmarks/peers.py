@@ -15,8 +15,8 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-from scipy.linalg import interpolative
 import torch
+from scipy.linalg import interpolative
 from scipy.sparse.linalg import svds
 from sklearn.utils.extmath import randomized_svd
 

@@ -127,13 +127,13 @@ class Outcome:
 class RangeFinderResult(Outcome):
     """Orthonormal basis of the range, ``A ≈ Q QᴴA`` (of the corange, ``A ≈ A Q Qᴴ``).
 
+    Has the attributes of :class:`~lowrank.results.Outcome` too.
+
     Attributes
     ----------
     Q : array, shape (m, rank), or (n, rank) for the corange
     side : str
         ``"left"`` (range) or ``"right"`` (corange).
-
-    Further attributes: those of :class:`~lowrank.results.Outcome`.
     """
 
     Q: Array = field(repr=False)
@@ -144,12 +144,12 @@ class RangeFinderResult(Outcome):
 class QBResult(Outcome):
     """``A ≈ Q B`` with Q orthonormal and ``B = QᴴA``. Unpacks as ``Q, B``.
 
+    Has the attributes of :class:`~lowrank.results.Outcome` too.
+
     Attributes
     ----------
     Q : array, shape (m, rank)
     B : array, shape (rank, n)
-
-    Further attributes: those of :class:`~lowrank.results.Outcome`.
     """
 
     Q: Array = field(repr=False)
@@ -163,14 +163,14 @@ class QBResult(Outcome):
 class SVDResult(Outcome):
     """``A ≈ U diag(S) Vh``. Unpacks as ``U, S, Vh``.
 
+    Has the attributes of :class:`~lowrank.results.Outcome` too.
+
     Attributes
     ----------
     U : array, shape (m, rank)
     S : array, shape (rank,)
         Singular values in descending order, real.
     Vh : array, shape (rank, n)
-
-    Further attributes: those of :class:`~lowrank.results.Outcome`.
     """
 
     U: Array = field(repr=False)

@@ -1,0 +1,50 @@
+"""Configuration of the documentation; ``nox -s docs`` builds it."""
+
+import re
+from pathlib import Path
+
+import lowrank
+
+project = "lowrank"
+author = "The lowrank developers"
+project_copyright = author
+version = release = lowrank.__version__
+
+extensions = [
+    "myst_parser",
+    "numpydoc",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.mathjax",
+    "sphinx_copybutton",
+]
+exclude_patterns = ["_build"]
+nitpicky = True
+# Indented formulas and tables are no Python.
+highlight_language = "none"
+
+myst_enable_extensions = ["dollarmath"]
+myst_heading_anchors = 3
+
+# Arrays have no static type yet: the docstrings say what the signatures cannot.
+autodoc_typehints = "none"
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+numpydoc_show_class_members = False
+copybutton_exclude = ".linenos, .gp, .go"
+
+html_theme = "pydata_sphinx_theme"
+html_title = "lowrank"
+html_theme_options = {
+    "show_prev_next": False,
+    "secondary_sidebar_items": ["page-toc"],
+    "footer_start": ["copyright"],
+    "footer_end": [],
+}
+# Two of the three parts are single pages: nothing to unfold beside them.
+html_sidebars = {"index": [], "reference": []}
+
+reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")
+documented = re.findall(r"^\.\. auto\w+:: (?:lowrank\.)?(\w+)", reference, re.MULTILINE)
+if missing := set(lowrank.__all__) - {"__version__"} - set(documented):
+    message = f"docs/reference.md lacks {', '.join(sorted(missing))}"
+    raise LookupError(message)

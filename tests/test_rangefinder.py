@@ -108,44 +108,7 @@ def test_error_is_unbiased(dtype):
     assert abs(np.mean(estimates) / np.mean(truths) - 1) < 5 * (2 / 32 / 60) ** 0.5
 
 
-# -- error bounds of Halko, Martinsson and Tropp, with the test matrix known ---------------------
-
-
-@given(
-    spectrum=st.sampled_from(sorted(set(gallery.SPECTRA) - {"low_rank"})),
-    m=st.integers(10, 60),
-    n=st.integers(10, 60),
-    rank=st.integers(1, 9),
-    oversampling=st.integers(0, 5),
-    power_iterations=st.integers(0, 2),
-    seed=st.integers(0, 10_000),
-)
-def test_theorem_9_1_and_its_power_version(
-    backend, dtype, spectrum, m, n, rank, oversampling, power_iterations, seed
-):
-    """Deterministic once Ω is known, in both norms; ``(σ_{k+1}/σ_k)^{4q}`` from the iteration."""
-    columns = min(rank + oversampling, m, n)
-    rank = min(rank, columns)
-    A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
-    Omega = gaussian((n, columns), dtype, seed + 1)
-    found = lowrank.range_finder(
-        backend.asarray(A),
-        columns,
-        power_iterations=power_iterations,
-        test_matrix=backend.asarray(Omega),
-    )
-    Q = backend.numpy(found.Q)
-    check_basis(Q, m, columns, backend.eps(dtype))
-    A, Omega = A.astype(Q.dtype), Omega.astype(Q.dtype)
-    _, s, Vh = np.linalg.svd(A, full_matrices=False)
-    first, rest = Vh[:rank] @ Omega, Vh[rank:] @ Omega
-    transfer = rest @ np.linalg.pinv(first)
-    shrink = (s[rank:, None] / s[None, :rank]) ** (2 * power_iterations)
-    rounding = 100 * backend.eps(dtype) * s[0] * np.linalg.norm(np.linalg.pinv(first))
-    for kind in ("fro", "spectral"):
-        tail = norm(np.diag(s[rank:]), kind)
-        spread = norm(s[rank:, None] * (shrink * transfer), kind)
-        assert norm(residual(A, Q), kind) <= np.hypot(tail, spread) + rounding
+# -- power iterations ---------------------------------------------------------------------------
 
 
 def test_power_iterations_are_deflated(backend, dtype):

@@ -1,6 +1,6 @@
 """Low-rank bases and factorizations, to a given rank or a certified tolerance."""
 
-from lowrank import gallery
+from lowrank import bounds, gallery
 from lowrank.certificate import residual_norm
 from lowrank.householder import HouseholderQR, householder_qr, qr
 from lowrank.qb import qb
@@ -31,6 +31,7 @@ __all__ = [
     "SVDResult",
     "Status",
     "__version__",
+    "bounds",
     "gallery",
     "householder_qr",
     "qb",

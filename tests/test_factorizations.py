@@ -377,7 +377,7 @@ def test_a_basis_that_converged_but_not_its_svd(backend):
         "error_bound": 5e-4,
         "status": Status.CONVERGED,
     }
-    found = trim(outcome, small, "spectral", None, 0.0)
+    found = trim(outcome, small, "spectral", None, floor=0.0, norm_is_exact=False)
     assert (found["status"], found["converged"]) == (Status.PRECISION_FLOOR, False)
 
 
@@ -460,4 +460,4 @@ def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
         "error_bound": floor,
         "status": Status.CONVERGED,
     }
-    assert trim(outcome, small, "spectral", None, floor)["converged"]
+    assert trim(outcome, small, "spectral", None, floor=floor, norm_is_exact=False)["converged"]

@@ -1,8 +1,11 @@
 """What the range finder needs of a matrix: its products, its norm, and where it lives."""
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
+
+import numpy as np
 
 from lowrank._array import (
     Array,
@@ -11,6 +14,8 @@ from lowrank._array import (
     array_namespace,
     as_matrix,
     device_of,
+    is_array_api_obj,
+    loaded,
     matrix_norm_by_rows,
     max_abs,
 )
@@ -28,7 +33,7 @@ class Operator:
     device: Any
     matmat: Callable[[Array], Array]
     rmatmat: Callable[[Array], Array]
-    norm: Callable[[], float]  # ‖A‖_F
+    norm: Callable[[], float] | None  # ‖A‖_F; None where only products are known
     max_abs: Callable[[], float]
 
     @property
@@ -50,8 +55,14 @@ class Operator:
 
 
 def as_operator(A: Any, /) -> Operator:
-    """The operator of an array, or of a sparse matrix of SciPy or CuPy."""
-    return _of_sparse(A) if hasattr(A, "tocsr") else _of_array(A)
+    """The operator of an array, a sparse matrix of SciPy or CuPy, or an object with products."""
+    if is_array_api_obj(A):
+        return _of_array(A)
+    if hasattr(A, "tocsr"):
+        return _of_sparse(A)
+    if all(hasattr(A, name) for name in ("shape", "dtype", "matmat", "rmatmat")):
+        return _of_products(A)
+    return _of_array(A)  # which says what is accepted
 
 
 def _of_array(A: Array) -> Operator:
@@ -93,3 +104,53 @@ def _sparse_adjoint_matmul(csr: Any, Y: Array) -> Array:
     xp = array_namespace(Y)
     # the transpose is a view of the same data, the conjugate would be a copy
     return xp.conj(csr.T @ xp.conj(Y)) if xp.isdtype(Y.dtype, "complex floating") else csr.T @ Y
+
+
+def _of_products(A: Any) -> Operator:
+    """An object with `shape`, `dtype`, `matmat` and `rmatmat`.
+
+    Its dtype (or `device`) tells where the first test matrix has to be.
+    """
+    shape = tuple(int(length) for length in A.shape)
+    if len(shape) != 2:
+        message = f"`A` must be an operator of two dimensions, got shape {shape}."
+        raise ValueError(message)
+    device: Any = getattr(A, "device", None)
+    home: Array
+    if type(A.dtype).__module__.partition(".")[0] == "torch":
+        torch = loaded("torch")
+        home = torch.empty(0, dtype=A.dtype, device=device)
+    elif type(device).__module__.partition(".")[0] == "cupy":
+        with device:
+            home = loaded("cupy").empty(0, dtype=A.dtype)
+    else:
+        home = np.empty(0, dtype=_numpy_dtype(A.dtype))
+    home, xp = as_matrix(home[None, :])
+    return Operator(
+        xp=xp,
+        shape=shape,
+        dtype=home.dtype,
+        device=device_of(home),
+        matmat=lambda X: _product(A.matmat, X, shape[0], "matmat"),
+        rmatmat=lambda Y: _product(A.rmatmat, Y, shape[1], "rmatmat"),
+        norm=None,
+        max_abs=lambda: math.nan,
+    )
+
+
+def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    try:
+        return np.dtype(dtype)
+    except TypeError:  # of another library; the names are the standard's
+        return np.dtype(str(dtype).rpartition(".")[2])
+
+
+def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
+    Y = multiply(X)
+    if tuple(Y.shape) != (rows, X.shape[1]):
+        message = (
+            f"`A.{name}` of an array of shape {tuple(X.shape)} must have shape "
+            f"{(rows, X.shape[1])}, got {tuple(Y.shape)}."
+        )
+        raise ValueError(message)
+    return Y

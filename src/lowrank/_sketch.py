@@ -41,7 +41,9 @@ class TestMatrix:
             self._rng = _as_generator(rng, operator.xp, operator.device)
             self._draw = self._draw_gaussian
         elif callable(test_matrix):
-            self._draw = lambda shape: test_matrix(shape, operator.dtype, operator.device)
+            self._draw = lambda shape: test_matrix(
+                shape, self._operator.dtype, self._operator.device
+            )
         else:
             message = (
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
@@ -68,6 +70,10 @@ class TestMatrix:
         With one seed, a matrix and what a projection left of it then get different sketches.
         """
         self._salt, self._gaussian = salt, None
+
+    def move(self, operator: Operator) -> None:
+        """Go on where the products of `operator` live."""
+        self._operator, self._gaussian = operator, None
 
     def _draw_gaussian(self, shape: tuple[int, ...]) -> Array:
         operator = self._operator

@@ -18,11 +18,18 @@ ENERGY_ROUNDING = 4096.0
 
 
 def trim(
-    outcome: dict[str, Any], small: SmallSVD, norm: str, cap: int | None, floor: float
+    outcome: dict[str, Any],
+    small: SmallSVD,
+    norm: str,
+    cap: int | None,
+    *,
+    floor: float,
+    norm_is_exact: bool,
 ) -> dict[str, Any]:
     """The outcome after cutting B to the smallest rank that keeps the tolerance.
 
-    `floor` is the part of the bound that stands for rounding.
+    `floor` is the part of the bound that stands for rounding; `norm_is_exact` tells that the norm
+    of A in the outcome is that in the Frobenius norm, and no lower bound.
 
     Both parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
     Frobenius norm, and ``≤`` in the spectral norm. The second part is known from the singular
@@ -37,7 +44,7 @@ def trim(
     norm_A, tolerance = outcome["norm_A"], outcome["tolerance"]
     residual = max(0.0, outcome["error_bound"] - floor)
     floor += float(safe_norm(adjoint(small.R) - (small.U * xp.astype(S, small.U.dtype)) @ small.W))
-    if norm == "fro" and norm_A > 0:
+    if norm_is_exact and norm_A > 0:
         share = largest * float(tails[0]) / norm_A
         energy = max(0.0, (1.0 - share) * (1.0 + share)) + ENERGY_ROUNDING * epsilon
         residual = min(residual, norm_A * math.sqrt(energy))

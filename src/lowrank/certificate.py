@@ -10,6 +10,8 @@ from lowrank._array import (
     Namespace,
     adjoint_matmul,
     as_matrix,
+    device_of,
+    is_complex,
     safe_norm,
     same_place,
     split_scale,
@@ -25,6 +27,7 @@ __all__ = [
     "rounding_floor",
     "safety_factor",
     "spectral_norm",
+    "spread_factor",
 ]
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
@@ -46,6 +49,23 @@ def safety_factor(samples: int, failure_probability: float, *, is_complex: bool)
     t = target + 1.0
     for _ in range(100):
         step = (t + math.expm1(-t) - target) / -math.expm1(-t)
+        t -= step
+        if step <= 1e-15 * t:
+            break
+    return math.exp(t / 2)
+
+
+def spread_factor(samples: int, failure_probability: float, *, is_complex: bool) -> float:
+    """The c for which ``‖EΩ‖_F/√samples ≤ c · ‖E‖_F``, except with the given probability.
+
+    ``P(‖EΩ‖²_F ≥ x s ‖E‖²_F) ≤ (x e^{1−x})^{s/2}`` for x > 1, and c = x^{1/2}. With t = ln x this
+    is ``e^t − 1 − t = −ln(δ) · 2/s``. The left side is at least t²/2, so the start lies to the
+    right of the root, and Newton's method descends to it.
+    """
+    target = -math.log(failure_probability) / (samples if is_complex else samples / 2)
+    t = math.sqrt(2.0 * target)
+    for _ in range(100):
+        step = (math.expm1(t) - t - target) / math.expm1(t)
         t -= step
         if step <= 1e-15 * t:
             break
@@ -101,7 +121,7 @@ def residual_norm(
 
     Parameters
     ----------
-    A : array or sparse matrix, shape (m, n)
+    A : array, sparse matrix or operator, shape (m, n)
     Q : array, shape (m, k)
         Any basis, also one that this library did not make. Without B it should be orthonormal; if
         it is not, the error of ``Q QᴴA`` as it stands is what is measured.
@@ -157,8 +177,10 @@ def residual_norm(
         message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
         raise ValueError(message)
     Q, xp = as_matrix(Q, name="Q")
-    home = operator.empty(0)
-    same_place(home, Q, names=("A", "Q"))
+    home = Q
+    if operator.norm is not None:  # the products of an operator live wherever it puts them
+        home = operator.empty(0)
+        same_place(home, Q, names=("A", "Q"))
     (m, n), k = operator.shape, Q.shape[1]
     if Q.shape[0] != m:
         message = f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}."
@@ -171,10 +193,9 @@ def residual_norm(
             raise ValueError(message)
 
     with np.errstate(over="ignore", invalid="ignore"):
-        Omega = gaussian_source(rng, xp, operator.device, purpose="residual")(
-            (n, samples), operator.dtype
-        )
+        Omega = gaussian_source(rng, xp, device_of(Q), purpose="residual")((n, samples), Q.dtype)
         Y = operator.matmat(Omega)
+        same_place(Y, Q, names=("A.matmat(X)", "Q"))
         Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
         measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
         pair = [float(value) for value in (measured, safe_norm(Y))]
@@ -182,6 +203,6 @@ def residual_norm(
         message = "the sampled residual is not finite: `A`, `Q` or `B` holds NaN, Inf or overflows."
         raise ValueError(message)
     value, size = (number / math.sqrt(samples) for number in pair)
-    factor = safety_factor(samples, delta, is_complex=operator.is_complex)
-    floor = rounding_floor(xp.finfo(operator.dtype), operator.shape, k, size)
+    factor = safety_factor(samples, delta, is_complex=is_complex(Q))
+    floor = rounding_floor(xp.finfo(Q.dtype), operator.shape, k, size)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)

@@ -33,7 +33,7 @@ def qb(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy or CuPy, used as CSR; the factors are dense.
+        sparse matrix of SciPy or CuPy, used as CSR; or an operator, see :class:`RangeFinder`.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -53,8 +53,8 @@ def qb(
     Raises
     ------
     TypeError
-        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs
-        elsewhere.
+        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
+        belongs elsewhere.
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 
@@ -108,7 +108,15 @@ def qb(
     if fixed:
         return QBResult(Q=Q, B=adjoint(C), **finder.outcome())
     small = small_svd(C)
-    outcome = trim(finder.outcome(), small, norm, rank, finder.floor())
+    finder.learn_norm(C)
+    outcome = trim(
+        finder.outcome(),
+        small,
+        norm,
+        rank,
+        floor=finder.floor(),
+        norm_is_exact=finder.norm_is_exact,
+    )
     warn_unless_converged(outcome)
     U = small.U[:, : outcome["rank"]]
     return QBResult(Q=Q @ U, B=adjoint(C @ U), **outcome)

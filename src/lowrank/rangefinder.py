@@ -3,13 +3,22 @@
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
 
-from lowrank._array import Array, is_finite, rows_below, safe_norm
+from lowrank._array import (
+    Array,
+    as_matrix,
+    device_of,
+    is_complex,
+    is_finite,
+    rows_below,
+    safe_norm,
+)
 from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
-from lowrank._operator import as_operator
+from lowrank._operator import Operator, as_operator
 from lowrank._sketch import TestMatrix
 from lowrank._stoprule import StopRule
 from lowrank.certificate import (
@@ -17,6 +26,7 @@ from lowrank.certificate import (
     rounding_floor,
     safety_factor,
     spectral_norm,
+    spread_factor,
 )
 from lowrank.householder import CompactWY, reflect
 from lowrank.results import ConvergenceWarning, Look, RangeFinderResult, Status
@@ -24,6 +34,10 @@ from lowrank.results import ConvergenceWarning, Look, RangeFinderResult, Status
 __all__ = ["RangeFinder", "find", "range_finder", "warn_unless_converged"]
 
 Norm = Literal["fro", "spectral"]
+NOT_FINITE = (
+    "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
+    "or Inf."
+)
 Side = Literal["left", "right"]
 Callback = Callable[[Look], object]
 
@@ -40,7 +54,11 @@ class RangeFinder:
     A : array, shape (m, n), or (..., m, n)
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Stacks
         only for :meth:`extend`; each member gets its own test matrix. Or a sparse matrix of SciPy
-        or CuPy, used as CSR.
+        or CuPy, used as CSR. Or an operator: any object with `shape`, `dtype`, ``matmat(X)`` and
+        ``rmatmat(Y)``, which multiply by A and by its conjugate transpose. The first product tells
+        the library, device and dtype of the result; the first test matrix is a NumPy array unless
+        `dtype`, or an attribute `device`, belongs to torch or CuPy. ‖A‖_F of an operator is not
+        known: a lower bound stands for it, which makes `rtol` the stricter.
     norm : {"fro", "spectral"}
         Norm of every tolerance, error and bound.
     power_iterations : int, optional
@@ -111,26 +129,34 @@ class RangeFinder:
             power_iterations = 1 if norm == "spectral" else 0
         self._power_iterations = as_count(power_iterations, "power_iterations")
         A = as_operator(A)
-        self._A = A if side == "left" else A.adjoint()
+        A = A if side == "left" else A.adjoint()
         self._side = side
-        self._test_matrix = TestMatrix(self._A, test_matrix, rng)
+        self._test_matrix = TestMatrix(A, test_matrix, rng)
         self._check_finite = check_finite
         self._callback = callback
-        empty = self._A.empty(self._A.shape[-2])
-        self._block_size = as_block_size(block_size, empty)
+        self._asked_block_size = block_size
+        self._settle(A)
+        self._scale = 1.0  # on all products; another power of two where they would overflow
+        self._frobenius = math.nan  # until it is needed
+        self._norm_A = math.nan
+        self._norm_above = math.nan  # where ‖A‖_F is known from samples only
+        self._rule: StopRule | None = None
+        self._tolerance: float | None = None
+        self._status = Status.RANK_REACHED
+        self._history: list[Look] = []
+        self._sampled_looks = self._passes = self._products = 0
+
+    def _settle(self, A: Operator) -> None:
+        """Begin without columns, where the products of A live."""
+        self._A = A
+        empty = A.empty(A.shape[-2])
+        self._block_size = as_block_size(self._asked_block_size, empty)
         self._wy = CompactWY.identity(empty)
         # Columns drawn but not yet in the basis: rows `rank` and on of QᴴAΩ.
         self._pending = empty
         limits = A.xp.finfo(A.dtype)
         self._epsilon, self._largest = float(limits.eps), float(limits.max)
         self._smallest = float(limits.smallest_normal)
-        self._scale = 1.0  # on all products; another power of two where they would overflow
-        self._frobenius = math.nan  # until it is needed
-        self._norm_A = math.nan
-        self._tolerance: float | None = None
-        self._status = Status.RANK_REACHED
-        self._history: list[Look] = []
-        self._sampled_looks = self._passes = self._products = 0
 
     @property
     def rank(self) -> int:
@@ -221,8 +247,7 @@ class RangeFinder:
         if self._A.is_stack:
             self._scale = 1.0
         if not is_finite(block):
-            message = "a product of `A` with the test matrix is not finite, though `A` is."
-            raise ValueError(message)
+            raise ValueError(NOT_FINITE)
         self._keep(block)
         self._absorb(columns)
 
@@ -270,13 +295,33 @@ class RangeFinder:
             )
             raise ValueError(message)
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-            if math.isnan(self._frobenius):
+            if self._A.norm is not None and math.isnan(self._frobenius):
                 self._measure()
+            if 0 in self._A.shape:
+                self._norm_A = self._norm_above = 0.0
+            elif self.rank > 0 and self._norm_is_sampled and math.isnan(self._norm_A):
+                self._norm_A = self._norm_above = self._bound_norm_below(self._A.empty(0))
             if self.rank == 0 and not self._history and not math.isnan(self._norm_A):
                 # Without a basis the error is the norm itself; that look costs no sample.
                 self._record(self._norm_A, self._norm_bound())
-            self._status = self._grow(rule)
+            self._rule, self._status = rule, self._grow(rule)
         self._tolerance = rule.tolerance(self._norm_A)
+
+    @property
+    def norm_is_exact(self) -> bool:
+        """Whether ‖A‖ in the chosen norm is known, and not only a lower bound on it."""
+        return self._norm == "fro" and self._A.norm is not None
+
+    def learn_norm(self, C: Array) -> None:
+        """‖A‖_F is at least that of ``C = AᴴQ``: a sharper bound than that of a sample."""
+        if self._rule is not None and self._norm_is_sampled:
+            lower = float(safe_norm(C)) * (1.0 - 32.0 * self._epsilon)
+            self._norm_A = max(self._norm_A, lower)
+            self._tolerance = self._rule.tolerance(self._norm_A)
+
+    @property
+    def _norm_is_sampled(self) -> bool:
+        return self._norm == "fro" and self._A.norm is None
 
     def _grow(self, rule: StopRule) -> Status:
         while True:
@@ -324,22 +369,40 @@ class RangeFinder:
         if self._norm == "fro":
             size = float(safe_norm(sample))
         else:
+            if self._A.norm is None and not is_finite(sample):
+                raise ValueError(NOT_FINITE)
             if math.isnan(self._norm_A):
                 self._norm_A = self._bound_norm_below(sample)
             root = 1.0 / (2 * self._power_iterations + 1)
             sample, factors = self._iterate(sample)
             factors.append(reflect(sample, self._block_size).R)
             size = norm_of_product(factors, self._A.xp, root)
+        if not math.isfinite(size):
+            raise ValueError(NOT_FINITE)
         self._sampled_looks += 1
-        # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be.
-        delta = self._delta / (self._sampled_looks * (self._sampled_looks + 1))
-        factor = safety_factor(samples, delta, is_complex=self._A.is_complex)
+        # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be. A norm that
+        # is sampled takes half of δ.
+        delta = self._delta / (2.0 if self._norm_is_sampled else 1.0)
+        delta /= self._sampled_looks * (self._sampled_looks + 1)
+        # the test matrix counts: a complex operator may have been given a real one to begin with
+        factor = safety_factor(samples, delta, is_complex=is_complex(Omega))
         estimate = size / self._scale / math.sqrt(samples) ** root
+        if self._norm_is_sampled:
+            self._sample_norm(sample, Omega, estimate, estimate * factor)
         bound = estimate * factor**root + self.floor()
-        if self._norm == "fro":
+        if self._norm == "fro" and not self._norm_is_sampled:
             bound = min(bound, self._norm_bound())
         self._keep(sample)
         self._record(min(estimate, bound), bound)
+
+    def _sample_norm(self, sample: Array, Omega: Array, estimate: float, bound: float) -> None:
+        """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
+        if math.isnan(self._norm_A):
+            spread = spread_factor(Omega.shape[-1], self._delta / 2.0, is_complex=is_complex(Omega))
+            self._norm_A = max(estimate / spread, self._bound_norm_below(sample))
+            self._norm_above = bound
+        else:
+            self._norm_above = max(self._norm_above, math.hypot(self._norm_A, bound))
 
     def _record(self, estimate: float, bound: float) -> None:
         self._history.append(Look(self.rank, estimate, bound))
@@ -350,17 +413,23 @@ class RangeFinder:
 
     def floor(self) -> float:
         """What rounding may add to the error of this basis."""
-        return rounding_floor(
-            self._A.xp.finfo(self._A.dtype), self._A.shape, self.rank, self._norm_A
-        )
+        norm = self._norm_above if self._norm_is_sampled else self._norm_A
+        return rounding_floor(self._A.xp.finfo(self._A.dtype), self._A.shape, self.rank, norm)
 
     def _bound_norm_below(self, sample: Array) -> float:
-        """A lower bound on ‖A‖₂: ``‖AᴴY‖₂`` for orthonormal columns Y near the leading ones."""
-        if self.rank > 0:
-            Y = self.Q[:, : min(self.rank, sample.shape[-1])]
-        else:
+        """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones."""
+        if self.rank == 0:
             Y = reflect(sample, self._block_size).thin()
-        lower = float(spectral_norm(self._rmatmat(Y), self._A.xp)) / self._scale
+        elif self._norm == "fro":
+            Y = self.Q
+        else:
+            Y = self.Q[:, : min(self.rank, sample.shape[-1])]
+        C = self._rmatmat(Y)
+        if self._norm == "fro":
+            return float(safe_norm(C)) * (1.0 - 32.0 * self._epsilon)
+        lower = float(spectral_norm(C, self._A.xp)) / self._scale
+        if self._A.norm is None:
+            return lower
         return max(lower, self._frobenius / math.sqrt(min(self._A.shape)))
 
     # -- blocks ---------------------------------------------------------------------------------
@@ -368,7 +437,19 @@ class RangeFinder:
     def _matmat(self, X: Array) -> Array:
         self._passes += 1
         self._products += X.shape[-1]
-        return self._A.matmat(X if self._scale == 1.0 else X * self._scale)
+        Y = self._A.matmat(X if self._scale == 1.0 else X * self._scale)
+        if self._A.norm is None and self._wy.columns == 0 and self._pending.shape[-1] == 0:
+            Y = self._adopt(Y)
+        return Y
+
+    def _adopt(self, Y: Array) -> Array:
+        """Move to the library, device and dtype of the first product with an operator."""
+        Y, xp = as_matrix(Y, name="A.matmat(X)")
+        A = replace(self._A, xp=xp, dtype=Y.dtype, device=device_of(Y))
+        if (xp, A.dtype, A.device) != (self._A.xp, self._A.dtype, self._A.device):
+            self._test_matrix.move(A)
+            self._settle(A)
+        return Y
 
     def _rmatmat(self, X: Array) -> Array:
         self._passes += 1
@@ -379,7 +460,8 @@ class RangeFinder:
         """Rows `rank` and on of QᴴAΩ: a sample of the residual, in the coordinates of the basis."""
         if Omega.shape[-1] == 0:
             return self._A.empty(self._A.shape[-2] - self.rank)
-        return self._wy.apply_adjoint(self._matmat(Omega))[..., self.rank :, :]
+        Y = self._matmat(Omega)  # may move the basis, so it comes first
+        return self._wy.apply_adjoint(Y)[..., self.rank :, :]
 
     def _block(self, Omega: Array) -> Array:
         """A sample as it waits: after its power iterations in the spectral norm, whose look needs
@@ -422,6 +504,8 @@ class RangeFinder:
 
     def _measure(self) -> None:
         """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
+        if self._A.norm is None:
+            raise ValueError(NOT_FINITE)
         self._passes += 1
         norm = self._A.norm()
         if not math.isfinite(norm):
@@ -477,7 +561,7 @@ def range_finder(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy or CuPy, used as CSR; the factors are dense.
+        sparse matrix of SciPy or CuPy, used as CSR; or an operator, see :class:`RangeFinder`.
     rank : int, optional
         Columns of Q; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -500,8 +584,8 @@ def range_finder(
     Raises
     ------
     TypeError
-        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs
-        elsewhere.
+        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
+        belongs elsewhere.
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 

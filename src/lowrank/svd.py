@@ -35,7 +35,7 @@ def svd(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy or CuPy, used as CSR; the factors are dense.
+        sparse matrix of SciPy or CuPy, used as CSR; or an operator, see :class:`RangeFinder`.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -59,8 +59,8 @@ def svd(
     Raises
     ------
     TypeError
-        If A is not an array or sparse matrix of floating dtype, or `rng` or `test_matrix` belongs
-        elsewhere.
+        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
+        belongs elsewhere.
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 
@@ -116,9 +116,17 @@ def svd(
     Q = finder.Q
     C = finder.image(Q)
     small = small_svd(C)
+    finder.learn_norm(C)
     outcome = finder.outcome()
     if not fixed:
-        outcome = trim(outcome, small, norm, rank, finder.floor())
+        outcome = trim(
+            outcome,
+            small,
+            norm,
+            rank,
+            floor=finder.floor(),
+            norm_is_exact=finder.norm_is_exact,
+        )
         warn_unless_converged(outcome)
     elif rank is not None and rank <= finder.rank:
         outcome |= {"rank": rank, "status": Status.RANK_REACHED}

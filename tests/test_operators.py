@@ -1,0 +1,243 @@
+"""Objects with `shape`, `dtype`, `matmat` and `rmatmat`, whose norm nobody knows."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
+
+import lowrank
+from lowrank import gallery
+from lowrank.certificate import spread_factor
+
+RANKS = {  # the rank asked for on the published diagonal spectra, n = 8000
+    ("slow", 1e-2): 16,
+    ("slow", 1e-4): 345,
+    ("fast", 1e-4): 66,
+    ("fast", 1e-5): 82,
+    ("s_shaped", 1e-2): 33,
+}
+
+
+class Operator:
+    """An array in a coat, which counts what is asked of it."""
+
+    def __init__(self, A, dtype=None):
+        self.A = A
+        self.shape = tuple(A.shape)
+        self.dtype = A.dtype if dtype is None else dtype
+        self.columns = []
+
+    def matmat(self, X):
+        self.columns.append(X.shape[1])
+        return self.A @ X
+
+    def rmatmat(self, Y):
+        self.columns.append(Y.shape[1])
+        A = self.A.mT
+        return (A.conj() if hasattr(A, "conj") else A) @ Y
+
+
+class Diagonal:
+    dtype = np.dtype("float64")
+
+    def __init__(self, values):
+        self.values = values
+        self.shape = (values.size, values.size)
+
+    def matmat(self, X):
+        return self.values[:, None] * X
+
+    rmatmat = matmat
+
+
+def cast(backend, A):
+    """The array as an operator of its library; array-api-strict has no method `conj`."""
+    there = backend.asarray(A)
+
+    class Coat(Operator):
+        def rmatmat(self, Y):
+            self.columns.append(Y.shape[1])
+            return backend.asarray(adjoint(A)) @ Y
+
+    return Coat(there)
+
+
+@pytest.mark.parametrize(("spectrum", "rtol"), RANKS)
+@pytest.mark.parametrize("factorize", [lowrank.svd, lowrank.qb])
+def test_published_ranks(spectrum, rtol, factorize):
+    s = getattr(gallery, spectrum)(8000)
+    found = factorize(Diagonal(s), rtol=rtol, rng=0)
+    left, right = (found.Q, found.B) if factorize is lowrank.qb else (found.U * found.S, found.Vh)
+    assert found.converged
+    assert gallery.best_rank(s, rtol=rtol) <= found.rank <= RANKS[spectrum, rtol]
+    squares = 0.0
+    for start in range(0, 8000, 1000):
+        rows = slice(start, start + 1000)
+        block = -left[rows] @ right
+        block[np.arange(1000), np.arange(start, start + 1000)] += s[rows]
+        squares += float(np.sum(block**2))
+    assert math.sqrt(squares) <= found.error_bound <= rtol * np.linalg.norm(s)
+    assert found.norm_A == pytest.approx(np.linalg.norm(s), rel=1e-5)
+
+
+@given(
+    spectrum=st.sampled_from(sorted(gallery.SPECTRA)),
+    m=st.integers(1, 150),
+    n=st.integers(1, 150),
+    rtol=st.sampled_from([0.5, 1e-1, 1e-2, 1e-4]),
+    kind=st.sampled_from(["fro", "spectral"]),
+    side=st.sampled_from(["left", "right"]),
+    seed=st.integers(0, 10_000),
+)
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_certificate_holds(dtype, spectrum, m, n, rtol, kind, side, seed):
+    """At δ = 1e-14 for each of at most 3,000 draws (nightly)."""
+    A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
+    found = quietly(
+        lowrank.range_finder,
+        Operator(A),
+        rtol=rtol,
+        norm=kind,
+        side=side,
+        rng=seed,
+        failure_probability=1e-14,
+    )
+    wide = A.astype("complex128" if dtype == "complex128" else "float64")
+    wide = adjoint(wide) if side == "right" else wide
+    size, eps = norm(wide, kind), np.finfo(dtype).eps
+    error = norm(residual(wide, found.Q), kind)
+    assert found.converged
+    assert error <= found.error_bound <= found.tolerance
+    assert found.tolerance == pytest.approx(rtol * found.norm_A)
+    assert found.norm_A <= size * (1 + 10 * eps)
+    # a flat spectrum is the worst: 64 samples know the norm to a factor of 1.8 at this probability
+    assert found.norm_A >= size / 1.9 or kind == "spectral"
+    assert defect(found.Q) <= 100 * eps * max(found.rank, 1) ** 0.5
+
+
+def test_every_library(backend, dtype):
+    A = with_spectrum(gallery.fast(60), (80, 60), dtype)
+    if backend.name.startswith("strict"):
+        pytest.skip("array-api-strict multiplies no NumPy array; the next test has it")
+    operator = cast(backend, A)
+    U, S, Vh = found = lowrank.svd(operator, rtol=1e-3, rng=0)
+    wide = backend.numpy(operator.A)
+    assert found.converged
+    approximation = (backend.numpy(U) * backend.numpy(S)) @ backend.numpy(Vh)
+    assert norm(wide - approximation, "fro") <= 1e-3 * norm(wide, "fro")
+    assert (found.passes, found.products) == (len(operator.columns), sum(operator.columns))
+
+
+def test_the_first_product_tells_library_and_dtype(backend, dtype):
+    """The operator says NumPy and float64; what it returns decides, complex or not."""
+    A = with_spectrum(gallery.fast(60), (80, 60), dtype)
+
+    class Foreign:
+        shape, dtype = A.shape, np.dtype("float64")
+        asked: list = []  # noqa: RUF012
+
+        def matmat(self, X):
+            Foreign.asked.append(type(X))
+            X = X if isinstance(X, np.ndarray) else backend.numpy(X)
+            return backend.asarray((A @ X).astype(A.dtype))
+
+        def rmatmat(self, Y):
+            return backend.asarray((adjoint(A) @ backend.numpy(Y)).astype(A.dtype))
+
+    for call in ({"rtol": 1e-3}, {"rank": 20}):
+        Foreign.asked.clear()
+        Q, B = found = lowrank.qb(Foreign(), rng=0, **call)
+        Q, B = backend.numpy(Q), backend.numpy(B)  # which checks where they live
+        assert str(found.B.dtype).endswith(dtype)
+        assert Foreign.asked[0] is np.ndarray
+        best = gallery.best_error(gallery.fast(60), found.rank)
+        assert norm(A - Q @ B, "fro") <= 4 * best
+        if found.converged is not None:
+            assert norm(A - Q @ B, "fro") <= 1e-3 * norm(A, "fro")
+
+
+def test_scipy_operators():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    A = with_spectrum(gallery.fast(60), (80, 60), "complex128")
+    Q, B = lowrank.qb(linalg.aslinearoperator(A), rtol=1e-6, rng=0)
+    assert norm(A - Q @ B, "fro") <= 1e-6 * norm(A, "fro")
+
+
+def test_ask_again():
+    A = with_spectrum(gallery.slow(200), (300, 200), "float64")
+    operator = Operator(A)
+    finder = lowrank.RangeFinder(operator, rng=0).extend(10)
+    assert operator.columns == [10]
+    for rtol in (1e-1, 1e-2, 1e-3):
+        found = finder.reach(rtol=rtol).result()
+        assert found.converged
+        assert norm(residual(A, found.Q), "fro") <= found.error_bound <= rtol * norm(A, "fro")
+        assert found.norm_A <= norm(A, "fro")
+    assert sum(operator.columns) == found.products
+    full = lowrank.RangeFinder(Operator(A), rng=0).extend(200).reach(rtol=1e-6).result()
+    assert full.converged
+    assert full.norm_A == pytest.approx(norm(A, "fro"))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (7, 3)])
+def test_nothing_in_it(shape):
+    found = lowrank.svd(Operator(np.zeros(shape)), rtol=1e-3, rng=0)
+    assert (found.rank, found.converged, found.norm_A, found.error_bound) == (0, True, 0.0, 0.0)
+
+
+def test_residual_norm(backend, dtype):
+    A = with_spectrum(gallery.slow(60), (80, 60), dtype)
+    Q = np.linalg.qr(A[:, :9]).Q
+    operator = cast(backend, A)
+    found = lowrank.residual_norm(operator, backend.asarray(Q), rng=0)
+    truth = norm(residual(A.astype("complex128"), Q), "fro")
+    assert truth <= found.upper_bound <= 4 * truth
+    assert operator.columns == [64]
+
+
+@pytest.mark.parametrize("samples", [32, 64, 500])
+@pytest.mark.parametrize("delta", [0.5, 0.05, 1e-9, 1e-100])
+@pytest.mark.parametrize("is_complex", [False, True])
+def test_spread_factor_solves_its_equation(samples, delta, is_complex):
+    x = spread_factor(samples, delta, is_complex=is_complex) ** 2
+    exponent = samples if is_complex else samples / 2
+    assert x > 1
+    assert exponent * (math.log(x) + 1 - x) == pytest.approx(math.log(delta), rel=1e-9)
+
+
+@pytest.mark.parametrize("is_complex", [False, True])
+@pytest.mark.parametrize("rank", [1, 2, 30])
+def test_sampled_norms_exceed_the_truth_no_more_often_than_stated(is_complex, rank):
+    draws, samples, delta = 2000, 16, 0.05
+    sketch = gaussian((draws, rank, samples), "complex128" if is_complex else "float64")
+    sizes = np.linalg.norm(sketch, axis=(1, 2)) / samples**0.5
+    factor = spread_factor(samples, delta, is_complex=is_complex)
+    assert np.sum(sizes / factor > rank**0.5) <= draws * delta + 4 * (draws * delta) ** 0.5
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize("options", [{"rank": 3}, {"rtol": 0.1}, {"rtol": 0.1, "norm": "spectral"}])
+def test_not_finite(bad, options):
+    A = gaussian((30, 20), "float64")
+    A[5, 5] = bad
+    with pytest.raises(ValueError, match="a product of `A` with the test matrix is not finite"):
+        quietly(lowrank.svd, Operator(A), rng=0, **options)
+
+
+def test_refused():
+    A = gaussian((30, 20), "float64")
+    with pytest.raises(TypeError, match=r"`A` has dtype int64.*cast it to float32"):
+        lowrank.svd(Operator(A, dtype=np.dtype("int64")), rtol=0.1)
+    with pytest.raises(ValueError, match=r"operator of two dimensions, got shape \(4, 30, 20\)"):
+        lowrank.svd(Operator(np.stack([A] * 4)), rtol=0.1)
+    wrong = Operator(A)
+    wrong.shape = (20, 30)
+    message = r"`A.matmat` of an array of shape .* must have shape \(20, 64\), got \(30, 64\)"
+    wrong.matmat = lambda X: A @ X[:20]
+    with pytest.raises(ValueError, match=message):
+        lowrank.svd(wrong, rtol=0.1)
+    with pytest.raises(TypeError, match="must be an array"):
+        lowrank.qr(Operator(A))

@@ -65,5 +65,43 @@ class RangeFinder:
     track_error_of_svd.unit = "times the best error"
 
 
+class Diagonal:
+    """A diagonal matrix known by its products, of any size."""
+
+    dtype = np.dtype("float64")
+
+    def __init__(self, values):
+        self.values = values
+        self.shape = (values.size, values.size)
+
+    def matmat(self, X):
+        return self.values[:, None] * X
+
+    rmatmat = matmat
+
+
+class PublishedRanks:
+    """Ranks that a tolerance takes on the published spectra, n = 8000; the best are known."""
+
+    params = ("slow 1e-2", "slow 1e-4", "fast 1e-4", "fast 1e-5", "s_shaped 1e-2")
+    param_names = ("question",)
+
+    def setup(self, question):
+        name, rtol = question.split()
+        self.values, self.rtol = getattr(gallery, name)(8000), float(rtol)
+
+    def track_rank(self, question):
+        return lowrank.svd(Diagonal(self.values), rtol=self.rtol, rng=0).rank
+
+    def track_best_rank(self, question):
+        return gallery.best_rank(self.values, rtol=self.rtol)
+
+    def track_products(self, question):
+        return lowrank.svd(Diagonal(self.values), rtol=self.rtol, rng=0).products
+
+    track_rank.unit = track_best_rank.unit = "columns"
+    track_products.unit = "columns multiplied"
+
+
 def timeraw_import_lowrank():
     return "import lowrank"

@@ -35,6 +35,7 @@ __all__ = [
     "is_cupy_namespace",
     "is_finite",
     "is_numpy_namespace",
+    "is_torch_array",
     "is_torch_namespace",
     "loaded",
     "matrix_norm_by_rows",
@@ -79,6 +80,9 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         if not A.dtype.isnative:
             A = A.astype(A.dtype.newbyteorder("="))
     elif is_torch_array(A):
+        if A.is_meta:
+            message = f"`{name}` is on the meta device, where arrays have a shape and no numbers."
+            raise ValueError(message)
         A = A.detach()  # no derivatives are promised, and none shall be recorded
     xp = array_namespace(A)
     if A.ndim < 2 or (A.ndim > 2 and not stacks):

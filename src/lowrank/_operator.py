@@ -15,6 +15,7 @@ from lowrank._array import (
     as_matrix,
     device_of,
     is_array_api_obj,
+    is_torch_array,
     loaded,
     matrix_norm_by_rows,
     max_abs,
@@ -56,6 +57,8 @@ class Operator:
 
 def as_operator(A: Any, /) -> Operator:
     """The operator of an array, a sparse matrix of SciPy or CuPy, or an object with products."""
+    if is_torch_array(A) and A.layout is not loaded("torch").strided:
+        return _of_torch_sparse(A)
     if is_array_api_obj(A):
         return _of_array(A)
     if hasattr(A, "tocsr"):
@@ -95,6 +98,27 @@ def _of_sparse(A: Any) -> Operator:
         device=device_of(values),
         matmat=lambda X: csr @ X,
         rmatmat=lambda Y: _sparse_adjoint_matmul(csr, Y),
+        norm=lambda: matrix_norm_by_rows(values),
+        max_abs=lambda: max_abs(values),
+    )
+
+
+def _of_torch_sparse(A: Array) -> Operator:
+    if A.ndim != 2:
+        message = f"a sparse `A` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
+        raise ValueError(message)
+    with loaded("torch").no_grad():
+        coo = A.detach().to_sparse_coo().coalesce()
+    values, xp = as_matrix(coo.values()[None, :])
+    coo = coo.to(values.dtype)
+    conj = coo.t().conj_physical() if values.is_complex() else coo.t()
+    return Operator(
+        xp=xp,
+        shape=tuple(A.shape),
+        dtype=values.dtype,
+        device=device_of(values),
+        matmat=lambda X: coo @ X,
+        rmatmat=lambda Y: conj @ Y,
         norm=lambda: matrix_norm_by_rows(values),
         max_abs=lambda: max_abs(values),
     )

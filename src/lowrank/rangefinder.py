@@ -53,8 +53,8 @@ class RangeFinder:
     ----------
     A : array, shape (m, n), or (..., m, n)
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Stacks
-        only for :meth:`extend`; each member gets its own test matrix. Or a sparse matrix of SciPy
-        or CuPy, used as CSR. Or an operator: any object with `shape`, `dtype`, ``matmat(X)`` and
+        only for :meth:`extend`; each member gets its own test matrix. Or a sparse matrix of SciPy,
+        CuPy or PyTorch. Or an operator: any object with `shape`, `dtype`, ``matmat(X)`` and
         ``rmatmat(Y)``, which multiply by A and by its conjugate transpose. The first product tells
         the library, device and dtype of the result; the first test matrix is a NumPy array unless
         `dtype`, or an attribute `device`, belongs to torch or CuPy. ‖A‖_F of an operator is not
@@ -561,7 +561,7 @@ def range_finder(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy or CuPy, used as CSR; or an operator, see :class:`RangeFinder`.
+        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
     rank : int, optional
         Columns of Q; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional

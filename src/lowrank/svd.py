@@ -35,7 +35,7 @@ def svd(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy or CuPy, used as CSR; or an operator, see :class:`RangeFinder`.
+        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional

@@ -1,0 +1,169 @@
+"""Matrices that break other libraries: the outcome of each is known, and asked for exactly."""
+
+import numpy as np
+import pytest
+from matrices import adjoint, defect, gaussian, norm, quietly, with_spectrum
+
+import lowrank
+from lowrank import Status
+
+
+def tiny(dtype):
+    return float(np.finfo(dtype).tiny)
+
+
+# name: (matrix of a dtype, rank that a tolerance of 1e-3 needs)
+MATRICES = {
+    "zero": (lambda dtype: np.zeros((30, 20), dtype), 0),
+    "ones": (lambda dtype: np.ones((30, 20), dtype), 1),
+    "identity": (lambda dtype: np.eye(30, dtype=dtype), 30),
+    "one entry": (lambda dtype: np.eye(30, 20, dtype=dtype) * (np.arange(20) == 13), 1),
+    "one by one": (lambda dtype: np.full((1, 1), -3, dtype), 1),
+    "row": (lambda dtype: gaussian((1, 40), dtype), 1),
+    "column": (lambda dtype: gaussian((40, 1), dtype), 1),
+    "no rows": (lambda dtype: np.zeros((0, 20), dtype), 0),
+    "no columns": (lambda dtype: np.zeros((20, 0), dtype), 0),
+    "repeated": (lambda dtype: with_spectrum(np.r_[[3.0] * 7, [1e-4] * 13], (30, 20), dtype), 7),
+    "cliff": (lambda dtype: with_spectrum(np.r_[[1.0] * 10, [1e-12] * 80], (90, 90), dtype), 10),
+    "zero columns first": (
+        lambda dtype: np.hstack([np.zeros((90, 70), dtype), gaussian((90, 5), dtype)]),
+        5,
+    ),
+    "zero rows first": (
+        lambda dtype: np.vstack([np.zeros((70, 90), dtype), gaussian((5, 90), dtype)]),
+        5,
+    ),
+    "equal columns": (lambda dtype: np.repeat(gaussian((90, 3), dtype), 30, axis=1), 3),
+    "graded columns": (
+        lambda dtype: np.diag(1e-6 ** np.minimum(np.arange(90), 6)).astype(dtype),
+        1,
+    ),
+    "below the normal numbers": (
+        lambda dtype: np.full((30, 20), tiny(dtype) / 64, dtype),
+        1,
+    ),
+    "near the largest number": (
+        lambda dtype: np.full((30, 20), float(np.finfo(dtype).max) / 1000, dtype),
+        1,
+    ),
+    "sizes far apart": (
+        lambda dtype: np.vstack([np.full((1, 20), 1e30, dtype), np.full((9, 20), 1e-30, dtype)]),
+        1,
+    ),
+}
+every_matrix = pytest.mark.parametrize("name", MATRICES)
+
+
+def exponent_of(A):
+    """k for which 2^k A has entries of the size of one."""
+    return -int(np.frexp(np.max(np.abs(A)))[1]) if A.any() else 0
+
+
+def scaled(X, exponent):
+    """``2^exponent X``, in two steps, since the power itself may leave the range of the dtype."""
+    return X * 2.0 ** (exponent // 2) * 2.0 ** (exponent - exponent // 2)
+
+
+@every_matrix
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_to_a_tolerance(backend, dtype, name, kind):
+    make, rank = MATRICES[name]
+    A = make(dtype)
+    U, S, Vh = found = lowrank.svd(backend.asarray(A), rtol=1e-3, norm=kind, rng=0)
+    assert (found.rank, found.converged, found.status) == (rank, True, Status.CONVERGED)
+    k = exponent_of(A)
+    U, S, Vh = backend.numpy(U), scaled(backend.numpy(S), k), backend.numpy(Vh)
+    wide = scaled(A.astype(U.dtype), k)
+    eps = backend.eps(dtype)
+    assert norm(wide - (U * S) @ Vh, kind) <= scaled(found.error_bound, k)
+    assert found.error_bound <= found.tolerance
+    assert scaled(found.tolerance, k) <= 1e-3 * norm(wide, kind) * (1 + 20 * eps)
+    assert max(defect(U), defect(adjoint(Vh))) <= 100 * eps * max(rank, 1) ** 0.5
+    assert np.all(np.diff(S) <= 0)
+    assert np.all(S >= 0)
+
+
+@every_matrix
+@pytest.mark.parametrize("rank", [0, 1, 5, 1000])
+def test_to_a_rank(backend, dtype, name, rank):
+    A = MATRICES[name][0](dtype)
+    full = min(A.shape)
+    U, S, Vh = found = lowrank.svd(backend.asarray(A), rank, rng=0)
+    assert found.rank == min(rank, full)
+    assert found.status is (Status.FULL_RANK if rank > full else Status.RANK_REACHED)
+    assert found.converged is found.error is found.error_bound is None
+    k = exponent_of(A)
+    U, S, Vh = backend.numpy(U), scaled(backend.numpy(S), k), backend.numpy(Vh)
+    eps = backend.eps(dtype)
+    # orthonormal also where the rank is more than the matrix has
+    assert max(defect(U), defect(adjoint(Vh))) <= 100 * eps * max(found.rank, 1) ** 0.5
+    wide = scaled(A.astype(U.dtype), k)
+    s = np.linalg.svd(wide, compute_uv=False)
+    best = norm(np.diag(s[found.rank :]), "fro")
+    error = norm(wide - (U * S) @ Vh, "fro")
+    quantum = scaled(tiny(dtype) * eps * A.size, k)
+    assert error <= 1.01 * best + 100 * eps * norm(wide, "fro") + quantum
+    assert np.all(s[: found.rank] + 1e3 * eps >= S)
+
+
+@every_matrix
+def test_without_a_tolerance_to_meet(backend, dtype, name):
+    """rtol = 0 is out of reach of rounding, except where nothing is rounded."""
+    A = MATRICES[name][0](dtype)
+    found = quietly(lowrank.range_finder, backend.asarray(A), rtol=0.0, rng=0)
+    if not A.any():
+        assert (found.rank, found.status) == (0, Status.CONVERGED)
+        return
+    full = found.rank == min(A.shape)
+    assert found.status is Status.PRECISION_FLOOR or (full and found.status is Status.FULL_RANK)
+    assert found.converged is False
+    Q = backend.numpy(found.Q)
+    k = exponent_of(A)
+    wide = scaled(A.astype(Q.dtype), k)
+    assert norm(wide - Q @ (adjoint(Q) @ wide), "fro") <= scaled(found.error_bound, k)
+    quantum = tiny(dtype) * backend.eps(dtype) * A.size
+    assert found.error_bound <= 1e3 * backend.eps(dtype) * found.norm_A + quantum
+
+
+@pytest.mark.parametrize("rtol", [1.0, 1.5, 1e300])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_a_tolerance_above_one(backend, dtype, rtol, kind):
+    A = gaussian((30, 20), dtype)
+    found = lowrank.svd(backend.asarray(A), rtol=rtol, norm=kind, rng=0)
+    assert found.converged
+    assert norm(A, kind) <= found.error_bound or found.rank > 0
+    assert found.rank <= 1
+
+
+def test_meta_tensors_are_refused():
+    torch = pytest.importorskip("torch")
+    A = torch.empty(4, 3, device="meta")
+    for call in (
+        lambda: lowrank.svd(A, 2),
+        lambda: lowrank.qr(A),
+        lambda: lowrank.range_finder(A, rtol=0.1),
+        lambda: lowrank.residual_norm(torch.eye(4), A),
+    ):
+        with pytest.raises(ValueError, match=r"is on the meta device, where arrays have a shape"):
+            call()
+
+
+@pytest.mark.parametrize("layout", ["coo", "csr", "csc"])
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.filterwarnings("ignore:Sparse CS[RC] tensor support:UserWarning")
+def test_sparse_tensors_of_torch(layout, dtype):
+    torch = pytest.importorskip("torch")
+    A = gaussian((60, 40), dtype) * 0.7 ** np.arange(60)[:, None]
+    A[np.random.default_rng(0).random(A.shape) < 0.8] = 0
+    A = A.astype(dtype)
+    given = getattr(torch.asarray(A), f"to_sparse_{layout}")()
+    U, S, Vh = found = lowrank.svd(given, rtol=1e-3, rng=0)
+    assert found.converged
+    assert U.layout is torch.strided
+    wide = A.astype("complex128")
+    assert norm(wide - (U * S).numpy() @ Vh.resolve_conj().numpy(), "fro") <= found.error_bound
+    assert found.norm_A == pytest.approx(norm(wide, "fro"))
+    assert lowrank.range_finder(given, 3, side="right", rng=0).Q.shape == (40, 3)
+    estimate = lowrank.residual_norm(given, U, rng=0)
+    truth = norm(wide - U.numpy() @ (adjoint(U.numpy()) @ wide), "fro")
+    assert truth <= estimate.upper_bound <= 4 * truth

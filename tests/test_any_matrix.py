@@ -103,7 +103,7 @@ def test_to_a_rank(backend, dtype, name, rank):
     error = norm(wide - (U * S) @ Vh, "fro")
     quantum = scaled(tiny(dtype) * eps * A.size, k)
     assert error <= 1.01 * best + 100 * eps * norm(wide, "fro") + quantum
-    assert np.all(s[: found.rank] + 1e3 * eps >= S)
+    assert np.all(s[: found.rank] + 1e3 * eps + quantum >= S)
 
 
 @every_matrix

@@ -135,6 +135,43 @@ def test_a_tolerance_above_one(backend, dtype, rtol, kind):
     assert found.rank <= 1
 
 
+@pytest.mark.parametrize("size", [1e-310, 5e-324, 1.0, 1e300])
+def test_nothing_found_means_that_the_error_is_the_norm(size):
+    A = np.full((30, 20), size)
+    found = lowrank.svd(A, rtol=2.0, rng=0)
+    assert found.rank == 0
+    assert found.error == found.norm_A == pytest.approx(size * 600**0.5, rel=0.05)
+    assert found.norm_A <= found.error_bound <= found.tolerance
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e307])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("with_b", [False, True])
+def test_residual_norm_of_any_size(backend, size, kind, with_b):
+    if not backend.has_float64:
+        pytest.skip("float64 is the subject")
+    A = gaussian((30, 20), "float64")
+    A /= np.max(np.abs(A)) * 30
+    Q = np.linalg.qr(A[:, :3]).Q
+    B = adjoint(Q) @ A
+    options = {"norm": kind, "rng": 0}
+    unit = lowrank.residual_norm(backend.asarray(A), backend.asarray(Q), **options)
+    arrays = [backend.asarray(X) for X in ((A * size, Q, B * size) if with_b else (A * size, Q))]
+    found = lowrank.residual_norm(*arrays, **options)
+    assert found.value / size == pytest.approx(unit.value)
+    assert found.upper_bound / size == pytest.approx(unit.upper_bound)
+
+
+@pytest.mark.parametrize("shape", [(3, 500), (500, 3)])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_no_more_columns_than_the_matrix_has(shape, kind):
+    """A sample of 64 columns would be larger than the matrix itself."""
+    found = lowrank.range_finder(gaussian(shape, "float64"), rtol=1e-9, norm=kind, rng=0)
+    assert found.converged
+    assert found.rank == 3
+    assert kind == "spectral" or found.products <= 3 + 64 * (shape[0] > 3)
+
+
 def test_meta_tensors_are_refused():
     torch = pytest.importorskip("torch")
     A = torch.empty(4, 3, device="meta")

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,7 @@ from matrices import gaussian, norm, with_spectrum
 import lowrank
 from lowrank import gallery
 from lowrank.__main__ import main
-from lowrank._command import plotting, reading, running, writing
+from lowrank._command import plotting, reading, reporting, running, writing
 from lowrank._command.arguments import parse
 from lowrank._command.working import answers
 
@@ -107,6 +108,13 @@ def test_every_kind_of_file_gives_the_answer_of_the_array(answer, name):
     assert result["bytes"] == expected.rank * (40 + 30 + 1) * 8
 
 
+@pytest.mark.parametrize("end", ["", " ", "\t", "\r"])
+def test_matrix_market_without_an_end_of_line(answer, end):
+    text = "%%MatrixMarket matrix coordinate real general\n3 3 2\n1 1 1\n3 3 4"
+    Path("t.mtx").write_text(text + end, encoding="utf-8")
+    assert answer("t.mtx --rank 1")[1]["norm_A"] == pytest.approx(17**0.5)
+
+
 def test_named_arrays(answer):
     np.savez("two.npz", a=np.eye(3), b=A)
     assert answer("two.npz --name a --rank 1")[0]["shape"] == [3, 3]
@@ -121,7 +129,8 @@ def test_integers_are_read_as_float64(answer, dtype):
     np.save("X.npy", X)
     matrix, result = answer("X.npy --rtol 1e-3 --output F.npz")
     assert matrix["dtype"] == dtype
-    assert matrix["bytes"] == 12 * 9 * 8
+    assert matrix["bytes"] == X.nbytes
+    assert result["bytes"] == result["rank"] * (12 + 9 + 1) * 8
     F = np.load("F.npz")
     assert F["U"].dtype == np.float64
     assert norm(X - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 1e-3 * norm(X.astype(float), "fro")
@@ -335,6 +344,12 @@ def test_json(run):
     }
 
 
+def test_json_has_no_infinities(run):
+    np.save("A.npy", 100 * A)
+    told = json.loads(run("A.npy --rtol 1e308 --json")[1])
+    assert told["matrices"][0]["results"][0]["tolerance"] is None
+
+
 def test_help_and_version(capsys):
     for option, start in (("--help", "usage: python -m lowrank"), ("--version", "lowrank ")):
         with pytest.raises(SystemExit) as stopped:
@@ -376,7 +391,27 @@ def _bad_files():
     checkpoint()
     Path("cut.safetensors").write_bytes(Path("model.safetensors").read_bytes()[:50])
     safetensors_numpy.save_file({"bias": np.ones(3)}, "vectors.safetensors")
+    np.savez("empty.npz")
+    with zipfile.ZipFile("other.npz", "w") as archive:
+        archive.writestr("a.txt", "text")
+    np.savez("objects.npz", a=np.array([[None]], dtype=object))
+    np.savez("\x1b[31m.npz", **{"a\nb": np.eye(2), "\x1b[2Jc": np.eye(3)})
+    damaged = sparse.csr_array(A)
+    damaged.indices[3] = 99
+    np.savez(
+        "damaged.npz",
+        format=b"csr",
+        shape=(40, 30),
+        data=damaged.data,
+        indices=damaged.indices,
+        indptr=damaged.indptr,
+    )
+    os.mkfifo("pipe.csv")
     for name, text in {
+        "complex.csv": "1+2j,1\n2,x\n",
+        "trailing.csv": "1,2,\n",
+        "UPPER.CSV": "1,2\n3\n",
+        "tabs.tsv": "1,5\t2\n",
         "garbage.npy": "not an array",
         "garbage.npz": "not an archive",
         "empty.csv": "",
@@ -409,6 +444,22 @@ REFUSED = {
         "garbage.mtx: cannot be read: Line 1: Not a Matrix Market file. Missing banner"
     ),
     "cut.mtx --rtol 0.1": ("cut.mtx: cannot be read: Truncated file. Expected another 1 lines"),
+    "empty.npz --rank 1": "empty.npz: holds no arrays",
+    "other.npz --rank 1": "other.npz: holds no arrays",
+    "objects.npz --rank 1": (
+        "objects.npz: cannot be read: it holds Python objects, which are not read"
+    ),
+    "'\x1b[31m.npz' --rank 1": (
+        "\\x1b[31m.npz: holds 2 arrays; choose one with --name: a\\nb, \\x1b[2Jc"
+    ),
+    "damaged.npz --rank 1": "damaged.npz: cannot be read: indices must be < 30",
+    "pipe.csv --rank 1": "pipe.csv: is no file; store what it gives in one first",
+    "complex.csv --rank 1": "complex.csv: row 2, column 2: 'x' is not a number",
+    "trailing.csv --rank 1": "trailing.csv: row 1, column 3: '' is not a number",
+    "UPPER.CSV --rank 1": "UPPER.CSV: row 2 has 1 columns, those before it 2",
+    "tabs.tsv --rank 1": (
+        "tabs.tsv: row 1, column 1: '1,5' is not a number; commas are not read as decimal points"
+    ),
     "vector.npy --rtol 0.1": "vector.npy: holds no matrix: 1 dimension, shape (5,)",
     "cube.npy --rtol 0.1": "cube.npy: holds no matrix: 3 dimensions, shape (2, 3, 4)",
     "empty.npy --rtol 0.1": "empty.npy: is empty: shape (0, 5)",
@@ -422,7 +473,7 @@ REFUSED = {
         "text.npy: has dtype str32, which is not supported; store it as float64 or complex128"
     ),
     "object.npy --rtol 0.1": (
-        "object.npy: cannot be read: Array can't be memory-mapped: Python objects in dtype"
+        "object.npy: cannot be read: it holds Python objects, which are not read"
     ),
     "names.csv --rtol 0.1": (
         "names.csv: row 1, column 1: 'one' is not a number; skip lines of names with --skip-rows"
@@ -430,7 +481,8 @@ REFUSED = {
     "text.csv --rtol 0.1": "text.csv: row 2, column 2: 'x' is not a number",
     "missing.csv --rtol 0.1": "missing.csv: row 2, column 2: '' is not a number",
     "decimals.csv --rtol 0.1 --skip-rows 0": (
-        "decimals.csv: row 1, column 1: '1,5' is not a number; skip lines of names with --skip-rows"
+        "decimals.csv: row 1, column 1: '1,5' is not a number; commas are not read as decimal "
+        "points"
     ),
     "ragged.csv --rtol 0.1": "ragged.csv: row 2 has 1 columns, those before it 2",
     "binary.csv --rtol 0.1": "binary.csv: is not text in UTF-8",
@@ -525,8 +577,8 @@ def test_missing_torch_is_told_with_the_tensor(run, monkeypatch):
     code, _, (line,) = run("w.safetensors --rank 1")
     assert code == 2
     assert line == (
-        "lowrank: w.safetensors: the dtype BF16 of w needs torch, which cannot be imported; "
-        "python -m pip install torch"
+        "lowrank: w.safetensors: w: dtype BF16 needs torch, which cannot be imported; python -m "
+        "pip install torch"
     )
 
 
@@ -537,7 +589,7 @@ def test_a_matrix_that_does_not_fit_in_memory(run, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("lowrank._command.working.svd", full)
-    line = "lowrank: A.npy: the factors do not fit in memory"
+    line = "lowrank: A.npy: the work does not fit in memory"
     assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
     monkeypatch.setattr("numpy.load", full)
     assert run("A.npy --rank 1") == (2, "", ["lowrank: A.npy: does not fit in memory"])
@@ -622,6 +674,40 @@ def test_file_systems_without_links(monkeypatch):
     assert Path("F").read_bytes() == b"all"
 
 
+def test_what_a_killed_run_left_behind_is_in_nobodys_way(run):
+    np.save("A.npy", A)
+    Path(".lowrank-left").write_text("behind", encoding="utf-8")
+    Path(f".F.npz.{os.getpid()}.part").write_text("behind", encoding="utf-8")
+    assert run("A.npy --rank 3 --output F.npz")[0] == 0
+    assert len(list(Path().iterdir())) == 4
+
+
+def test_links_stay_links_and_modes_stay(run):
+    np.save("A.npy", A)
+    Path("target.npz").write_text("old", encoding="utf-8")
+    Path("target.npz").chmod(0o640)
+    Path("link.npz").symlink_to("target.npz")
+    Path("dangling.npz").symlink_to("nowhere.npz")
+    line = "lowrank: dangling.npz: exists; --force replaces it"
+    assert run("A.npy --rank 3 --output dangling.npz") == (2, "", [line])
+    assert run("A.npy --rank 3 --output link.npz --force")[0] == 0
+    assert Path("link.npz").is_symlink()
+    assert np.load("target.npz")["S"].shape == (3,)
+    assert Path("target.npz").stat().st_mode & 0o777 == 0o640
+    os.umask(umask := os.umask(0o022))
+    run("A.npy --rank 3 --output new.npz")
+    assert Path("new.npz").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_names_that_are_too_long(run):
+    np.save("A.npy", A)
+    name = "x" * 300 + ".npz"
+    line = f"lowrank: {name}: cannot be written: File name too long"
+    assert run(f"A.npy --rank 1 --output {name}") == (2, "", [line])
+    just = "x" * 250 + ".npz"
+    assert run(f"A.npy --rank 1 --output {just}")[0] == 0
+
+
 def test_folders_without_permission(run, monkeypatch):
     np.save("A.npy", A)
     monkeypatch.setattr(os, "access", lambda *_: False)
@@ -691,6 +777,52 @@ def test_curves(question, kind, dtype):
     assert ("looks" in found) == ("rtol" in question)
 
 
+@pytest.mark.parametrize("size", [1e200, 1e-300])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_curves_of_any_size(size, kind):
+    np.save("X.npy", A * size)
+    options = parse(shlex.split(f"X.npy --rank 3 --norm {kind} --plot p.png"))
+    matrix = reading.sources(options.file, None, 0)[0].load()
+    (answer,) = answers(matrix, options, lambda _: None)
+    U, S, Vh = answer.factors
+    truth = [norm(A - (U[:, :r] * (S[:r] / size)) @ Vh[:r], kind) for r in range(4)]
+    found = plotting.curves(matrix, answer, kind)
+    assert found["truth"][1] / size == pytest.approx(truth, rel=1e-9)
+
+
+def test_curves_that_would_take_too_long_are_left_out(monkeypatch):
+    monkeypatch.setattr(plotting, "TRUTH", 100)
+    monkeypatch.setattr(plotting, "FULL_SVD", 100)
+    np.save("A.npy", A)
+    for kind in ("fro", "spectral"):
+        options = parse(shlex.split(f"A.npy --rank 3 --norm {kind} --plot p.png"))
+        matrix = reading.sources(options.file, None, 0)[0].load()
+        (answer,) = answers(matrix, options, lambda _: None)
+        assert set(plotting.curves(matrix, answer, kind)) == {"bound", "estimate"}
+
+
+@pytest.mark.parametrize("name", ["x$_$y.npy", "漢\x07.npy"])
+@pytest.mark.filterwarnings("error")
+def test_titles_are_no_formulas(run, name):
+    pytest.importorskip("matplotlib")
+    np.save(name, A)
+    assert run(f"'{name}' --rtol 2 --plot p.png")[::2] == (0, [])
+
+
+@pytest.mark.parametrize("error", [MemoryError(), RuntimeError("no LaTeX\nat all")])
+def test_pictures_that_cannot_be_drawn(run, monkeypatch, error):
+    np.save("A.npy", A)
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(plotting, "_draw", fail)
+    why = "not enough memory" if isinstance(error, MemoryError) else "no LaTeX"
+    code, _, err = run("A.npy --rank 1 --plot p.png --output F.npz")
+    assert (code, err) == (2, [f"lowrank: p.png: cannot be drawn: {why}"])
+    assert Path("F.npz").is_file()
+
+
 @pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
 def test_plot(run, suffix):
     pytest.importorskip("matplotlib")
@@ -750,6 +882,95 @@ def test_a_reader_that_stops_early():
     assert process.wait(60) == 0
     assert process.stderr.read() == b""
     process.stderr.close()
+
+
+def test_a_reader_that_is_gone_costs_neither_output_nor_exit_code():
+    np.save("A.npy", A)
+    process = subprocess.Popen(
+        [
+            *(sys.executable, "-m", "lowrank", "A.npy"),
+            *("--rtol", "1e-9", "--rank", "2", "--output", "F.npz"),
+        ],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=os.environ | {"PYTHONUNBUFFERED": "1"},
+    )
+    process.stdout.close()
+    assert process.wait(60) == 3
+    assert process.stderr.read().startswith(b"lowrank: A.npy: tolerance 1e-09 not met")
+    process.stderr.close()
+    assert np.load("F.npz")["S"].shape == (2,)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_a_full_disk_at_stdout():
+    np.save("A.npy", A)
+    with Path("/dev/full").open("w", encoding="utf-8") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "lowrank", "A.npy", "--rank", "1"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    line = "lowrank: cannot write to the standard output: No space left on device\n"
+    assert (done.returncode, done.stderr) == (2, line)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a shell that closes streams")
+@pytest.mark.parametrize(("closed", "code"), [(">&-", 0), ("2>&-", 0), (">&- 2>&-", 0)])
+def test_closed_streams(closed, code):
+    np.save("A.npy", A)
+    line = f"{shlex.quote(sys.executable)} -m lowrank A.npy --rank 1 --output F.npz {closed}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    assert Path("F.npz").is_file()
+    line = f"{shlex.quote(sys.executable)} -m lowrank nowhere.npy --rank 1 {closed}"
+    done = subprocess.run(line, shell=True, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_sigterm_leaves_nothing_behind():
+    np.save("A.npy", A)
+    code = """
+import os, signal, sys
+from lowrank._command import running
+def slow(stream, *rest):
+    stream.write(b"half")
+    os.kill(os.getpid(), signal.SIGTERM)
+running._save = slow
+sys.argv = ["lowrank", "A.npy", "--rank", "1", "--output", "F.npz"]
+import runpy
+runpy.run_module("lowrank", run_name="__main__", alter_sys=False)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert [path.name for path in Path().iterdir()] == ["A.npy"]
+
+
+def test_progress_begins_anew_for_every_matrix(monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    progress = reporting.Progress()
+    for name in ("a", "b"):
+        progress.start(name)
+        progress.look(lowrank.Look(8, 1.0, 2.0))
+        progress._last = 0.0
+        progress.look(lowrank.Look(64, 0.1, 0.2))
+        progress._last = 0.0
+    shown = capsys.readouterr().err.split("\r\x1b[K")[1:]
+    assert shown[3:] == [text.replace("a", "b", 1) for text in shown[:3]]
+
+
+def test_names_cannot_steer_the_terminal(run):
+    name = "\x1b[2J\r\n\u202e"
+    safetensors_numpy.save_file({name: A, "b": A}, "names.safetensors")
+    for line in ("--rtol 0.1", "--rtol 1e-9 --rank 2"):
+        _, out, err = run(f"names.safetensors {line}")
+        for text in (out, *err):
+            assert all(c.isprintable() or c == "\n" for c in text)
+        assert "\\x1b[2J\\r\\n\\u202e" in out
+        assert len(out.splitlines()) == 5
 
 
 def test_terminals_without_unicode(monkeypatch):

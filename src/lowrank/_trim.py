@@ -60,6 +60,9 @@ def trim(
         rank = min(rank, cap)
     tail = largest * float(tails[rank])
     bound = math.hypot(residual, tail) + floor
+    error = math.hypot(min(outcome["error"], residual), tail)
+    if rank == 0 and norm_is_exact:  # the error is the norm itself, whatever is lost in B
+        error, bound = norm_A, min(bound, norm_A * (1.0 + 32.0 * epsilon))
     status = outcome["status"]
     if bound <= tolerance:
         status = Status.CONVERGED
@@ -71,7 +74,7 @@ def trim(
         "rank": rank,
         "status": status,
         "converged": bound <= tolerance,
-        "error": math.hypot(min(outcome["error"], residual), tail),
+        "error": error,
         "error_bound": bound,
     }
 

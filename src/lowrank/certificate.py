@@ -194,14 +194,21 @@ def residual_norm(
 
     with np.errstate(over="ignore", invalid="ignore"):
         Omega = gaussian_source(rng, xp, device_of(Q), purpose="residual")((n, samples), Q.dtype)
-        Y = operator.matmat(Omega)
-        same_place(Y, Q, names=("A.matmat(X)", "Q"))
-        Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
-        measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
-        pair = [float(value) for value in (measured, safe_norm(Y))]
-    if not all(map(math.isfinite, pair)):
-        message = "the sampled residual is not finite: `A`, `Q` or `B` holds NaN, Inf or overflows."
-        raise ValueError(message)
+        _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
+        for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
+            Y = operator.matmat(Omega if scale == 1.0 else Omega * scale)
+            same_place(Y, Q, names=("A.matmat(X)", "Q"))
+            Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ (Omega * scale))
+            measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
+            pair = [float(number) / scale for number in (measured, safe_norm(Y))]
+            if all(map(math.isfinite, pair)):
+                break
+        else:
+            message = (
+                "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
+                "of `A` exceeds the largest float."
+            )
+            raise ValueError(message)
     value, size = (number / math.sqrt(samples) for number in pair)
     factor = safety_factor(samples, delta, is_complex=is_complex(Q))
     floor = rounding_floor(xp.finfo(Q.dtype), operator.shape, k, size)

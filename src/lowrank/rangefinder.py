@@ -332,7 +332,9 @@ class RangeFinder:
                     return status
                 if last.rank == self.rank:
                     if self._pending.shape[-1] == 0:
-                        self._keep(self._block(self._test_matrix.draw(self._look_width())))
+                        # No look here, so that no more is needed than there is.
+                        width = min(self._look_width(), rule.full - self.rank)
+                        self._keep(self._block(self._test_matrix.draw(width)))
                     if self._pending.shape[-1] == 0:
                         return Status.STOPPED
                     self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))

@@ -19,13 +19,14 @@ Without FILE: the same for a map of elevations that comes with the package."""
 
 DETAILS = """\
 files:
-  .npy                the array, memory-mapped
+  .npy                the array, memory-mapped if its dtype is that of the work
   .npz                an array of it (--name); or a sparse matrix of SciPy, with SciPy
   .csv .tsv .txt      numbers, separated by semicolons, commas, tabs or blanks; # starts a comment
   .mtx                Matrix Market, sparse or dense, with SciPy
   .safetensors        every tensor of two dimensions, one line each, with safetensors; bfloat16 and
                       float8 also need torch
-  Integers are read as float64.
+  Integers are read as float64. Names of columns have to be skipped (--skip-rows), and decimal
+  commas are not read.
 
 output:
   FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error; tolerance (absolute; NaN
@@ -33,8 +34,10 @@ output:
   spectral) and version. It appears when it is complete, or not at all.
 
   Errors in the table are relative to the norm of the matrix, or in the spectral norm to a lower
-  bound on it; with --json they are absolute. Memory and bytes are those of U, S and Vh, in the
-  precision of the file. The same file, options and seed give the same result.
+  bound on it; with --json they are absolute. In the spectral norm and with --rank alone, estimate
+  and bound may be several times the error. Memory and bytes are those of U, S and Vh, in the
+  precision of the file (float64 for integers). The same file, options and seed give the same
+  result.
 
 exit code:
   0 done; 2 bad input, told in one line; 3 a tolerance was not met (what was reached is told and
@@ -156,10 +159,10 @@ def parse(arguments: list[str]) -> Options | None:
         if path is not None and len(given.rtol) > 1:
             message = f"{option} takes one tolerance, got {len(given.rtol)}"
             raise InputError(message)
-    if given.output is not None and given.output.suffix != ".npz":
+    if given.output is not None and given.output.suffix.lower() != ".npz":
         message = f"--output must name a .npz file, got {given.output}"
         raise InputError(message)
-    if given.plot is not None and given.plot.suffix not in PLOTS:
+    if given.plot is not None and given.plot.suffix.lower() not in PLOTS:
         message = f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}"
         raise InputError(message)
     options = vars(given)

@@ -10,6 +10,7 @@ import numpy as np
 
 import lowrank
 from lowrank import gallery
+from lowrank._command.streams import tell
 
 __all__ = ["Row", "demonstrate", "elevation", "measure"]
 
@@ -69,19 +70,17 @@ def demonstrate() -> None:
     A = elevation()
     (_, singular_values, _), full = _timed(lambda: np.linalg.svd(A, full_matrices=False))
     m, n = A.shape
-    print(f"lowrank {lowrank.__version__}: elevation around the Jacksboro fault, Tennessee")
-    print(f"({m}×{n}, float64, {A.nbytes / 2**20:.2f} MiB; US Geological Survey, public domain)\n")
-    print(
-        "tolerance  rank  best possible  certified bound  true error  memory       time  full SVD"
-    )
+    tell(f"lowrank {lowrank.__version__}: elevation around the Jacksboro fault, Tennessee")
+    tell(f"({m}×{n}, float64, {A.nbytes / 2**20:.2f} MiB; US Geological Survey, public domain)\n")
+    tell("tolerance  rank  best possible  certified bound  true error  memory       time  full SVD")
     for rtol in (1e-1, 1e-2, 1e-3):
         row = measure(A, singular_values, rtol)
-        print(
+        tell(
             f"{row.rtol:9.0e} {row.rank:5d} {row.best_rank:14d} {row.bound:16.2e} "
             f"{row.error:11.2e} {row.memory:7.0%} {row.seconds * 1e3:7.1f} ms "
             f"{full * 1e3:6.1f} ms"
         )
-    print(
+    tell(
         "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"
         "\nthat of U, S and Vh relative to it. The best possible rank comes from the full SVD. A"
         "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank, that of"

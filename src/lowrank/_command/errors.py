@@ -3,7 +3,15 @@
 import importlib
 from typing import Any
 
-__all__ = ["BAD_INPUT", "INTERRUPTED", "NOT_MET", "InputError", "reason", "required"]
+__all__ = [
+    "BAD_INPUT",
+    "INTERRUPTED",
+    "NOT_MET",
+    "InputError",
+    "printable",
+    "reason",
+    "required",
+]
 
 # Exit codes, beside 0. The first is that of argparse, the last that of shells.
 BAD_INPUT = 2
@@ -17,8 +25,13 @@ class InputError(Exception):
 
 def reason(error: BaseException) -> str:
     """The first line of what an exception says, in a form that fits behind a file's name."""
-    said = str(getattr(error, "strerror", None) or error) or type(error).__name__
+    said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     return said.splitlines()[0].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """`text` without what would end the line or steer a terminal: names come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def required(package: str, purpose: str) -> Any:

@@ -1,12 +1,15 @@
 """A picture of the error against the rank: estimate, bound and truth."""
 
-from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+import io
+import warnings
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
+from lowrank._array import safe_norm
 from lowrank._command.arguments import Options
-from lowrank._command.errors import required
+from lowrank._command.errors import InputError, printable, reason, required
 from lowrank._command.reading import Matrix, as_numpy
 from lowrank._command.working import Answer
 
@@ -17,6 +20,8 @@ Double = np.ndarray[Any, np.dtype[Any]]
 # Full SVDs, for the best possible error and for true errors in the spectral norm, are taken up to
 # this m·n·min(m, n) in all: about half a minute on a slow machine.
 FULL_SVD = 1e10
+# The true error needs m·n·rank multiplications, also of a sparse matrix; up to here about a minute.
+TRUTH = 1e12
 
 
 def check_plot() -> None:
@@ -24,10 +29,19 @@ def check_plot() -> None:
     required("matplotlib", "--plot")
 
 
-def picture(matrix: Matrix, answer: Answer, options: Options) -> Callable[[BinaryIO, str], object]:
-    """A function that writes the picture to a stream, in a format such as "png"."""
-    found = curves(matrix, answer, options.norm)
-    return lambda stream, kind: _draw(stream, kind, found, answer, options)
+def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
+    """The picture as the content of a file of the kind that `options.plot` names."""
+    with warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # of characters that the font lacks, and the like
+        try:
+            return _draw(curves(matrix, answer, options.norm), answer, options)
+        except MemoryError as error:
+            message = f"{options.plot}: cannot be drawn: not enough memory"
+            raise InputError(message) from error
+        # matplotlib has its own configuration, which may name what is not there.
+        except Exception as error:
+            message = f"{options.plot}: cannot be drawn: {reason(error)}"
+            raise InputError(message) from error
 
 
 def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double, Double]]:
@@ -45,17 +59,18 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
         "bound": (ranks, np.hypot(answer.bound, cut)),
         "estimate": (ranks, np.hypot(answer.error, cut)),
     }
-    if norm == "fro":
-        found["truth"] = ranks, np.hypot(_residual_norm(matrix, answer), cut)
     m, n = matrix.array.shape
-    if m * n * min(m, n) <= FULL_SVD:
+    cost = m * n * min(m, n)
+    if norm == "fro" and m * n * S.size <= TRUTH:
+        found["truth"] = ranks, np.hypot(_residual_norm(matrix, answer), cut)
+    if cost <= FULL_SVD:
         A = np.vstack([block for _, block in _blocks(matrix.array)])
         values = np.append(np.linalg.svd(A, compute_uv=False), 0.0)
         best = values if norm == "spectral" else _tails(values)
         found["best"] = ranks, best[: ranks.size]
-        if norm == "spectral":
-            affordable = max(2, int(FULL_SVD / (m * n * min(m, n))))
-            some = np.unique(np.linspace(0, S.size, min(affordable, 50)).astype(int))
+        affordable = min(int(FULL_SVD / cost), 50)
+        if norm == "spectral" and affordable >= 2:
+            some = np.unique(np.linspace(0, S.size, affordable).astype(int))
             found["truth"] = some, np.array([_cut_error(A, answer, int(rank)) for rank in some])
     history = answer.factors.history
     if history:
@@ -64,9 +79,7 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
     return found
 
 
-def _draw(
-    stream: BinaryIO, kind: str, found: dict[str, Any], answer: Answer, options: Options
-) -> None:
+def _draw(found: dict[str, Any], answer: Answer, options: Options) -> bytes:
     styles: dict[str, dict[str, Any]] = {
         "best": {"color": "0.8", "linewidth": 6, "label": "best possible (full SVD)"},
         "truth": {"color": "black", "linewidth": 2, "label": "true error"},
@@ -79,26 +92,30 @@ def _draw(
             "label": "bound, growing basis",
         },
     }
-    required("matplotlib", "--plot").use("Agg")
-    figure, axes = required("matplotlib.pyplot", "--plot").subplots(
-        figsize=(7, 4.5), layout="constrained"
-    )
+    # No pyplot: it looks for a window system, and keeps every figure.
+    figure = required("matplotlib.figure", "--plot").Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
     unit = answer.norm_A or 1.0
     for name, style in styles.items():
         if name in found:
             ranks, errors = found[name]
-            axes.plot(ranks, np.where(errors > 0, errors / unit, np.nan), **style)
+            marker = {"marker": "o"} if len(ranks) == 1 and name != "looks" else {}
+            axes.plot(ranks, np.where(errors > 0, errors / unit, np.nan), **style, **marker)
     if answer.rtol is not None:
         axes.axhline(answer.rtol, color="C2", linewidth=1, linestyle=":", label="tolerance")
     axes.set_yscale("log")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("rank")
     norm = "Frobenius" if options.norm == "fro" else "spectral"
     axes.set_ylabel(f"error, relative to the {norm} norm")
-    name = f" {options.name}" if options.name else ""
-    axes.set_title(f"{options.file.name}{name}: rank {answer.factors.rank}")
+    name = f"{options.file.name} {options.name or ''}".rstrip()
+    axes.set_title(f"{printable(name)}: rank {answer.factors.rank}", parse_math=False)
     axes.grid(alpha=0.3)
     axes.legend()
+    stream = io.BytesIO()
+    kind = str(options.plot).rpartition(".")[2].lower()
     figure.savefig(stream, format=kind, dpi=150)
+    return stream.getvalue()
 
 
 def _tails(values: Double) -> Double:
@@ -110,11 +127,8 @@ def _tails(values: Double) -> Double:
 def _residual_norm(matrix: Matrix, answer: Answer) -> float:
     """‖A − U S Vh‖_F, in double precision by blocks of rows."""
     U, S, Vh = map(_double, answer.factors)
-    return float(
-        np.linalg.norm(
-            [np.linalg.norm(A - (U[rows] * S) @ Vh) for rows, A in _blocks(matrix.array)]
-        )
-    )
+    parts = [safe_norm(A - (U[rows] * S) @ Vh) for rows, A in _blocks(matrix.array)]
+    return float(safe_norm(np.array(parts)))
 
 
 def _cut_error(A: Double, answer: Answer, rank: int) -> float:

@@ -1,5 +1,7 @@
 """Matrices from files: which there are, and each one when its turn comes."""
 
+import io
+import os
 import re
 import warnings
 import zipfile
@@ -15,6 +17,7 @@ from lowrank._command.errors import InputError, reason, required
 
 __all__ = ["Matrix", "Source", "as_numpy", "sources"]
 
+TEXT = (".csv", ".tsv", ".txt")
 INTEGER = re.compile(r"u?int\d+|bool")
 # Dtypes of a checkpoint that NumPy has; the others are read with torch.
 NUMPY_DTYPES = re.compile(r"BOOL|[UI](8|16|32|64)|F(16|32|64)|C64")
@@ -41,48 +44,60 @@ class Source:
 
 def sources(path: Path, name: str | None, skip_rows: int) -> list[Source]:
     """The matrices of a file: one, or the tensors of two dimensions of a checkpoint."""
+    text = partial(_single, path, lambda: _text(path, skip_rows))
     readers: dict[str, Callable[[], list[Source]]] = {
-        ".npy": lambda: [Source("", None, lambda: _matrix(_npy(path)))],
+        ".npy": partial(_single, path, lambda: _npy(path)),
         ".npz": lambda: [_archived(path, name)],
-        ".mtx": lambda: [Source("", None, lambda: _matrix(_matrix_market(path)))],
+        ".mtx": partial(_single, path, lambda: _matrix_market(path)),
         ".safetensors": lambda: _tensors(path, name),
+        **dict.fromkeys(TEXT, text),
     }
-    for suffix in (".csv", ".tsv", ".txt"):
-        readers[suffix] = lambda: [Source("", None, lambda: _matrix(_text(path, skip_rows)))]
-    if path.suffix not in readers:
+    suffix = path.suffix.lower()
+    if suffix not in readers:
         message = f"{path}: unknown kind of file; known are {' '.join(sorted(readers))}"
         raise InputError(message)
-    if name is not None and path.suffix not in (".npz", ".safetensors"):
+    if name is not None and suffix not in (".npz", ".safetensors"):
         message = f"--name is for .npz and .safetensors, got {path}"
         raise InputError(message)
-    if skip_rows and path.suffix not in (".csv", ".tsv", ".txt"):
+    if skip_rows and suffix not in TEXT:
         message = f"--skip-rows is for files of text, got {path}"
         raise InputError(message)
-    return _guarded(path, readers[path.suffix])
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        message = f"{path}: is no file; store what it gives in one first"
+        raise InputError(message)
+    found: list[Source] = _guarded(f"{path}", readers[suffix])
+    return found
 
 
-def _guarded(path: Path, read: Callable[[], Any]) -> Any:
-    """What `read` returns, its errors told in one line that names the file."""
+def _single(path: Path, read: Callable[[], Any]) -> list[Source]:
+    path.open("rb").close()  # so that what cannot be opened is told before anything else is done
+    return [_source(path, "", None, read)]
+
+
+def _source(
+    path: Path, name: str, shape: tuple[int, ...] | None, read: Callable[[], Any]
+) -> Source:
+    label = f"{path}: {name}" if shape else f"{path}"
+    return Source(name, shape, partial(_guarded, label, lambda: _matrix(read())))
+
+
+def _guarded(label: str, read: Callable[[], Any]) -> Any:
+    """What `read` returns, its errors told in one line that begins with `label`."""
     try:
-        with path.open("rb"), warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            found = read()
+            return read()
     except InputError as error:
-        message = f"{path}: {error}"
-        raise InputError(message) from error
-    except MemoryError as error:
-        message = f"{path}: does not fit in memory"
-        raise InputError(message) from error
+        message = f"{label}: {error}"
+    except MemoryError:
+        message = f"{label}: does not fit in memory"
     # A damaged file makes the libraries that parse it raise anything.
     except Exception as error:
-        message = f"{path}: cannot be read: {reason(error)}"
-        raise InputError(message) from error
-    if isinstance(found, list):
-        return [
-            Source(source.name, source.shape, partial(_guarded, path, source.load))
-            for source in found
-        ]
-    return found
+        said = reason(error)
+        if "pickle" in said.lower() or "Python objects" in said:
+            said = "it holds Python objects, which are not read"
+        message = f"{label}: cannot be read: {said}"
+    raise InputError(message)
 
 
 def as_numpy(X: Any) -> Any:
@@ -108,26 +123,26 @@ def _matrix(X: Any) -> Matrix:
     if 0 in X.shape:
         message = f"is empty: shape {tuple(X.shape)}"
         raise InputError(message)
-    array = _floating(X)
-    # Integers count as what they are read as, since their factors are not integers.
-    stored = array if INTEGER.fullmatch(_dtype_name(X)) else X
-    parts: tuple[Any, ...] = (stored,)
+    dtype = _dtype_name(X)
+    array = _floating(X, dtype)
+    parts: tuple[Any, ...] = (X,)
     if hasattr(array, "tocsr"):
-        array = stored = array.tocsr()
+        array = array.tocsr()
         parts = (array.data, array.indices, array.indptr)
-    nbytes = sum(int(part.nbytes) for part in parts)
-    return Matrix(array, _dtype_name(X), nbytes, int(stored.dtype.itemsize))
+    # The factors of integers are no integers.
+    itemsize = (array if INTEGER.fullmatch(dtype) else X).dtype.itemsize
+    return Matrix(array, dtype, sum(int(part.nbytes) for part in parts), int(itemsize))
 
 
-def _floating(X: Any) -> Any:
-    name = _dtype_name(X)
-    if INTEGER.fullmatch(name):
+def _floating(X: Any, dtype: str) -> Any:
+    """`X` in a dtype of the library, converted once rather than at every call."""
+    if INTEGER.fullmatch(dtype):
         return X.double() if hasattr(X, "double") else X.astype(np.float64)
-    if name in ("float16", "bfloat16", "float32", "float64", "complex64", "complex128"):
-        return X
-    if name.startswith("float8"):
-        return X.float()
-    message = f"has dtype {name}, which is not supported; store it as float64 or complex128"
+    if dtype in ("float16", "bfloat16") or dtype.startswith("float8"):
+        return X.float() if hasattr(X, "float") else X.astype(np.float32)
+    if dtype in ("float32", "float64", "complex64", "complex128"):
+        return X.astype(dtype) if not getattr(X.dtype, "isnative", True) else X
+    message = f"has dtype {dtype}, which is not supported; store it as float64 or complex128"
     raise InputError(message)
 
 
@@ -140,24 +155,35 @@ def _npy(path: Path) -> Any:
 
 
 def _archived(path: Path, name: str | None) -> Source:
+    path.open("rb").close()
     if not zipfile.is_zipfile(path):
         message = "is not a .npz file"
         raise InputError(message)
-    with np.load(path, allow_pickle=False) as archive:
-        names = archive.files
-    if {"format", "shape", "data"} <= set(names) and name is None:
+    with zipfile.ZipFile(path) as archive:
+        arrays = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
+    if {"format", "shape", "data"} <= set(arrays) and name is None:
         sparse = required("scipy.sparse", "a sparse .npz file")
-        return Source("", None, lambda: _matrix(sparse.load_npz(path)))
-    name = _chosen(name, names, "array")
+        return _source(path, "", None, lambda: _checked(sparse.load_npz(path)))
+    name = _chosen(name, arrays, "array")
 
-    def load() -> Matrix:
+    def read() -> Any:
         with np.load(path, allow_pickle=False) as archive:
-            return _matrix(archive[name])
+            return archive[name]
 
-    return Source(name, None, load)
+    return _source(path, name, None, read)
+
+
+def _checked(X: Any) -> Any:
+    """A sparse matrix whose indices point into it: compiled code trusts them."""
+    if hasattr(X, "check_format"):
+        X.check_format(full_check=True)
+    return X
 
 
 def _chosen(name: str | None, names: list[str], kind: str) -> str:
+    if not names:
+        message = f"holds no {kind}s"
+        raise InputError(message)
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     if name is None and len(names) == 1:
         return names[0]
@@ -184,39 +210,52 @@ def _text(path: Path, skip_rows: int) -> Any:
 
     try:
         delimiter = _delimiter(path, skip_rows)
-        try:
-            return load(float)
-        except UnicodeDecodeError:
-            raise
-        except ValueError as error:
-            try:
-                return load(complex)
-            except ValueError:
-                raise error from None
+        return load(float)
     except UnicodeDecodeError as error:
         message = "is not text in UTF-8"
         raise InputError(message) from error
     except ValueError as error:
-        raise InputError(_where(error, skip_rows)) from error
+        real = error
+    try:
+        return load(complex)
+    except ValueError as error:
+        # Where complex numbers are meant, the second attempt got further.
+        cells = [_cell(real), _cell(error)]
+        best = error if all(cells) and cells[0] < cells[1] else real
+        raise InputError(_where(best, skip_rows)) from error
 
 
 def _delimiter(path: Path, skip_rows: int) -> str | None:
     """The first of semicolon, comma and tab that the first line of numbers has; or blanks."""
+    marks = "\t;," if path.suffix.lower() == ".tsv" else ";,\t"
     with path.open(encoding="utf-8-sig") as stream:
         for number, line in enumerate(stream):
             content = line.partition("#")[0].strip()
             if number >= skip_rows and content:
-                return next((mark for mark in ";,\t" if mark in content), None)
+                return next((mark for mark in marks if mark in content), None)
     message = "is empty"
     raise InputError(message)
 
 
+NOT_A_NUMBER = re.compile(r"could not convert string (.*) to \w+ at row (\d+), column (\d+)")
+
+
+def _cell(error: ValueError) -> tuple[int, int]:
+    found = NOT_A_NUMBER.match(reason(error))
+    return (int(found[2]) + 1, int(found[3])) if found else (0, 0)
+
+
 def _where(error: ValueError, skip_rows: int) -> str:
-    """NumPy's message about a text, in the words of someone who counts rows from one."""
+    """NumPy's message about a text, in the words of someone who counts rows of numbers from one."""
     said = reason(error)
-    if found := re.match(r"could not convert string (.*) to \w+ at row (\d+), column (\d+)", said):
-        text, row, column = found[1], int(found[2]) + 1, found[3]
-        hint = "; skip lines of names with --skip-rows" if row == 1 and not skip_rows else ""
+    if found := NOT_A_NUMBER.match(said):
+        text, (row, column) = found[1], _cell(error)
+        hint = ""
+        if row == 1 and not skip_rows and re.fullmatch(r"'[^\d]*[A-Za-z][^\d]*'", text):
+            hint = "; skip lines of names with --skip-rows"
+        elif re.fullmatch(r"'[-+]?\d+,\d+'", text):
+            hint = "; commas are not read as decimal points"
+        text = text if len(text) <= 60 else f"{text[:50]}…'"
         return f"row {row}, column {column}: {text} is not a number{hint}"
     if found := re.match(r"the number of columns changed from (\d+) to (\d+) at row (\d+)", said):
         return f"row {found[3]} has {found[2]} columns, those before it {found[1]}"
@@ -224,14 +263,22 @@ def _where(error: ValueError, skip_rows: int) -> str:
 
 
 def _matrix_market(path: Path) -> Any:
-    return required("scipy.io", "a .mtx file").mmread(path)
+    read = required("scipy.io", "a .mtx file").mmread
+    with path.open("rb") as stream:
+        stream.seek(-min(1, path.stat().st_size), os.SEEK_END)
+        ended = stream.read() == b"\n"
+    # SciPy's parser reads past the end where the last line is not ended.
+    return read(path if ended else io.BytesIO(path.read_bytes() + b"\n"))
 
 
 def _tensors(path: Path, name: str | None) -> list[Source]:
     safetensors = required("safetensors", "a .safetensors file")
-    with safetensors.safe_open(path, "numpy") as file:
-        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118
-        dtypes = {key: file.get_slice(key).get_dtype() for key in shapes}
+    # One opened file for each library, for all tensors: every opening parses the whole header.
+    opened = {"numpy": safetensors.safe_open(path, "numpy")}
+    shapes, dtypes = {}, {}
+    for key in opened["numpy"].keys():  # noqa: SIM118 - no dictionary
+        described = opened["numpy"].get_slice(key)
+        shapes[key], dtypes[key] = tuple(described.get_shape()), described.get_dtype()
     names = [key for key, shape in shapes.items() if len(shape) == 2]
     if name is not None:
         names = [_chosen(name, list(shapes), "tensor")]
@@ -239,20 +286,13 @@ def _tensors(path: Path, name: str | None) -> list[Source]:
         message = f"holds no matrix: none of its {len(shapes)} tensors has two dimensions"
         raise InputError(message)
 
-    def load(key: str) -> Matrix:
+    def read(key: str) -> Any:
         library = "numpy"
         if not NUMPY_DTYPES.fullmatch(dtypes[key]):
-            required("torch", f"the dtype {dtypes[key]} of {key}")
+            required("torch", f"dtype {dtypes[key]}")
             library = "pt"
-        with safetensors.safe_open(path, library) as file:
-            return _named(key, lambda: _matrix(file.get_tensor(key)))
+        if library not in opened:
+            opened[library] = safetensors.safe_open(path, library)
+        return opened[library].get_tensor(key)
 
-    return [Source(key, shapes[key], partial(load, key)) for key in names]
-
-
-def _named(name: str, read: Callable[[], Matrix]) -> Matrix:
-    try:
-        return read()
-    except InputError as error:
-        message = f"{name}: {error}"
-        raise InputError(message) from error
+    return [_source(path, key, shapes[key], partial(read, key)) for key in names]

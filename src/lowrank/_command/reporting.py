@@ -1,6 +1,7 @@
 """What goes to the terminal: the tables, JSON, and the line of progress."""
 
 import json
+import math
 import shutil
 import sys
 import time
@@ -8,13 +9,15 @@ from typing import Any
 
 import lowrank
 from lowrank._command.arguments import Options
+from lowrank._command.errors import printable
 from lowrank._command.reading import Matrix, Source
+from lowrank._command.streams import tell
 from lowrank._command.working import Answer, relative
 from lowrank.results import Look
 
 __all__ = ["Progress", "Table", "as_json", "entry", "missed_line", "size"]
 
-NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm"}
+NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}
 
 
 class Progress:
@@ -27,7 +30,7 @@ class Progress:
         self._last = 0.0
 
     def start(self, label: str) -> None:
-        self._label = label
+        self._label, self._first = label, None
         self._write(label)
 
     def look(self, look: Look) -> None:
@@ -47,7 +50,7 @@ class Progress:
     def _write(self, text: str) -> None:
         if self._shown:
             width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{text[:width]}")
+            sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
             sys.stderr.flush()
 
 
@@ -75,7 +78,7 @@ class Table:
     def __init__(self, options: Options, matrices: list[Source]) -> None:
         self._options = options
         self._many = len(matrices) > 1
-        self._label = max([6, *(len(source.name) for source in matrices)])
+        self._label = max([6, *(len(printable(source.name)) for source in matrices)])
         self._shape = max([5, *(len(_shape(source.shape or ())) for source in matrices)])
         self._columns: tuple[float | None, ...] = options.rtols or (None,)
         self._total = 0
@@ -91,16 +94,15 @@ class Table:
     def _add_single(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
         name = f" {source.name}" if source.name else ""
         shape, norm = _shape(matrix.array.shape), NORMS[self._options.norm]
-        print(
-            f"{self._options.file}{name}: {shape}, {matrix.dtype}, {size(matrix.nbytes)}; "
-            f"{norm} {found[0].norm_A:.4g}\n"
-        )
-        print("tolerance    rank  error bound  estimate           memory        time")
+        head = printable(f"{self._options.file}{name}")
+        about = f"{shape}, {matrix.dtype}, {size(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
+        tell(f"{head}: {about}\n")
+        tell("tolerance    rank  error bound  estimate           memory        time")
         for answer in found:
             ratio = answer.nbytes / matrix.nbytes
             share = f"{ratio:.0%}" if ratio < 10 else f"×{ratio:.0f}"
             share = f"{size(answer.nbytes)} {share:>5}"
-            print(
+            tell(
                 f"{_asked(answer.rtol):>9} {_rank(answer):>7} "
                 f"{relative(answer.bound, answer.norm_A):12.2e} "
                 f"{relative(answer.error, answer.norm_A):9.2e} {share:>16} "
@@ -110,7 +112,10 @@ class Table:
     def _add_tensor(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
         if not self._headed:
             self._head()
-        cells = [f"{source.name:{self._label}}", f"{_shape(matrix.array.shape):>{self._shape}}"]
+        cells = [
+            f"{printable(source.name):{self._label}}",
+            f"{_shape(matrix.array.shape):>{self._shape}}",
+        ]
         self._total += matrix.nbytes
         for column, answer in enumerate(found):
             saved = max(0, matrix.nbytes - answer.nbytes)
@@ -118,7 +123,7 @@ class Table:
             if answer.rtol is None:
                 cells.append(f"{relative(answer.bound, answer.norm_A):11.2e}")
             cells.append(f"{_rank(answer):>6} {size(saved) if saved else 'none':>11}")
-        print("  ".join(cells), flush=True)
+        tell("  ".join(cells))
 
     def _head(self) -> None:
         self._headed = True
@@ -130,8 +135,8 @@ class Table:
             above.append(f"{'' if rtol is None else f'within {rtol:g}':>18}")
             below.append(f"{'rank':>6} {'saved':>11}")
         if self._options.rtols:
-            print("  ".join(above))
-        print("  ".join(below))
+            tell("  ".join(above))
+        tell("  ".join(below))
 
     def end(self) -> None:
         if not self._headed:
@@ -141,7 +146,7 @@ class Table:
         for saved in self._saved:
             share = saved / self._total
             cells.append(f"{f'{share:.0%}':>6} {size(saved) if saved else 'none':>11}")
-        print("  ".join(cells))
+        tell("  ".join(cells))
 
 
 def _rank(answer: Answer) -> str:
@@ -164,6 +169,11 @@ def missed_line(answers: list[tuple[str, Answer]]) -> str:
         f"{len(missed)} of {len(answers)} tolerances not met (marked *); the largest error bound "
         f"is {bound}, at {where}"
     )
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no number for a tolerance that overflows."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
@@ -189,7 +199,7 @@ def entry(source: Source, matrix: Matrix, found: list[Answer]) -> dict[str, Any]
         "results": [
             {
                 "rtol": answer.rtol,
-                "tolerance": answer.factors.tolerance,
+                "tolerance": _finite(answer.factors.tolerance),
                 "converged": answer.factors.converged,
                 "status": answer.factors.status.name,
                 "rank": answer.factors.rank,

@@ -1,7 +1,6 @@
 """From checked options to the table, the files and the exit code."""
 
 import math
-import sys
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -12,6 +11,7 @@ from lowrank._command.errors import BAD_INPUT, NOT_MET, InputError
 from lowrank._command.plotting import check_plot, picture
 from lowrank._command.reading import Matrix, Source, as_numpy, sources
 from lowrank._command.reporting import Progress, Table, as_json, entry, missed_line
+from lowrank._command.streams import complain, tell
 from lowrank._command.working import Answer, answers
 from lowrank._command.writing import check_target, write
 
@@ -38,25 +38,24 @@ def run(options: Options) -> int:
                     raise
                 # The other tensors of a checkpoint are worth an answer all the same.
                 progress.clear()
-                print(f"lowrank: {error}", file=sys.stderr)
+                complain(str(error))
                 entries.append({"name": source.name, "error": str(error)})
                 failures += 1
                 continue
+            _write_files(matrix, found[0], options, progress)
             progress.clear()
             entries.append(entry(source, matrix, found))
             told += [(source.name, answer) for answer in found]
             if not options.json:
                 table.add(source, matrix, found)
-            _write_files(matrix, found[0], options, progress)
     finally:
         progress.clear()
     if options.json:
-        print(as_json(options, entries))
+        tell(as_json(options, entries))
     else:
         table.end()
-    sys.stdout.flush()
     if any(answer.missed for _, answer in told):
-        print(f"lowrank: {options.file}: {missed_line(told)}", file=sys.stderr)
+        complain(f"{options.file}: {missed_line(told)}")
         return BAD_INPUT if failures else NOT_MET
     return BAD_INPUT if failures else 0
 
@@ -97,9 +96,8 @@ def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Pro
         write(options.output, lambda stream: _save(stream, answer, options), force=options.force)
     if options.plot is not None:
         progress.start(f"drawing {options.plot}")
-        draw = picture(matrix, answer, options)
-        kind = options.plot.suffix.removeprefix(".")
-        write(options.plot, lambda stream: draw(stream, kind), force=options.force)
+        drawn = picture(matrix, answer, options)
+        write(options.plot, lambda stream: stream.write(drawn), force=options.force)
 
 
 def _save(stream: BinaryIO, answer: Answer, options: Options) -> None:

@@ -8,11 +8,11 @@ from typing import Any
 
 from lowrank._array import Array
 from lowrank._command.arguments import Options
-from lowrank._command.errors import InputError
+from lowrank._command.errors import InputError, reason
 from lowrank._command.reading import Matrix
 from lowrank._operator import as_operator
 from lowrank.certificate import residual_norm
-from lowrank.results import ConvergenceWarning, Look, SVDResult
+from lowrank.results import Look, SVDResult
 from lowrank.svd import svd
 
 __all__ = ["Answer", "answers", "bytes_of_factors", "relative"]
@@ -48,12 +48,15 @@ def answers(matrix: Matrix, options: Options, look: Callable[[Look], object]) ->
     """One answer for each tolerance, or a single one for the rank."""
     questions: tuple[float | None, ...] = options.rtols or (None,)
     try:
-        return [_answer(matrix, rtol, options, look) for rtol in questions]
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was not met is told as a line of its own
+            return [_answer(matrix, rtol, options, look) for rtol in questions]
     except MemoryError as error:
-        message = "the factors do not fit in memory"
+        message = "the work does not fit in memory"
         raise InputError(message) from error
-    except ValueError as error:  # NaN or Inf, which only the products bring to light
-        raise InputError(str(error).replace("`A`", "the matrix").rstrip(".")) from error
+    # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
+    except (ValueError, RuntimeError) as error:
+        raise InputError(reason(error).replace("`A`", "the matrix")) from error
 
 
 def _answer(
@@ -61,17 +64,15 @@ def _answer(
 ) -> Answer:
     A = matrix.array
     start = time.perf_counter()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # told as a line of its own
-        found = svd(
-            A,
-            options.rank,
-            rtol=rtol,
-            norm=options.norm,
-            power_iterations=options.power_iterations,
-            rng=options.seed,
-            callback=look,
-        )
+    found = svd(
+        A,
+        options.rank,
+        rtol=rtol,
+        norm=options.norm,
+        power_iterations=options.power_iterations,
+        rng=options.seed,
+        callback=look,
+    )
     seconds = time.perf_counter() - start
     if rtol is None:
         error, bound = _measured(A, found, options)

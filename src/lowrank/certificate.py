@@ -200,8 +200,10 @@ def residual_norm(
             same_place(Y, Q, names=("A.matmat(X)", "Q"))
             Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ (Omega * scale))
             measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
-            pair = [float(number) / scale for number in (measured, safe_norm(Y))]
-            if all(map(math.isfinite, pair)):
+            value, size = (
+                float(number) / math.sqrt(samples) / scale for number in (measured, safe_norm(Y))
+            )
+            if math.isfinite(value) and math.isfinite(size):
                 break
         else:
             message = (
@@ -209,7 +211,6 @@ def residual_norm(
                 "of `A` exceeds the largest float."
             )
             raise ValueError(message)
-    value, size = (number / math.sqrt(samples) for number in pair)
     factor = safety_factor(samples, delta, is_complex=is_complex(Q))
     floor = rounding_floor(xp.finfo(Q.dtype), operator.shape, k, size)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
+from matrices import DRAWN, adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
 from lowrank import gallery
@@ -94,7 +94,7 @@ def test_published_ranks(spectrum, rtol, factorize):
 )
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
 def test_certificate_holds(dtype, spectrum, m, n, rtol, kind, side, seed):
-    """At δ = 1e-14 for each of at most 3,000 draws (nightly)."""
+    """With a failure probability that matrices.py accounts for."""
     A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
     found = quietly(
         lowrank.range_finder,
@@ -103,7 +103,7 @@ def test_certificate_holds(dtype, spectrum, m, n, rtol, kind, side, seed):
         norm=kind,
         side=side,
         rng=seed,
-        failure_probability=1e-14,
+        failure_probability=DRAWN,
     )
     wide = A.astype("complex128" if dtype == "complex128" else "float64")
     wide = adjoint(wide) if side == "right" else wide

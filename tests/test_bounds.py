@@ -108,6 +108,21 @@ def test_likely(s, q, kind):
     assert bound <= looser
 
 
+@every_kind
+def test_likely_is_the_best_deviation_of_that_probability(kind):
+    s, delta = gallery.slow(40), 1e-6
+    found = []
+    for k in range(21):
+        p = 24 - k
+        options = {"t": (4 / delta) ** (1 / p), "u": math.sqrt(2 * math.log(2 / delta))}
+        one = bounds.deviation(s, k, p, norm=kind, **options)
+        assert one.failure_probability == pytest.approx(delta)
+        found.append(one.bound)
+    likely = bounds.likely(s, 24, norm=kind, failure_probability=delta)
+    assert likely == pytest.approx(min(found))
+    assert likely < norm(np.diag(s), kind)
+
+
 @every_spectrum
 @every_power
 @every_kind

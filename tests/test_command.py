@@ -571,13 +571,15 @@ def test_missing_packages(run, monkeypatch, package, line, purpose):
 def test_missing_torch_is_told_with_the_tensor(run, monkeypatch):
     torch = pytest.importorskip("torch")
     importlib.import_module("safetensors.torch").save_file(
-        {"w": torch.ones(3, 3).bfloat16()}, "w.safetensors"
+        {"w": torch.ones(3, 3).bfloat16(), "x": torch.ones(3, 3).bfloat16(), "y": torch.eye(2)},
+        "w.safetensors",
     )
     monkeypatch.setitem(sys.modules, "torch", None)
-    code, _, (line,) = run("w.safetensors --rank 1")
-    assert code == 2
+    code, out, (line,) = run("w.safetensors --rank 1")
+    assert (code, out) == (2, "")
+    assert run("w.safetensors --rank 1 --name y")[0] == 0
     assert line == (
-        "lowrank: w.safetensors: w: dtype BF16 needs torch, which cannot be imported; python -m "
+        "lowrank: w.safetensors: dtype BF16 of w needs torch, which cannot be imported; python -m "
         "pip install torch"
     )
 

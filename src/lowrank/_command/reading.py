@@ -286,11 +286,12 @@ def _tensors(path: Path, name: str | None) -> list[Source]:
         message = f"holds no matrix: none of its {len(shapes)} tensors has two dimensions"
         raise InputError(message)
 
+    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(dtypes[key])]
+    if foreign:
+        required("torch", f"dtype {dtypes[foreign[0]]} of {foreign[0]}")
+
     def read(key: str) -> Any:
-        library = "numpy"
-        if not NUMPY_DTYPES.fullmatch(dtypes[key]):
-            required("torch", f"dtype {dtypes[key]}")
-            library = "pt"
+        library = "pt" if key in foreign else "numpy"
         if library not in opened:
             opened[library] = safetensors.safe_open(path, library)
         return opened[library].get_tensor(key)

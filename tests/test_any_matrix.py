@@ -172,6 +172,53 @@ def test_no_more_columns_than_the_matrix_has(shape, kind):
     assert kind == "spectral" or found.products <= 3 + 64 * (shape[0] > 3)
 
 
+@pytest.mark.parametrize("factorize", [lowrank.qb, lowrank.svd])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_a_tolerance_that_is_an_earlier_bound(factorize, kind):
+    """Where what rounding leaves of the tolerance is nothing, or less."""
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        A = rng.standard_normal((int(rng.integers(5, 60)), int(rng.integers(5, 60))))
+        first = quietly(factorize, A, rtol=0.0, norm=kind, rng=seed)
+        second = quietly(factorize, A, atol=first.error_bound, norm=kind, rng=seed)
+        left, right = tuple(second) if factorize is lowrank.qb else (second.U * second.S, second.Vh)
+        assert norm(A - left @ right, kind) <= second.error_bound
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_reach_after_all_columns(backend, dtype, kind):
+    A = gaussian((3, 9), dtype)
+    finder = lowrank.RangeFinder(backend.asarray(A), norm=kind, rng=0)
+    found = finder.extend(3).reach(atol=0.1).result()
+    assert found.converged
+    assert found.tolerance == 0.1
+    assert found.error_bound <= 1e3 * backend.eps(dtype) * norm(A, kind)
+
+
+@pytest.mark.parametrize("call", [lowrank.svd, lowrank.qb, lowrank.range_finder])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_a_test_matrix_without_columns(call, kind):
+    found = quietly(call, np.eye(9), atol=1.0, norm=kind, test_matrix=np.zeros((9, 0)))
+    assert (found.rank, found.status, found.converged) == (0, Status.STOPPED, False)
+    assert found.tolerance == 1.0
+
+
+def test_residual_norm_of_complex_numbers_below_the_normal_ones():
+    A = np.full((5, 4), 1e-310 * (1 + 1j))
+    for kind in ("fro", "spectral"):
+        found = lowrank.residual_norm(A, np.zeros((5, 1), complex), norm=kind, rng=0)
+        assert found.upper_bound >= 6.3e-310
+
+
+def test_rounding_does_not_hide_in_a_single_sample():
+    A = np.asarray([[1.0, 1e-14]])
+    for seed in range(2000):
+        found = lowrank.residual_norm(
+            A, np.eye(1), np.asarray([[1.0, 0.0]]), samples=1, rng=seed, failure_probability=1e-9
+        )
+        assert found.upper_bound >= 1e-14
+
+
 def test_meta_tensors_are_refused():
     torch = pytest.importorskip("torch")
     A = torch.empty(4, 3, device="meta")
@@ -201,6 +248,8 @@ def test_sparse_tensors_of_torch(layout, dtype):
     assert norm(wide - (U * S).numpy() @ Vh.resolve_conj().numpy(), "fro") <= found.error_bound
     assert found.norm_A == pytest.approx(norm(wide, "fro"))
     assert lowrank.range_finder(given, 3, side="right", rng=0).Q.shape == (40, 3)
+    with pytest.raises(ValueError, match="must not have dense dimensions"):
+        lowrank.svd(torch.asarray(A).to_sparse(1), 3)
     estimate = lowrank.residual_norm(given, U, rng=0)
     truth = norm(wide - U.numpy() @ (adjoint(U.numpy()) @ wide), "fro")
     assert truth <= estimate.upper_bound <= 4 * truth

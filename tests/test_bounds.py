@@ -204,6 +204,22 @@ def test_any_scale(kind, q):
         )
 
 
+def test_spectra_that_fall_to_nothing():
+    s = np.exp(-np.arange(1000) / 7)
+    for k in (20, 350, 800):
+        for q in (0, 3, 7):
+            best = s[k]
+            for bound in (
+                bounds.expected(s, k, 10, norm="spectral", power_iterations=q),
+                bounds.likely(s, k + 10, norm="spectral", power_iterations=q) * s[k] / s[k + 10],
+                bounds.deviation_simple(s, k, 10, power_iterations=q).bound,
+            ):
+                assert best <= bound <= 1e4 * best
+    for size in (1e-200, 1e200):
+        flat = bounds.root_mean_square(np.full(10, size), 5)
+        assert flat / size == pytest.approx(bounds.root_mean_square(np.ones(10), 5))
+
+
 @pytest.mark.parametrize(
     ("call", "values", "options"),
     [
@@ -218,12 +234,15 @@ def test_any_scale(kind, q):
         ("deviation", ([1.0], 1, 3), {"t": 2.0, "u": 2.0}),
         ("deviation", ([1.0], 1, 4), {"t": 0.9, "u": 2.0}),
         ("deviation", ([1.0], 1, 4), {"t": 2.0, "u": math.nan}),
+        ("deviation", ([1.0], 1, 4), {"t": math.inf, "u": 2.0}),
         ("deviation_simple", ([1.0], 1, 3), {}),
         ("root_mean_square", ([1.0], 1), {}),
         ("likely", ([1.0], 3), {}),
         ("likely", ([1.0], 5), {"failure_probability": 0.0}),
         ("given_sketch", ([1.0, 0.5], np.ones((3, 2)), 1), {}),
         ("given_sketch", ([1.0, 0.5], np.ones((2, 1)), 2), {}),
+        ("given_sketch", ([1.0, 0.5], np.ones(2), 1), {}),
+        ("given_sketch", ([1.0, 0.5], np.full((2, 1), math.nan), 1), {}),
     ],
     ids=str,
 )

@@ -175,6 +175,88 @@ def test_an_unknown_norm_takes_half_of_the_failure_probability():
         assert look.bound == pytest.approx(look.estimate * factor, rel=1e-9)
 
 
+class Deflated(Operator):
+    """``(I − QQᴴ)A``, as users deflate an operator."""
+
+    def __init__(self, A, Q):
+        super().__init__(A)
+        self.Q = Q
+
+    def matmat(self, X):
+        return residual(super().matmat(X), self.Q)
+
+    def rmatmat(self, Y):
+        return super().rmatmat(residual(Y, self.Q))
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("how", [{"rtol": 0.2}, {"rank": 64}, {"rtol": 0.1, "rank": 60}])
+def test_an_operator_deflated_with_the_same_seed(kind, how):
+    """The seed alone would give the very test matrix that has nothing left."""
+    A = with_spectrum(gallery.slower(300), (300, 300), "float64")
+    nothing = np.zeros((300, 1))
+    for first in (Deflated(A, nothing), A):
+        Q = quietly(lowrank.range_finder, first, norm=kind, rng=0, **how).Q
+        left = residual(A, Q)
+        for tolerance in ({"atol": 1e-6}, {"rtol": 0.5}):
+            found = quietly(lowrank.range_finder, Deflated(A, Q), norm=kind, rng=0, **tolerance)
+            assert found.rank > 0
+            truth = norm(residual(left, found.Q), kind)
+            assert truth <= found.error_bound
+            if found.converged:
+                assert truth <= max(tolerance.get("rtol", 0) * norm(left, kind), 1e-6)
+
+
+def test_norm_after_columns_without_a_look():
+    """‖A‖² = ‖QᴴA‖² + ‖E‖², of which the second part is sampled."""
+    norm_A = 20.0
+    for columns in (1, 5, 100):
+        finder = lowrank.RangeFinder(Operator(np.eye(400)), rng=0).extend(columns)
+        found = finder.reach(rtol=0.6).result()
+        assert found.converged
+        assert norm_A / 1.8 <= found.norm_A <= norm_A
+        assert norm(residual(np.eye(400), found.Q), "fro") <= found.error_bound
+
+
+def test_products_of_torch_that_carry_gradients_or_half_precision():
+    torch = pytest.importorskip("torch")
+    A = torch.asarray(with_spectrum(gallery.fast(60), (80, 60), "float32"))
+
+    class Layer:
+        shape, dtype = (80, 60), torch.float32
+        weight = torch.nn.Parameter(A)
+
+        def matmat(self, X):
+            return self.weight @ X
+
+        def rmatmat(self, Y):
+            return self.weight.mH @ Y
+
+    Q, B = lowrank.qb(Layer(), rtol=1e-2, rng=0)
+    assert not Q.requires_grad
+    assert not B.requires_grad
+
+    class Half(Layer):
+        dtype = torch.bfloat16
+
+        def matmat(self, X):
+            return (A @ X.float()).bfloat16()
+
+        def rmatmat(self, Y):
+            return (A.mH @ Y.float()).bfloat16()
+
+    Q, B = lowrank.qb(Half(), 20, rng=0)
+    assert Q.dtype == B.dtype == torch.float32
+    assert torch.linalg.norm(A - Q @ B) <= 4 * gallery.best_error(gallery.fast(60), 20)
+
+
+def test_an_adjoint_product_that_overflows():
+    A = np.zeros((2000, 3), "float32")
+    A[:, 1] = 5e37
+    with pytest.raises(ValueError, match="is not finite"):
+        quietly(lowrank.range_finder, Operator(A), rtol=0.1, norm="spectral", rng=0)
+
+
 def test_norms_of_flat_spectra():
     """The first columns see little of it; the sample sees all."""
     norm_A = 4000**0.5
@@ -260,7 +342,7 @@ def test_refused():
         lowrank.svd(Operator(np.stack([A] * 4)), rtol=0.1)
     wrong = Operator(A)
     wrong.shape = (20, 30)
-    message = r"`A.matmat` of an array of shape .* must have shape \(20, 64\), got \(30, 64\)"
+    message = r"`A.matmat` of an array of shape .* must have shape \(20, 1\), got \(30, 1\)"
     wrong.matmat = lambda X: A @ X[:20]
     with pytest.raises(ValueError, match=message):
         lowrank.svd(wrong, rtol=0.1)

@@ -83,6 +83,14 @@ def test_entries_stored_twice_are_added_and_the_matrix_is_left_alone():
     assert lowrank.range_finder(twice, rtol=0.5, rng=0).norm_A == pytest.approx(5**0.5)
 
 
+def test_storage_longer_than_the_matrix():
+    A = decaying((60, 40), "float64")
+    given = sparse.csr_array(A)
+    given.data = np.r_[given.data, np.full(50, 7.0)]
+    given.indices = np.r_[given.indices, np.zeros(50, given.indices.dtype)]
+    assert lowrank.svd(given, rtol=1e-3, rng=0).norm_A == pytest.approx(norm(A, "fro"))
+
+
 @pytest.mark.parametrize("size", [1e-300, 1e200])
 def test_any_size(size):
     A = decaying((60, 40), "float64")

@@ -186,11 +186,14 @@ def is_finite(X: Array) -> bool:
 
 
 def split_scale(X: Array) -> tuple[Array, Array]:
-    """`X` divided by its largest absolute value, and that value (a 0-d array); zero stays zero."""
+    """`X` divided by its largest absolute value, and that value (a 0-d array).
+
+    Never less than the smallest normal number: quotients by smaller ones may overflow.
+    """
     xp = array_namespace(X)
     largest = xp.max(xp.abs(X))
-    scale = xp.where(largest > 0, largest, xp.ones_like(largest))
-    return X / xp.astype(scale, X.dtype), largest
+    scale = xp.maximum(largest, xp.full_like(largest, xp.finfo(X.dtype).smallest_normal))
+    return X / xp.astype(scale, X.dtype), scale
 
 
 def max_abs(X: Array) -> float:

@@ -56,8 +56,8 @@ class Operator:
 
 
 def as_operator(A: Any, /) -> Operator:
-    """The operator of an array, a sparse matrix of SciPy or CuPy, or an object with products."""
-    if is_torch_array(A) and A.layout is not loaded("torch").strided:
+    """The operator of an array, a sparse matrix, or an object with products."""
+    if is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
         return _of_torch_sparse(A)
     if is_array_api_obj(A):
         return _of_array(A)
@@ -90,7 +90,7 @@ def _of_sparse(A: Any) -> Operator:
     if not csr.has_canonical_format:  # entries stored twice count twice in a norm
         csr = csr.copy()
         csr.sum_duplicates()
-    values, xp = as_matrix(csr.data[None, :])
+    values, xp = as_matrix(csr.data[None, : csr.nnz])  # the storage may be longer
     return Operator(
         xp=xp,
         shape=tuple(int(length) for length in A.shape),
@@ -109,6 +109,9 @@ def _of_torch_sparse(A: Array) -> Operator:
         raise ValueError(message)
     with loaded("torch").no_grad():
         coo = A.detach().to_sparse_coo().coalesce()
+    if coo.dense_dim():
+        message = "a sparse `A` must not have dense dimensions; pass A.to_dense() or A.to_sparse()."
+        raise ValueError(message)
     values, xp = as_matrix(coo.values()[None, :])
     coo = coo.to(values.dtype)
     conj = coo.t().conj_physical() if values.is_complex() else coo.t()
@@ -170,7 +173,7 @@ def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
-    Y = multiply(X)
+    Y, _ = as_matrix(multiply(X), name=f"A.{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):
         message = (
             f"`A.{name}` of an array of shape {tuple(X.shape)} must have shape "

@@ -64,6 +64,14 @@ class TestMatrix:
             raise ValueError(message)
         return Omega
 
+    def probe(self) -> Array | None:
+        """One column of a stream of its own; None where the test matrix is the caller's."""
+        if self._given is not None or self._draw != self._draw_gaussian:
+            return None
+        operator = self._operator
+        source = gaussian_source(self._rng, operator.xp, operator.device, purpose="probe")
+        return source((operator.shape[-1], 1), operator.dtype)
+
     def restart(self, salt: float) -> None:
         """Go on with another random stream, which depends on `salt`, such as the norm of A.
 

@@ -43,7 +43,7 @@ class StopRule:
         return self.full if self.cap is None else min(self.cap, self.full)
 
     def tolerance(self, norm_A: float) -> float:
-        return max(self.rtol * norm_A, self.atol)
+        return max(self.atol, self.rtol * norm_A)  # of a norm that is NaN, not known, atol is left
 
     def decide(self, look: Look, rank: int, norm_A: float, floor: float) -> Status | None:
         """Status to stop with after `look`, or None to go on.

@@ -89,8 +89,11 @@ def given_sketch(
     q = as_count(power_iterations, "power_iterations")
     norm = as_norm(norm)
     sketch = np.asarray(sketch)
-    if sketch.shape[0] != s.size or sketch.shape[1] < k:
+    if sketch.ndim != 2 or sketch.shape[0] != s.size or sketch.shape[1] < k:
         message = f"`sketch` must have {s.size} rows and {k} columns or more, got {sketch.shape}."
+        raise ValueError(message)
+    if not np.all(np.isfinite(sketch)):
+        message = "`sketch` must be finite."
         raise ValueError(message)
     head, tail = s[:k], s[k:]
     if k and np.linalg.matrix_rank(sketch[:k]) < k:
@@ -156,7 +159,7 @@ def expected(
         first = _size(values[k:], "spectral")
         return (1.0 + math.sqrt(k / (p - 1))) * first + spread * _size(values[k:], "fro")
 
-    return _with_power(spectral, s, q)
+    return _with_power(spectral, s, k, q)
 
 
 def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -> float:
@@ -198,6 +201,8 @@ def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -
     s, _ = _split(singular_values, 0)
     columns = as_count(columns, "columns", least=2)
     norm = as_norm(norm)
+    largest = _size(s, "spectral") or 1.0
+    s = s / largest
     splits = np.arange(min(columns - 1, s.size + 1))
     tails = np.array([_size(s[k:], "fro") for k in splits])
     spare = columns - splits
@@ -206,7 +211,7 @@ def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -
     else:
         first = np.append(s, 0.0)[splits]
         squares = (1.0 + 2.0 * splits / (spare - 1)) * (first**2 + math.e**2 / spare * tails**2)
-    return math.sqrt(float(np.min(squares)))
+    return largest * math.sqrt(float(np.min(squares)))
 
 
 def deviation(
@@ -259,8 +264,8 @@ def deviation(
     p = as_count(oversampling, "oversampling", least=4)
     q = as_count(power_iterations, "power_iterations")
     norm = as_norm(norm)
-    if not (t >= 1.0 and u >= 1.0):
-        message = f"`t` and `u` must be at least 1, got {t!r} and {u!r}."
+    if not (1.0 <= t < math.inf and 1.0 <= u < math.inf):
+        message = f"`t` and `u` must be finite and at least 1, got {t!r} and {u!r}."
         raise ValueError(message)
     frobenius = t * math.sqrt(3.0 * k / (p + 1))
     spectral = t * math.e * math.sqrt(k + p) / (p + 1)
@@ -274,7 +279,7 @@ def deviation(
     failure = min(1.0, 2.0 * t**-p + math.exp(-(u**2) / 2.0))
     if norm == "fro":
         return Deviation(bound(s, _gap(s, k) ** (2 * q)), failure)
-    return Deviation(_with_power(bound, s, q), failure)
+    return Deviation(_with_power(bound, s, k, q), failure)
 
 
 def deviation_simple(
@@ -320,7 +325,7 @@ def deviation_simple(
         spread = 8.0 * math.sqrt(k + p) / (p + 1)
         return (1.0 + 16.0 * math.sqrt(1.0 + k / (p + 1))) * first + spread * tail
 
-    return Deviation(_with_power(bound, s, q), min(1.0, 3.0 * math.exp(-p)))
+    return Deviation(_with_power(bound, s, k, q), min(1.0, 3.0 * math.exp(-p)))
 
 
 def likely(
@@ -417,11 +422,17 @@ def _gap(s: Values, k: int) -> float:
     return float(s[k] / s[k - 1]) if s[k - 1] > 0 else 1.0
 
 
-def _with_power(bound: Callable[[Values], float], s: Values, q: int) -> float:
-    """A bound for ``(AAᴴ)^q A``, taken back to A; scaled, so that no power overflows."""
-    largest = _size(s, "spectral")
+def _with_power(bound: Callable[[Values], float], s: Values, k: int, q: int) -> float:
+    """A bound for ``(AAᴴ)^q A``, taken back to A.
+
+    All bounds depend on the values from the k-th on alone, in units of which nothing of weight
+    leaves the range of floats.
+    """
+    largest = _size(s[k:], "spectral")
     if largest == 0.0:
         return 0.0
     power = 2 * q + 1
-    root: float = bound((s / largest) ** power) ** (1.0 / power)
+    with np.errstate(over="ignore"):
+        values = np.minimum(s / largest, 1.0) ** power
+    root: float = bound(values) ** (1.0 / power)
     return largest * root

@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank._array import (
     Array,
-    as_matrix,
+    array_namespace,
     device_of,
     is_complex,
     is_finite,
@@ -81,8 +81,8 @@ class RangeFinder:
         Probability, over all looks of this object, that any error bound is too small.
     check_finite : bool
         At fixed rank, read one flag from the device at the end; if it tells of numbers that are
-        not finite, raise if A holds them, else repeat with scaled products. With a tolerance the
-        norm of A tells, whatever is chosen here.
+        not finite, raise if A holds them (or is an operator), else repeat with scaled products.
+        With a tolerance the norm of A tells, or of an operator each sample, whatever is chosen.
     callback : callable, optional
         Called with a :class:`~lowrank.results.Look` after each look. Raising StopIteration ends
         the work cleanly; the object stays usable after any other exception too.
@@ -141,6 +141,7 @@ class RangeFinder:
         self._norm_A = math.nan
         self._norm_above = math.nan  # where ‖A‖_F is known from samples only
         self._rule: StopRule | None = None
+        self._probed = False
         self._tolerance: float | None = None
         self._status = Status.RANK_REACHED
         self._history: list[Look] = []
@@ -230,8 +231,8 @@ class RangeFinder:
         return self
 
     def _extend_by(self, Omega: Array, columns: int) -> None:
-        before = self._wy, self._pending
         block = self._block(Omega)
+        before = self._wy, self._pending
         self._keep(block)
         self._absorb(columns)
         # Read last, so that the host never waits before all of the work is under way.
@@ -259,8 +260,8 @@ class RangeFinder:
         Parameters
         ----------
         rtol, atol : float, optional
-            At least one. `rtol` is relative to ‖A‖ in the chosen norm (in the spectral norm, to a
-            lower bound on it).
+            At least one. `rtol` is relative to ‖A‖ in the chosen norm (in the spectral norm, and
+            for operators, to a lower bound on it).
         rank : int, optional
             Cap on the rank of the basis.
 
@@ -299,8 +300,8 @@ class RangeFinder:
                 self._measure()
             if 0 in self._A.shape:
                 self._norm_A = self._norm_above = 0.0
-            elif self.rank > 0 and self._norm_is_sampled and math.isnan(self._norm_A):
-                self._norm_A = self._norm_above = self._bound_norm_below(self._A.empty(0))
+            elif self._A.norm is None and not self._probed:
+                self._probe()
             if self.rank == 0 and not self._history and not math.isnan(self._norm_A):
                 # Without a basis the error is the norm itself; that look costs no sample.
                 self._record(self._norm_A, self._norm_bound())
@@ -340,6 +341,9 @@ class RangeFinder:
                     self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
                     continue
             if self.rank == self._A.shape[-2]:  # the basis spans everything; nothing to sample
+                if math.isnan(self._norm_A):
+                    self._norm_A = self._bound_norm_below(self.Q)
+                    self._norm_above = self._norm_A * (1.0 + 64.0 * self._epsilon)
                 self._record(0.0, self.floor())
             else:
                 Omega = self._test_matrix.draw(self._look_width())
@@ -391,7 +395,7 @@ class RangeFinder:
         estimate = size / self._scale / math.sqrt(samples) ** root
         if self._norm_is_sampled:
             self._sample_norm(sample, Omega, estimate, estimate * factor)
-        bound = estimate * factor**root + self.floor()
+        bound = estimate * factor**root + self._floor_under(factor)
         if self._norm == "fro" and not self._norm_is_sampled:
             bound = min(bound, self._norm_bound())
         self._keep(sample)
@@ -399,12 +403,15 @@ class RangeFinder:
 
     def _sample_norm(self, sample: Array, Omega: Array, estimate: float, bound: float) -> None:
         """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
-        if math.isnan(self._norm_A):
-            spread = spread_factor(Omega.shape[-1], self._delta / 2.0, is_complex=is_complex(Omega))
-            self._norm_A = max(estimate / spread, self._bound_norm_below(sample))
-            self._norm_above = bound
-        else:
-            self._norm_above = max(self._norm_above, math.hypot(self._norm_A, bound))
+        if not math.isnan(self._norm_A):
+            return
+        spread = spread_factor(Omega.shape[-1], self._delta / 2.0, is_complex=is_complex(Omega))
+        found = self._bound_norm_below(sample)
+        if self.rank == 0:
+            self._norm_A, self._norm_above = max(estimate / spread, found), bound
+        else:  # ‖A‖² = ‖QᴴA‖² + ‖E‖², and the sample is one of the residual E
+            self._norm_A = math.hypot(found, estimate / spread)
+            self._norm_above = math.hypot(found * (1.0 + 64.0 * self._epsilon), bound)
 
     def _record(self, estimate: float, bound: float) -> None:
         self._history.append(Look(self.rank, estimate, bound))
@@ -418,6 +425,13 @@ class RangeFinder:
         norm = self._norm_above if self._norm_is_sampled else self._norm_A
         return rounding_floor(self._A.xp.finfo(self._A.dtype), self._A.shape, self.rank, norm)
 
+    def _floor_under(self, factor: float) -> float:
+        """The floor, larger where few samples carry a large factor: rounding may hide in them.
+
+        The constants of the floor have room for three, and the usual 64 samples carry two.
+        """
+        return self.floor() * max(1.0, factor / 3.0)
+
     def _bound_norm_below(self, sample: Array) -> float:
         """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones."""
         if self.rank == 0:
@@ -427,6 +441,8 @@ class RangeFinder:
         else:
             Y = self.Q[:, : min(self.rank, sample.shape[-1])]
         C = self._rmatmat(Y)
+        if self._A.norm is None and not is_finite(C):
+            raise ValueError(NOT_FINITE)
         if self._norm == "fro":
             return float(safe_norm(C)) * (1.0 - 32.0 * self._epsilon)
         lower = float(spectral_norm(C, self._A.xp)) / self._scale
@@ -446,7 +462,7 @@ class RangeFinder:
 
     def _adopt(self, Y: Array) -> Array:
         """Move to the library, device and dtype of the first product with an operator."""
-        Y, xp = as_matrix(Y, name="A.matmat(X)")
+        xp = array_namespace(Y)
         A = replace(self._A, xp=xp, dtype=Y.dtype, device=device_of(Y))
         if (xp, A.dtype, A.device) != (self._A.xp, self._A.dtype, self._A.device):
             self._test_matrix.move(A)
@@ -503,6 +519,21 @@ class RangeFinder:
         lower = reflect(block, self._block_size).wy
         rest = lower.apply_adjoint(rest)[..., columns:, :]
         self._wy, self._pending = self._wy.append(lower), rest
+
+    def _probe(self) -> None:
+        """Let the seed depend on an operator, whose norm is not known, through one product.
+
+        A caller who deflates an operator and keeps the seed would otherwise multiply it by the
+        very test matrix that it annihilates.
+        """
+        self._probed = True
+        omega = self._test_matrix.probe()
+        if omega is None:
+            return
+        salt = float(safe_norm(self._matmat(omega)))
+        if not math.isfinite(salt):
+            raise ValueError(NOT_FINITE)
+        self._test_matrix.restart(salt)
 
     def _measure(self) -> None:
         """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
@@ -568,7 +599,8 @@ def range_finder(
         Columns of Q; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
         Grow until the certified error is below ``max(rtol · ‖A‖, atol)``, in the chosen norm. In
-        the spectral norm a lower bound stands for ‖A‖, which makes the tolerance the stricter.
+        the spectral norm, and for operators, a lower bound stands for ‖A‖, which makes the
+        tolerance the stricter.
     norm : {"fro", "spectral"}
         Norm of tolerance, error and bound.
     power_iterations : int, optional

@@ -102,7 +102,8 @@ class Outcome:
         Absolute error ``‖A − approximation‖`` in the chosen norm: the estimate, and a bound that
         holds with probability ``1 − failure_probability``. None without a tolerance.
     norm_A : float or None
-        ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm.
+        ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm, and for
+        operators.
     rank : int
     passes : int
         Times that A was read: products with A or Aᴴ, and its norm.

@@ -109,8 +109,10 @@ def test_certificate_holds(dtype, spectrum, m, n, rtol, kind, side, seed):
     wide = adjoint(wide) if side == "right" else wide
     size, eps = norm(wide, kind), np.finfo(dtype).eps
     error = norm(residual(wide, found.Q), kind)
-    assert found.converged
-    assert error <= found.error_bound <= found.tolerance
+    assert error <= found.error_bound
+    assert found.converged == (found.error_bound <= found.tolerance)
+    # a square test matrix may be so ill-conditioned that rounding keeps a full basis from it
+    assert found.converged or (found.rank == min(m, n) and rtol < 1000 * eps)
     assert found.tolerance == pytest.approx(rtol * found.norm_A)
     assert found.norm_A <= size * (1 + 10 * eps)
     # a flat spectrum is the worst: 64 samples know the norm to a factor of 1.8 at this probability

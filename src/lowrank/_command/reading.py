@@ -102,11 +102,7 @@ def _guarded(label: str, read: Callable[[], Any]) -> Any:
 
 def as_numpy(X: Any) -> Any:
     """A NumPy array of what a file held or of what the library made of it."""
-    if hasattr(X, "toarray"):
-        return X.toarray()
-    if hasattr(X, "detach"):  # torch, which reads only the real dtypes that NumPy lacks
-        return (X.float() if "float16" in _dtype_name(X) else X).numpy()
-    return np.asarray(X)
+    return X.toarray() if hasattr(X, "toarray") else np.asarray(X)
 
 
 def _dtype_name(X: Any) -> str:

@@ -15,6 +15,7 @@ from lowrank._array import (
     as_matrix,
     device_of,
     is_array_api_obj,
+    is_complex,
     is_torch_array,
     loaded,
     matrix_norm_by_rows,
@@ -91,16 +92,12 @@ def _of_sparse(A: Any) -> Operator:
         csr = csr.copy()
         csr.sum_duplicates()
     values, xp = as_matrix(csr.data[None, : csr.nnz])  # the storage may be longer
-    return Operator(
-        xp=xp,
-        shape=tuple(int(length) for length in A.shape),
-        dtype=values.dtype,
-        device=device_of(values),
-        matmat=lambda X: csr @ X,
-        rmatmat=lambda Y: _sparse_adjoint_matmul(csr, Y),
-        norm=lambda: matrix_norm_by_rows(values),
-        max_abs=lambda: max_abs(values),
-    )
+
+    def rmatmat(Y: Array) -> Array:
+        # the transpose is a view of the same data, the conjugate would be a copy
+        return xp.conj(csr.T @ xp.conj(Y)) if is_complex(Y) else csr.T @ Y
+
+    return _of_stored(values, A.shape, lambda X: csr @ X, rmatmat)
 
 
 def _of_torch_sparse(A: Array) -> Operator:
@@ -112,25 +109,29 @@ def _of_torch_sparse(A: Array) -> Operator:
     if coo.dense_dim():
         message = "a sparse `A` must not have dense dimensions; pass A.to_dense() or A.to_sparse()."
         raise ValueError(message)
-    values, xp = as_matrix(coo.values()[None, :])
+    values, _ = as_matrix(coo.values()[None, :])
     coo = coo.to(values.dtype)
-    conj = coo.t().conj_physical() if values.is_complex() else coo.t()
+    conj = coo.t().conj_physical() if is_complex(values) else coo.t()
+    return _of_stored(values, A.shape, lambda X: coo @ X, lambda Y: conj @ Y)
+
+
+def _of_stored(
+    values: Array,
+    shape: tuple[int, ...],
+    matmat: Callable[[Array], Array],
+    rmatmat: Callable[[Array], Array],
+) -> Operator:
+    """The operator of a sparse matrix with these entries (1×nnz), whose norm is theirs."""
     return Operator(
-        xp=xp,
-        shape=tuple(A.shape),
+        xp=array_namespace(values),
+        shape=tuple(int(length) for length in shape),
         dtype=values.dtype,
         device=device_of(values),
-        matmat=lambda X: coo @ X,
-        rmatmat=lambda Y: conj @ Y,
+        matmat=matmat,
+        rmatmat=rmatmat,
         norm=lambda: matrix_norm_by_rows(values),
         max_abs=lambda: max_abs(values),
     )
-
-
-def _sparse_adjoint_matmul(csr: Any, Y: Array) -> Array:
-    xp = array_namespace(Y)
-    # the transpose is a view of the same data, the conjugate would be a copy
-    return xp.conj(csr.T @ xp.conj(Y)) if xp.isdtype(Y.dtype, "complex floating") else csr.T @ Y
 
 
 def _of_products(A: Any) -> Operator:

@@ -7,7 +7,7 @@ from lowrank._array import Array, adjoint, array_namespace, device_of, eps, safe
 from lowrank._small_svd import SmallSVD
 from lowrank.results import Status
 
-__all__ = ["GOAL", "MARGIN", "trim"]
+__all__ = ["GOAL", "MARGIN", "tails", "trim"]
 
 # Columns of the basis beyond a cap, before the truncation: those of one look, multiplied anyway.
 MARGIN = 64
@@ -42,12 +42,12 @@ def trim(
     S = small.S
     xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
     largest = float(S[0]) if k else 0.0
-    tails = _tails(S / largest if largest > 0 else S, norm)
+    errors = tails(S / largest if largest > 0 else S, norm)
     norm_A, tolerance = outcome["norm_A"], outcome["tolerance"]
     residual = max(0.0, outcome["error_bound"] - floor)
     floor += float(safe_norm(adjoint(small.R) - (small.U * xp.astype(S, small.U.dtype)) @ small.W))
     if norm_is_exact and norm_A > 0:
-        share = largest * float(tails[0]) / norm_A
+        share = largest * float(errors[0]) / norm_A
         energy = max(0.0, (1.0 - share) * (1.0 + share)) + ENERGY_ROUNDING * epsilon
         residual = min(residual, norm_A * math.sqrt(energy))
 
@@ -55,12 +55,12 @@ def trim(
     if largest > 0 and residual + floor <= tolerance:
         room = tolerance - floor
         budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
-        # a few eps short, since the tails are rounded in the dtype of S
+        # a few eps short, since these errors are rounded in the dtype of S
         cut = budget / largest * (1 - 8 * epsilon)
-        rank = int(xp.sum(xp.astype(tails > cut, xp.int32)))
+        rank = int(xp.sum(xp.astype(errors > cut, xp.int32)))
     if cap is not None:
         rank = min(rank, cap)
-    tail = largest * float(tails[rank])
+    tail = largest * float(errors[rank])
     bound = math.hypot(residual, tail) + floor
     error = math.hypot(min(outcome["error"], residual), tail)
     if rank == 0 and norm_is_exact:  # the error is the norm itself, whatever is lost in B
@@ -81,7 +81,7 @@ def trim(
     }
 
 
-def _tails(S: Array, norm: str) -> Array:
+def tails(S: Array, norm: str) -> Array:
     """Error of truncating at each rank 0, …, k: norms of what is cut off."""
     xp = array_namespace(S)
     nothing = xp.zeros((1,), dtype=S.dtype, device=device_of(S))

@@ -393,7 +393,7 @@ class RangeFinder:
         # the test matrix counts: a complex operator may have been given a real one to begin with
         factor = safety_factor(samples, delta, is_complex=is_complex(Omega))
         estimate = size / self._scale / math.sqrt(samples) ** root
-        if self._norm_is_sampled:
+        if self._norm_is_sampled and math.isnan(self._norm_A):
             self._sample_norm(sample, Omega, estimate, estimate * factor)
         bound = estimate * factor**root + self._floor_under(factor)
         if self._norm == "fro" and not self._norm_is_sampled:
@@ -403,8 +403,6 @@ class RangeFinder:
 
     def _sample_norm(self, sample: Array, Omega: Array, estimate: float, bound: float) -> None:
         """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
-        if not math.isnan(self._norm_A):
-            return
         spread = spread_factor(Omega.shape[-1], self._delta / 2.0, is_complex=is_complex(Omega))
         found = self._bound_norm_below(sample)
         if self.rank == 0:

@@ -9,7 +9,7 @@ from typing import Any, NoReturn
 import lowrank
 from lowrank._command.errors import InputError
 
-__all__ = ["PLOTS", "Options", "parse"]
+__all__ = ["Options", "parse"]
 
 PLOTS = (".png", ".pdf", ".svg")
 

@@ -12,6 +12,7 @@ from lowrank._command.arguments import Options
 from lowrank._command.errors import InputError, printable, reason, required
 from lowrank._command.reading import Matrix, as_numpy
 from lowrank._command.working import Answer
+from lowrank._trim import tails
 
 __all__ = ["check_plot", "curves", "picture"]
 
@@ -53,7 +54,7 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
     the truth is measured.
     """
     S = as_numpy(answer.factors.S).astype(np.float64)
-    cut = np.append(S, 0.0) if norm == "spectral" else _tails(np.append(S, 0.0))
+    cut = _cut_off(S, norm)
     ranks = np.arange(cut.size)
     found = {
         "bound": (ranks, np.hypot(answer.bound, cut)),
@@ -65,8 +66,7 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
         found["truth"] = ranks, np.hypot(_residual_norm(matrix, answer), cut)
     if cost <= FULL_SVD:
         A = np.vstack([block for _, block in _blocks(matrix.array)])
-        values = np.append(np.linalg.svd(A, compute_uv=False), 0.0)
-        best = values if norm == "spectral" else _tails(values)
+        best = _cut_off(np.linalg.svd(A, compute_uv=False), norm)
         found["best"] = ranks, best[: ranks.size]
         affordable = min(int(FULL_SVD / cost), 50)
         if norm == "spectral" and affordable >= 2:
@@ -118,10 +118,11 @@ def _draw(found: dict[str, Any], answer: Answer, options: Options) -> bytes:
     return stream.getvalue()
 
 
-def _tails(values: Double) -> Double:
-    """Norms of values[r:] for r = 0, 1, …"""
-    largest = np.max(values) or 1.0
-    return largest * np.sqrt(np.cumsum((values[::-1] / largest) ** 2)[::-1])
+def _cut_off(values: Double, norm: str) -> Double:
+    """Error of truncating at each rank, of singular values of any size."""
+    largest = np.max(values, initial=0.0) or 1.0
+    errors: Double = tails(values / largest, norm)
+    return largest * errors
 
 
 def _residual_norm(matrix: Matrix, answer: Answer) -> float:

@@ -96,7 +96,7 @@ def _measured(A: Any, found: SVDResult, options: Options) -> tuple[float, float]
 
 
 def _norm(A: Any, found: SVDResult, norm: str) -> float:
-    frobenius = as_operator(A).norm
-    if norm == "fro" and frobenius is not None:
+    frobenius = as_operator(A).norm if norm == "fro" else None
+    if frobenius is not None:
         return frobenius()
     return float(found.S[0]) if found.rank else 0.0

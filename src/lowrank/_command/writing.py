@@ -40,9 +40,9 @@ def _problem(path: Path, source: Path, *, force: bool) -> str | None:
 def write(path: Path, fill: Callable[[BinaryIO], object], *, force: bool) -> None:
     """Let `fill` write a new file beside `path`, then give it that name in one step."""
     try:
-        path = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
-        mode = path.stat().st_mode & 0o777 if path.exists() else 0o666 & ~_umask()
-        descriptor, name = tempfile.mkstemp(prefix=".lowrank-", dir=path.parent)
+        target = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
+        mode = target.stat().st_mode & 0o777 if target.exists() else 0o666 & ~_umask()
+        descriptor, name = tempfile.mkstemp(prefix=".lowrank-", dir=target.parent)
         beside = Path(name)
         try:
             with open(descriptor, "wb") as stream:
@@ -50,14 +50,14 @@ def write(path: Path, fill: Callable[[BinaryIO], object], *, force: bool) -> Non
                 stream.flush()
                 os.fsync(descriptor)
             beside.chmod(mode)
-            _rename(beside, path, force=force)
+            _rename(beside, target, force=force)
         finally:
             beside.unlink(missing_ok=True)
     except FileExistsError as error:
-        message = f"{path.name}: exists; --force replaces it"
+        message = f"{path}: exists; --force replaces it"
         raise InputError(message) from error
     except OSError as error:
-        message = f"{path.name}: cannot be written: {reason(error)}"
+        message = f"{path}: cannot be written: {reason(error)}"
         raise InputError(message) from error
 
 

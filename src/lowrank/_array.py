@@ -1,5 +1,6 @@
 """The one import of array-api-compat, and the small linear algebra that the standard lacks."""
 
+import importlib
 import math
 import sys
 from types import ModuleType
@@ -9,6 +10,7 @@ import numpy as np
 from array_api_compat import (
     array_namespace,
     is_array_api_obj,
+    is_cupy_array,
     is_cupy_namespace,
     is_numpy_array,
     is_numpy_namespace,
@@ -32,8 +34,10 @@ __all__ = [
     "inverse",
     "is_array_api_obj",
     "is_complex",
+    "is_cupy_array",
     "is_cupy_namespace",
     "is_finite",
+    "is_numpy_array",
     "is_numpy_namespace",
     "is_torch_array",
     "is_torch_namespace",
@@ -45,6 +49,9 @@ __all__ = [
     "safe_norm",
     "same_place",
     "split_scale",
+    "triangular_inverse",
+    "unasked_cholesky",
+    "upper_solve",
     "zeros",
 ]
 
@@ -177,6 +184,37 @@ def inverse(X: Array) -> Array:
     """Inverse of a small, well-conditioned matrix, without asking the device whether it exists."""
     xp = array_namespace(X)
     return xp.linalg.inv_ex(X).inverse if is_torch_namespace(xp) else xp.linalg.inv(X)
+
+
+def triangular_inverse(L: Array) -> Array:
+    """Inverse of a lower triangular NumPy matrix, which has no routine for it."""
+    b = L.shape[-1]
+    if b <= 64:
+        return np.linalg.inv(L)
+    half = b // 2
+    upper, lower = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
+    inverted = np.zeros_like(L)
+    inverted[:half, :half], inverted[half:, half:] = upper, lower
+    inverted[half:, :half] = -lower @ (L[half:, :half] @ upper)
+    return inverted
+
+
+def unasked_cholesky(X: Array) -> Array:
+    """Lower Cholesky factor of X, without asking the device whether it exists."""
+    xp = array_namespace(X)
+    if is_torch_namespace(xp):
+        return xp.linalg.cholesky_ex(X).L
+    with loaded("cupyx").errstate(linalg="ignore"):
+        return xp.linalg.cholesky(X)
+
+
+def upper_solve(X: Array, R: Array) -> Array:
+    """``X R⁻¹`` for an upper triangular R."""
+    xp = array_namespace(X)
+    if is_torch_namespace(xp):
+        return xp.linalg.solve_triangular(R, X, upper=True, left=False)
+    solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
+    return xp.matrix_transpose(solve(R, xp.matrix_transpose(X), trans="T"))
 
 
 def is_finite(X: Array) -> bool:

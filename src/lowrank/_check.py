@@ -3,7 +3,8 @@
 import operator
 from typing import Any
 
-from lowrank._array import Array, device_of
+from lowrank._array import Array
+from lowrank._tuning import tuning
 
 __all__ = ["as_block_size", "as_count", "as_failure_probability", "as_norm"]
 
@@ -21,9 +22,8 @@ def as_count(value: Any, name: str, *, least: int = 0) -> int:
 
 
 def as_block_size(block_size: int | None, like: Array) -> int:
-    """Panel width; by default narrow where a small factorization is cheap to start (a CPU)."""
     if block_size is None:
-        return 64 if "cpu" in str(device_of(like)).lower() else 128
+        return tuning(like).block_size
     return as_count(block_size, "block_size", least=1)
 
 

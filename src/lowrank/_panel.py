@@ -1,30 +1,53 @@
-"""QR of one tall panel: an orthonormal basis, turned into reflectors in compact WY form."""
+"""QR of one tall panel: an orthonormal basis of any rank, and its reflectors in compact WY form."""
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from lowrank._array import Array, Namespace, adjoint, eps, eye, inverse, is_numpy_namespace, phases
+from lowrank._array import (
+    Array,
+    adjoint,
+    adjoint_matmul,
+    array_namespace,
+    eps,
+    eye,
+    inverse,
+    phases,
+    triangular_inverse,
+    unasked_cholesky,
+    upper_solve,
+)
+from lowrank._tuning import Method, tuning
 
-__all__ = ["Panel", "factor_panel"]
+__all__ = ["Basis", "Reflectors", "orthonormalise", "reflectors"]
+
+# Columns below which numpy.linalg.qr takes what Cholesky QR has refused.
+NARROW = 16
+# Rows of a block of a long Gram matrix.
+GRAM_ROWS = 1024
 
 
-class Panel(NamedTuple):
-    """``P = Q R`` with ``Q = (I − V T Vᴴ) [D; 0]``."""
+class Basis(NamedTuple):
+    """``P = Q R``, Q orthonormal and R upper triangular."""
+
+    Q: Array
+    R: Array
+
+
+class Reflectors(NamedTuple):
+    """``Q = (I − V T Vᴴ) [D; 0]``."""
 
     V: Array
     T: Array
     D: Array
-    R: Array
 
 
-def factor_panel(P: Array, xp: Namespace, /) -> Panel:
-    """Factor a tall p×b panel (b ≤ p) of any rank; zero and graded columns included.
+def reflectors(Q: Array) -> Reflectors:
+    """The block reflector whose first columns are the p×b orthonormal `Q`, up to a unitary D.
 
-    Columns are scaled to a largest entry of one first, so that no square leaves the range of the
-    dtype (zero columns stay zero); the scale goes into R. The orthonormal basis Q is then written
-    as reflectors. With the QR factorization ``Q[:b] = W R₁`` of its top block, where W is unitary
-    and R₁ has a non-negative diagonal, and ``V = Q + [W; 0]``, ``S = I + R₁``:
+    With the QR factorization ``Q[:b] = W R₁`` of its top block, where W is unitary and R₁ has a
+    non-negative diagonal, and ``V = Q + [W; 0]``, ``S = I + R₁``:
 
         VᴴQ = I + WᴴQ[:b] = S,   so   (I − V S⁻¹ Vᴴ) Q = Q − V = −[W; 0],
         VᴴV = 2I + R₁ + R₁ᴴ = S + Sᴴ,   so   I − V S⁻¹ Vᴴ is unitary.
@@ -35,65 +58,174 @@ def factor_panel(P: Array, xp: Namespace, /) -> Panel:
     from an explicit basis as by Ballard et al. (Reconstructing Householder vectors from tall-skinny
     QR, 2015, doi:10.1016/j.jpdc.2015.06.003), with a QR of the top block in place of their LU.
     """
-    b = P.shape[-1]
-    largest = xp.max(xp.abs(P), axis=-2, keepdims=True)
-    smallest = float(xp.finfo(P.dtype).smallest_normal)
-    scale = xp.where(largest > smallest, largest, xp.full_like(largest, smallest))
-    Q, R = _orthonormalise(_nudge(P / xp.astype(scale, P.dtype)), xp)
-    R = R * xp.astype(xp.where(largest > 0, scale, xp.zeros_like(scale)), P.dtype)
-
-    W, R1 = xp.linalg.qr(Q[..., :b, :])
-    W = W * phases(xp.linalg.diagonal(R1))[..., None, :]
-    V = xp.concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
-    S = eye(b, b, like=P) + adjoint(W) @ Q[..., :b, :]
-    return Panel(V, adjoint(inverse(S)), -W, R)
+    W, T = _top_of_reflectors(Q)
+    b = Q.shape[-1]
+    V = array_namespace(Q).concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
+    return Reflectors(V, T, -W)
 
 
-def _nudge(X: Array) -> Array:
-    """Add eps to the diagonal.
+def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
+    b = Q.shape[-1]
+    W, R1 = orthonormalise(Q[..., :b, :])
+    W = W * phases(array_namespace(Q).linalg.diagonal(R1))[..., None, :]
+    return W, adjoint(inverse(eye(b, b, like=Q) + adjoint(W) @ Q[..., :b, :]))
 
-    In Householder QR of a panel of rank one, say, the columns after the first are rounding errors
-    of rounding errors, and reach the denormal numbers within a few columns; torch on a CPU then
-    returns NaN for complex64. A change of the size of rounding keeps them at eps.
+
+def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
+    """QR factorization of a p×b matrix or stack of any rank, zero and graded too.
+
+    Q is orthonormal to rounding, and spans P to rounding. NumPy's own `qr` is slow (2.5 to 8 times
+    the Cholesky QR at 4096×64 on two cores), and its arrays can be asked at no cost whether
+    Cholesky QR was accurate. Elsewhere no question is asked: asking would wait for a device, break
+    a compiled graph, and end the capture of a CUDA graph.
     """
-    rows, columns = X.shape[-2:]
-    return X + eps(X) * eye(rows, columns, like=X)
-
-
-def _orthonormalise(P: Array, xp: Namespace) -> tuple[Array, Array]:
-    # NumPy's own panels are slow: 2.5 to 8 times the Cholesky QR at 4096×64, on two cores.
-    # Elsewhere `qr` is fast, and asking whether Cholesky QR was accurate would read the device.
-    if is_numpy_namespace(xp) and P.ndim == 2:
-        factors = _cholesky_qr(P)
+    p, b = P.shape[-2:]
+    if b > p:
+        Q, R = orthonormalise(P[..., :p])
+        R = array_namespace(P).concat([R, adjoint_matmul(Q, P[..., p:])], axis=-1)
+        return Basis(Q, R)
+    if b == 0:
+        return Basis(P, adjoint(P) @ P)
+    method, widest, _ = tuning(P)
+    if method is Method.ASKED_CHOLESKY and P.ndim == 2:
+        gram = adjoint(P) @ P if gram is None else gram
+        factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
-    Q, R = xp.linalg.qr(P)
-    return Q, R
+        if b > NARROW:
+            return _by_halves(P, gram)
+    elif method is Method.UNASKED_CHOLESKY and p >= 2 * b:
+        return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
+    return _native_qr(P)
 
 
-def _cholesky_qr(P: Array) -> tuple[Array, Array] | None:
-    """Cholesky QR in two passes on NumPy, or None where P is too ill-conditioned for it.
+def _by_halves(P: Array, gram: Array | None = None) -> Basis:
+    """``[P₁ P₂]`` with ``P₁ = Q₁R₁ = H [D; 0] R₁`` and ``P₂ = H [X; Q₂R₂]``, H the reflector of Q₁.
 
-    The first pass must leave columns that are nearly orthonormal; the second then makes them so to
-    rounding (Yamamoto, Nakatsukasa, Yanagisawa & Fukaya, Roundoff error analysis of the CholeskyQR2
-    algorithm, 2015, Electron. Trans. Numer. Anal. 44). NumPy has no triangular solve, and a product
-    with the inverse leaves a residual of up to eps·κ; one step of iterative refinement takes it
-    back to eps.
+    Its ``V = Q₁ + [W; 0]`` is never formed.
     """
-    identity = np.eye(P.shape[-1], dtype=P.dtype)
+    xp, b = array_namespace(P), P.shape[-1]
+    half = -(-b // 2)
+    Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[:half, :half])
+    W, T = _top_of_reflectors(Q1)
+    X = P[..., half:]
+    C = adjoint(T) @ (adjoint_matmul(Q1, X) + adjoint(W) @ X[..., :half, :])
+    Z = Q1 @ -C
+    Z += X  # in place: a panel more of fresh memory takes as long as the product
+    X = Z
+    R12 = C - adjoint(W) @ X[..., :half, :]
+    Q2, R2 = orthonormalise(X[..., half:, :])
+    C = T @ adjoint_matmul(Q1[..., half:, :], Q2)
+    X = Q1 @ -C
+    X[..., :half, :] -= W @ C
+    X[..., half:, :] += Q2
+    lower = xp.concat([xp.zeros_like(adjoint(R12)), R2], axis=-1)
+    R = xp.concat([xp.concat([R1, R12], axis=-1), lower], axis=-2)
+    return Basis(xp.concat([Q1, X], axis=-1), R)
+
+
+def _native_qr(P: Array) -> Basis:
+    """The library's own `qr`, of columns scaled to a largest entry of one, eps on the diagonal.
+
+    The scale keeps squares within the range of the dtype. Without the eps, the columns of a panel
+    of rank one, say, that come after the first are rounding errors of rounding errors in
+    Householder QR, and reach the denormal numbers within a few columns; torch on a CPU then
+    returns NaN for complex64.
+    """
+    X, scale = _scaled(P)
+    b = X.shape[-1]
+    X[..., :b, :] = X[..., :b, :] + eps(X) * eye(b, b, like=X)
+    Q, R = array_namespace(P).linalg.qr(X)
+    return Basis(Q, R * scale)
+
+
+def _scaled(P: Array) -> tuple[Array, Array]:
+    """`P` with columns scaled to a largest entry of one, and their scale; zero columns stay."""
+    xp = array_namespace(P)
+    largest = xp.max(xp.abs(P), axis=-2, keepdims=True)
+    smallest = float(xp.finfo(P.dtype).smallest_normal)
+    divisor = xp.where(largest > smallest, largest, xp.full_like(largest, smallest))
+    scale = xp.where(largest > 0, divisor, xp.zeros_like(divisor))
+    return P / xp.astype(divisor, P.dtype), xp.astype(scale, P.dtype)
+
+
+def _asked_cholesky_qr(P: Array, gram: Array) -> Basis | None:
+    """Cholesky QR of a NumPy matrix in one pass or two; None where it would not be accurate.
+
+    The Gram matrix, with its diagonal scaled to one, has a rounding error of a few eps. In the
+    basis ``P L⁻ᴴ`` that is amplified by ``L⁻¹ · L⁻ᴴ``: one pass is enough where ``‖L⁻¹‖²_F`` is
+    hardly more than its least, the number of columns. A second pass mends up to a tenth (Yamamoto,
+    Nakatsukasa, Yanagisawa & Fukaya, Roundoff error analysis of the CholeskyQR2 algorithm, 2015,
+    Electron. Trans. Numer. Anal. 44). NumPy has no triangular solve; the product with the inverse
+    leaves a residual of eps times the entries of ``|L⁻ᴴ| |Lᴴ|``, which does not feel a grading of
+    the rows of R, such as that of a sketch of decaying singular values.
+    """
+    b, epsilon, smallest = P.shape[-1], eps(P), float(np.finfo(P.dtype).smallest_normal)
     try:
         with np.errstate(all="ignore"):
-            L = np.linalg.cholesky(adjoint(P) @ P)
-            L_inverse = adjoint(np.linalg.inv(L))
-            Q = P @ L_inverse
+            sizes = np.real(np.diagonal(gram))
+            if not np.all((sizes > smallest / epsilon**2) & (sizes < math.inf)):
+                return None
+            d = np.sqrt(sizes)
+            L = np.linalg.cholesky(gram / d / d[:, None])
+            L_inverse = triangular_inverse(L)
+            growth = float(np.sum(np.abs(L_inverse) ** 2))
+            if not (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0):
+                return None
+            Q = P @ adjoint(L_inverse / d)
+            L = L * d[:, None]
+            if growth < 1.1 * b:
+                return Basis(Q, adjoint(L))
             gram = adjoint(Q) @ Q
-            departure = np.max(np.abs(gram - identity), initial=0.0)
+            departure = np.max(np.abs(gram - np.eye(b, dtype=P.dtype)), initial=0.0)
             if not departure < 0.1:
                 return None
-            if departure > 64 * eps(P):  # otherwise κ is near one
-                Q += (P - Q @ adjoint(L)) @ L_inverse
-                gram = adjoint(Q) @ Q
             L2 = np.linalg.cholesky(gram)
-            return Q @ adjoint(np.linalg.inv(L2)), adjoint(L @ L2)
+            return Basis(Q @ adjoint(triangular_inverse(L2)), adjoint(L @ L2))
     except np.linalg.LinAlgError:
         return None
+
+
+def _residual_growth(L: Array, L_inverse: Array) -> float:
+    return float(np.max(np.abs(L_inverse).T @ np.abs(L).T, initial=0.0))
+
+
+def _unasked_cholesky_qr(P: Array) -> Basis:
+    """Cholesky QR in four passes, two of them shifted, that holds for every rank if p ≥ 2b.
+
+    With ``PᴴP + sI = RᴴR`` a singular value σ of P becomes ``σ/√(σ² + s)``, which is at least of
+    order ``σ/√s``: with s of order eps, two passes take the least singular value, a few eps that
+    were added to the diagonal, to order one; two passes without a shift then make the columns
+    orthonormal to rounding (Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa, Shifted Cholesky QR
+    for computing the QR factorization of ill-conditioned matrices, 2020, doi:10.1137/18M1218212).
+    Triangular solves, and no inverses, keep the residual at eps.
+
+    The shift covers the rounding of the Gram matrix, of b unit columns with p entries. Tried on
+    square to 10⁵-fold tall panels of decaying, repeated, zero, monomial and Hilbert columns: twice
+    the shift without more on the diagonal fails, and so do square panels.
+    """
+    xp = array_namespace(P)
+    X, scale = _scaled(P)
+    *_, p, b = X.shape
+    norms = xp.astype(xp.linalg.vector_norm(X, axis=-2, keepdims=True), P.dtype)
+    X = X / xp.where(norms == 0, xp.ones_like(norms), norms)
+    identity = eye(b, b, like=X)
+    X[..., :b, :] = X[..., :b, :] + 4.0 * eps(X) * identity
+    shift = 2.0 * eps(X) * (b + p**0.5)
+    R = scale * norms * identity
+    for s in (shift, shift, shift, 0.0, 0.0):
+        upper = adjoint(unasked_cholesky(_gram(X) + s * identity))
+        X, R = upper_solve(X, upper), upper @ R
+    return Basis(X, R)
+
+
+def _gram(X: Array) -> Array:
+    """``XᴴX`` summed by blocks of rows: a product adds in sequence, with a bias in long columns."""
+    *batch, p, b = X.shape
+    rows = max(GRAM_ROWS, 4 * b)
+    count = p // rows
+    if count < 2:
+        return adjoint_matmul(X, X)
+    xp, last = array_namespace(X), X[..., count * rows :, :]
+    blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
+    return xp.sum(adjoint_matmul(blocks, blocks), axis=-3) + adjoint_matmul(last, last)

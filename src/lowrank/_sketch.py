@@ -1,7 +1,9 @@
 """Test matrices: Gaussian ones drawn on the array's own device, or the caller's."""
 
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,10 @@ from lowrank._array import (
 from lowrank._operator import Operator
 
 __all__ = ["TestMatrix", "gaussian_source"]
+
+# Streams of random numbers that fill a test matrix on the host, whatever the number of threads.
+STREAMS = 8
+LEAST_PER_THREAD = 2**16
 
 Source = Callable[[tuple[int, ...], Any], Array]  # (shape, dtype) -> test matrix
 
@@ -122,7 +128,7 @@ def gaussian_source(
     fraction, exponent = math.frexp(salt)
     key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
     entropy = [int(generator.integers(2**63)), *key]
-    if is_torch_namespace(xp):
+    if is_torch_namespace(xp) and device.type != "cpu":
         native = loaded("torch").Generator(device=device)
         native.manual_seed(_seed(entropy))
         return _torch_source(native, device)
@@ -131,7 +137,7 @@ def gaussian_source(
         with device:
             bits = cupy.random.Philox4x3210(_seed(entropy))
             return _cupy_source(cupy.random.Generator(bits), device)
-    return _host_source(np.random.default_rng(entropy), xp, device)
+    return _host_source(np.random.SeedSequence(entropy), xp, device)
 
 
 def _as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
@@ -181,14 +187,38 @@ def _cupy_source(generator: Any, device: Any) -> Source:
     return draw
 
 
-def _host_source(host: np.random.Generator, xp: Namespace, device: Any) -> Source:
+def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> Source:
+    generators = [np.random.Generator(np.random.SFC64(child)) for child in seed.spawn(STREAMS)]
+
+    def normal(shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        drawn = np.empty(shape, dtype=dtype)
+        parts = np.array_split(drawn.reshape(-1), STREAMS)
+
+        def fill(stream: int) -> None:
+            generators[stream].standard_normal(out=parts[stream], dtype=dtype)
+
+        threads = min(_threads(), drawn.size // LEAST_PER_THREAD)
+        if threads > 1:
+            with ThreadPoolExecutor(threads) as pool:
+                list(pool.map(fill, range(STREAMS)))
+        else:
+            for stream in range(STREAMS):
+                fill(stream)
+        return drawn
+
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
         names = ("float32", "float64", "complex64", "complex128")
         name = next(name for name in names if dtype == getattr(xp, name, None))
-        drawn = _assemble(host.standard_normal, shape, np.dtype(name))
+        drawn = _assemble(normal, shape, np.dtype(name))
         return drawn if is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
 
     return draw
+
+
+def _threads() -> int:
+    """As many as OpenMP may use, where that is set; else as many as there are processors."""
+    asked = os.environ.get("OMP_NUM_THREADS", "")
+    return int(asked) if asked.isdecimal() else min(os.cpu_count() or 1, STREAMS)
 
 
 def _assemble(normal: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

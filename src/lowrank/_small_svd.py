@@ -16,9 +16,8 @@ from lowrank._array import (
     loaded,
     phases,
 )
-from lowrank._check import as_block_size
+from lowrank._panel import orthonormalise
 from lowrank._sketch import gaussian_source
-from lowrank.householder import reflect
 
 __all__ = ["SmallSVD", "small_svd"]
 
@@ -47,12 +46,12 @@ def small_svd(C: Array) -> SmallSVD:
     are made so; and what is not finite is refused.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        factor = reflect(C, as_block_size(None, C))
-        M = adjoint(factor.R)
+        P, R = orthonormalise(C)
+        M = adjoint(R)
         _check_finite(M)
         U, S, W = _svd(M)
         _check_finite(S)
-    return SmallSVD(factor.R, U, S, W, factor.thin())
+    return SmallSVD(R, U, S, W, P)
 
 
 def _check_finite(X: Array) -> None:
@@ -87,7 +86,7 @@ def _svd(M: Array) -> tuple[Array, Array, Array]:
 
 def _rotation(seed: int, M: Array) -> Array:
     draw = gaussian_source(seed, array_namespace(M), device_of(M), purpose="rotation")
-    return reflect(draw(tuple(M.shape), M.dtype), as_block_size(None, M)).thin()
+    return orthonormalise(draw(tuple(M.shape), M.dtype)).Q
 
 
 def _are_orthonormal(*bases: Array) -> bool:
@@ -110,10 +109,9 @@ def _polished(M: Array, U: Array) -> tuple[Array, Array, Array]:
     factor of their QR is diagonal up to that.
     """
     xp = array_namespace(M)
-    block_size = as_block_size(None, M)
-    U = reflect(U, block_size).thin()
-    rows = reflect(adjoint(adjoint(U) @ M), block_size)
-    diagonal = xp.linalg.diagonal(rows.R)
+    U = orthonormalise(U).Q
+    P, R = orthonormalise(adjoint(adjoint(U) @ M))
+    diagonal = xp.linalg.diagonal(R)
     # values that this puts out of order are within the inaccuracy of one another
     S = xp.sort(xp.abs(diagonal), axis=-1, descending=True)
-    return U, S, adjoint(rows.thin() * phases(diagonal)[..., None, :])
+    return U, S, adjoint(P * phases(diagonal)[..., None, :])

@@ -18,7 +18,7 @@ from lowrank._array import (
     zeros,
 )
 from lowrank._check import as_block_size
-from lowrank._panel import factor_panel
+from lowrank._panel import orthonormalise, reflectors
 from lowrank.results import QRResult
 
 __all__ = ["CompactWY", "Factor", "HouseholderQR", "householder_qr", "qr", "reflect"]
@@ -111,8 +111,9 @@ def reflect(Y: Array, block_size: int) -> Factor:
     if n > m:
         return reflect(Y[..., :m], block_size).extend(Y[..., m:], block_size)
     if n <= block_size:
-        panel = factor_panel(Y, array_namespace(Y))
-        return Factor(CompactWY(panel.V, panel.T), (panel.D,), panel.R)
+        Q, R = orthonormalise(Y)
+        V, T, D = reflectors(Q)
+        return Factor(CompactWY(V, T), (D,), R)
     panels = -(-n // block_size)
     half = block_size * ((panels + 1) // 2)
     return reflect(Y[..., :half], block_size).extend(Y[..., half:], block_size)
@@ -370,9 +371,11 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
     if mode not in ("reduced", "complete"):
         message = f"`mode` must be 'reduced' or 'complete', got {mode!r}."
         raise ValueError(message)
-    F = householder_qr(A)
     if mode == "reduced":
-        return QRResult(F.thin(), F.R)
+        A, _ = as_matrix(A, stacks=True)
+        with np.errstate(over="ignore", invalid="ignore"):
+            return QRResult(*orthonormalise(A))
+    F = householder_qr(A)
     m, k = F.shape[0], F.rank
     xp = array_namespace(F.R)
     *batch, _, n = F.R.shape

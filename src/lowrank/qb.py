@@ -103,7 +103,7 @@ def qb(
         check_finite=check_finite,
         callback=callback,
     )
-    Q = finder.Q
+    Q = finder.basis()
     C = finder.image(Q)
     if fixed:
         return QBResult(Q=Q, B=adjoint(C), **finder.outcome())

@@ -19,6 +19,7 @@ from lowrank._array import (
 )
 from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
 from lowrank._operator import Operator, as_operator
+from lowrank._panel import orthonormalise, reflectors
 from lowrank._sketch import TestMatrix
 from lowrank._stoprule import StopRule
 from lowrank.certificate import (
@@ -31,7 +32,13 @@ from lowrank.certificate import (
 from lowrank.householder import CompactWY, reflect
 from lowrank.results import ConvergenceWarning, Look, RangeFinderResult, Status
 
-__all__ = ["RangeFinder", "find", "range_finder", "warn_unless_converged"]
+__all__ = [
+    "RangeFinder",
+    "find",
+    "range_finder",
+    "subspace_iteration",
+    "warn_unless_converged",
+]
 
 Norm = Literal["fro", "spectral"]
 NOT_FINITE = (
@@ -40,6 +47,7 @@ NOT_FINITE = (
 )
 Side = Literal["left", "right"]
 Callback = Callable[[Look], object]
+Product = Callable[[Array], Array]
 
 
 class RangeFinder:
@@ -152,7 +160,9 @@ class RangeFinder:
         self._A = A
         empty = A.empty(A.shape[-2])
         self._block_size = as_block_size(self._asked_block_size, empty)
-        self._wy = CompactWY.identity(empty)
+        # The basis of the first block, until its reflectors are needed.
+        self._first: Array | None = None
+        self._reflectors: tuple[CompactWY, tuple[Array, ...]] = CompactWY.identity(empty), ()
         # Columns drawn but not yet in the basis: rows `rank` and on of QᴴAΩ.
         self._pending = empty
         limits = A.xp.finfo(A.dtype)
@@ -161,11 +171,27 @@ class RangeFinder:
 
     @property
     def rank(self) -> int:
-        return self._wy.columns
+        first, (wy, _) = self._first, self._reflectors
+        return wy.columns if first is None else int(first.shape[-1])
 
     @property
     def Q(self) -> Array:
-        return self._wy.thin()
+        first = self._first
+        return self.basis() if first is None else self._A.xp.asarray(first, copy=True)
+
+    def basis(self) -> Array:
+        """:attr:`Q`, maybe shared with this object."""
+        if self._first is not None:
+            return self._first
+        wy, D = self._reflectors
+        return wy.thin(D)
+
+    @property
+    def _wy(self) -> CompactWY:
+        if self._first is not None:
+            V, T, D = reflectors(self._first)
+            self._first, self._reflectors = None, (CompactWY(V, T), (D,))
+        return self._reflectors[0]
 
     def __repr__(self) -> str:
         shape = "×".join(map(str, self._A.shape))
@@ -218,39 +244,60 @@ class RangeFinder:
         status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
         columns = min(columns, room)
         missing = columns - self._pending.shape[-1]
+        first = self.rank == 0 and self._pending.shape[-1] == 0
         with np.errstate(over="ignore", invalid="ignore"):
             if missing > 0:
                 Omega = self._test_matrix.draw(missing)
                 if Omega.shape[-1] < missing:
                     message = f"`test_matrix` has {missing - Omega.shape[-1]} columns too few."
                     raise ValueError(message)
-                self._extend_by(Omega, columns)
+                if first:
+                    self._begin_with(Omega)
+                else:
+                    self._extend_by(Omega, columns)
             elif columns > 0:
                 self._absorb(columns)
         self._status = status
         return self
 
+    def _begin_with(self, Omega: Array) -> None:
+        Q = self._first_block(Omega)
+        # Read last, so that the host never waits before all of the work is under way.
+        if self._check_finite and not is_finite(Q):
+            self._measure()
+            Q = self._rescued(Q, self._first_block(Omega))
+        self._first = Q
+
+    def _first_block(self, Omega: Array) -> Array:
+        return subspace_iteration(
+            self._matmat(Omega), self._matmat, self._rmatmat, self._power_iterations
+        )
+
     def _extend_by(self, Omega: Array, columns: int) -> None:
         block = self._block(Omega)
-        before = self._wy, self._pending
+        before = self._reflectors, self._pending
         self._keep(block)
         self._absorb(columns)
-        # Read last, so that the host never waits before all of the work is under way.
         if not self._check_finite or is_finite(block):
             return
-        self._wy, self._pending = before
+        self._reflectors, self._pending = before
         self._measure()
-        rescued = self._block(Omega)
+        self._keep(self._rescued(block, self._block(Omega)))
+        self._absorb(columns)
+
+    def _rescued(self, block: Array, rescued: Array) -> Array:
+        """`rescued`, from scaled products, where a member of the stack `block` is not finite.
+
+        Members that were finite stay: the scale of the others may be too small there.
+        """
         xp, matrix = self._A.xp, (-2, -1)
-        # Members of a stack that were finite stay: the scale of the others may be too small there.
         was_finite = xp.all(xp.isfinite(block), axis=matrix, keepdims=True)
         block = xp.where(was_finite, block, rescued)
         if self._A.is_stack:
             self._scale = 1.0
         if not is_finite(block):
             raise ValueError(NOT_FINITE)
-        self._keep(block)
-        self._absorb(columns)
+        return block
 
     def reach(
         self, *, rtol: float | None = None, atol: float | None = None, rank: int | None = None
@@ -381,7 +428,7 @@ class RangeFinder:
                 self._norm_A = self._bound_norm_below(sample)
             root = 1.0 / (2 * self._power_iterations + 1)
             sample, factors = self._iterate(sample)
-            factors.append(reflect(sample, self._block_size).R)
+            factors.append(orthonormalise(sample).R)
             size = norm_of_product(factors, self._A.xp, root)
         if not math.isfinite(size):
             raise ValueError(NOT_FINITE)
@@ -433,7 +480,7 @@ class RangeFinder:
     def _bound_norm_below(self, sample: Array) -> float:
         """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones."""
         if self.rank == 0:
-            Y = reflect(sample, self._block_size).thin()
+            Y = orthonormalise(sample).Q
         elif self._norm == "fro":
             Y = self.Q
         else:
@@ -454,7 +501,7 @@ class RangeFinder:
         self._passes += 1
         self._products += X.shape[-1]
         Y = self._A.matmat(X if self._scale == 1.0 else X * self._scale)
-        if self._A.norm is None and self._wy.columns == 0 and self._pending.shape[-1] == 0:
+        if self._A.norm is None and self.rank == 0 and self._pending.shape[-1] == 0:
             Y = self._adopt(Y)
         return Y
 
@@ -502,10 +549,10 @@ class RangeFinder:
         """
         factors = []
         for _ in range(self._power_iterations):
-            left = reflect(sample, self._block_size)
-            Y = self._wy.apply(rows_below(left.thin(), self.rank))
-            right = reflect(self._rmatmat(Y), self._block_size)
-            sample = self._wy.apply_adjoint(self._matmat(right.thin()))[..., self.rank :, :]
+            left = orthonormalise(sample)
+            Y = self._wy.apply(rows_below(left.Q, self.rank))
+            right = orthonormalise(self._rmatmat(Y))
+            sample = self._wy.apply_adjoint(self._matmat(right.Q))[..., self.rank :, :]
             factors += [left.R, right.R]
         return sample, factors
 
@@ -514,9 +561,10 @@ class RangeFinder:
         block, rest = self._pending[..., :columns], self._pending[..., columns:]
         if self._norm == "fro":
             block, _ = self._iterate(block)
-        lower = reflect(block, self._block_size).wy
-        rest = lower.apply_adjoint(rest)[..., columns:, :]
-        self._wy, self._pending = self._wy.append(lower), rest
+        wy, (_, D) = self._wy, self._reflectors
+        lower = reflect(block, self._block_size)
+        rest = lower.wy.apply_adjoint(rest)[..., columns:, :]
+        self._reflectors, self._pending = (wy.append(lower.wy), D + lower.D), rest
 
     def _probe(self) -> None:
         """Let the seed depend on an operator, whose norm is not known, through one product.
@@ -666,8 +714,22 @@ def range_finder(
         check_finite=check_finite,
         callback=callback,
     )
-    warn_unless_converged(finder.outcome())
-    return finder.result()
+    outcome = finder.outcome()
+    warn_unless_converged(outcome)
+    return RangeFinderResult(Q=finder.basis(), side=side, **outcome)
+
+
+def subspace_iteration(Y: Array, matmat: Product, rmatmat: Product, power_iterations: int) -> Array:
+    """Orthonormal basis of the range of ``(A Aᴴ)^q Y``, for a sketch Y of the range of A.
+
+    A function of arrays that asks nothing of a device: torch compiles it without a graph break,
+    and a CUDA graph captures it. (Halko, Martinsson & Tropp, Algorithm 4.4.)
+    """
+    Q = orthonormalise(Y).Q
+    for _ in range(power_iterations):
+        Q = orthonormalise(rmatmat(Q)).Q
+        Q = orthonormalise(matmat(Q)).Q
+    return Q
 
 
 def find(

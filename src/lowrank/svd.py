@@ -113,7 +113,7 @@ def svd(
         check_finite=check_finite,
         callback=callback,
     )
-    Q = finder.Q
+    Q = finder.basis()
     C = finder.image(Q)
     small = small_svd(C)
     finder.learn_norm(C)

@@ -66,6 +66,9 @@ def test_passes_and_products(A):
     found = lowrank.svd(A, 30, rng=0)
     assert (found.passes, found.products) == (6, 240)
     found = lowrank.range_finder(A, rtol=5e-2, rng=0)
-    # every look multiplies 64 columns, the norm reads A once, the first block needs no look
-    assert found.products == found.rank + 64
-    assert found.passes == found.products // 64 + 1
+    # every look multiplies 64 columns, the norm reads A once; the first block needs no look, and is
+    # multiplied in one product with the first sample
+    ranks = [look.rank for look in found.history]
+    assert ranks[:4] == [0, 64, 128, 192]
+    assert found.products == found.rank + 64 * (1 + found.rank // 256)
+    assert found.passes == len(ranks[1:]) + 1

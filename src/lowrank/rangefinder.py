@@ -165,6 +165,8 @@ class RangeFinder:
         self._reflectors: tuple[CompactWY, tuple[Array, ...]] = CompactWY.identity(empty), ()
         # Columns drawn but not yet in the basis: rows `rank` and on of QᴴAΩ.
         self._pending = empty
+        # Columns of AΩ that no look has been taken at, and whether Ω is complex.
+        self._ahead = empty, self._A.is_complex
         limits = A.xp.finfo(A.dtype)
         self._epsilon, self._largest = float(limits.eps), float(limits.max)
         self._smallest = float(limits.smallest_normal)
@@ -380,9 +382,7 @@ class RangeFinder:
                     return status
                 if last.rank == self.rank:
                     if self._pending.shape[-1] == 0:
-                        # No look here, so that no more is needed than there is.
-                        width = min(self._look_width(), rule.full - self.rank)
-                        self._keep(self._block(self._test_matrix.draw(width)))
+                        self._keep(self._unseen_block(rule.full - self.rank))
                     if self._pending.shape[-1] == 0:
                         return Status.STOPPED
                     self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
@@ -393,10 +393,10 @@ class RangeFinder:
                     self._norm_above = self._norm_A * (1.0 + 64.0 * self._epsilon)
                 self._record(0.0, self.floor())
             else:
-                Omega = self._test_matrix.draw(self._look_width())
-                if Omega.shape[-1] == 0:
+                sample, of_complex = self._fresh_sample(self._look_width())
+                if sample.shape[-1] == 0:
                     return Status.STOPPED
-                self._look(Omega)
+                self._look(sample, of_complex)
             try:
                 if self._callback is not None:
                     self._callback(self._history[-1])
@@ -407,17 +407,43 @@ class RangeFinder:
         # 64 real or 32 complex samples bound the error within a factor of 2.02 at 1e-9. Looks
         # widen with the basis, so that they stay few and the products wide.
         least = 32 if self._A.is_complex else 64
-        return max(least, 64 * (self.rank // 512))
+        return least * (1 + self.rank // (4 * least))
 
-    def _look(self, Omega: Array) -> None:
+    def _unseen_block(self, most: int) -> Array:
+        """Columns for the basis without a look at them, at most as many as are missing.
+
+        In the Frobenius norm the sample of the first look is multiplied along with them: a product
+        is the faster for being wide.
+        """
+        width = min(self._look_width(), most)
+        if self._norm == "spectral":
+            return self._block(self._test_matrix.draw(width))
+        seen = self._look_width() if width < self._A.shape[-2] - self.rank else 0
+        Omega = self._test_matrix.draw(width + seen)
+        Y = self._matmat(Omega)
+        self._ahead = Y[..., width:], is_complex(Omega)
+        return self._wy.apply_adjoint(Y[..., :width])[..., self.rank :, :]
+
+    def _fresh_sample(self, columns: int) -> tuple[Array, bool]:
+        """Rows `rank` and on of QᴴAΩ, for an Ω that nothing in the basis depends on.
+
+        And whether Ω is complex: a complex operator may be given a real one to begin with.
+        """
+        Y, of_complex = self._ahead
+        if Y.shape[-1] == 0:
+            Omega = self._test_matrix.draw(columns)
+            return self._sample(Omega), is_complex(Omega)
+        self._ahead = self._A.empty(Y.shape[-2]), of_complex
+        return self._wy.apply_adjoint(Y)[..., self.rank :, :], of_complex
+
+    def _look(self, sample: Array, of_complex: bool) -> None:
         """Measure the error of the basis on a fresh sample, which then waits to join the basis.
 
         The sample ``E Ω``, with the residual E as rows `rank` and on of QᴴA, is independent of the
         basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds the (2q+1)-th power of ‖E‖₂ just as
         ``‖E Ω‖₂`` bounds ‖E‖₂.
         """
-        samples = Omega.shape[-1]
-        sample = self._sample(Omega)
+        samples = sample.shape[-1]
         root = 1.0
         if self._norm == "fro":
             size = float(safe_norm(sample))
@@ -437,20 +463,21 @@ class RangeFinder:
         # is sampled takes half of δ.
         delta = self._delta / (2.0 if self._norm_is_sampled else 1.0)
         delta /= self._sampled_looks * (self._sampled_looks + 1)
-        # the test matrix counts: a complex operator may have been given a real one to begin with
-        factor = safety_factor(samples, delta, is_complex=is_complex(Omega))
+        factor = safety_factor(samples, delta, is_complex=of_complex)
         estimate = size / self._scale / math.sqrt(samples) ** root
         if self._norm_is_sampled and math.isnan(self._norm_A):
-            self._sample_norm(sample, Omega, estimate, estimate * factor)
+            self._sample_norm(sample, of_complex, estimate, estimate * factor)
         bound = estimate * factor**root + self._floor_under(factor)
         if self._norm == "fro" and not self._norm_is_sampled:
             bound = min(bound, self._norm_bound())
         self._keep(sample)
         self._record(min(estimate, bound), bound)
 
-    def _sample_norm(self, sample: Array, Omega: Array, estimate: float, bound: float) -> None:
+    def _sample_norm(
+        self, sample: Array, of_complex: bool, estimate: float, bound: float
+    ) -> None:
         """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
-        spread = spread_factor(Omega.shape[-1], self._delta / 2.0, is_complex=is_complex(Omega))
+        spread = spread_factor(sample.shape[-1], self._delta / 2.0, is_complex=of_complex)
         found = self._bound_norm_below(sample)
         if self.rank == 0:
             self._norm_A, self._norm_above = max(estimate / spread, found), bound

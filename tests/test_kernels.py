@@ -1,0 +1,139 @@
+"""Every way to make a panel orthonormal, also those of devices that are not here, on torch."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matrices import adjoint, defect, gaussian, with_spectrum
+
+import lowrank
+from lowrank import _panel, gallery
+from lowrank._array import adjoint_matmul
+from lowrank._panel import orthonormalise
+from lowrank._tuning import Method, Tuning
+from lowrank.rangefinder import subspace_iteration
+
+torch = pytest.importorskip("torch")
+
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+SPECTRA = {
+    "flat": lambda b: np.ones(b),
+    "to eps": lambda b: np.geomspace(1, 1e-16, b),
+    "far below eps": lambda b: np.geomspace(1, 1e-30, b),
+    "rank one": lambda b: np.eye(1, b)[0],
+    "steps": lambda b: np.where(np.arange(b) < b // 2, 1.0, 1e-9),
+    "zero": lambda b: np.zeros(b),
+}
+COLUMNS = {
+    "turned": lambda U, s, V: (U * s) @ V,
+    "graded": lambda U, s, V: U * s,
+    "graded the other way": lambda U, s, V: U * s[::-1],
+    "on few rows": lambda U, s, V: np.where(np.arange(len(U))[:, None] < 3, U, 0) @ V,
+    "all the same": lambda U, s, V: np.ones(U.shape, U.dtype),
+    "of the unit matrix": lambda U, s, V: np.eye(*U.shape, dtype=U.dtype),
+    "twice": lambda U, s, V: np.concatenate([U[:, : -(-U.shape[1] // 2)]] * 2, axis=1)[
+        :, : U.shape[1]
+    ],
+    "monomial": lambda U, s, V: (
+        np.linspace(-1, 1, len(U))[:, None] ** np.arange(U.shape[1])
+    ).astype(U.dtype),
+}
+
+
+@pytest.fixture(params=["unasked Cholesky", "halves of unasked Cholesky", "native"])
+def method(request, monkeypatch):
+    widest = {"unasked Cholesky": 10**6, "halves of unasked Cholesky": 12, "native": 0}
+    kind = Method.NATIVE if request.param == "native" else Method.UNASKED_CHOLESKY
+    chosen = Tuning(kind, widest[request.param], 16)
+    usual = _panel.tuning
+    monkeypatch.setattr(
+        _panel, "tuning", lambda X: chosen if isinstance(X, torch.Tensor) else usual(X)
+    )
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(
+    rows=st.integers(1, 400),
+    columns=st.integers(1, 80),
+    spectrum=st.sampled_from(sorted(SPECTRA)),
+    kind=st.sampled_from(sorted(COLUMNS)),
+    size=st.sampled_from([1.0, 1e-30, 1e30]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_orthonormal_and_spanning(method, dtype, rows, columns, spectrum, kind, size, seed):
+    rng = np.random.default_rng(seed)
+    columns = min(rows, columns)
+
+    def basis(m, k):
+        X = rng.standard_normal((m, k)) + 1j * rng.standard_normal((m, k))
+        return np.linalg.qr(X if "complex" in dtype else X.real)[0]
+
+    U, V = basis(rows, columns), basis(columns, columns)
+    P = (size * COLUMNS[kind](U, SPECTRA[spectrum](columns), V)).astype(dtype)
+    Q, R = (X.numpy().astype(np.complex128) for X in orthonormalise(torch.asarray(P)))
+    eps = np.finfo(dtype).eps
+    assert defect(Q) < 30 * eps * columns**0.5 * max(1, columns / 8) ** 0.5
+    assert np.linalg.norm(np.tril(R, -1)) == 0
+    lost = np.linalg.norm(P - Q @ R, axis=0)
+    # what is below the smallest normal number is rounded to multiples of the smallest
+    least = rows**0.5 * np.finfo(dtype).smallest_normal
+    sizes = np.linalg.norm(P.astype(np.complex128), axis=0)
+    assert np.all(lost <= 60 * eps * sizes + least)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_long_columns_of_one_sign(method, dtype):
+    """A product adds in sequence; the Gram matrix of equal entries would be biased."""
+    P = gaussian((30_000, 6), dtype)
+    P[:, 1], P[:, 4] = 1.0, np.arange(1, 30_001)
+    Q = orthonormalise(torch.asarray(P)).Q.numpy().astype(np.complex128)
+    gram = sum(adjoint(block) @ block for block in np.array_split(Q, 300))
+    assert np.linalg.norm(gram - np.eye(6)) < 200 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(120, 90), (90, 120), (300, 20), (20, 20)])
+def test_what_stands_on_it(method, dtype, shape):
+    """Reflectors, growth, the certificate and the factorizations, on another kind of panel."""
+    A = with_spectrum(gallery.fast(min(shape)), shape, dtype)
+    X = torch.asarray(A)
+    eps = np.finfo(dtype).eps
+    F = lowrank.householder_qr(X[:, :13]).extend(X[:, 13:])
+    Q, R = F.thin().numpy(), F.R.numpy()
+    assert defect(Q.astype(np.complex128)) < 300 * eps
+    assert np.linalg.norm(A - Q @ R) < 100 * eps * np.linalg.norm(A)
+    found = lowrank.range_finder(X, rtol=1e-3, rng=0)
+    assert found.converged
+    Q = found.Q.numpy().astype(np.complex128)
+    assert np.linalg.norm(A - Q @ (adjoint(Q) @ A)) <= found.error_bound
+    grown = lowrank.RangeFinder(X, rng=0).extend(5).extend(7).Q.numpy()
+    assert defect(grown.astype(np.complex128)) < 300 * eps
+    U, S, Vh = (Y.numpy() for Y in lowrank.svd(X, rtol=1e-3, rng=0))
+    assert np.linalg.norm(A - (U * S) @ Vh) <= 1e-3 * np.linalg.norm(A)
+
+
+# array-api-compat remembers the namespace of a type; torch traces the function behind the memory.
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
+@pytest.mark.parametrize("power_iterations", [0, 1])
+def test_the_kernel_compiles_without_a_break(method, power_iterations):
+    A = torch.asarray(gaussian((60, 50), "float32"))
+    Omega = torch.asarray(gaussian((50, 20), "float32"))
+
+    def kernel(A, Omega):
+        return subspace_iteration(
+            A @ Omega, lambda X: A @ X, lambda Y: adjoint_matmul(A, Y), power_iterations
+        )
+
+    torch._dynamo.reset()
+    compiled = torch.compile(kernel, fullgraph=True, backend="aot_eager")
+    Q, P = compiled(A, Omega).numpy(), kernel(A, Omega).numpy()
+    assert np.linalg.norm(Q @ Q.T - P @ P.T) < 1e-4
+
+
+def test_no_question_to_the_device(method):
+    from test_host_reads import reads  # noqa: PLC0415
+
+    A = torch.asarray(gaussian((60, 50), "float32"))
+    count, _ = reads(lambda: lowrank.range_finder(A, 20, rng=0, check_finite=False))
+    assert count == 0
+    assert reads(lambda: lowrank.qr(A))[0] == 0

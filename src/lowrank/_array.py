@@ -262,7 +262,7 @@ def matrix_norm_by_rows(X: Array) -> float:
     if not blocks:
         return 0.0
     with np.errstate(over="ignore", invalid="ignore"):
-        norm = float(xp.sum(xp.stack([xp.sum(_squares(block)) for block in blocks]))) ** 0.5
+        norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
         smallest = float(xp.finfo(X.dtype).smallest_normal)
         if norm < (smallest / eps(X)) ** 0.5 or norm == math.inf:
             # Squares left the range of the dtype. The norm of a float32 matrix may, too: its size
@@ -274,9 +274,14 @@ def matrix_norm_by_rows(X: Array) -> float:
     return norm
 
 
-def _squares(X: Array) -> Array:
+def _sum_of_squares(X: Array) -> Array:
     xp = array_namespace(X)
-    return xp.real(X * xp.conj(X)) if is_complex(X) else X * X
+    if is_complex(X):
+        return xp.sum(xp.real(X * xp.conj(X)))
+    if is_numpy_namespace(xp):  # dot products of at most 4,096 numbers, for half the time
+        parts = [X[..., start : start + 4096] for start in range(0, X.shape[-1], 4096)]
+        return np.sum(np.stack([np.sum(np.vecdot(part, part)) for part in parts]))
+    return xp.sum(X * X)
 
 
 def _row_blocks(X: Array) -> list[Array]:

@@ -473,9 +473,7 @@ class RangeFinder:
         self._keep(sample)
         self._record(min(estimate, bound), bound)
 
-    def _sample_norm(
-        self, sample: Array, of_complex: bool, estimate: float, bound: float
-    ) -> None:
+    def _sample_norm(self, sample: Array, of_complex: bool, estimate: float, bound: float) -> None:
         """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
         spread = spread_factor(sample.shape[-1], self._delta / 2.0, is_complex=of_complex)
         found = self._bound_norm_below(sample)
@@ -591,7 +589,7 @@ class RangeFinder:
         wy, (_, D) = self._wy, self._reflectors
         lower = reflect(block, self._block_size)
         rest = lower.wy.apply_adjoint(rest)[..., columns:, :]
-        self._reflectors, self._pending = (wy.append(lower.wy), D + lower.D), rest
+        self._reflectors, self._pending = (wy.append(lower.wy, room=0.5), D + lower.D), rest
 
     def _probe(self) -> None:
         """Let the seed depend on an operator, whose norm is not known, through one product.

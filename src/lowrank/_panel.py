@@ -108,17 +108,17 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     half = -(-b // 2)
     Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[:half, :half])
     W, T = _top_of_reflectors(Q1)
-    X = P[..., half:]
-    C = adjoint(T) @ (adjoint_matmul(Q1, X) + adjoint(W) @ X[..., :half, :])
-    Z = Q1 @ -C
-    Z += X  # in place: a panel more of fresh memory takes as long as the product
-    X = Z
+    # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
+    C = adjoint(T) @ (adjoint_matmul(Q1, P[..., half:]) + adjoint(W) @ P[..., :half, half:])
+    X = Q1 @ -C
+    X += P[..., half:]
     R12 = C - adjoint(W) @ X[..., :half, :]
     Q2, R2 = orthonormalise(X[..., half:, :])
     C = T @ adjoint_matmul(Q1[..., half:, :], Q2)
     X = Q1 @ -C
     X[..., :half, :] -= W @ C
     X[..., half:, :] += Q2
+    del Q2
     lower = xp.concat([xp.zeros_like(adjoint(R12)), R2], axis=-1)
     R = xp.concat([xp.concat([R1, R12], axis=-1), lower], axis=-2)
     return Basis(xp.concat([Q1, X], axis=-1), R)

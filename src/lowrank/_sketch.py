@@ -39,6 +39,7 @@ class TestMatrix:
         self._gaussian: Source | None = None
         self._draw: Callable[[tuple[int, ...]], Array]
         self._given: Array | None = None
+        self._last: Array | None = None
         self._used = 0
         if is_array_api_obj(test_matrix):
             self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
@@ -62,13 +63,22 @@ class TestMatrix:
         if self._given is not None:
             start = self._used
             self._used = min(start + columns, self._given.shape[-1])
-            return self._given[..., start : self._used]
+            self._last = self._given[..., start : self._used]
+            return self._last
         *batch, _, n = self._operator.shape
         Omega, _ = as_matrix(self._draw((*batch, n, columns)), name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
             raise ValueError(message)
+        self._last = None if self._draw == self._draw_gaussian else Omega
         return Omega
+
+    def again(self, columns: int) -> Array:
+        """The columns of the last draw once more, or others of a Gaussian matrix.
+
+        So nobody needs to keep a Gaussian test matrix for the case that it is wanted again.
+        """
+        return self.draw(columns) if self._last is None else self._last
 
     def probe(self) -> Array | None:
         """One column of a stream of its own; None where the test matrix is the caller's."""

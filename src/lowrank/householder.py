@@ -369,8 +369,10 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
 
     Notes
     -----
-    Cost: 5mn² flops for tall matrices, all but a small part in matrix products. The diagonal of R
-    has no fixed sign. No derivatives. See :func:`householder_qr` for the factored form.
+    Cost for tall matrices: 4mn² flops where the library's own `qr` is used (PyTorch on a CPU),
+    3mn² to 6mn² in matrix products on NumPy, and about 20mn² on CUDA. Wide matrices cost that of
+    their first m columns and one product. The diagonal of R has no fixed sign. No derivatives. See
+    :func:`householder_qr` for the factored form.
 
     Examples
     --------

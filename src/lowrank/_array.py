@@ -224,14 +224,16 @@ def is_finite(X: Array) -> bool:
 
 
 def split_scale(X: Array) -> tuple[Array, Array]:
-    """`X` divided by its largest absolute value, and that value (a 0-d array).
+    """`X` divided by its largest absolute value, and that value (a 0-d array)."""
+    scale = _scale_of(array_namespace(X).abs(X))
+    return X / array_namespace(X).astype(scale, X.dtype), scale
 
-    Never less than the smallest normal number: quotients by smaller ones may overflow.
-    """
-    xp = array_namespace(X)
-    largest = xp.max(xp.abs(X))
-    scale = xp.maximum(largest, xp.full_like(largest, xp.finfo(X.dtype).smallest_normal))
-    return X / xp.astype(scale, X.dtype), scale
+
+def _scale_of(size: Array) -> Array:
+    """The largest entry, but no less than the smallest normal number: quotients may overflow."""
+    xp = array_namespace(size)
+    largest = xp.max(size)
+    return xp.maximum(largest, xp.full_like(largest, xp.finfo(size.dtype).smallest_normal))
 
 
 def max_abs(X: Array) -> float:
@@ -247,8 +249,10 @@ def safe_norm(X: Array) -> Array:
     size = xp.abs(X)
     if 0 in X.shape:
         return xp.sum(size)
-    unit, largest = split_scale(size)
-    return largest * xp.sqrt(xp.sum(unit**2))
+    largest = _scale_of(size)
+    size /= largest  # in place: one array of the size of X, and no more
+    size *= size
+    return largest * xp.sqrt(xp.sum(size))
 
 
 def matrix_norm_by_rows(X: Array) -> float:

@@ -51,13 +51,13 @@ class CompactWY:
         """``H X`` in three products. May return `X` itself."""
         if self.columns == 0:
             return X
-        return X - self.V @ (self.T @ adjoint_matmul(self.V, X))
+        return _added_to(self.V @ (-self.T @ adjoint_matmul(self.V, X)), X)
 
     def apply_adjoint(self, X: Array) -> Array:
         """``Hᴴ X`` in three products. May return `X` itself."""
         if self.columns == 0:
             return X
-        return X - self.V @ adjoint_matmul(self.T, adjoint_matmul(self.V, X))
+        return _added_to(self.V @ -adjoint_matmul(self.T, adjoint_matmul(self.V, X)), X)
 
     def thin(self, D: tuple[Array, ...] = ()) -> Array:
         """The first k columns of ``H diag(D, I)`` (of H without D): an orthonormal basis."""
@@ -89,6 +89,12 @@ class CompactWY:
             store[..., :k] = self.V
         store[..., k:, k:stop] = lower.V
         return CompactWY(store, _block_triangle(self.T, coupling, lower.T))
+
+
+def _added_to(Z: Array, X: Array) -> Array:
+    """``Z + X`` in the memory of Z: fresh memory would take as long as the product."""
+    Z += X
+    return Z
 
 
 class Factor(NamedTuple):

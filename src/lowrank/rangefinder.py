@@ -266,13 +266,14 @@ class RangeFinder:
         return Omega
 
     def _begin_with(self, columns: int) -> None:
-        products = self._matmat, self._rmatmat, self._power_iterations
-        Q = subspace_iteration(self._matmat(self._draw(columns)), *products)
+        # No name is given to a sketch or a test matrix, so that they are freed while Q is made.
+        q, matmat, rmatmat = self._power_iterations, self._matmat, self._rmatmat
+        Q = subspace_iteration(matmat(self._draw(columns)), matmat, rmatmat, q)
         # Read last, so that the host never waits before all of the work is under way.
         if self._check_finite and not is_finite(Q):
             self._measure()
-            Y = self._matmat(self._test_matrix.again(columns))
-            Q = self._rescued(Q, subspace_iteration(Y, *products))
+            Omega = self._test_matrix.again(columns)
+            Q = self._rescued(Q, subspace_iteration(matmat(Omega), matmat, rmatmat, q))
         self._first = Q
 
     def _extend_by(self, missing: int, columns: int) -> None:
@@ -709,7 +710,8 @@ def range_finder(
     one number is read per look. The basis is not trimmed to the smallest rank; the results of
     :func:`qb` and :func:`svd` are.
 
-    Memory beyond A: less than (3m + n)k + 4k² + (m + n)b entries, for looks of b columns.
+    Memory beyond A: less than (3m + n)k + 4k² + (m + n)b entries, for looks of b columns; with
+    power iterations at a fixed rank, the longer of m and n counts in place of m.
 
     Does not support derivatives, or stacks with a tolerance.
 

@@ -75,6 +75,8 @@ def svd(
     2mn(k + p) flops each. With a tolerance the basis grows until its certified error is at most
     half the tolerance, and the truncation spends the rest; see :func:`qb`.
 
+    Memory beyond A: less than (3m + 4n)k + 10k² entries for a basis of k columns at a fixed rank.
+
     Singular values and vectors are those of the projected matrix: S never exceeds the singular
     values of A beyond rounding. Signs of the vectors are arbitrary. Does not support derivatives,
     or stacks with a tolerance.

@@ -1,0 +1,58 @@
+"""How much memory a call takes beyond A, counted by the allocations of NumPy."""
+
+import tracemalloc
+
+import pytest
+from matrices import with_spectrum
+
+import lowrank
+from lowrank import gallery
+
+SHAPES = [(3000, 300), (900, 900), (300, 3000)]
+
+
+def peak(call):
+    """Entries of float64 at the peak, and the result."""
+    call()  # what Python and the libraries remember from a first call is not counted
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        found = call()
+        return (tracemalloc.get_traced_memory()[1] - before) / 8, found
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.fixture(params=["slow", "fast", "flat"])
+def spectrum(request):
+    return request.param
+
+
+def matrix(spectrum, shape):
+    values = [1.0] * min(shape) if spectrum == "flat" else getattr(gallery, spectrum)(min(shape))
+    return with_spectrum(values, shape, "float64")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("k", [64, 150])
+def test_at_a_fixed_rank(shape, k, spectrum):
+    A, (m, n) = matrix(spectrum, shape), shape
+    least = (3 * m + n) * k + 4 * k**2 + (m + n) * 64
+    assert peak(lambda: lowrank.range_finder(A, k, rng=0))[0] < least
+    svd = (3 * m + 4 * n) * k + 10 * k**2
+    assert peak(lambda: lowrank.svd(A, k, oversampling=0, rng=0))[0] < svd
+    # power iterations have a sketch on either side
+    longer = (3 * max(m, n) + n) * k + 4 * k**2 + (m + n) * 64
+    assert peak(lambda: lowrank.range_finder(A, k, power_iterations=1, rng=0))[0] < longer
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rtol", [1e-1, 3e-3])
+def test_to_a_tolerance(shape, rtol):
+    A, (m, n) = matrix("slow", shape), shape
+    size, found = peak(lambda: lowrank.range_finder(A, rtol=rtol, rng=0))
+    k, b = found.rank, 64 * (1 + found.rank // 256)
+    assert size < (3 * m + n) * k + 4 * k**2 + (m + n) * b
+    size, found = peak(lambda: lowrank.svd(A, rtol=rtol, rng=0))
+    k = found.history[-1].rank  # columns of the basis before they are cut
+    assert size < (3 * m + 4 * n) * k + 10 * k**2 + (m + n) * 64

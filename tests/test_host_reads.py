@@ -70,5 +70,6 @@ def test_passes_and_products(A):
     # multiplied in one product with the first sample
     ranks = [look.rank for look in found.history]
     assert ranks[:4] == [0, 64, 128, 192]
-    assert found.products == found.rank + 64 * (1 + found.rank // 256)
-    assert found.passes == len(ranks[1:]) + 1
+    assert found.products == found.rank + 64 * (1 + found.rank // 512)
+    # and columns that are expected to be needed later come along in one pass
+    assert found.passes <= len(ranks[1:]) + 1

@@ -172,7 +172,7 @@ def test_an_unknown_norm_takes_half_of_the_failure_probability():
     )
     assert len(found.history) > 2
     for j, look in enumerate(found.history, start=1):
-        samples, is_complex = (64, False) if j == 1 else (32 * (1 + look.rank // 128), True)
+        samples, is_complex = (64, False) if j == 1 else (32 * (1 + look.rank // 256), True)
         factor = safety_factor(samples, delta / 2 / (j * (j + 1)), is_complex=is_complex)
         assert look.bound == pytest.approx(look.estimate * factor, rel=1e-9)
 

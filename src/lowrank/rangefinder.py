@@ -394,7 +394,8 @@ class RangeFinder:
                     self._norm_above = self._norm_A * (1.0 + 64.0 * self._epsilon)
                 self._record(0.0, self.floor())
             else:
-                sample, of_complex = self._fresh_sample(self._look_width())
+                width = self._look_width()
+                sample, of_complex = self._fresh_sample(width, self._missing(rule, width))
                 if sample.shape[-1] == 0:
                     return Status.STOPPED
                 self._look(sample, of_complex)
@@ -408,7 +409,7 @@ class RangeFinder:
         # 64 real or 32 complex samples bound the error within a factor of 2.02 at 1e-9. Looks
         # widen with the basis, so that they stay few and the products wide.
         least = 32 if self._A.is_complex else 64
-        return least * (1 + self.rank // (4 * least))
+        return least * (1 + self.rank // (8 * least))
 
     def _unseen_block(self, most: int) -> Array:
         """Columns for the basis without a look at them, at most as many as are missing.
@@ -422,20 +423,44 @@ class RangeFinder:
         seen = self._look_width() if width < self._A.shape[-2] - self.rank else 0
         Omega = self._test_matrix.draw(width + seen)
         Y = self._matmat(Omega)
+        width = min(width, Y.shape[-1])  # a given test matrix may have run out
         self._ahead = Y[..., width:], is_complex(Omega)
         return self._wy.apply_adjoint(Y[..., :width])[..., self.rank :, :]
 
-    def _fresh_sample(self, columns: int) -> tuple[Array, bool]:
+    def _fresh_sample(self, columns: int, missing: int) -> tuple[Array, bool]:
         """Rows `rank` and on of QᴴAΩ, for an Ω that nothing in the basis depends on.
 
-        And whether Ω is complex: a complex operator may be given a real one to begin with.
+        And whether Ω is complex: a complex operator may be given a real one to begin with. If
+        columns have to be multiplied, then also the `missing` ones that are expected to join the
+        basis before the end.
         """
         Y, of_complex = self._ahead
         if Y.shape[-1] == 0:
-            Omega = self._test_matrix.draw(columns)
-            return self._sample(Omega), is_complex(Omega)
-        self._ahead = self._A.empty(Y.shape[-2]), of_complex
-        return self._wy.apply_adjoint(Y)[..., self.rank :, :], of_complex
+            Omega = self._test_matrix.draw(columns + missing)
+            if Omega.shape[-1] == 0:
+                return self._A.empty(self._A.shape[-2] - self.rank), of_complex
+            Y, of_complex = self._matmat(Omega), is_complex(Omega)
+        columns = min(columns, Y.shape[-1])  # a given test matrix may have run out
+        # copied, so that the columns that are used up are freed
+        self._ahead = self._A.xp.asarray(Y[..., columns:], copy=True), of_complex
+        return self._wy.apply_adjoint(Y[..., :columns])[..., self.rank :, :], of_complex
+
+    def _missing(self, rule: StopRule, look: int) -> int:
+        """Columns that the basis lacks, by the decay between the last two looks; whole looks.
+
+        Geometric decay, which most spectra fall behind, so that few products are in vain; and no
+        more than there are columns already.
+        """
+        if self._norm == "spectral" or len(self._history) < 2:
+            return 0
+        (before, last), goal = self._history[-2:], rule.goal * rule.tolerance(self._norm_A)
+        # a bound is about twice the estimate
+        if not 0.0 < goal < 2.0 * last.estimate < 2.0 * before.estimate or last.rank == before.rank:
+            return 0
+        decay = math.log(before.estimate / last.estimate) / (last.rank - before.rank)
+        expected = last.rank + math.log(2.0 * last.estimate / goal) / decay - self.rank
+        most = min(self.rank, rule.limit - self.rank)
+        return look * int(max(0.0, min(expected, most)) // look)
 
     def _look(self, sample: Array, of_complex: bool) -> None:
         """Measure the error of the basis on a fresh sample, which then waits to join the basis.
@@ -590,7 +615,7 @@ class RangeFinder:
         wy, (_, D) = self._wy, self._reflectors
         lower = reflect(block, self._block_size)
         rest = lower.wy.apply_adjoint(rest)[..., columns:, :]
-        self._reflectors, self._pending = (wy.append(lower.wy, room=0.5), D + lower.D), rest
+        self._reflectors, self._pending = (wy.append(lower.wy, room=0.25), D + lower.D), rest
 
     def _probe(self) -> None:
         """Let the seed depend on an operator, whose norm is not known, through one product.

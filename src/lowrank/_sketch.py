@@ -138,10 +138,16 @@ def gaussian_source(
     fraction, exponent = math.frexp(salt)
     key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
     entropy = [int(generator.integers(2**63)), *key]
-    if is_torch_namespace(xp) and device.type != "cpu":
+    if is_torch_namespace(xp):
         native = loaded("torch").Generator(device=device)
         native.manual_seed(_seed(entropy))
-        return _torch_source(native, device)
+        of_torch = _torch_source(native, device)
+        if device.type != "cpu":
+            return of_torch
+        # On two cores torch draws 10⁶ numbers in 5 ms in single precision, and in 25 in double.
+        of_numpy = _host_source(np.random.SeedSequence(entropy), xp, device)
+        double = (xp.float64, xp.complex128)
+        return lambda shape, dtype: (of_numpy if dtype in double else of_torch)(shape, dtype)
     if is_cupy_namespace(xp):
         cupy = loaded("cupy")
         with device:

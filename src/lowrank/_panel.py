@@ -87,14 +87,15 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     if b == 0:
         return Basis(P, adjoint(P) @ P)
     method, widest, _ = tuning(P)
-    if method is Method.ASKED_CHOLESKY and P.ndim == 2:
+    tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
+    if method is Method.ASKED_CHOLESKY and P.ndim == 2 and (tall or b <= 256):
         gram = adjoint(P) @ P if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
-        if b > NARROW:
+        if b > NARROW and tall:
             return _by_halves(P, gram)
-    elif method is Method.UNASKED_CHOLESKY and p >= 2 * b:
+    elif method is Method.UNASKED_CHOLESKY and tall:
         return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 

@@ -1,0 +1,897 @@
+"""Makes the page of the documentation with all measured figures, and its plots.
+
+    python benchmarks/report.py [--results benchmarks/results] [--out docs]
+
+Reads the newest file of each kind and device among the results of benchmarks/cpu.py and
+benchmarks/gpu.py, and writes benchmarks.md and _static/benchmarks-*.svg. Needs matplotlib.
+Everything on the page follows from these files: run it again after every new one.
+"""
+
+import argparse
+import json
+import math
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from measuring import ROOT
+
+Row = dict[str, Any]
+Key = tuple[Any, ...]
+DTYPES = ("float32", "float64")
+SPECTRA = ("flat", "fast", "slow")
+ARRAYS = {"numpy": "NumPy", "torch": "PyTorch"}
+NAMES = ARRAYS | {"scipy": "SciPy", "cupy": "CuPy"}
+PRODUCT, PRODUCTS = "draw and A @ Omega", "draw and both products"
+EPSILON = {"bfloat16": 2.0**-23, "float32": 2.0**-23, "float64": 2.0**-52}  # bfloat16 as float32
+# Errors (relative to the norm of A) below this many epsilons are rounding, and count as equal.
+ROUNDING = 32.0
+# An error at most 1 % larger is no larger. Without power iterations all methods draw the same kind
+# of basis, and which of two draws is the better is chance.
+EQUAL, BY_CHANCE = 1.01, 1.5
+# Okabe and Ito's colours, which everybody can tell apart.
+BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#777777", "#222222"
+GREEN = "#009E73"
+COMMAND = "python benchmarks/report.py"
+LOSSES = (
+    "Every peer that was faster than lowrank at the same task on the same matrix, with an error at "
+    f"most {100 * (EQUAL - 1):.0f} % larger or below {ROUNDING:.0f} eps; without power iterations, "
+    f"where chance decides between equal methods, at most {100 * (BY_CHANCE - 1):.0f} % larger. "
+    "Errors are relative to the norm of A. Listed by how much faster it was."
+)
+
+
+# -- reading --------------------------------------------------------------------------------------
+
+
+def newest(folder: Path) -> list[Row]:
+    """The latest file of each kind and device, by date."""
+    found: dict[Key, Row] = {}
+    for path in sorted(folder.glob("*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        key = content["kind"], content["machine"].get("device")
+        if key not in found or found[key]["date"] < content["date"]:
+            found[key] = content | {"file": path.name}
+    return list(found.values())
+
+
+def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+
+
+def measured(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    return [row for row in select(rows, **wanted) if row["seconds"] is not None]
+
+
+def one(rows: Iterable[Row], **wanted: Any) -> Row | None:
+    found = measured(rows, **wanted)
+    return found[0] if found else None
+
+
+def unique(values: Iterable[Any]) -> list[Any]:
+    return list(dict.fromkeys(values))
+
+
+# -- writing --------------------------------------------------------------------------------------
+
+
+def number(value: Any, digits: int = 2) -> str:
+    """Two or three significant digits, as ratios need them."""
+    if value is None:
+        return "–"
+    value = float(value)
+    if not math.isfinite(value):
+        return str(value)
+    if value >= 100.0:
+        return f"{value:.0f}"
+    return f"{value:.1f}" if value >= 10.0 else f"{value:.{digits}f}"
+
+
+def small(value: Any) -> str:
+    return "–" if value is None else f"{float(value):.0e}"
+
+
+def duration(seconds: Any) -> str:
+    if seconds is None:
+        return "–"
+    if seconds >= 1.0:
+        return f"{seconds:.1f} s"
+    return f"{1e3 * seconds:.0f} ms" if seconds >= 0.01 else f"{1e3 * seconds:.1f} ms"
+
+
+def size(shape: Any) -> str:
+    return "×".join(map(str, shape))
+
+
+def label(row: Row) -> str:
+    """A method with the library that it belongs to."""
+    if row["library"] == "lowrank":
+        method, comma, rest = row["method"].partition(", ")
+        return f"`lowrank.{method}`{comma}{rest}"
+    if row["method"] in (PRODUCT, PRODUCTS):
+        return row["method"]
+    return f"{NAMES.get(row['library'], row['library'])} `{row['method']}`"
+
+
+def table(head: list[str], lines: list[list[str]], *, left: int = 1) -> list[str]:
+    """A table whose first `left` columns hold words, the others numbers."""
+    rule = [":---"] * left + ["---:"] * (len(head) - left)
+    return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
+
+
+def in_words(count: int, one_of: str) -> str:
+    return f"{count} {one_of}" + ("" if count == 1 else "s")
+
+
+# -- goals ----------------------------------------------------------------------------------------
+
+
+def ratios(rows: list[Row], method: str, arrays: str, **wanted: Any) -> dict[Key, float]:
+    """Ratios of a row of lowrank, by spectrum and dtype, where goals were set for them."""
+    found = measured(
+        rows, section="fixed rank", library="lowrank", method=method, arrays=arrays, **wanted
+    )
+    return {
+        (row["spectrum"], row["dtype"]): row["ratio"]
+        for row in found
+        if row["spectrum"] in ("flat", "fast") and row["ratio"] is not None
+    }
+
+
+def gains(
+    rows: list[Row], theirs: Row, ours: Row, by: tuple[str, ...] = ("spectrum", "dtype")
+) -> dict[Key, float]:
+    """Their time over ours, case by case."""
+    seconds = {tuple(row[key] for key in by): row["seconds"] for row in measured(rows, **ours)}
+    return {
+        case: row["seconds"] / seconds[case]
+        for row in measured(rows, **theirs)
+        if (case := tuple(row[key] for key in by)) in seconds
+    }
+
+
+def cpu_goals(rows: list[Row]) -> list[list[str]]:
+    fixed = {"section": "fixed rank"}
+    lines = []
+    for arrays, limit in (("torch", 1.3), ("numpy", 1.4)):
+        name = f"`range_finder` on {ARRAYS[arrays]}: at most {limit} × draw and product"
+        lines.append(verdict(name, ratios(rows, "range_finder", arrays), limit, at_most=True))
+    for arrays, title in ARRAYS.items():
+        name = f"`qb` on {title}: at most 1.3 × draw and both products"
+        lines.append(verdict(name, ratios(rows, "qb", arrays), 1.3, at_most=True))
+    for arrays, method, name in (
+        ("numpy", "randomized_range_finder", "scikit-learn's `randomized_range_finder`"),
+        ("torch", "svd_lowrank", "`torch.svd_lowrank`, which goes on to an SVD"),
+    ):
+        ours = fixed | {"arrays": arrays, "library": "lowrank", "method": "range_finder"}
+        theirs = fixed | {"arrays": arrays, "method": method}
+        found = gains(rows, theirs, ours)
+        found = {case: gain for case, gain in found.items() if case[0] in ("flat", "fast")}
+        text = f"`range_finder`: at least 1.5 × as fast as {name}"
+        lines.append(verdict(text, found, 1.5))
+    for arrays, limit, name in (
+        ("torch", 1.0, "at least as fast as `torch.linalg.qr`"),
+        ("numpy", 4.0, "at least 4 × as fast as `numpy.linalg.qr`"),
+    ):
+        where = {"section": "qr", "arrays": arrays, "shape": [65536, 256]}
+        theirs = where | {"library": arrays, "method": "linalg.qr"}
+        found = gains(rows, theirs, where | {"library": "lowrank"})
+        lines.append(verdict(f"`qr`, 65536×256: {name}", found, limit))
+    for arrays, title in ARRAYS.items():
+        found = {
+            (row["spectrum"], row["dtype"]): row["ratio"]
+            for row in measured(rows, section="adaptive", task="adaptive", arrays=arrays)
+        }
+        name = f"`range_finder` to a tolerance on {title}: at most 1.5 × the same rank at once"
+        lines.append(verdict(name, found, 1.5, at_most=True))
+    return lines
+
+
+def verdict(
+    name: str, found: dict[Key, float], limit: float, *, at_most: bool = False
+) -> list[str]:
+    """Best and worst of all cases; the worst decides."""
+    if not found:
+        return [name, "–", "–", "not measured"]
+    worst_case = (max if at_most else min)(found, key=lambda case: found[case])
+    worst = found[worst_case]
+    met = worst <= limit if at_most else worst >= limit
+    misses = sum(value > limit if at_most else value < limit for value in found.values())
+    told = "met" if met else f"**missed** in {misses} of {len(found)}"
+    spread = f"{number(min(found.values()))} to {number(max(found.values()))}"
+    return [name, spread, ", ".join(map(str, worst_case)), told]
+
+
+# -- where lowrank loses --------------------------------------------------------------------------
+
+
+def task_of(row: Row) -> str | None:
+    """What a row computes and with how many power iterations; only the same can be compared."""
+    if "task" in row:
+        return row["task"]
+    method, is_ours = row["method"], row["library"] == "lowrank"
+    if row["section"] == "panel":
+        return (
+            "panel" if method == "linalg.qr" or (is_ours and method == "orthonormalise") else None
+        )
+    if row["section"] not in ("matrix", "full svd", "cupy") or row["library"] == "cupy":
+        return "svd" if method.startswith("linalg.svd") else None
+    if method in ("product + linalg.qr", "range_finder, q=0"):
+        return "basis"
+    if row["section"] == "full svd":
+        return "svd" if "svd" in method else None
+    for q in (0, 2):
+        if method in (f"svd, q={q}", f"svd_lowrank, niter={q}") or f"n_iter={q}" in method:
+            return f"svd, q={q}"
+    return None
+
+
+def losses(rows: list[Row]) -> list[tuple[Row, Row]]:
+    """Every peer that beats lowrank, and the fastest row of lowrank that it beats.
+
+    It beats a slower row of the same group if its own error is no larger, unless another row of
+    lowrank (with fewer power iterations, say) is as fast as the peer and as accurate.
+    """
+    groups: dict[Key, list[Row]] = {}
+    for row in measured(rows):
+        task = task_of(row)
+        if task not in (None, "product"):
+            keys = ("section", "arrays", "dtype", "spectrum", "k")
+            group = (*(row.get(key) for key in keys), size(row["shape"]), task)
+            groups.setdefault(group, []).append(row)
+    pairs = []
+    for members in groups.values():
+        ours = select(members, library="lowrank")
+        for peer in members:
+            if peer["library"] == "lowrank":
+                continue
+            if any(row["seconds"] <= peer["seconds"] and no_worse(row, peer) for row in ours):
+                continue
+            beaten = [
+                row for row in ours if peer["seconds"] < row["seconds"] and no_worse(peer, row)
+            ]
+            if beaten:
+                pairs.append((peer, min(beaten, key=lambda row: row["seconds"])))
+    return sorted(pairs, key=lambda pair: pair[0]["seconds"] / pair[1]["seconds"])
+
+
+def no_worse(row: Row, other: Row) -> bool:
+    """Whether the error of `row` is no larger, up to rounding, or to chance where that decides."""
+    errors = [as_number(of["error"]) for of in (row, other)]
+    floor = ROUNDING * EPSILON.get(row["dtype"], 0.0)
+    is_chance = row["section"] == "fixed rank" or task_of(row) in ("basis", "svd, q=0")
+    return errors[0] <= (BY_CHANCE if is_chance else EQUAL) * max(errors[1], floor)
+
+
+def as_number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def losses_table(rows: list[Row]) -> list[str]:
+    pairs = losses(rows)
+    if not pairs:
+        return ["Nowhere in these measurements.", ""]
+    lines = []
+    for peer, ours in pairs:
+        rank = "" if ours.get("k") is None or ours["section"] == "panel" else f", k = {ours['k']}"
+        where = f"{size(ours['shape'])}{rank}, {ours['spectrum']}, {ours['dtype']}"
+        gain = number(ours["seconds"] / peer["seconds"])
+        errors = [f"{as_number(row['error']):.1e}" for row in (peer, ours)]
+        arrays = NAMES.get(ours.get("arrays", ""), "")
+        lines.append([label(ours), label(peer), arrays, where, gain, *errors])
+    head = ["of lowrank", "faster", "arrays", "case", "times faster", "its error", "our error"]
+    return table(head, lines, left=4)
+
+
+# -- sections of the CPU --------------------------------------------------------------------------
+
+
+def cases_of(rows: list[Row]) -> list[Key]:
+    present = {(row["spectrum"], row["dtype"]) for row in rows}
+    return [(s, d) for s in SPECTRA for d in DTYPES if (s, d) in present]
+
+
+def by_case(
+    rows: list[Row], methods: list[Key], cell: Callable[[Row], str], title: str
+) -> list[str]:
+    """Methods against spectra and dtypes."""
+    cases = cases_of(rows)
+    lines = []
+    for library, method in methods:
+        mine = {
+            (row["spectrum"], row["dtype"]): row
+            for row in measured(rows, library=library, method=method)
+        }
+        if mine:
+            cells = [cell(mine[case]) if case in mine else "–" for case in cases]
+            lines.append([label({"library": library, "method": method}), *cells])
+    return table([title, *(f"{s}, {d}" for s, d in cases)], lines)
+
+
+def error_cell(row: Row) -> str:
+    if row["error"] is None:
+        return "–"
+    over = row["over_best"]
+    return f"({small(row['error'])})" if over is None else number(over, 3)
+
+
+def fixed_rank(rows: list[Row]) -> list[str]:
+    found = select(rows, section="fixed rank")
+    if not found:
+        return []
+    lines = [
+        "### At a fixed rank",
+        "",
+        (
+            f"Rank {found[0]['k']} of {size(found[0]['shape'])}, without power iterations or "
+            "oversampling, for all methods. The matrices: *flat*, all singular values one; "
+            "*fast*, exp(−j/7); *slow*, 1/j². Errors are divided by the best possible at that "
+            "rank; where that is below rounding, they are relative to the norm of A and in "
+            "parentheses. Without power iterations no method is nearer to the best."
+        ),
+        "",
+    ]
+    for arrays, title in ARRAYS.items():
+        mine = select(found, arrays=arrays)
+        methods = unique((row["library"], row["method"]) for row in mine)
+        tasks = {(row["library"], row["method"]): row["task"] for row in mine}
+        lengths = {base: spread_of(mine, base) for base in (PRODUCT, PRODUCTS)}
+        for task, base in ((("basis",), PRODUCT), (("qb", "svd"), PRODUCTS)):
+            chosen = [name for name in methods if tasks[name] in task]
+            lines += [f"{title}, time over {base} (which takes {lengths[base]}):", ""]
+            lines += by_case(mine, chosen, lambda row: number(row["ratio"]), title)
+        chosen = [name for name in methods if tasks[name] != "product"]
+        lines += [f"{title}, error over the best:", ""]
+        lines += by_case(mine, chosen, error_cell, title)
+    return lines
+
+
+def spread_of(rows: list[Row], method: str) -> str:
+    seconds = [row["seconds"] for row in measured(rows, method=method)]
+    return f"{duration(min(seconds))} to {duration(max(seconds))}" if seconds else "not measured"
+
+
+def adaptive(rows: list[Row]) -> list[str]:
+    lines = [
+        [
+            ARRAYS[row["arrays"]],
+            f"{row['spectrum']}, {row['dtype']}",
+            small(row["rtol"]),
+            str(row["rank"]),
+            str(row["products"]),
+            number(row["ratio"]),
+            small(row["error"]),
+        ]
+        for row in measured(rows, section="adaptive", task="adaptive")
+    ]
+    if not lines:
+        return []
+    head = ["arrays", "case", "tolerance", "rank found", "products", "time ratio", "true error"]
+    return [
+        "### To a tolerance",
+        "",
+        (
+            "`lowrank.range_finder(A, rtol=…)` on the same matrices, against "
+            "`lowrank.range_finder(A, rank)` of the rank that it found. What the search costs "
+            "beyond that: the norm of A, and the products that certify the error. *Products* are "
+            "the columns that were multiplied; tolerance and error are relative to the norm of A."
+        ),
+        "",
+        *table(head, lines, left=2),
+    ]
+
+
+def svds(rows: list[Row]) -> list[str]:
+    found = select(rows, section="svd")
+    if not found:
+        return []
+    lines = [
+        "### Truncated SVD",
+        "",
+        (
+            f"Rank {found[0]['k']} of {size(found[0]['shape'])} with the singular values 1/j². "
+            "Each method with its defaults, or with what is said beside its name; all randomized "
+            "ones are given, or have, two power iterations where nothing else is said. Times are "
+            "relative to `lowrank.svd`; errors are those over the best possible, less 1."
+        ),
+        "",
+    ]
+    for arrays, title in ARRAYS.items():
+        mine = select(found, arrays=arrays)
+        body = []
+        for library, method in unique((row["library"], row["method"]) for row in mine):
+            cells = []
+            for dtype in DTYPES:
+                row = one(mine, library=library, method=method, dtype=dtype)
+                cells += ["–", "–"] if row is None else [number(row["ratio"]), excess(row)]
+            body.append([label({"library": library, "method": method}), *cells])
+        times = [one(mine, library="lowrank", method="svd", dtype=dtype) for dtype in DTYPES]
+        head = [title]
+        for dtype, row in zip(DTYPES, times, strict=True):
+            head += [f"{dtype}: time" + (f" ({duration(row['seconds'])})" if row else ""), "error"]
+        lines += table(head, body)
+    return lines + skipped(found)
+
+
+def excess(row: Row) -> str:
+    """How far the error is above the best possible one."""
+    over = row.get("over_best")
+    if over is None:
+        return "–"
+    above = over - 1.0
+    return f"{above:.0e}" if above > 1e-9 else "0"
+
+
+def skipped(rows: list[Row]) -> list[str]:
+    reasons = unique(
+        f"{label(row)} ({row['dtype']}): {row['skipped']}" for row in rows if row["skipped"]
+    )
+    return ["Not measured: " + "; ".join(reasons) + ".", ""] if reasons else []
+
+
+def qrs(rows: list[Row]) -> list[str]:
+    found = select(rows, section="qr")
+    if not found:
+        return []
+    cases = unique((size(row["shape"]), row["dtype"]) for row in found)
+    methods = unique((row["arrays"], row["library"], row["method"]) for row in found)
+    times, accuracies = [], []
+    for shape, dtype in cases:
+        time_cells, accuracy_cells = [], []
+        for arrays, library, method in methods:
+            chosen = [row for row in found if size(row["shape"]) == shape]
+            row = one(chosen, dtype=dtype, arrays=arrays, library=library, method=method)
+            if row is None:
+                time_cells.append("–")
+                accuracy_cells.append("–")
+                continue
+            is_ours = library == "lowrank"
+            time_cells.append(duration(row["seconds"]) if is_ours else number(row["ratio"]))
+            accuracy_cells.append(f"{small(row['orthogonality'])}, {small(row['error'])}")
+        times.append([f"{shape}, {dtype}", *time_cells])
+        accuracies.append([f"{shape}, {dtype}", *accuracy_cells])
+    names = [
+        f"`lowrank.qr` on {ARRAYS[arrays]}" if library == "lowrank" else f"`{library}.{method}`"
+        for arrays, library, method in methods
+    ]
+    return [
+        "### QR",
+        "",
+        (
+            "Gaussian matrices. Time of `lowrank.qr`, and that of the others relative to it on the "
+            "same arrays: above 1, `lowrank.qr` is faster."
+        ),
+        "",
+        *table(["time", *names], times),
+        "Loss of orthogonality ‖QᵀQ − I‖ and residual ‖A − QR‖/‖A‖, in the Frobenius norm:",
+        "",
+        *table(["accuracy", *names], accuracies),
+    ]
+
+
+def growth(content: Row, picture: str | None) -> list[str]:
+    fits = content["fits"]
+    if not fits:
+        return []
+    lines = [
+        [
+            f"`{fit['method']}`" if "," not in fit["method"] else "`range_finder`, adaptive",
+            fit["axis"],
+            f"{fit['sizes'][0]} to {fit['sizes'][-1]}",
+            number(fit["slope"]),
+            number(fit["products_slope"]),
+        ]
+        for fit in fits
+    ]
+    head = ["on NumPy, float64", "against", "sizes", "exponent of time", "of the products' flops"]
+    pictures = [f"![Time against m, n and k]({picture})", ""] if picture else []
+    return [
+        "### Growth",
+        "",
+        (
+            "Time is proportional to a power of the size; the exponents are least-squares slopes "
+            "in logarithms, the other sizes fixed. The flops of the products are counted. The "
+            "adaptive range finder multiplies one look's columns more than it keeps, which weighs "
+            "less at larger rank; hence its exponent below 1 in k."
+        ),
+        "",
+        *pictures,
+        *table(head, lines, left=3),
+    ]
+
+
+def memory(content: Row) -> list[str]:
+    if not content["memory"]:
+        return []
+    by_size: dict[Key, dict[str, float]] = {}
+    for entry in content["memory"]:
+        by_size.setdefault((size(entry["shape"]), entry["k"]), {})[entry["method"]] = entry[
+            "fraction"
+        ]
+    methods = unique(entry["method"] for entry in content["memory"])
+    lines = [
+        [shape, str(k), *(f"{100 * cells[method]:.0f} %" for method in methods)]
+        for (shape, k), cells in by_size.items()
+    ]
+    return [
+        "### Memory",
+        "",
+        (
+            "The most that NumPy holds at any time beyond A, results included, as a share of the "
+            "documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with looks "
+            "of b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k includes "
+            "the oversampling."
+        ),
+        "",
+        *table(["shape", "rank", *(f"`{name}`" for name in methods)], lines),
+    ]
+
+
+def machine(content: Row) -> list[str]:
+    versions = ", ".join(f"{key} {value}" for key, value in content["versions"].items() if value)
+    where = content["machine"]
+    device = where["device"]
+    host = "" if device == where["cpu"] else f", beside {where['cpu']}"
+    settings = content.get("settings", {})
+    names = [key for key, value in settings.items() if key.isupper() and value]
+    set_up = "".join(f", `{name}={settings[name]}`" for name in names)
+    told = [
+        (
+            f"{device}{host}, {in_words(where['cores'], 'core')}{set_up}; {versions}. "
+            f"Measured {content['date'][:10]} at commit `{str(content['commit'])[:12]}`"
+            f"{' with changes' if str(content['commit']).endswith('dirty') else ''}; "
+            f"all rows are in `benchmarks/results/{content['file']}`."
+        ),
+        "",
+    ]
+    if content.get("quick"):
+        told = ["**A quick trial on small matrices: no figure here means anything.**", "", *told]
+    return told
+
+
+def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
+    rows = content["rows"]
+    plot = [f"![Time ratios]({pictures['ratios']})", ""] if "ratios" in pictures else []
+    return [
+        f"## On a CPU: {content['machine']['device']}",
+        "",
+        *machine(content),
+        "### Goals",
+        "",
+        (
+            "Ratios of times, the best and the worst of all dtypes and of the matrices *flat* and "
+            "*fast* (below; *slow* and *fast* for tolerances); the worst decides."
+        ),
+        "",
+        *table(["goal", "measured", "worst case", ""], cpu_goals(rows)),
+        *plot,
+        *fixed_rank(rows),
+        *adaptive(rows),
+        *svds(rows),
+        *qrs(rows),
+        *growth(content, pictures.get("growth")),
+        *memory(content),
+        "### Where lowrank loses",
+        "",
+        LOSSES,
+        "",
+        *losses_table(rows),
+        *failures(content),
+    ]
+
+
+def failures(content: Row) -> list[str]:
+    found = content.get("failures")
+    return ["Failed: " + "; ".join(found) + ".", ""] if found else []
+
+
+# -- sections of a GPU ----------------------------------------------------------------------------
+
+
+def gpu_page(content: Row) -> list[str]:
+    rows = content["rows"]
+    goals = [
+        [goal["goal"], number(goal["reached"]), told_of(goal["met"])]
+        for goal in content.get("goals", [])
+    ]
+    return [
+        f"## On a GPU: {content['machine']['device']}",
+        "",
+        *machine(content),
+        "### Goals on this GPU",
+        "",
+        *table(["goal", "worst case", ""], goals),
+        *gpu_matrices(rows),
+        *gpu_panels(rows),
+        "### Where lowrank loses on this GPU",
+        "",
+        LOSSES,
+        "",
+        *losses_table(rows),
+    ]
+
+
+def told_of(met: bool | None) -> str:
+    return {True: "met", False: "**missed**", None: "not measured"}[met]
+
+
+def grouped(rows: list[Row]) -> dict[Key, list[Row]]:
+    groups: dict[Key, list[Row]] = {}
+    for row in rows:
+        key = row["section"], row["dtype"], size(row["shape"]), row["k"], row["spectrum"]
+        groups.setdefault(key, []).append(row)
+    return groups
+
+
+def gpu_matrices(rows: list[Row]) -> list[str]:
+    chosen = [row for row in measured(rows) if row["section"] in ("matrix", "full svd", "cupy")]
+    chosen = [row for row in chosen if row["ratio"] is not None]
+    methods = unique(
+        (row["library"], row["method"]) for row in chosen if not row["method"].startswith("A@Omega")
+    )
+    if not methods:
+        return []
+    groups = grouped(chosen)
+    lines = [
+        "### Time over the bare products",
+        "",
+        (
+            "Of as many products with A as the method takes. The full SVDs are compared to a "
+            "single one."
+        ),
+        "",
+    ]
+    for dtype in unique(key[1] for key in groups):
+        body = []
+        for library, method in methods:
+            cells = []
+            for key, members in groups.items():
+                if key[1] == dtype and key[0] != "cupy":
+                    row = one(members, library=library, method=method)
+                    cells.append("–" if row is None else number(row["ratio"]))
+            if any(cell != "–" for cell in cells):
+                body.append([label({"library": library, "method": method}), *cells])
+        head = [
+            f"{shape}, k = {k}, {spectrum}"
+            for section, name, shape, k, spectrum in groups
+            if name == dtype and section != "cupy"
+        ]
+        lines += table([dtype, *head], body)
+    return lines
+
+
+def gpu_panels(rows: list[Row]) -> list[str]:
+    groups = grouped(measured(rows, section="panel"))
+    if not groups:
+        return []
+    methods = unique(
+        (row["library"], row["method"]) for members in groups.values() for row in members
+    )
+    body = []
+    for (_, dtype, shape, _, spectrum), members in groups.items():
+        found = [one(members, library=library, method=method) for library, method in methods]
+        cells = [
+            "–" if row is None else f"{number(row['ratio'])}; {small(row['orthogonality'])}"
+            for row in found
+        ]
+        body.append([f"{shape}, {spectrum}, {dtype}", *cells])
+    return [
+        "### Orthonormal columns of a sketch",
+        "",
+        "Time over `torch.linalg.qr`; loss of orthogonality ‖QᴴQ − I‖.",
+        "",
+        *table(["sketch", *(f"`{method}`" for _, method in methods)], body),
+    ]
+
+
+# -- plots ----------------------------------------------------------------------------------------
+
+
+def plain(ax: Any) -> None:
+    for side in ("top", "right", "left"):
+        ax.spines[side].set_visible(False)
+    ax.tick_params(axis="y", length=0)
+
+
+def plot_ratios(content: Row, path: Path) -> bool:
+    """A dot for each matrix and dtype; one line of dots for each method."""
+    found = [
+        row
+        for row in measured(content["rows"], section="fixed rank")
+        if row["task"] != "product" and row["ratio"] is not None
+    ]
+    if not found:
+        return False
+    columns = list(ARRAYS)
+    figure, axes = plt.subplots(1, 2, figsize=(10, 3.4), sharex=True, layout="constrained")
+    for ax, arrays in zip(axes, columns, strict=True):
+        mine = select(found, arrays=arrays)
+        order = {"basis": 0, "qb": 1, "svd": 2}
+        methods = unique((row["task"], row["library"], row["method"]) for row in mine)
+        methods.sort(key=lambda name: (order[name[0]], name[1] != "lowrank"))
+        for place, (_, library, method) in enumerate(methods):
+            is_ours = library == "lowrank"
+            for dtype, filled in (("float32", False), ("float64", True)):
+                x = [
+                    row["ratio"]
+                    for row in select(mine, library=library, method=method, dtype=dtype)
+                ]
+                color = BLUE if is_ours else ORANGE
+                face = color if filled else "white"
+                ax.plot(
+                    x,
+                    [place + (0.13 if filled else -0.13)] * len(x),
+                    marker="o",
+                    linestyle="",
+                    markersize=6,
+                    color=color,
+                    markerfacecolor=face,
+                    clip_on=False,
+                )
+        ax.axvline(1.0, color=GREY, linewidth=1.0, zorder=0)
+        names = [f"{NAMES.get(name[1], name[1])} {name[2]}" for name in methods]
+        ax.set_yticks(range(len(names)), names)
+        for tick, name in zip(ax.get_yticklabels(), methods, strict=True):
+            tick.set_color(BLUE if name[1] == "lowrank" else BLACK)
+        ax.set_ylim(len(names) - 0.5, -0.5)
+        ax.set_title(f"{ARRAYS[arrays]} arrays", loc="left", fontsize=11)
+        plain(ax)
+        if arrays == columns[0]:
+            ax.set_xlabel("time over the bare products (line: 1), logarithmic")
+        else:
+            ax.set_xlabel("open: float32; filled: float64")
+    axes[0].set_xscale("log")
+    high = max(row["ratio"] for row in found)
+    low = min(1.0, *(row["ratio"] for row in found))
+    marks = [mark for mark in (0.2, 0.5, 1, 1.5, 2, 3, 5, 10, 20, 50, 100) if mark < 1.3 * high]
+    marks = [mark for mark in marks if mark > 0.7 * low]
+    axes[0].set_xticks(marks, [f"{mark:g}" for mark in marks])
+    axes[0].set_xticks([], minor=True)
+    save(figure, path)
+    return True
+
+
+def plot_growth(content: Row, path: Path) -> bool:
+    rows = measured(content["rows"], section="growth")
+    if not rows:
+        return False
+    colors = {"range_finder": BLUE, "range_finder, adaptive": ORANGE, "qb": GREEN}
+    slopes = {(fit["method"], fit["axis"]): fit["slope"] for fit in content["fits"]}
+    figure, axes = plt.subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
+    for ax, axis in zip(axes, ("m", "n", "k"), strict=True):
+        mine = select(rows, axis=axis)
+        ends = []
+        for method, color in colors.items():
+            points = sorted(
+                (abscissa(row, axis), 1e3 * row["seconds"]) for row in select(mine, method=method)
+            )
+            x, y = zip(*points, strict=True)
+            ax.plot(x, y, color=color, marker="o", markersize=4, linewidth=1.5)
+            slope = slopes[method, axis]
+            name = method.rpartition(", ")[2]
+            ends.append((y[-1], f"{name} $\\sim {axis}^{{{slope:.2f}}}$", x[-1], color))
+        ax.set_xscale("log")
+        ax.set_yscale("log")
+        write_beside(ax, ends)
+        sizes = unique(sorted(abscissa(row, axis) for row in mine))
+        ax.set_xticks(sizes, [str(value) for value in sizes])
+        ax.set_xticks([], minor=True)
+        ax.set_xlabel(f"{axis} ({fixed_sizes(mine[0], axis)})")
+        for side in ("top", "right"):
+            ax.spines[side].set_visible(False)
+    axes[0].set_ylabel("milliseconds")
+    low, high = axes[0].get_ylim()
+    steps = [digit * 10.0**power for power in range(-3, 6) for digit in (1, 2, 5)]
+    inside = [step for step in steps if low <= step <= high]
+    axes[0].set_yticks(inside, [f"{step:g}" for step in inside])
+    axes[0].set_yticks([], minor=True)
+    save(figure, path)
+    return True
+
+
+def write_beside(ax: Any, ends: list[tuple[float, str, float, str]]) -> None:
+    """Names at the ends of the lines, moved apart where they would overlap."""
+    low, high = ax.get_ylim()
+    least = 0.07 * math.log(high / low)
+    height = -math.inf
+    for y, text, x, color in sorted(ends):
+        height = max(math.log(y), height + least)
+        ax.annotate(
+            text,
+            (x, math.exp(height)),
+            xytext=(6, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            fontsize=9,
+            annotation_clip=False,
+        )
+
+
+def abscissa(row: Row, axis: str) -> int:
+    m, n = row["shape"]
+    return int({"m": m, "n": n, "k": row["k"]}[axis])
+
+
+def fixed_sizes(row: Row, axis: str) -> str:
+    return ", ".join(f"{name} = {abscissa(row, name)}" for name in ("m", "n", "k") if name != axis)
+
+
+def save(figure: Any, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, facecolor="white", metadata={"Date": None})
+    plt.close(figure)
+
+
+def plots(content: Row, out: Path, suffix: str) -> dict[str, str]:
+    """The plots that the file has rows for, by name."""
+    made = {}
+    for name, draw in (("ratios", plot_ratios), ("growth", plot_growth)):
+        path = out / "_static" / f"benchmarks-{name}{suffix}.svg"
+        if draw(content, path):
+            made[name] = str(path.relative_to(out))
+    return made
+
+
+# -- the page -------------------------------------------------------------------------------------
+
+NO_CPU = (
+    "No results of a CPU are here yet. The first command measures one, and the second takes the "
+    "results over into this page:"
+)
+NO_GPU = (
+    "No results of a GPU are here yet. The first command measures one, and the second takes the "
+    "results over into this page:"
+)
+
+
+def page(files: list[Row], out: Path) -> str:
+    lines = [
+        f"<!-- Written by {COMMAND}: change that, or the results it reads, not this page. -->",
+        "",
+        "# Benchmarks",
+        "",
+        (
+            f"This page is written by `{COMMAND}` from the files in `benchmarks/results`; nothing "
+            "on it is typed by hand. Times are medians of calls that took turns on one input, and "
+            "mostly shown as ratios: those can be compared between machines."
+        ),
+        "",
+    ]
+    cpus = select(files, kind="cpu")
+    for place, content in enumerate(cpus):
+        suffix = f"-{place + 1}" if place else ""
+        lines += cpu_page(content, plots(content, out, suffix))
+    if not cpus:
+        lines += ["## On a CPU", "", NO_CPU, "", *command("cpu")]
+    gpus = select(files, kind="gpu")
+    for content in gpus:
+        lines += gpu_page(content)
+    if not gpus:
+        lines += ["## On a GPU", "", NO_GPU, "", *command("gpu")]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def command(kind: str) -> list[str]:
+    run = f"python benchmarks/{kind}.py --out benchmarks/results/{kind}-NAME-DATE.json"
+    return ["```sh", run, COMMAND, "```", ""]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    mpl.use("Agg")
+    # the same results give the same files
+    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": GREY})
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = page(newest(options.results), options.out)
+    (options.out / "benchmarks.md").write_text(text, "utf-8")
+    print(f"{options.out / 'benchmarks.md'} has {len(text.splitlines())} lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,102 +1,80 @@
-"""Counts, which do not depend on the machine: passes, operations, reads, memory, and rounding."""
+"""What does not depend on the machine: passes, products, operations, reads, and rounding."""
 
-import tracemalloc
+from importlib import import_module
 
 import numpy as np
 
 import lowrank
 
-from .common import Counted, matrix, need
+from .common import is_here, matrix, moved
 
 SHAPE, RANK, RTOL = (600, 400), 50, 1e-2
 CALLS = {
-    "range_finder fixed": lambda A: lowrank.range_finder(A, RANK, rng=0),
-    "range_finder adaptive": lambda A: lowrank.range_finder(A, rtol=RTOL, rng=0),
-    "svd adaptive": lambda A: lowrank.svd(A, rtol=RTOL, rng=0),
+    "range_finder, rank": lambda A: lowrank.range_finder(A, RANK, rng=0),
+    "range_finder, rtol": lambda A: lowrank.range_finder(A, rtol=RTOL, rng=0),
+    "svd, rank": lambda A: lowrank.svd(A, RANK, rng=0),
+    "svd, rtol": lambda A: lowrank.svd(A, rtol=RTOL, rng=0),
 }
+
+
+def operations(call, A):
+    """The operations of torch that `call` launches, in order."""
+    launched = []
+
+    class Record(import_module("torch.utils._python_dispatch").TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            launched.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    with Record():
+        call(A)
+    return launched
 
 
 class Counts:
     params = (tuple(CALLS),)
     param_names = ("call",)
 
-    def setup(self, call):
-        self.A = matrix("slow", SHAPE)
+    def setup_cache(self):
+        A = matrix("slow", SHAPE)
+        return {
+            name: (call(A), is_here("torch") and operations(call, moved(A, "torch float64")))
+            for name, call in CALLS.items()
+        }
 
-    def counted(self, call):
-        need("torch")
-        A = matrix("slow", SHAPE, "float64", "torch")
-        with Counted() as counter:
-            CALLS[call](A)
-        return counter
+    def track_passes(self, found, call):
+        return found[call][0].passes
 
-    def track_passes(self, call):
-        return CALLS[call](self.A).passes
+    def track_products(self, found, call):
+        return found[call][0].products
 
-    def track_products(self, call):
-        return CALLS[call](self.A).products
+    def track_operations(self, found, call):
+        return len(found[call][1]) if found[call][1] else np.nan
 
-    def track_operations(self, call):
-        return self.counted(call).operations
-
-    def track_reads(self, call):
-        return self.counted(call).reads
-
-    def track_memory(self, call):
-        """Peak beyond A, over the documented limit for the columns of the basis."""
-        found = CALLS[call](self.A)
-        tracemalloc.start()
-        CALLS[call](self.A)
-        size = tracemalloc.get_traced_memory()[1] / 8
-        tracemalloc.stop()
-        (m, n), k = SHAPE, found.rank
-        if "adaptive" in call:
-            k = found.history[-1].rank
-        if call.startswith("svd"):
-            return size / ((3 * m + 4 * n) * (k + 10) + 10 * (k + 10) ** 2)
-        return size / ((3 * m + n) * k + 4 * k**2 + (m + n) * 64)
+    def track_reads(self, found, call):
+        launched = found[call][1]
+        return launched.count("aten._local_scalar_dense.default") if launched else np.nan
 
     track_passes.unit = "passes over A"
     track_products.unit = "columns multiplied"
     track_operations.unit = "operations of torch"
     track_reads.unit = "numbers read from the device"
-    track_memory.unit = "times the limit"
 
 
 class Rounding:
-    params = (("float32", "float64"), ("slow", "fast"))
-    param_names = ("dtype", "spectrum")
+    params = (("float32", "float64"),)
+    param_names = ("dtype",)
 
-    def setup(self, dtype, spectrum):
-        self.A = matrix(spectrum, SHAPE, dtype)
+    def setup(self, dtype):
+        self.A = matrix("fast", SHAPE).astype(dtype)
         self.eps = float(np.finfo(dtype).eps)
 
-    def track_orthogonality(self, dtype, spectrum):
+    def track_orthogonality(self, dtype):
         Q = lowrank.range_finder(self.A, RANK, rng=0).Q.astype("float64")
         return np.linalg.norm(Q.T @ Q - np.eye(RANK)) / self.eps
 
-    def track_residual_of_qr(self, dtype, spectrum):
-        Q, R = lowrank.qr(self.A)
-        A = self.A.astype("float64")
+    def track_residual_of_qr(self, dtype):
+        A, (Q, R) = self.A.astype("float64"), lowrank.qr(self.A)
         return np.linalg.norm(A - Q.astype("float64") @ R) / np.linalg.norm(A) / self.eps
 
     track_orthogonality.unit = track_residual_of_qr.unit = "eps"
-
-
-class PeakMemory:
-    """The high-water mark of the process: what it imports, A and the call."""
-
-    def setup_cache(self):
-        np.save("A.npy", matrix("slow", (4000, 1000)))
-
-    def setup(self):
-        self.A = np.load("A.npy")
-
-    def peakmem_matrix_alone(self):
-        return float(self.A[0, 0])
-
-    def peakmem_range_finder(self):
-        return lowrank.range_finder(self.A, 100, rng=0)
-
-    def peakmem_svd(self):
-        return lowrank.svd(self.A, 100, rng=0)

@@ -1,28 +1,27 @@
-"""QR factorizations, and one that grows."""
-
-import numpy as np
+"""QR factorizations, tall and square, and one that grows."""
 
 import lowrank
 
+from .common import OnEachLibrary, wait
 
-class QR:
-    params = (("20000x64", "600x600"), ("float32", "float64"))
-    param_names = ("shape", "dtype")
 
-    def setup(self, shape, dtype):
-        m, n = map(int, shape.split("x"))
-        self.A = np.random.default_rng(0).standard_normal((m, n), dtype=dtype)
+class Tall(OnEachLibrary):
+    spectrum, shape = "gaussian", (20000, 64)
 
-    def time_qr(self, shape, dtype):
+    def time_qr(self, kind):
         lowrank.qr(self.A)
+        wait(kind)
 
-    def time_householder_qr(self, shape, dtype):
-        lowrank.householder_qr(self.A)
 
-    def time_numpy_qr(self, shape, dtype):
-        np.linalg.qr(self.A)
+class Square(Tall):
+    shape = (600, 600)
 
-    def time_extend_by_blocks(self, shape, dtype):
+
+class Growth(OnEachLibrary):
+    spectrum, shape = "gaussian", (4000, 128)
+
+    def time_extend(self, kind):
         F = lowrank.householder_qr(self.A[:, :16])
-        for start in range(16, min(self.A.shape[1], 112), 16):
+        for start in range(16, self.shape[1], 16):
             F.extend(self.A[:, start : start + 16])
+        wait(kind)

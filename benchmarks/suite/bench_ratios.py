@@ -1,50 +1,62 @@
 """What a call costs beside the bare products that it cannot do without, in the same process."""
 
+from importlib import import_module
+
 import numpy as np
 
 import lowrank
 
-from .common import LIBRARIES, matrix, medians, need, torch
+from .common import KINDS, is_here, matrix, medians, moved
 
-SHAPE, RANK = (1000, 1000), 96
+SHAPE, RANK, RTOL = (1000, 1000), 96, 1e-2
+
+
+def drawing(A):
+    """A function that draws a test matrix, in the way of the library of `A`."""
+    shape = (A.shape[1], RANK)
+    if isinstance(A, np.ndarray):
+        rng = np.random.default_rng(0)
+        return lambda: rng.standard_normal(shape, dtype=A.dtype)
+    torch = import_module("torch")
+    return lambda: torch.randn(shape, dtype=A.dtype, device=A.device)
+
+
+def ratios(kind):
+    A = moved(matrix("slow", SHAPE), kind)
+    draw, Q = drawing(A), lowrank.range_finder(A, RANK, rng=0).Q
+    rank = lowrank.range_finder(A, rtol=RTOL, rng=0).rank
+    basis, one, qb, two, adaptive, fixed = medians(
+        kind,
+        lambda: lowrank.range_finder(A, RANK, rng=0),
+        lambda: A @ draw(),
+        lambda: lowrank.qb(A, RANK, rng=0),
+        lambda: (A @ draw(), A.T @ Q),
+        lambda: lowrank.range_finder(A, rtol=RTOL, rng=0),
+        lambda: lowrank.range_finder(A, rank, rng=0),
+    )
+    return basis / one, qb / two, adaptive / fixed
 
 
 class Ratios:
-    params = (LIBRARIES, ("float32", "float64"), ("slow", "fast"))
-    param_names = ("library", "dtype", "spectrum")
+    params = ((*KINDS, "torch float64"),)
+    param_names = ("kind",)
 
-    def setup(self, library, dtype, spectrum):
-        need(library)
-        self.A = matrix(spectrum, SHAPE, dtype, library)
-        if library == "numpy":
-            rng = np.random.default_rng(0)
-            self.draw = lambda: rng.standard_normal((SHAPE[1], RANK), dtype=dtype)
-        else:
-            self.draw = lambda: torch.randn((SHAPE[1], RANK), dtype=self.A.dtype)
-        self.Q = self.A @ self.draw()
+    def setup_cache(self):
+        return {kind: ratios(kind) for kind in self.params[0] if is_here(kind)}
 
-    def track_range_finder(self, library, dtype, spectrum):
-        found, bare = medians(
-            lambda: lowrank.range_finder(self.A, RANK, rng=0), lambda: self.A @ self.draw()
-        )
-        return found / bare
+    def setup(self, found, kind):
+        if kind not in found:
+            raise NotImplementedError
 
-    def track_qb(self, library, dtype, spectrum):
-        found, bare = medians(
-            lambda: lowrank.qb(self.A, RANK, rng=0),
-            lambda: (self.A @ self.draw(), self.A.T @ self.Q),
-        )
-        return found / bare
+    def track_range_finder(self, found, kind):
+        return found[kind][0]
 
-    def track_adaptive(self, library, dtype, spectrum):
-        rtol = 1e-2 if spectrum == "slow" else 1e-4
-        rank = lowrank.range_finder(self.A, rtol=rtol, rng=0).rank
-        adaptive, fixed = medians(
-            lambda: lowrank.range_finder(self.A, rtol=rtol, rng=0),
-            lambda: lowrank.range_finder(self.A, rank, rng=0),
-        )
-        return adaptive / fixed
+    def track_qb(self, found, kind):
+        return found[kind][1]
+
+    def track_tolerance(self, found, kind):
+        return found[kind][2]
 
     track_range_finder.unit = "times the draw and one product"
     track_qb.unit = "times the draw and two products"
-    track_adaptive.unit = "times the fixed rank"
+    track_tolerance.unit = "times the same rank asked for"

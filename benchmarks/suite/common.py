@@ -1,55 +1,76 @@
-"""Matrices and measures that the benchmarks share; asv collects nothing here."""
+"""Matrices and measures that the benchmarks share; asv collects nothing here.
 
+Every benchmark and parameter has a process of its own, and torch takes longer to import than most
+of them to run: only those that are about torch import it.
+"""
+
+import shutil
 import time
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from statistics import median
+
+import numpy as np
 
 from lowrank import gallery
 
-try:
-    import torch
-    from torch.utils._python_dispatch import TorchDispatchMode
-except ImportError:
-    torch, TorchDispatchMode = None, object
-
-LIBRARIES = ("numpy", "torch")
+SPECTRA = ("slow", "fast", "s_shaped")
+# NumPy, or torch on a processor, or torch on a GPU; and a dtype.
+KINDS = ("numpy float64", "numpy float32", "torch float32", "cuda float32")
 
 
-def singular_values(spectrum, n):
-    return getattr(gallery, spectrum)(n)
+def is_here(kind):
+    """Whether the library is installed and sees its device; the driver is asked before torch."""
+    if kind.startswith("numpy"):
+        return True
+    if find_spec("torch") is None:
+        return False
+    if kind.startswith("torch"):
+        return True
+    return shutil.which("nvidia-smi") is not None and import_module("torch").cuda.is_available()
 
 
 @cache  # `setup` runs again for each repetition
-def matrix(spectrum, shape=(1000, 500), dtype="float64", library="numpy"):
-    A = gallery.matrix(singular_values(spectrum, min(shape)), shape, rng=0).astype(dtype)
-    return A if library == "numpy" else torch.asarray(A)
+def matrix(spectrum, shape):
+    if spectrum == "gaussian":
+        return np.random.default_rng(0).standard_normal(shape)
+    return gallery.matrix(getattr(gallery, spectrum)(min(shape)), shape, rng=0)
 
 
-def need(library):
-    """Leave the benchmark out where the library is not installed."""
-    if library == "torch" and torch is None:
+def moved(A, kind):
+    """The NumPy array `A` in that library and dtype; asv skips what raises NotImplementedError."""
+    if not is_here(kind):
         raise NotImplementedError
+    library, dtype = kind.split()
+    A = A.astype(dtype)
+    if library == "numpy":
+        return A
+    return import_module("torch").asarray(A, device="cpu" if library == "torch" else library)
 
 
-def medians(*calls, repeats=7):
+class OnEachLibrary:
+    params = (KINDS,)
+    param_names = ("kind",)
+    spectrum, shape = "slow", (1000, 500)
+
+    def setup(self, kind):
+        self.A = moved(matrix(self.spectrum, self.shape), kind)
+
+
+def wait(kind):
+    """Let the GPU finish: a call returns before its work is done."""
+    if kind.startswith("cuda"):
+        import_module("torch").cuda.synchronize()
+
+
+def medians(kind, *calls, repeats=7):
     """Median seconds of calls that take turns, after one round that warms up."""
     seconds = [[] for _ in calls]
     for _ in range(repeats + 1):
         for kept, call in zip(seconds, calls, strict=True):
             start = time.perf_counter()
             call()
+            wait(kind)
             kept.append(time.perf_counter() - start)
     return [median(kept[1:]) for kept in seconds]
-
-
-class Counted(TorchDispatchMode):
-    """Counts operations of torch, and those that read a number from the device."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = self.reads = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.operations += 1
-        self.reads += func is torch.ops.aten._local_scalar_dense.default
-        return func(*args, **(kwargs or {}))

@@ -1,6 +1,6 @@
 """Low-rank bases and factorizations, to a given rank or a certified tolerance."""
 
-from lowrank import bounds, gallery
+from lowrank import bounds, compress, gallery
 from lowrank.certificate import residual_norm
 from lowrank.householder import HouseholderQR, householder_qr, qr
 from lowrank.qb import qb
@@ -32,6 +32,7 @@ __all__ = [
     "Status",
     "__version__",
     "bounds",
+    "compress",
     "gallery",
     "householder_qr",
     "qb",

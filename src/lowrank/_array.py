@@ -37,6 +37,7 @@ __all__ = [
     "is_cupy_array",
     "is_cupy_namespace",
     "is_finite",
+    "is_half",
     "is_numpy_array",
     "is_numpy_namespace",
     "is_torch_array",
@@ -105,7 +106,7 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
         for supported in ("float32", "float64", "complex64", "complex128")
     ):
         return A
-    if any(A.dtype == getattr(xp, half, None) for half in ("float16", "bfloat16")):
+    if is_half(A):
         return xp.astype(A, xp.float32)
     message = (
         f"`{name}` has dtype {A.dtype}, which has no matrix factorization; cast it to float32, "
@@ -124,6 +125,11 @@ def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
         ]
         message = f"{told[0]}, but {told[1]}; convert one to the other."
         raise TypeError(message)
+
+
+def is_half(X: Array) -> bool:
+    xp = array_namespace(X)
+    return any(X.dtype == getattr(xp, half, None) for half in ("float16", "bfloat16"))
 
 
 def is_complex(X: Array) -> bool:

@@ -6,7 +6,7 @@ from typing import Any
 from lowrank._array import Array
 from lowrank._tuning import tuning
 
-__all__ = ["as_block_size", "as_count", "as_failure_probability", "as_norm"]
+__all__ = ["as_block_size", "as_count", "as_failure_probability", "as_norm", "as_rank"]
 
 
 def as_count(value: Any, name: str, *, least: int = 0) -> int:
@@ -19,6 +19,15 @@ def as_count(value: Any, name: str, *, least: int = 0) -> int:
         message = f"`{name}` must be at least {least}, got {count}."
         raise ValueError(message)
     return count
+
+
+def as_rank(rank: Any, k: int, name: str) -> int:
+    """A rank given as a number, or as a fraction of k (a float below 1)."""
+    if isinstance(rank, float) and 0.0 < rank < 1.0:
+        return max(1, int(rank * k))
+    if isinstance(rank, float) and rank.is_integer():
+        rank = int(rank)
+    return as_count(rank, name, least=1)
 
 
 def as_block_size(block_size: int | None, like: Array) -> int:

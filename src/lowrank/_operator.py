@@ -16,13 +16,18 @@ from lowrank._array import (
     device_of,
     is_array_api_obj,
     is_complex,
+    is_half,
     is_torch_array,
     loaded,
     matrix_norm_by_rows,
     max_abs,
+    safe_norm,
 )
 
 __all__ = ["Operator", "as_operator"]
+
+# Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
+BLOCK = 2**14
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +63,8 @@ class Operator:
 
 def as_operator(A: Any, /) -> Operator:
     """The operator of an array, a sparse matrix, or an object with products."""
+    if isinstance(A, Operator):
+        return A
     if is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
         return _of_torch_sparse(A)
     if is_array_api_obj(A):
@@ -70,6 +77,8 @@ def as_operator(A: Any, /) -> Operator:
 
 
 def _of_array(A: Array) -> Operator:
+    if is_half(A) and A.ndim == 2:
+        return _of_half(A)
     A, xp = as_matrix(A, stacks=True)
     return Operator(
         xp=xp,
@@ -80,6 +89,34 @@ def _of_array(A: Array) -> Operator:
         rmatmat=lambda Y: adjoint_matmul(A, Y),
         norm=lambda: matrix_norm_by_rows(A),
         max_abs=lambda: max_abs(A),
+    )
+
+
+def _of_half(A: Array) -> Operator:
+    """A float16 or bfloat16 matrix, of which a block of rows at a time becomes float32."""
+    home, xp = as_matrix(A[:0, :])
+    m, n = (int(length) for length in A.shape)
+    rows = max(1, max(BLOCK, m * n // 16) // max(1, n))
+    parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
+
+    def block(part: slice) -> Array:
+        return as_matrix(A[part, :])[0]
+
+    def rmatmat(Y: Array) -> Array:
+        product = adjoint_matmul(block(parts[0]), Y[parts[0], :])
+        for part in parts[1:]:
+            product += adjoint_matmul(block(part), Y[part, :])
+        return product
+
+    return Operator(
+        xp=xp,
+        shape=(m, n),
+        dtype=home.dtype,
+        device=device_of(home),
+        matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=0),
+        rmatmat=rmatmat,
+        norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
+        max_abs=lambda: max(max_abs(block(part)) for part in parts),
     )
 
 

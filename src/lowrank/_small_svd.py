@@ -19,7 +19,7 @@ from lowrank._array import (
 from lowrank._panel import orthonormalise
 from lowrank._sketch import gaussian_source
 
-__all__ = ["SmallSVD", "small_svd"]
+__all__ = ["SmallSVD", "robust_svd", "small_svd"]
 
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.
 TURNS = 4
@@ -36,7 +36,16 @@ class SmallSVD(NamedTuple):
 
 
 def small_svd(C: Array) -> SmallSVD:
-    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C.
+    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        P, R = orthonormalise(C)
+        M = adjoint(R)
+        U, S, W = robust_svd(M)
+    return SmallSVD(R, U, S, W, P)
+
+
+def robust_svd(M: Array) -> tuple[Array, Array, Array]:
+    """Thin SVD of a small matrix or stack; a ValueError if it is not finite.
 
     LAPACK's gesdd, which NumPy and torch call, gives up on some finite matrices with clustered
     singular values (numpy issue 11887, OpenBLAS issue 3044), for others of that kind returns
@@ -45,13 +54,10 @@ def small_svd(C: Array) -> SmallSVD:
     rotation, which is backward stable, and tried again; vectors that are still not orthonormal
     are made so; and what is not finite is refused.
     """
-    with np.errstate(over="ignore", invalid="ignore"):
-        P, R = orthonormalise(C)
-        M = adjoint(R)
-        _check_finite(M)
-        U, S, W = _svd(M)
-        _check_finite(S)
-    return SmallSVD(R, U, S, W, P)
+    _check_finite(M)
+    U, S, W = _svd(M)
+    _check_finite(S)
+    return U, S, W
 
 
 def _check_finite(X: Array) -> None:

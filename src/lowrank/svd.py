@@ -9,7 +9,7 @@ from lowrank._trim import GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
 from lowrank.results import Status, SVDResult
 
-__all__ = ["svd"]
+__all__ = ["decompose", "svd"]
 
 
 def svd(
@@ -96,18 +96,14 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
-    fixed = rtol is None and atol is None
-    oversampling = as_count(oversampling, "oversampling")
-    finder = find(
+    U, S, Vh, outcome = decompose(
         A,
         rank,
         rtol=rtol,
         atol=atol,
-        power_iterations=power_iterations,
-        fixed_power=2,
-        extra=oversampling if fixed else MARGIN,
-        goal=GOAL,
         norm=norm,
+        oversampling=oversampling,
+        power_iterations=power_iterations,
         block_size=block_size,
         test_matrix=test_matrix,
         rng=rng,
@@ -115,23 +111,44 @@ def svd(
         check_finite=check_finite,
         callback=callback,
     )
+    warn_unless_converged(outcome)
+    return SVDResult(U=U, S=S, Vh=Vh, **outcome)
+
+
+def decompose(
+    A: Array,
+    rank: int | None,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    norm: Norm = "fro",
+    oversampling: int = 10,
+    **options: Any,
+) -> tuple[Array, Array, Array, dict[str, Any]]:
+    """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
+    fixed = rtol is None and atol is None
+    oversampling = as_count(oversampling, "oversampling")
+    finder = find(
+        A,
+        rank,
+        rtol=rtol,
+        atol=atol,
+        fixed_power=2,
+        extra=oversampling if fixed else MARGIN,
+        goal=GOAL,
+        norm=norm,
+        **options,
+    )
     Q = finder.basis()
     C = finder.image(Q)
     small = small_svd(C)
     finder.learn_norm(C)
     outcome = finder.outcome()
     if not fixed:
-        outcome = trim(
-            outcome,
-            small,
-            norm,
-            rank,
-            floor=finder.floor(),
-            norm_is_exact=finder.norm_is_exact,
-        )
-        warn_unless_converged(outcome)
+        floor, exact = finder.floor(), finder.norm_is_exact
+        outcome = trim(outcome, small, norm, rank, floor=floor, norm_is_exact=exact)
     elif rank is not None and rank <= finder.rank:
         outcome |= {"rank": rank, "status": Status.RANK_REACHED}
     r = outcome["rank"]
     Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
-    return SVDResult(U=Q @ small.U[..., :r], S=small.S[..., :r], Vh=Vh, **outcome)
+    return Q @ small.U[..., :r], small.S[..., :r], Vh, outcome

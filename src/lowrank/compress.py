@@ -1,0 +1,300 @@
+"""The subspace on which an optimizer keeps its state: a basis of the short side of a matrix."""
+
+import math
+from dataclasses import KW_ONLY, dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from lowrank._array import (
+    Array,
+    adjoint,
+    adjoint_matmul,
+    array_namespace,
+    as_matrix,
+    eps,
+    phases,
+    same_place,
+)
+from lowrank._check import as_count, as_rank
+from lowrank._operator import Operator, as_operator
+from lowrank._panel import orthonormalise
+from lowrank._sketch import Source, gaussian_source
+from lowrank._small_svd import robust_svd
+from lowrank.svd import decompose
+
+__all__ = ["Subspace", "transport_squares"]
+
+# A direction whose singular value is below this many eps of the largest is made of rounding errors.
+TRUSTED = 256.0
+# An adaptive rank is a multiple of this, and falls only by more than an eighth.
+STEP = 8
+
+
+@dataclass(frozen=True)
+class Subspace:
+    """An orthonormal basis of the short side of a matrix, and the rule by which it is found.
+
+    With k the short and M the long side, a matrix G is compressed to r×M coordinates ``QᴴG``
+    (``QᴴGᴴ`` where the rows are the long side) by :meth:`project`, and :meth:`lift` leads back.
+    The object never changes: :meth:`refresh` returns another one, and its first call makes the
+    first basis.
+
+    Parameters
+    ----------
+    rank : int or float, optional
+        Columns of the basis, or their fraction of k (a float below 1). This or `energy`.
+    energy : float, optional
+        Fraction of ``‖G‖_F²`` to capture at each refresh, below 1: the rank is the smallest that
+        is certified to do so, rounded up to a multiple of 8, at most `max_rank`; it falls only by
+        more than an eighth.
+    max_rank : int or float, optional
+        Cap on an adaptive rank, or its fraction of k. Default: a quarter of k.
+    random_fraction : float
+        Share of the basis that is random and fresh at each refresh, orthogonal to the rest.
+    power_iterations, oversampling : int
+        Of the range finder at a fixed rank.
+    warm_start : bool
+        Begin with the old basis in place of random vectors (`oversampling` of which remain). It
+        stands for one power iteration.
+    side : {"left", "right"}, optional
+        Basis of the rows or columns of G, in place of those of the short side.
+    seed, index : int
+        With the `step` of a refresh they give all random numbers: there is no generator to save.
+        Matrices of one training run differ by their index.
+    basis : array, shape (k, r), optional
+        To go on with an earlier basis.
+
+    Notes
+    -----
+    The basis depends on nothing but G, the old basis where `warm_start` uses it, and the three
+    numbers. Directions of a rank-deficient G whose singular values are rounding errors (below
+    256 eps of the largest) are replaced by random ones: so two replicas, whose gradients differ by
+    rounding, agree. A zero G keeps the old basis.
+
+    Cost of a refresh at a fixed rank, with l = found columns + `oversampling` and q power
+    iterations: 2q + 1 products of 2kMl flops, and orthonormalisation. Derivatives and stacks are
+    not supported.
+
+    References
+    ----------
+    J. Zhao et al., GaLore: memory-efficient LLM training by gradient low-rank projection, 2024,
+    arXiv:2403.03507. N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with
+    randomness, 2011, doi:10.1137/090771806, Algorithm 4.4.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank.compress import Subspace
+    >>> G = np.random.default_rng(0).standard_normal((60, 4)) @ np.ones((4, 200))
+    >>> space = Subspace(rank=4).refresh(G)
+    >>> R = space.project(G)
+    >>> R.shape, bool(np.allclose(space.lift(R), G))
+    ((4, 200), True)
+    """
+
+    rank: int | float | None = None
+    _: KW_ONLY
+    energy: float | None = None
+    max_rank: int | float | None = None
+    random_fraction: float = 0.0
+    power_iterations: int = 1
+    oversampling: int = 8
+    warm_start: bool = False
+    side: Literal["left", "right"] | None = None
+    seed: int = 0
+    index: int = 0
+    basis: Array | None = None
+
+    def __post_init__(self) -> None:
+        if (self.rank is None) == (self.energy is None):
+            message = f"give `rank` or `energy`, got {self.rank!r} and {self.energy!r}."
+            raise ValueError(message)
+        if self.energy is not None and not 0.0 < self.energy < 1.0:
+            message = f"`energy` must lie between 0 and 1, got {self.energy!r}."
+            raise ValueError(message)
+        if not 0.0 <= self.random_fraction <= 1.0:
+            message = f"`random_fraction` must lie between 0 and 1, got {self.random_fraction!r}."
+            raise ValueError(message)
+        if self.side not in (None, "left", "right"):
+            message = f"`side` must be 'left', 'right' or None, got {self.side!r}."
+            raise ValueError(message)
+        for name in ("rank", "max_rank"):
+            if getattr(self, name) is not None:
+                as_rank(getattr(self, name), 1, name)
+        for name in ("power_iterations", "oversampling", "seed", "index"):
+            as_count(getattr(self, name), name)
+
+    def is_left(self, shape: tuple[int, ...]) -> bool:
+        """Whether the basis of a matrix of this shape is one of its rows, and not its columns."""
+        m, n = shape
+        return self.side == "left" if self.side else m <= n
+
+    def largest_rank(self, k: int) -> int:
+        """The rank, or the cap of an adaptive one, for a side of length k."""
+        if self.rank is not None:
+            return min(as_rank(self.rank, k, "rank"), k)
+        return min(as_rank(0.25 if self.max_rank is None else self.max_rank, k, "max_rank"), k)
+
+    def project(self, G: Array, /) -> Array:
+        """Coordinates of `G` (m×n) in the basis: ``QᴴG``, or ``QᴴGᴴ`` on the right (r×M).
+
+        float16 and bfloat16 are computed in float32, by pieces.
+        """
+        Q = self._found("project")
+        X = adjoint(G) if not self.is_left(G.shape) else G
+        if X.shape[0] != Q.shape[0]:
+            message = f"the basis has {Q.shape[0]} rows, which does not fit shape {G.shape}."
+            raise ValueError(message)
+        if X.dtype == Q.dtype:
+            return adjoint_matmul(Q, X)
+        xp, width = array_namespace(Q), max(1, -(-X.shape[1] // 16))
+        starts = range(0, max(1, X.shape[1]), width)
+        pieces = (as_matrix(X[:, start : start + width], name="G")[0] for start in starts)
+        return xp.concat([adjoint_matmul(Q, piece) for piece in pieces], axis=-1)
+
+    def lift(self, X: Array, /) -> Array:
+        """The m×n matrix with coordinates `X` (r×M): ``Q X``, or its adjoint on the right."""
+        lifted = self._found("lift") @ X
+        if self.side is None:
+            message = "`side` tells which way to lift to; give it together with `basis`."
+            raise ValueError(message)
+        return lifted if self.side == "left" else adjoint(lifted)
+
+    def transport(self, new: "Subspace", /) -> Array:
+        """``C = Q_newᴴ Q`` (r_new×r): what was ``X`` in this basis is ``C X`` in the new one."""
+        return adjoint_matmul(new._found("transport"), self._found("transport"))
+
+    def refresh(self, G: Array, /, *, step: int = 0) -> "Subspace":
+        """The subspace with a basis found from `G`, and with the side that was chosen.
+
+        Parameters
+        ----------
+        G : array, shape (m, n)
+            A gradient, say. Or an operator, see :class:`lowrank.RangeFinder`. The basis of a
+            float16 or bfloat16 matrix is float32.
+        step : int
+            Changes the random numbers, besides `seed` and `index`.
+
+        Raises
+        ------
+        ValueError
+            If G holds NaN or Inf (or overflows when it is multiplied), or is no matrix.
+        """
+        A = as_operator(G)
+        if A.is_stack:
+            message = f"`G` must be a matrix (two dimensions), got shape {A.shape}."
+            raise ValueError(message)
+        side: Literal["left", "right"] = "left" if self.is_left(A.shape) else "right"
+        A = A if side == "left" else A.adjoint()
+        old = self.basis
+        if old is not None:
+            same_place(A.empty(0), old, names=("G", "basis"))
+        numbers = np.random.SeedSequence([self.seed, as_count(step, "step"), self.index])
+        draw = gaussian_source(numbers, A.xp, A.device, purpose="subspace")
+        with np.errstate(over="ignore", invalid="ignore"):
+            leading, sizes, r = self._leading(A, draw, numbers)
+            if old is not None and r < 1:
+                return self
+            Q = _completed(leading, sizes, draw((A.shape[0], r), A.dtype))
+        if old is not None and old.shape == Q.shape and 0 not in sizes.shape:
+            Q = A.xp.where(sizes[0] > 0, Q, old)
+        return replace(self, basis=Q, side=side)
+
+    def _leading(
+        self, A: Operator, draw: Source, numbers: np.random.SeedSequence
+    ) -> tuple[Array, Array, int]:
+        """Leading left singular vectors and values of A, nearly, and the rank of the basis."""
+        r = self.largest_rank(A.shape[0])
+        found = r - round(self.random_fraction * r)
+        if self.energy is None:
+            return *self._of_fixed_rank(A, min(found, A.shape[1]), draw), r
+        U, S, _, outcome = decompose(
+            A,
+            found,
+            rtol=math.sqrt(1.0 - self.energy),
+            power_iterations=None,
+            rng=np.random.default_rng(numbers),
+        )
+        before = 0 if self.basis is None else int(self.basis.shape[1])
+        if outcome["rank"] == 0 and before:  # a zero G
+            return U, S, 0
+        needed = outcome["rank"] / max(1.0 - self.random_fraction, 1.0 / r)
+        needed = max(1, math.ceil(needed / STEP)) * STEP
+        if 7 * before <= 8 * needed <= 8 * before:
+            needed = before
+        return U, S, min(r, needed)
+
+    def _of_fixed_rank(self, A: Operator, found: int, draw: Source) -> tuple[Array, Array]:
+        """Subspace iteration, cut to its `found` leading directions by the SVD of its last R."""
+        xp, (k, M), iterations = A.xp, A.shape, self.power_iterations
+        if found == 0:
+            return A.empty(k), xp.sum(xp.abs(A.empty(k)), axis=0)
+        if self.warm_start and self.basis is not None:
+            old = min(int(self.basis.shape[1]), k)
+            more = draw((M, min(self.oversampling, k - old)), A.dtype)
+            Z = orthonormalise(xp.concat([A.rmatmat(self.basis), more], axis=-1)).Q
+            iterations = max(0, iterations - 1)
+        else:
+            Z = draw((M, min(found + self.oversampling, k, M)), A.dtype)
+        Q, R = orthonormalise(A.matmat(Z))
+        for _ in range(iterations):
+            Q, R = orthonormalise(A.matmat(orthonormalise(A.rmatmat(Q)).Q))
+        U, S, _ = robust_svd(R)
+        return Q @ U[:, :found], S[:found]
+
+    def _found(self, use: str) -> Array:
+        if self.basis is None:
+            message = f"no basis to {use} with yet; use the Subspace that `refresh` returns."
+            raise ValueError(message)
+        return self.basis
+
+
+def _completed(leading: Array, sizes: Array, random: Array) -> Array:
+    """Orthonormal columns: the trusted ones of `leading`, and random ones to their number.
+
+    Each column has a defined sign, so that it depends on its direction only.
+    """
+    xp, found = array_namespace(random), min(leading.shape[1], random.shape[1])
+    sizes, leading = sizes[:found], leading[:, :found]
+    if found:
+        signs = xp.conj(phases((adjoint(random[:, :1]) @ leading)[0, :]))
+        trusted = sizes > TRUSTED * eps(random) * xp.max(sizes)
+        leading = xp.where(trusted, leading * signs, random[:, :found])
+    Q, R = orthonormalise(xp.concat([leading, random[:, found:]], axis=-1))
+    return Q * phases(xp.linalg.diagonal(R))
+
+
+def transport_squares(C: Array, mean: Array, square: Array, outside: Array | None = None) -> Array:
+    """Second moments in a new basis: ``|(C∘C̄)(square − |mean|²) + |C mean|²|``.
+
+    Coordinates are taken for random variables with this mean and mean square, uncorrelated with
+    one another (T. Robert, M. Safaryan, I.-V. Modoranu and D. Alistarh, LDAdam: adaptive
+    optimization from low-dimensional gradient statistics, 2025, arXiv:2410.16103, Algorithm 1).
+
+    Parameters
+    ----------
+    C : array, shape (r_new, r)
+        From :meth:`Subspace.transport`.
+    mean, square : array, shape (r, M)
+        Means of the coordinates and of their squares, without the bias of a start from zero.
+    outside : array, shape (M,), optional
+        Mean square of a coordinate outside the old basis. A new direction lies in the old basis
+        with the share ``Σ |C|²`` of its square only; this stands for the rest, which otherwise
+        counts as zero, and an optimizer that divides by the root would take too long steps there.
+
+    Returns
+    -------
+    array, shape (r_new, M)
+    """
+    xp, weights = array_namespace(C), _square(C)
+    moved = xp.abs(weights @ (square - _square(mean)) + _square(C @ mean))
+    if outside is None:
+        return moved
+    rest = 1.0 - xp.sum(weights, axis=1, keepdims=True)
+    return moved + xp.where(rest > 0, rest, xp.zeros_like(rest)) * outside
+
+
+def _square(X: Array) -> Array:
+    size = array_namespace(X).abs(X)
+    return size * size

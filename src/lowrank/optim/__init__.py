@@ -1,0 +1,7 @@
+"""Any torch optimizer with low-rank state: needs PyTorch, and is imported explicitly."""
+
+from lowrank.optim._lowrank import LowRank
+from lowrank.optim._report import Report, Row
+from lowrank.optim._select import Groups, select
+
+__all__ = ["Groups", "LowRank", "Report", "Row", "select"]

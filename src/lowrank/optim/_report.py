@@ -1,0 +1,80 @@
+"""What is compressed, and how many bytes that saves."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+__all__ = ["Report", "Row", "storage_bytes"]
+
+
+@dataclass(frozen=True)
+class Row:
+    """A parameter: its rank (None where it is not compressed) and the bytes of its state."""
+
+    name: str
+    shape: tuple[int, ...]
+    rank: int | None
+    bytes: int
+    uncompressed_bytes: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A table of parameters, which prints as one."""
+
+    rows: tuple[Row, ...]
+
+    @property
+    def bytes(self) -> int:
+        return sum(row.bytes for row in self.rows)
+
+    @property
+    def uncompressed_bytes(self) -> int:
+        return sum(row.uncompressed_bytes for row in self.rows)
+
+    def __str__(self) -> str:
+        head = ("parameter", "shape", "rank", "state", "uncompressed")
+        cells = [
+            (
+                row.name,
+                "×".join(map(str, row.shape)),
+                "" if row.rank is None else str(row.rank),
+                f"{row.bytes:,}",
+                f"{row.uncompressed_bytes:,}",
+            )
+            for row in self.rows
+        ]
+        total = ("total, bytes", "", "", f"{self.bytes:,}", f"{self.uncompressed_bytes:,}")
+        lines = [head, *cells, total]
+        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
+        return "\n".join(
+            "  ".join(
+                [
+                    *(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)),
+                    *(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)),
+                ]
+            ).rstrip()
+            for line in lines
+        )
+
+
+def storage_bytes(values: Iterable[Any]) -> int:
+    """Bytes of the storages that these tensors keep alive, each counted once."""
+    storages = {}
+    for value in values:
+        for tensor in _plain(value):
+            storage = tensor.untyped_storage()
+            storages[storage.data_ptr(), tensor.device] = storage.nbytes()
+    return sum(storages.values())
+
+
+def _plain(value: Any) -> list[torch.Tensor]:
+    """The tensors that a tensor subclass is made of."""
+    if not isinstance(value, torch.Tensor):
+        return []
+    if not hasattr(value, "__tensor_flatten__"):
+        return [value]
+    names, _ = value.__tensor_flatten__()
+    return [tensor for name in names for tensor in _plain(getattr(value, name))]

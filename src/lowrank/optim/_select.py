@@ -1,0 +1,128 @@
+"""The parameter groups of a model: which weights are compressed."""
+
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+
+from lowrank.optim._options import DEFAULTS, Member, member, parse
+from lowrank.optim._report import Report, Row
+
+__all__ = ["Groups", "select"]
+
+Patterns = str | Iterable[str] | Callable[[str, torch.nn.Parameter], bool] | None
+HEADS = ("lm_head", "head", "classifier", "score")
+# Modules whose weights are the matrices of linear maps. Conv1D is the linear layer of GPT-2.
+LINEAR = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd)
+LINEAR_NAMES = ("Conv1D",)
+
+
+class Groups(list[dict[str, Any]]):
+    """Parameter groups, with a report."""
+
+    def report(self) -> Report:
+        """Every parameter, its rank, and the bytes of two numbers of state for each number."""
+        rows, index = [], 0
+        for group in self:
+            options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                each = member(options, parameter, index)
+                index += 1
+                rows.append(_row(name, parameter, each))
+        return Report(tuple(rows))
+
+
+def select(
+    model: torch.nn.Module,
+    *,
+    rank: float | None = 128,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    **options: Any,
+) -> Groups:
+    """Groups of a model for :class:`LowRank`: what is compressed, and what is not.
+
+    Compressed are the weights of linear layers and convolutions (and of attention layers, their
+    projections), where that saves memory. Not compressed: embeddings, heads (what
+    ``get_output_embeddings()`` returns, and modules named lm_head, head, classifier or score),
+    norms, biases, and parameters that belong to a module of another kind. Parameters without
+    `requires_grad` are left out, shared ones are taken once.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    rank : int or float, optional
+        As for :class:`LowRank`.
+    include, exclude : str, list of str, or callable, optional
+        Regular expressions to be found in the parameter's name, or a function of the name and the
+        parameter. `exclude` wins; `include` takes in any tensor of two dimensions or more.
+    **options
+        Other options of :class:`LowRank` for the compressed group.
+
+    Returns
+    -------
+    Groups
+        A list of at most two groups, with a method `report`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lowrank.optim import select
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.Linear(64, 256))
+    >>> [(group["rank"], group["param_names"]) for group in select(model, rank=8)]
+    [(8, ['1.weight']), (None, ['0.weight', '1.bias'])]
+    """
+    asked = parse({**options, "rank": rank})
+    chosen: list[tuple[str, torch.nn.Parameter]] = []
+    others: list[tuple[str, torch.nn.Parameter]] = []
+    usual = _usual(model)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        wanted = parameter in usual or _matches(include, name, parameter)
+        wanted = wanted and not _matches(exclude, name, parameter)
+        pays = member({**DEFAULTS, **asked}, parameter, index) is not None
+        (chosen if wanted and pays else others).append((name, parameter))
+    compressed, rest = (
+        {"params": [p for _, p in part], "param_names": [name for name, _ in part]}
+        for part in (chosen, others)
+    )
+    groups = [{**compressed, **asked}, {**rest, "rank": None, "energy": None}]
+    return Groups(group for group in groups if group["params"])
+
+
+def _usual(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Weights of linear maps, without heads and embeddings."""
+    found, heads = set(), set()
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        weights = [p for key, p in own.items() if "weight" in key and p.ndim >= 2]
+        is_head = module is output or name.rpartition(".")[2] in HEADS
+        if is_head or isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            heads |= set(module.parameters())
+        elif (
+            isinstance(module, (*LINEAR, torch.nn.MultiheadAttention))
+            or type(module).__name__ in LINEAR_NAMES
+        ):
+            found |= set(weights)
+    return found - heads
+
+
+def _matches(patterns: Patterns, name: str, parameter: torch.nn.Parameter) -> bool:
+    if patterns is None:
+        return False
+    if callable(patterns):
+        return bool(patterns(name, parameter))
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return parameter.ndim >= 2 and any(re.search(pattern, name) for pattern in patterns)
+
+
+def _row(name: str, parameter: torch.Tensor, each: Member | None) -> Row:
+    if each is None:
+        whole = 2 * parameter.numel() * parameter.element_size()
+        return Row(name, tuple(parameter.shape), None, whole, whole)
+    size, r = each.dtype.itemsize, each.rank
+    whole = 2 * each.k * each.M * size
+    return Row(name, tuple(parameter.shape), r, (r * each.k + 2 * r * each.M) * size, whole)

@@ -25,7 +25,7 @@ TEXT = [body for language, body in BLOCKS if language == "text"]
 
 def test_blocks_are_known():
     languages = [language for language, _ in BLOCKS]
-    assert languages == ["python", "text", "python", "sh", "sh", "console"]
+    assert languages == ["python", "text", "python", "sh", "sh", "console", "python", "text"]
 
 
 def numbers(text):
@@ -48,6 +48,12 @@ def test_torch_block_differs_in_one_line(capsys):
     ]
     exec(compile(PYTHON[1], "README.md", "exec"), {})
     assert numbers(capsys.readouterr().out) == pytest.approx(numbers(TEXT[0]), rel=2e-2)
+
+
+def test_optimizer_block_prints_what_the_readme_shows(capsys):
+    pytest.importorskip("torch")
+    exec(compile(PYTHON[2], "README.md", "exec"), {})
+    assert capsys.readouterr().out == TEXT[1]
 
 
 def test_python_blocks_are_ten_lines():

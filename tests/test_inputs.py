@@ -237,3 +237,28 @@ def test_phases(backend, dtype):
     assert np.allclose(found[:2], turn[:2])
     assert np.array_equal(found[2:], [1, 1, 1])
     assert np.array_equal(backend.numpy(phases(backend.asarray(d[3:]))), [1, 1])
+
+
+def test_half_precision_is_told_from_the_rest(backend, dtype):
+    from lowrank._array import is_half  # noqa: PLC0415
+
+    X = backend.asarray(np.ones((2, 2), dtype))
+    assert not is_half(X)
+    if hasattr(backend.xp, "float16"):
+        assert is_half(backend.xp.astype(X if np.dtype(dtype).kind == "f" else X.real, backend.xp.float16))
+
+
+def test_half_precision_goes_by_blocks_of_rows():
+    """The same products, norm and largest entry as in single precision; a NaN in any block told."""
+    from lowrank._operator import as_operator  # noqa: PLC0415
+
+    A = np.random.default_rng(0).standard_normal((700, 90)).astype(np.float16)
+    half, single = as_operator(A), as_operator(A.astype(np.float32))
+    X, Y = np.ones((90, 3), np.float32), np.ones((700, 3), np.float32)
+    assert np.allclose(half.matmat(X), single.matmat(X), atol=1e-4)
+    assert np.allclose(half.rmatmat(Y), single.rmatmat(Y), atol=1e-3)
+    assert half.norm() == pytest.approx(single.norm(), rel=1e-6)
+    assert half.max_abs() == single.max_abs()
+    A[1, 2] = np.nan
+    with pytest.raises(ValueError, match="holds NaN or Inf"):
+        lowrank.range_finder(A, rtol=0.1)

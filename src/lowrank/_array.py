@@ -129,7 +129,9 @@ def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
 
 def is_half(X: Array) -> bool:
     xp = array_namespace(X)
-    return any(X.dtype == getattr(xp, half, None) for half in ("float16", "bfloat16"))
+    # compared with None, a dtype of NumPy would be that of the default
+    names = (name for name in ("float16", "bfloat16") if hasattr(xp, name))
+    return any(X.dtype == getattr(xp, name) for name in names)
 
 
 def is_complex(X: Array) -> bool:

@@ -77,7 +77,7 @@ def as_operator(A: Any, /) -> Operator:
 
 
 def _of_array(A: Array) -> Operator:
-    if is_half(A) and A.ndim == 2:
+    if is_array_api_obj(A) and A.ndim == 2 and is_half(A):
         return _of_half(A)
     A, xp = as_matrix(A, stacks=True)
     return Operator(
@@ -116,7 +116,7 @@ def _of_half(A: Array) -> Operator:
         matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=0),
         rmatmat=rmatmat,
         norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
-        max_abs=lambda: max(max_abs(block(part)) for part in parts),
+        max_abs=lambda: float(xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts]))),
     )
 
 

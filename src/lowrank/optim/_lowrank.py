@@ -99,7 +99,8 @@ class LowRank(torch.optim.Optimizer):
     nonfinite : {"skip", "raise", "ignore"}
         What a NaN or Inf in any gradient does: no step (counted in `skipped_steps`), or a
         FloatingPointError; nothing is changed by either. One number is read from the device per
-        step for it, but none with "ignore"; a GradScaler's finding is taken in its place.
+        step for it, but none with "ignore". What a GradScaler has found is taken in its place, and
+        skips the step.
     seed : int
         With the count of steps and the place of the parameter it gives all random numbers.
     **inner
@@ -389,13 +390,11 @@ class LowRank(torch.optim.Optimizer):
             if finite and scale is not None:
                 for grad in self._gradients():
                     grad.mul_(1.0 / scale.to(grad.device, torch.float32))
-        elif self.nonfinite == "ignore":
-            return True
         else:
-            finite = self._are_finite()
+            finite = self.nonfinite == "ignore" or self._are_finite()
         if finite:
             return True
-        if self.nonfinite == "raise":
+        if found is None and self.nonfinite == "raise":
             names = [self._name(index) for index, p in enumerate(self._parameters()) if _is_bad(p)]
             message = f"the gradients of these parameters hold NaN or Inf: {', '.join(names)}."
             raise FloatingPointError(message)

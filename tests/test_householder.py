@@ -250,3 +250,13 @@ def test_appended_columns_use_the_same_panels(backend):
     F = lowrank.householder_qr(backend.asarray(A[:, :8]), block_size=4)
     F.extend(backend.asarray(A[:, 8:]))
     assert [block.shape[-1] for block in F.D] == [4] * 5
+
+
+def test_products_check_their_argument(backend):
+    """Both of them: rows, and dtype."""
+    F = lowrank.householder_qr(backend.asarray(gaussian((9, 4), "float32")))
+    for product in (F.apply, F.apply_adjoint):
+        with pytest.raises(ValueError, match="expected 9 rows"):
+            product(backend.asarray(gaussian((8, 2), "float32")))
+        with pytest.raises(TypeError, match="dtype"):
+            product(backend.asarray(gaussian((9, 2), "complex64")))

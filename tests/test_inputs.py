@@ -245,7 +245,9 @@ def test_half_precision_is_told_from_the_rest(backend, dtype):
     X = backend.asarray(np.ones((2, 2), dtype))
     assert not is_half(X)
     if hasattr(backend.xp, "float16"):
-        assert is_half(backend.xp.astype(X if np.dtype(dtype).kind == "f" else X.real, backend.xp.float16))
+        assert is_half(
+            backend.xp.astype(X if np.dtype(dtype).kind == "f" else X.real, backend.xp.float16)
+        )
 
 
 def test_half_precision_goes_by_blocks_of_rows():

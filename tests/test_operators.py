@@ -350,3 +350,42 @@ def test_refused():
         lowrank.svd(wrong, rtol=0.1)
     with pytest.raises(TypeError, match="must be an array"):
         lowrank.qr(Operator(A))
+
+
+def test_residual_norm_of_an_operator_and_factors(backend):
+    """B may come with an operator; it must live where the products do, and be an array."""
+    A = with_spectrum(gallery.fast(30), (40, 30), "float32")
+    Q = np.linalg.qr(gaussian((40, 5), "float32"))[0]
+    B = Q.T @ A
+    there = [backend.asarray(X) for X in (Q, B)]
+    found = lowrank.residual_norm(cast(backend, A), *there, rng=0)
+    assert np.linalg.norm(A - Q @ B) <= found.upper_bound <= 5 * np.linalg.norm(A - Q @ B)
+    with pytest.raises(TypeError, match="`B` must be an array"):
+        lowrank.residual_norm(cast(backend, A), there[0], B.tolist())
+
+
+def test_residual_norm_of_products_in_another_dtype():
+    class Double(Operator):
+        def matmat(self, X):
+            return (self.A @ X).astype("float64")
+
+    with pytest.raises(TypeError, match=r"A\.matmat\(X\).*float64.*`Q`.*float32"):
+        lowrank.residual_norm(Double(np.ones((9, 8), "float32")), np.eye(9, 2, dtype="float32"))
+
+
+def test_one_column_tells_operators_of_one_seed_apart():
+    """Once for each object, however often it is asked again."""
+    A = Operator(with_spectrum(gallery.slow(300), (300, 300), "float64"))
+    finder = lowrank.RangeFinder(A, rng=0).reach(rtol=0.2).reach(rtol=0.1).reach(rtol=1e-2)
+    assert A.columns.count(1) == 1
+    assert finder.result().converged
+
+
+@pytest.mark.parametrize("factorize", [lowrank.svd, lowrank.qb])
+def test_the_norm_found_is_that_of_the_factors(factorize):
+    """‖QᴴA‖_F is a lower bound on ‖A‖_F that is sharper than that of a sample."""
+    A = with_spectrum(gallery.fast(150), (200, 150), "float64")
+    found = factorize(Operator(A), rtol=1e-3, rng=0)
+    assert found.norm_A == pytest.approx(np.linalg.norm(A), rel=1e-5)
+    assert found.norm_A <= np.linalg.norm(A) * (1 + 1e-12)
+    assert found.tolerance == pytest.approx(1e-3 * np.linalg.norm(A), rel=1e-5)

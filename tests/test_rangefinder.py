@@ -682,3 +682,69 @@ def test_bound_is_never_above_the_norm(backend):
     A = backend.asarray(with_spectrum(gallery.flat(200), (200, 200), "float32"))
     found = quietly(lowrank.range_finder, A, 10, rtol=0.1, rng=0)
     assert found.error_bound <= found.norm_A * (1 + 50 * backend.eps("float32"))
+
+
+def test_extended_beyond_the_full_rank_in_steps(backend, dtype):
+    """The room that is left is what counts; FULL_RANK says that fewer columns came."""
+    A = backend.asarray(gaussian((30, 20), dtype))
+    finder = lowrank.RangeFinder(A, rng=0).extend(8)
+    assert finder.result().status is Status.RANK_REACHED
+    result = finder.extend(13).result()
+    assert (result.rank, result.status) == (20, Status.FULL_RANK)
+    assert result.products == 20
+    check_basis(backend.numpy(result.Q), 30, 20, backend.eps(dtype))
+    assert finder.extend(0).rank == 20
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_passes_and_products_are_counted(kind, q):
+    """2q + 1 passes a block, of as many columns each, in the first block and the next."""
+    A = gaussian((50, 40), "float64")
+    finder = lowrank.RangeFinder(A, norm=kind, power_iterations=q, rng=0, check_finite=False)
+    for block in (1, 2, 3):
+        result = finder.extend(6).result()
+        assert (result.passes, result.products) == (block * (2 * q + 1), 6 * block * (2 * q + 1))
+
+
+def test_the_norm_of_a_matrix_is_one_pass():
+    A = with_spectrum(gallery.slow(100), (100, 100), "float64")
+    found = lowrank.range_finder(A, rtol=2.0, rng=0)
+    assert (found.rank, found.passes, found.products) == (0, 1, 0)
+
+
+@pytest.mark.parametrize("shape", [(3, 25, 18), (2, 2, 18, 25)])
+def test_stacks_grow_as_their_members_do(backend, dtype, shape):
+    """Appended blocks too: orthonormal, and the range of each member."""
+    A = np.stack(
+        [with_spectrum(0.1 ** np.arange(18), shape[-2:], dtype, seed) for seed in range(4)]
+    )
+    A = A[: int(np.prod(shape[:-2]))].reshape(shape)
+    Q = backend.numpy(lowrank.RangeFinder(backend.asarray(A), rng=0).extend(4).extend(5).Q)
+    assert Q.shape == (*shape[:-1], 9)
+    eps = backend.eps(dtype)
+    for member, basis in zip(A.reshape(-1, *shape[-2:]), Q.reshape(-1, shape[-2], 9), strict=True):
+        check_basis(basis, shape[-2], 9, eps)
+        assert norm(residual(member, basis), "fro") < 1e-4 + 100 * eps
+
+
+@pytest.mark.parametrize("size", [1e-300, 1e-306])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_tolerances_of_a_matrix_near_the_smallest_numbers(size, kind):
+    """Its products are scaled: the same rank as at size one, and a bound below the tolerance."""
+    A = with_spectrum(gallery.fast(80), (80, 80), "float64")
+    options = {"rtol": 1e-6, "norm": kind, "rng": 0}
+    small, usual = lowrank.range_finder(A * size, **options), lowrank.range_finder(A, **options)
+    assert small.converged
+    assert abs(small.rank - usual.rank) <= 8
+    assert norm(residual(A, small.Q), kind) * size <= small.error_bound <= 1e-6 * small.norm_A
+
+
+def test_the_bound_on_a_spectral_norm_is_no_less_than_the_energy_says():
+    """‖A‖₂ ≥ ‖A‖_F/√min(m, n), with equality for orthonormal columns."""
+    for shape in ((100, 40), (40, 100)):
+        A = with_spectrum(np.ones(40), shape, "float64")
+        found = quietly(
+            lowrank.range_finder, A, rtol=0.5, norm="spectral", power_iterations=0, rng=0
+        )
+        assert found.norm_A == pytest.approx(1.0, rel=1e-12)

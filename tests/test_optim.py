@@ -809,6 +809,35 @@ def test_sparse_gradients():
     opt.step()
 
 
+def test_an_optimizer_that_needs_a_closure():
+    with pytest.raises(TypeError, match="LBFGS cannot be wrapped"):
+        LowRank(parameters(), torch.optim.LBFGS, rank=4)
+
+
+@pytest.mark.parametrize("shape", [(24, 40), (16, 8, 3, 3)])
+def test_weights_of_another_memory_layout(shape):
+    """Transposed or channels-last: the same numbers, in the storage they had."""
+    params, others = parameters([shape]), parameters([shape])
+    if len(shape) == 2:
+        others[0].data = others[0].data.mT.contiguous().mT
+    else:
+        others[0].data = others[0].data.to(memory_format=torch.channels_last)
+    strides, where = others[0].stride(), others[0].data_ptr()
+    one, two = (LowRank(x, torch.optim.AdamW, rank=4, lr=0.1) for x in (params, others))
+    train(one, params, 3)
+    train(two, others, 3)
+    assert torch.allclose(params[0], others[0], atol=1e-6)
+    assert (others[0].stride(), others[0].data_ptr()) == (strides, where)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 50), (50, 1), ()])
+def test_shapes_that_cannot_be_compressed(shape):
+    params = parameters([shape, (24, 40)])
+    opt = LowRank(params, torch.optim.AdamW, rank=4, lr=0.1)
+    train(opt, params, 2)
+    assert "basis" not in opt.state.get(params[0], {})
+
+
 # -- selection ----------------------------------------------------------------------------------
 
 

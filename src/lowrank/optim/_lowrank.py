@@ -1,6 +1,7 @@
 """Any torch optimizer, with its state on low-rank subspaces of the gradients."""
 
 import copy
+import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator
@@ -119,7 +120,8 @@ class LowRank(torch.optim.Optimizer):
     once a step; products are in single precision.
 
     Beyond the state a step needs less memory than the largest of the weights, for ranks up to
-    k/8; the numbers in a gradient are not changed.
+    k/8 (k/16 for weights of half precision). Gradients are not changed, but by the unscaling of a
+    GradScaler. The ranks and sides of groups are settled in the first step.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.
@@ -180,6 +182,10 @@ class LowRank(torch.optim.Optimizer):
         self._batches: list[Batch] | None = None
         self._rest: torch.optim.Optimizer | None = None
         example = optimizer([torch.nn.Parameter(torch.zeros(1))], **inner)
+        closure = inspect.signature(example.step).parameters.get("closure")
+        if closure is not None and closure.default is closure.empty:
+            message = f"{type(example).__name__} cannot be wrapped: its step needs a closure."
+            raise TypeError(message)
         self._inner_names = tuple(example.defaults)
         own = {
             "rank": rank,
@@ -552,19 +558,18 @@ class LowRank(torch.optim.Optimizer):
                 f"{self.defaults['optimizer']}."
             )
             raise ValueError(message)
-        places = {
-            key: index for index, key in enumerate(chain.from_iterable(g["params"] for g in groups))
-        }
+        keys = [(key, group) for group in groups for key in group["params"]]
+        places = {key: (index, group) for index, (key, group) in enumerate(keys)}
         parameters, members = self._parameters(), {each.index: each for _, each in self._members()}
         state: defaultdict[Any, Any] = defaultdict(dict)
         for key, saved in state_dict["state"].items():
             if key not in places:
                 state[key] = copy.deepcopy(saved)
                 continue
-            index = places[key]
+            index, group = places[key]
             parameter = parameters[index]
             self._check_saved(saved, parameter, index, members.get(index))
-            on_host = not any(groups[0].get(name) for name in ("capturable", "fused"))
+            on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
                 name: _copied(value, None if name == "step" and on_host else parameter.device)
                 for name, value in saved.items()

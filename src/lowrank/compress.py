@@ -1,6 +1,7 @@
 """The subspace on which an optimizer keeps its state: a basis of the short side of a matrix."""
 
 import math
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Literal
 
@@ -15,6 +16,7 @@ from lowrank._array import (
     eps,
     phases,
     same_place,
+    split_scale,
 )
 from lowrank._check import as_count, as_rank
 from lowrank._operator import Operator, as_operator
@@ -196,7 +198,7 @@ class Subspace:
             leading, sizes, r = self._leading(A, draw, numbers)
             if old is not None and r < 1:
                 return self
-            Q = _completed(leading, sizes, draw((A.shape[0], r), A.dtype))
+            Q = _completed(leading, sizes, r, lambda columns: draw((A.shape[0], columns), A.dtype))
         if old is not None and old.shape == Q.shape and 0 not in sizes.shape:
             Q = A.xp.where(sizes[0] > 0, Q, old)
         return replace(self, basis=Q, side=side)
@@ -226,7 +228,11 @@ class Subspace:
         return U, S, min(r, needed)
 
     def _of_fixed_rank(self, A: Operator, found: int, draw: Source) -> tuple[Array, Array]:
-        """Subspace iteration, cut to its `found` leading directions by the SVD of its last R."""
+        """Subspace iteration, cut to its `found` leading directions by the SVD of its last R.
+
+        Columns are made orthonormal once an iteration: what ``AAᴴ`` loses in between, directions
+        with singular values below √eps of the largest, is below eps of the energy.
+        """
         xp, (k, M), iterations = A.xp, A.shape, self.power_iterations
         if found == 0:
             return A.empty(k), xp.sum(xp.abs(A.empty(k)), axis=0)
@@ -237,9 +243,10 @@ class Subspace:
             iterations = max(0, iterations - 1)
         else:
             Z = draw((M, min(found + self.oversampling, k, M)), A.dtype)
-        Q, R = orthonormalise(A.matmat(Z))
         for _ in range(iterations):
-            Q, R = orthonormalise(A.matmat(orthonormalise(A.rmatmat(Q)).Q))
+            Y, _ = split_scale(A.matmat(Z))  # the square of a small A would underflow
+            Z = orthonormalise(A.rmatmat(Y)).Q
+        Q, R = orthonormalise(A.matmat(Z))
         U, S, _ = robust_svd(R)
         return Q @ U[:, :found], S[:found]
 
@@ -250,18 +257,22 @@ class Subspace:
         return self.basis
 
 
-def _completed(leading: Array, sizes: Array, random: Array) -> Array:
-    """Orthonormal columns: the trusted ones of `leading`, and random ones to their number.
+def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array]) -> Array:
+    """Orthonormal columns: the trusted ones of `leading`, and random ones up to r.
 
     Each column has a defined sign, so that it depends on its direction only.
     """
-    xp, found = array_namespace(random), min(leading.shape[1], random.shape[1])
-    sizes, leading = sizes[:found], leading[:, :found]
+    found, more = min(leading.shape[1], r), draw(1 if leading.shape[1] >= r else r)
+    xp, leading, sizes = array_namespace(more), leading[:, :found], sizes[:found]
     if found:
-        signs = xp.conj(phases((adjoint(random[:, :1]) @ leading)[0, :]))
-        trusted = sizes > TRUSTED * eps(random) * xp.max(sizes)
-        leading = xp.where(trusted, leading * signs, random[:, :found])
-    Q, R = orthonormalise(xp.concat([leading, random[:, found:]], axis=-1))
+        leading = leading * xp.conj(phases((adjoint(more[:, :1]) @ leading)[0, :]))
+        trusted = sizes > TRUSTED * eps(more) * xp.max(sizes)
+        if found == r:
+            if bool(xp.all(trusted)):
+                return leading
+            more = draw(r)
+        leading = xp.where(trusted, leading, more[:, :found])
+    Q, R = orthonormalise(xp.concat([leading, more[:, found:]], axis=-1))
     return Q * phases(xp.linalg.diagonal(R))
 
 

@@ -4,41 +4,40 @@ import copy
 import inspect
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
-import numpy as np
 import torch
+from torch.utils.hooks import RemovableHandle
 
-from lowrank._array import array_namespace
 from lowrank._check import as_rank
-from lowrank._sketch import gaussian_source
+from lowrank.optim._loading import check_saved, copied
 from lowrank.optim._options import DEFAULTS, Member, member, parse
+from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._update import (
     add_to_weight,
-    channel_scales,
+    change_of_weight,
+    column_squares,
+    compiled,
     coordinates,
-    mean_square_outside,
-    product,
-    transported,
 )
 
 __all__ = ["Batch", "LowRank"]
 
-# What this optimizer adds to the state of a compressed parameter; all else is the inner one's.
-OURS = ("basis", "updates", "next_refresh", "residual_norm", "sketch")
 # Optimizers whose step is proportional to the size of the weight: they are shown QᵀW, and not 0.
 SHOWN_THE_WEIGHT = ("Adafactor", "Lamb", "LAMB", "Lars", "LARS")
-# In a batch of compressed parameters, all that is temporary stays below the largest weight.
-TEMPORARIES = 4
+# In a batch of compressed parameters, all that is temporary (about so many stacks of coordinates)
+# stays below the largest weight, or below a size that is not worth saving, in bytes.
+TEMPORARIES = 5
+SMALL = 2**24
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Compressed parameters of one group that the inner optimizer steps together."""
+    """Compressed parameters of one group and size, stepped together: their coordinates stacked."""
 
     group: int
     members: tuple[Member, ...]
@@ -147,6 +146,10 @@ class LowRank(torch.optim.Optimizer):
     True
     """
 
+    _made: list[Batch | torch.optim.Optimizer] | None
+    _places: dict[torch.Tensor, Batch | torch.optim.Optimizer]
+    _taken: set[torch.Tensor]
+
     # A GradScaler then leaves unscaling and skipping to `step`, and nothing is read twice.
     _step_supports_amp_scaling = True
 
@@ -179,8 +182,7 @@ class LowRank(torch.optim.Optimizer):
             raise ValueError(message)
         self.nonfinite = nonfinite
         self._make, self._options = optimizer, inner
-        self._batches: list[Batch] | None = None
-        self._rest: torch.optim.Optimizer | None = None
+        self._forget()
         example = optimizer([torch.nn.Parameter(torch.zeros(1))], **inner)
         closure = inspect.signature(example.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
@@ -216,67 +218,179 @@ class LowRank(torch.optim.Optimizer):
         super().add_param_group(parse(param_group))
         group = self.param_groups[-1]
         self.param_groups[-1] = parse(group)  # with the defaults
-        self._batches = self._rest = None
+        self._made = None
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("nonfinite", "_make", "_options", "_inner_names")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._batches = self._rest = None
+        self._forget()
         super().__setstate__(state)
+
+    def _forget(self) -> None:
+        """Begin without workers (made in the first step) and hooks."""
+        self._made = None
+        self._handles: list[RemovableHandle] = []
+        self._skipped = self._compiling = False
+
+    @property
+    def _shows_the_weight(self) -> bool:
+        return any(part in self.defaults["optimizer"] for part in SHOWN_THE_WEIGHT)
 
     @property
     def skipped_steps(self) -> int:
         """Steps that were not taken because a gradient held NaN or Inf."""
         return int(self.param_groups[0]["skipped_steps"])
 
-    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step with the gradients that the parameters hold; return the closure's loss."""
+        # Dynamo makes a constant of this question; the rest of the step is not for tracing.
+        return self._step(closure, compiling=torch.compiler.is_compiling())
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], Any] | None, *, compiling: bool) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        batches, rest = self._workers()
-        self._refuse_sparse(batches)
-        if not self._gradients_allow():
-            return loss
-        if rest is not None:
-            rest.state = self.state
-            for theirs in rest.param_groups:
-                self._tell(theirs, self.param_groups[theirs["number"]])
-            rest.step()
-        for batch in batches:
-            self._step_batch(batch)
+        self._compiling = compiling
+        workers = self._workers()
+        self._refuse_sparse(self._parameters())
+        if self._gradients_allow():
+            for worker in workers:
+                self._work(worker)
         return loss
+
+    def step_in_backward(self, when: Callable[[], bool] | None = None) -> list[RemovableHandle]:
+        """Step every parameter in the backward pass, as soon as its gradient is complete.
+
+        The gradient is then freed, so that never more than a few exist at once. The training loop
+        stays as it is: `step` takes what still has a gradient, and `zero_grad` finds nothing.
+        Steps, state and checkpoints are those of the ordinary loop.
+
+        Parameters
+        ----------
+        when : callable, optional
+            Asked each time a gradient is complete: False lets it stand, for gradients that are
+            accumulated over several backward passes.
+
+        Returns
+        -------
+        list of torch.utils.hooks.RemovableHandle
+            ``remove()`` on each goes back to ordinary steps.
+
+        Raises
+        ------
+        RuntimeError
+            In a process group of several ranks, unless the parameters are DTensors: DDP averages
+            gradients after the backward pass has reached them. And by `step`, if it is called by a
+            GradScaler, whose factor is divided out after the backward pass.
+
+        Notes
+        -----
+        Nothing can be known of gradients that are not yet computed: a NaN or Inf skips the
+        parameter (and `skipped_steps` counts the step once), and norms over all gradients can't
+        be clipped.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from lowrank.optim import LowRank
+        >>> model = torch.nn.Linear(512, 512, bias=False)
+        >>> optimizer = LowRank(model.parameters(), torch.optim.AdamW, rank=32, lr=1e-3)
+        >>> handles = optimizer.step_in_backward(when=lambda: batch % 2 == 1)
+        >>> for batch in range(4):
+        ...     model(torch.ones(1, 512)).sum().backward()
+        ...     optimizer.step()
+        >>> model.weight.grad is None
+        True
+        """
+        world = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if world and torch.distributed.get_world_size() > 1:
+            plain = [i for i, p in enumerate(self._parameters()) if not hasattr(p, "placements")]
+            if plain:
+                message = (
+                    f"parameter {self._name(plain[0])} is not a DTensor, and there are "
+                    f"{torch.distributed.get_world_size()} ranks: its gradient would be used "
+                    "before it is averaged over them. Shard the model by fully_shard, or step "
+                    "after the backward pass."
+                )
+                raise RuntimeError(message)
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @torch.no_grad()
+        def hook(parameter: torch.Tensor) -> None:
+            if when is not None and not when():
+                return
+            worker = self._worker_of(parameter)
+            self._refuse_sparse([parameter])
+            if self.nonfinite == "ignore" or self._are_finite([parameter]):
+                self._work(worker)
+            elif self.nonfinite == "raise":
+                self._raise_nonfinite()
+            else:
+                self._skipped = True
+            parameter.grad = None
+
+        self._handles = [
+            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            for parameter in self._parameters()
+        ]
+        self._made = None
+        return self._handles
 
     # -- one batch ----------------------------------------------------------------------------
 
+    def _work(self, worker: Batch | torch.optim.Optimizer) -> None:
+        if isinstance(worker, Batch):
+            self._step_batch(worker)
+            return
+        worker.state = self.state
+        for theirs in worker.param_groups:
+            self._tell(theirs, self.param_groups[theirs["number"]])
+        worker.step()
+
     def _step_batch(self, batch: Batch) -> None:
         group, inner = self.param_groups[batch.group], batch.inner
+        pairs = zip(batch.members, batch.proxies, strict=True)
+        present = [(each, proxy) for each, proxy in pairs if each.parameter.grad is not None]
+        if not present:
+            return
         self._tell(inner.param_groups[0], group, weight_decay=0.0)
-        prepared = []
+        states = [
+            refreshed(each, group, self.state.get(each.parameter, {}), self._turns[each.index])
+            for each, _ in present
+        ]
+        first, bases = present[0][0], [state["basis"] for state in states]
+        R = bases[0].new_empty(len(present), bases[0].shape[1], first.M)
+        start = torch.empty_like(R) if self._shows_the_weight else None
+        for (each, _), Q, row in zip(present, bases, R, strict=True):
+            coordinates(each, Q, each.gradient, row)
+        if start is not None:
+            for (each, _), Q, row in zip(present, bases, start, strict=True):
+                coordinates(each, Q, each.parameter.data, row)
+        dtype = R.dtype if group["state_dtype"] is None else getattr(torch, group["state_dtype"])
+        values = torch.zeros_like(R, dtype=dtype) if start is None else start.to(dtype, copy=True)
+        inner.state.clear()  # some fill it when they are made
         try:
-            for each, proxy in zip(batch.members, batch.proxies, strict=True):
-                if each.parameter.grad is None:
-                    continue
-                state = self.state[each.parameter] = self._refreshed(each, group)
-                R = coordinates(each, state["basis"], each.gradient)
-                start = self._start(each, state["basis"])
-                dtype = R.dtype
-                if group["state_dtype"] is not None:
-                    dtype = getattr(torch, group["state_dtype"])
-                proxy.data = torch.zeros_like(R, dtype=dtype)
-                if start is not None:
-                    proxy.data.copy_(start)
-                proxy.grad = R.to(dtype)
-                inner.state[proxy] = {key: state[key] for key in state if key not in OURS}
-                if not inner.state[proxy]:
-                    del inner.state[proxy]  # so that the inner optimizer begins
-                prepared.append((each, proxy, state, start, R))
+            for (_, proxy), value, grad, state in zip(
+                present, values, R.to(dtype), states, strict=True
+            ):
+                proxy.data, proxy.grad = value, grad
+                theirs = {key: state[key] for key in state if key not in OURS}
+                if theirs:
+                    inner.state[proxy] = theirs
             inner.step()
-            for each, proxy, state, start, R in prepared:
-                self._put_back(each, proxy, state, start, R, group)
+            for (_, proxy), value in zip(present, values, strict=True):
+                if proxy.data_ptr() != value.data_ptr():
+                    value.copy_(proxy.data)
+            changes = values.to(R.dtype)
+            if start is not None:
+                changes -= start
+            self._put_back([each for each, _ in present], states, changes, R, group)
+            for (each, proxy), state in zip(present, states, strict=True):
                 ours = {key: state[key] for key in OURS if key in state}
                 self.state[each.parameter] = {**inner.state.get(proxy, {}), **ours}
         finally:
@@ -284,135 +398,87 @@ class LowRank(torch.optim.Optimizer):
             for proxy in batch.proxies:
                 proxy.grad, proxy.data = None, proxy.data.new_empty(0)
 
-    def _refreshed(self, each: Member, group: dict[str, Any]) -> dict[str, Any]:
-        """The state of a parameter for this step, with a new basis where its turn has come."""
-        state: dict[str, Any] = dict(self.state.get(each.parameter, {}))
-        steps = state.get("updates", 0)
-        state["updates"] = steps + 1
-        old = state.get("basis")
-        if group["average"] > 0.0:
-            self._sketch(each, group, state)
-        if old is not None and steps < state["next_refresh"]:
-            return state
-        every = group["refresh_every"]
-        if old is None:  # from now on spread over the steps
-            order, count = self._orders[each.index]
-            state["next_refresh"] = steps + max(1, (order + 1) * every // count)
-        else:
-            state["next_refresh"] = steps + every
-        policy = replace(each.policy, basis=old)
-        if "sketch" in state:
-            policy = replace(policy, side="left", power_iterations=0, warm_start=False)
-            Q = policy.refresh(state["sketch"], step=steps).basis
-        else:
-            Q = policy.refresh(each.gradient.flatten(1), step=steps).basis
-        if old is not None:
-            self._move(each, group, state, old, Q)
-        state["basis"] = Q
-        return state
-
-    def _sketch(self, each: Member, group: dict[str, Any], state: dict[str, Any]) -> None:
-        """Average ``G Ω`` over the steps, for a test matrix Ω that never changes."""
-        width = min(each.rank + group["oversampling"], each.k)
-        device = each.parameter.device
-        xp = array_namespace(each.parameter)
-        numbers = np.random.SeedSequence([group["seed"], each.index])
-        draw = gaussian_source(numbers, xp, device, purpose="average")
-        Y = product(each, each.gradient, draw((each.M, width), each.dtype))
-        state["sketch"] = (
-            torch.lerp(Y, state["sketch"], group["average"]) if "sketch" in state else Y
-        )
-
-    def _move(
-        self,
-        each: Member,
-        group: dict[str, Any],
-        state: dict[str, Any],
-        old: torch.Tensor,
-        Q: Any,
-    ) -> None:
-        """Move the inner optimizer's part of `state` from the basis `old` to Q."""
-        if group["transport"] == "keep" and old.shape == Q.shape:
-            return
-        theirs = {key: state.pop(key) for key in list(state) if key not in OURS}
-        if group["transport"] != "reset" and theirs:
-            G = each.oriented(each.gradient)
-            R = coordinates(each, old, each.gradient)
-            betas = group.get("betas", (0.0, 0.0))[:2]
-            outside = mean_square_outside(old, R, G)
-            state.update(transported(theirs, Q.mT @ old, betas, outside))
-
-    def _start(self, each: Member, Q: torch.Tensor) -> torch.Tensor | None:
-        if not any(part in self.defaults["optimizer"] for part in SHOWN_THE_WEIGHT):
-            return None
-        return coordinates(each, Q, each.parameter.data)
-
     def _put_back(
         self,
-        each: Member,
-        proxy: torch.nn.Parameter,
-        state: dict[str, Any],
-        start: torch.Tensor | None,
+        members: list[Member],
+        states: list[dict[str, Any]],
+        changes: torch.Tensor,
         R: torch.Tensor,
         group: dict[str, Any],
     ) -> None:
-        Q, change = state["basis"], proxy.data.to(R.dtype)
-        if start is not None:
-            change -= start
+        """Change the weights as the inner optimizer changed the coordinates."""
         lr, scale, decay = group.get("lr", 1.0), group["scale"], group.get("weight_decay", 0.0)
-        kept = 1.0 - lr * decay if decay else None
-        G, s = None, None
-        if group["residual"] is not None:
-            G = each.oriented(each.gradient)
-            s, size = channel_scales(change, R, G, lr, state.get("residual_norm"))
-            state["residual_norm"] = size
-            s *= -lr if group.get("maximize") else lr
-            change.addcmul_(R, s)
-            s *= scale
-        add_to_weight(each, Q, change.mul_(scale), kept=kept, G=G, s=s)
+        X, t = changes, None
+        if group["residual"] is None:
+            X.mul_(scale)
+        else:
+            squares, change, rate = column_squares, change_of_weight, lr
+            if self._compiling:
+                squares, change = compiled(column_squares), compiled(change_of_weight)
+                # a number would be a constant of the compiled code, which a scheduler changes
+                rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
+            norms = [state.setdefault("residual_norm", R.new_zeros(())) for state in states]
+            whole = torch.stack(
+                [squares(each.oriented(each.gradient), R.dtype) for each in members]
+            )
+            sign = -1.0 if group.get("maximize") else 1.0
+            X, t, sizes = change(X, R, whole, rate, sign, scale, torch.stack(norms))
+            torch._foreach_copy_(norms, list(sizes))
+        kept = 1.0 - lr * decay if decay else 1.0
+        for i, (each, state) in enumerate(zip(members, states, strict=True)):
+            add_to_weight(each, state["basis"], X[i], kept=kept, t=None if t is None else t[i])
 
     # -- gradients ----------------------------------------------------------------------------
 
-    def _gradients(self) -> Iterator[torch.Tensor]:
-        for parameter in chain.from_iterable(group["params"] for group in self.param_groups):
-            if parameter.grad is not None and parameter.grad.numel():
-                yield parameter.grad
-
-    def _refuse_sparse(self, batches: list[Batch]) -> None:
-        for each in chain.from_iterable(batch.members for batch in batches):
-            grad = each.parameter.grad
-            if grad is not None and grad.layout is not torch.strided:
+    def _refuse_sparse(self, parameters: list[torch.Tensor]) -> None:
+        for parameter in parameters:
+            grad = parameter.grad
+            if grad is not None and grad.layout is not torch.strided and parameter in self._taken:
+                name = self._name(self._parameters().index(parameter))
                 message = (
-                    f"parameter {self._name(each.index)} has a sparse gradient, which cannot be "
-                    "compressed; put it in a group of its own with rank=None."
+                    f"parameter {name} has a sparse gradient, which cannot be compressed; put it "
+                    "in a group of its own with rank=None."
                 )
                 raise TypeError(message)
 
     def _gradients_allow(self) -> bool:
         """Whether to take the step; nothing has been changed yet. Unscales for a GradScaler."""
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
+        parameters, skipped, self._skipped = self._parameters(), self._skipped, False
         if found is not None:  # a GradScaler has looked
+            if self._handles:
+                message = (
+                    "a GradScaler divides gradients by its factor after the backward pass, and so "
+                    "can't be used with step_in_backward; train in bfloat16, without one."
+                )
+                raise RuntimeError(message)
             finite = not bool(found)
             if finite and scale is not None:
-                for grad in self._gradients():
-                    grad.mul_(1.0 / scale.to(grad.device, torch.float32))
+                for parameter in parameters:
+                    if parameter.grad is not None:
+                        parameter.grad.mul_(1.0 / scale.to(parameter.device, torch.float32))
         else:
-            finite = self.nonfinite == "ignore" or self._are_finite()
-        if finite:
-            return True
-        if found is None and self.nonfinite == "raise":
-            names = [self._name(index) for index, p in enumerate(self._parameters()) if _is_bad(p)]
-            message = f"the gradients of these parameters hold NaN or Inf: {', '.join(names)}."
-            raise FloatingPointError(message)
-        self.param_groups[0]["skipped_steps"] += 1
-        return False
+            finite = self.nonfinite == "ignore" or self._are_finite(parameters)
+        if not finite and found is None and self.nonfinite == "raise":
+            self._raise_nonfinite()
+        self.param_groups[0]["skipped_steps"] += not finite or skipped
+        return finite
 
-    def _are_finite(self) -> bool:
-        sizes = [_largest(grad) for grad in self._gradients()]
-        if not sizes:
+    def _are_finite(self, parameters: list[torch.Tensor]) -> bool:
+        alike = defaultdict(list)
+        for grad in (_values(p.grad) for p in parameters if p.grad is not None):
+            alike[grad.device, grad.dtype].append(grad)
+        norms = [torch.stack(torch._foreach_norm(grads)) for grads in alike.values()]
+        if not norms:
             return True
-        together = torch.stack([size.to(sizes[0].device, torch.float64) for size in sizes])
-        return bool(torch.isfinite(together).all())
+        together = torch.cat([norm.to(norms[0].device, torch.float64) for norm in norms])
+        # Norms overflow long before numbers do: then gradients are looked at one by one.
+        return bool(torch.isfinite(together).all()) or not any(map(_is_bad, parameters))
+
+    def _raise_nonfinite(self) -> None:
+        names = [self._name(index) for index, p in enumerate(self._parameters()) if _is_bad(p)]
+        message = f"the gradients of these parameters hold NaN or Inf: {', '.join(names)}."
+        raise FloatingPointError(message)
 
     # -- workers ------------------------------------------------------------------------------
 
@@ -429,30 +495,51 @@ class LowRank(torch.optim.Optimizer):
         ]
         return [(number, each) for number, each in found if each is not None]
 
-    def _workers(self) -> tuple[list[Batch], torch.optim.Optimizer | None]:
-        """The inner optimizers: one a batch, and one for what is not compressed."""
-        if self._batches is None:
+    def _workers(self) -> list[Batch | torch.optim.Optimizer]:
+        """What steps the parameters: batches, and inner optimizers of what is not compressed."""
+        if self._made is None:
             members = self._members()
-            self._orders = {each.index: (i, len(members)) for i, (_, each) in enumerate(members)}
-            weights = (each.parameter for _, each in members)
-            most = max((p.numel() * p.element_size() for p in weights), default=0)
-            self._batches, taken = [], {each.parameter for _, each in members}
-            waiting: list[Member] = []
-            for i, (number, each) in enumerate(members):
-                waiting.append(each)
-                following = members[i + 1] if i + 1 < len(members) else (None, each)
-                together = [*waiting, following[1]]
-                size = sum(one.rank * one.M * one.dtype.itemsize for one in together)
-                if following[0] != number or TEMPORARIES * size > most:
-                    self._batches.append(self._batch(number, waiting))
-                    waiting = []
-            groups = [
-                {"params": [p for p in group["params"] if p not in taken], "number": number}
+            self._turns = {
+                each.index: (i + 1) / len(members) for i, (_, each) in enumerate(members)
+            }
+            self._taken = {each.parameter for _, each in members}
+            alike = defaultdict(list)
+            for number, each in members:
+                alone = self._handles or each.policy.energy is not None
+                own = each.index if alone else None
+                alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
+            most = max(SMALL, *(p.numel() * p.element_size() for p in self._taken), 0)
+            workers: list[Batch | torch.optim.Optimizer] = []
+            others = [
+                (number, [p for p in group["params"] if p not in self._taken])
                 for number, group in enumerate(self.param_groups)
             ]
-            groups = [group for group in groups if group["params"]]
-            self._rest = self._make(groups, **self._options) if groups else None
-        return self._batches, self._rest
+            if self._handles:  # each parameter alone
+                others = [(number, [p]) for number, params in others for p in params]
+            groups = [{"params": ps, "number": number} for number, ps in others if ps]
+            together = (
+                [[group] for group in groups] if self._handles else [groups] if groups else []
+            )
+            workers += [self._make(groups, **self._options) for groups in together]
+            for (number, *_), same in alike.items():
+                size = same[0].rank * same[0].M * same[0].dtype.itemsize
+                count = max(1, most // (TEMPORARIES * size))
+                parts = (same[start : start + count] for start in range(0, len(same), count))
+                workers += [self._batch(number, part) for part in parts]
+            self._made, self._places = workers, {}
+            return workers
+        return self._made
+
+    def _worker_of(self, parameter: torch.Tensor) -> Batch | torch.optim.Optimizer:
+        """The worker of a parameter that is stepped alone."""
+        workers = self._workers()
+        if parameter not in self._places:
+            for worker in workers:
+                if isinstance(worker, Batch):
+                    self._places[worker.members[0].parameter] = worker
+                else:
+                    self._places[worker.param_groups[0]["params"][0]] = worker
+        return self._places[parameter]
 
     def _batch(self, number: int, members: list[Member]) -> Batch:
         proxies = tuple(
@@ -504,7 +591,7 @@ class LowRank(torch.optim.Optimizer):
         for group in self.param_groups:
             if group["rank"] is not None:
                 group["rank"] = high
-        self._batches = self._rest = None
+        self._made = None
 
     # -- state --------------------------------------------------------------------------------
 
@@ -568,10 +655,10 @@ class LowRank(torch.optim.Optimizer):
                 continue
             index, group = places[key]
             parameter = parameters[index]
-            self._check_saved(saved, parameter, index, members.get(index))
+            check_saved(saved, parameter, self._name(index), members.get(index))
             on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
-                name: _copied(value, None if name == "step" and on_host else parameter.device)
+                name: copied(value, None if name == "step" and on_host else parameter.device)
                 for name, value in saved.items()
             }
         for group, ours in zip(groups, self.param_groups, strict=True):
@@ -582,62 +669,15 @@ class LowRank(torch.optim.Optimizer):
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
 
-    def _check_saved(
-        self, saved: dict[str, Any], parameter: torch.Tensor, index: int, each: Member | None
-    ) -> None:
-        basis, name = saved.get("basis"), self._name(index)
-        if (basis is None) != (each is None) and saved:
-            here, there = ("", "not ") if each is None else ("not ", "")
-            message = (
-                f"parameter {name} is {here}compressed in the state, and {there}compressed here; "
-                "give its group the same `rank`."
-            )
-            raise ValueError(message)
-        if each is None or basis is None:
-            for key, value in saved.items():
-                wrong = isinstance(value, torch.Tensor) and value.ndim == parameter.ndim > 0
-                if wrong and value.numel() == value.shape.numel() > parameter.numel():
-                    message = f"`{key}` of parameter {name} has shape {tuple(value.shape)}."
-                    raise ValueError(message)
-            return
-        k, r = basis.shape
-        if k != each.k:
-            message = (
-                f"the basis of parameter {name} has {k} rows in the state, but its shape "
-                f"{tuple(parameter.shape)} needs {each.k}."
-            )
-            raise ValueError(message)
-        if r != each.rank and each.policy.energy is None:
-            message = (
-                f"parameter {name} has rank {r} in the state and {each.rank} here; build the "
-                f"optimizer with rank={r}."
-            )
-            raise ValueError(message)
-        for key, value in saved.items():
-            is_matrix = isinstance(value, torch.Tensor) and value.ndim == 2 and key not in OURS
-            if is_matrix and not (value.shape[0] in (r, 1) and value.shape[1] in (each.M, 1)):
-                message = (
-                    f"`{key}` of parameter {name} has shape {tuple(value.shape)} in the state, but "
-                    f"shape {tuple(parameter.shape)} at rank {r} needs {(r, each.M)}."
-                )
-                raise ValueError(message)
 
-
-def _largest(grad: torch.Tensor) -> torch.Tensor:
-    values = grad.coalesce().values() if grad.layout is torch.sparse_coo else grad
-    if values.numel() == 0:
-        return torch.zeros((), device=grad.device)
-    return torch.linalg.vector_norm(values, ord=math.inf)
+def _values(grad: torch.Tensor) -> torch.Tensor:
+    return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad
 
 
 def _is_bad(parameter: torch.Tensor) -> bool:
-    return parameter.grad is not None and not bool(torch.isfinite(_largest(parameter.grad)))
-
-
-def _copied(value: Any, device: torch.device | None) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return copy.deepcopy(value)
-    return value.detach().clone() if device is None else value.detach().to(device, copy=True)
+    if parameter.grad is None or parameter.grad.numel() == 0:
+        return False
+    return not math.isfinite(torch.linalg.vector_norm(_values(parameter.grad), ord=math.inf))
 
 
 def _unwound(value: Any, rank: int, k: int) -> int:

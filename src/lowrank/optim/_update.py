@@ -1,6 +1,7 @@
-"""A step of a compressed weight: its gradient as coordinates, and their change put back."""
+"""A step of compressed weights: gradients as coordinates, and the change of those put back."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,7 +11,9 @@ from lowrank.optim._options import Member
 
 __all__ = [
     "add_to_weight",
-    "channel_scales",
+    "change_of_weight",
+    "column_squares",
+    "compiled",
     "coordinates",
     "mean_square_outside",
     "product",
@@ -21,67 +24,99 @@ __all__ = [
 LARGEST_GROWTH = 1.01
 # Pieces in which a half-precision weight is worked on in single precision, and moments are moved.
 PIECES = 16
+# Numbers of a block of rows that stays in the cache of a processor while it is summed.
+CACHED = 2**16
 # Names that optimizers give to means of squares; those of others contain none of them.
 OF_SQUARES = ("_sq", "square", "sum", "var")
 
 
-def _pieces(columns: int, *, whole: bool = False) -> Iterator[slice]:
-    """Columns to work on at a time, so that what is temporary stays small."""
-    width = columns if whole else -(-columns // PIECES)
-    return (slice(start, start + width) for start in range(0, columns, width))
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return torch.compile(function)
 
 
-def coordinates(member: Member, Q: torch.Tensor, X: torch.Tensor) -> torch.Tensor:
-    """``QᵀX`` (r×M) of a tensor like the weight."""
+def _slices(length: int) -> list[slice]:
+    width = -(-length // PIECES)
+    return [slice(start, start + width) for start in range(0, length, width)]
+
+
+def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]]:
+    """Rows and columns of a matrix to work on at a time, as they follow one another in memory."""
+    everything = slice(None)
+    if whole:
+        return [(everything, everything)]
+    if X.stride(0) >= X.stride(1):
+        return [(rows, everything) for rows in _slices(X.shape[0])]
+    return [(everything, columns) for columns in _slices(X.shape[1])]
+
+
+def coordinates(member: Member, Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
+    """``QᵀX`` (r×M) of a tensor like the weight, written to `out`."""
     X = member.oriented(X)
     if X.dtype == Q.dtype:
-        return Q.mT @ X
-    R = Q.new_empty(Q.shape[1], X.shape[1])
-    for part in _pieces(X.shape[1]):
-        R[:, part] = Q.mT @ X[:, part].to(Q.dtype)
-    return R
+        torch.mm(Q.mT, X, out=out)
+        return
+    for number, (rows, columns) in enumerate(_pieces(X)):
+        beta = 0 if number == 0 or rows == slice(None) else 1
+        out[:, columns].addmm_(Q[rows].mT, X[rows, columns].to(Q.dtype), beta=beta)
 
 
 def product(member: Member, X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
     """``X Ω`` (k×l) of a tensor like the weight."""
     X = member.oriented(X)
-    parts = _pieces(X.shape[1], whole=X.dtype == Omega.dtype)
-    return sum(X[:, part].to(Omega.dtype) @ Omega[part] for part in parts)  # type: ignore[return-value]
+    Y = Omega.new_zeros(X.shape[0], Omega.shape[1])
+    for rows, columns in _pieces(X, whole=X.dtype == Omega.dtype):
+        Y[rows].addmm_(X[rows, columns].to(Omega.dtype), Omega[columns])
+    return Y
 
 
-def _column_norms(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    norms = X.new_empty(X.shape[1], dtype=dtype)
-    for part in _pieces(X.shape[1], whole=X.dtype == dtype):
-        norms[part] = torch.linalg.vector_norm(X[:, part].to(dtype), dim=0)
-    return norms
+def column_squares(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    """Sums of the squares of the columns of a matrix or stack, computed in `dtype`."""
+    if torch.compiler.is_compiling():
+        return X.to(dtype).square().sum(-2)
+    along_columns = X.stride(-2) == 1
+    if X.device.type != "cpu" or (along_columns and X.dtype == dtype):
+        return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
+    if along_columns:
+        parts = [X[..., columns].to(dtype).square().sum(-2) for _, columns in _pieces(X)]
+        return torch.cat(parts, -1)
+    # torch's own norm across the rows takes ten times as long on a processor
+    rows = max(1, min(CACHED // max(1, X.shape[-1]), X.shape[-2] // PIECES))
+    squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
+    for start in range(0, X.shape[-2], rows):
+        squares += X[..., start : start + rows, :].to(dtype).square().sum(-2)
+    return squares
 
 
-def channel_scales(
+def change_of_weight(
     change: torch.Tensor,
     R: torch.Tensor,
-    G: torch.Tensor,
+    squares: torch.Tensor,
     lr: Any,
-    before: torch.Tensor | None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Scale s of every column of ``G − QR``, and the norm of ``(G − QR) diag(s)``.
+    sign: float,
+    scale: float,
+    before: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """X and t, such that the weight changes by ``Q X − G diag(t)``, and the norm of the residual.
 
-    A column is scaled as the optimizer scaled its coordinates, by ``‖change‖/(lr ‖R‖)``; all of
-    them less where the norm would exceed 1.01 times the norm `before`. (X. Chen et al., Fira: can
-    we achieve full-rank training of LLMs under low-rank constraint?, 2024, arXiv:2410.01623,
-    Algorithm 1.) The norms of the columns of G − QR are ``√(‖G‖² − ‖R‖²)``, so that this matrix is
-    never formed; where the difference cancels, its square root is below √eps ‖G‖.
+    For a stack of b weights: `change` (b×r×M) is what the inner optimizer did to coordinates whose
+    gradients were R (downhill, or uphill where `sign` is −1), and `squares` (b×M) are those of the
+    columns of the whole gradients G. A column of ``G − QR`` is scaled as its coordinates were, by
+    ``s = ‖change‖/(lr ‖R‖)``; all of them less where the norm of ``(G − QR) diag(s)`` would exceed
+    1.01 times the norm `before` (b), unless that is zero. (X. Chen et al., Fira: can we achieve
+    full-rank training of LLMs under low-rank constraint?, 2024, arXiv:2410.01623, Algorithm 1.)
+
+    The norms of the columns of G − QR are ``√(‖G‖² − ‖R‖²)``, so that this matrix is never formed;
+    where the difference cancels, its square root is below √eps ‖G‖.
     """
-    norm = torch.linalg.vector_norm
-    inside = norm(R, dim=0)
-    divisor = lr * inside
-    s = torch.where(divisor > 0, norm(change, dim=0) / divisor, 0.0)
-    outside = (_column_norms(G, R.dtype) ** 2 - inside**2).clamp(min=0).sqrt()
-    size = norm(s * outside)
-    if before is not None:
-        limit = LARGEST_GROWTH * before
-        factor = torch.where((before > 0) & (size > limit), limit / size, 1.0)
-        s, size = s * factor, size * factor
-    return s, size
+    inside = column_squares(R, R.dtype)
+    divisor = lr * inside.sqrt()
+    s = torch.where(divisor > 0, column_squares(change, R.dtype).sqrt() / divisor, 0.0)
+    size = torch.linalg.vector_norm(s * (squares - inside).clamp(min=0).sqrt(), dim=-1)
+    limit = LARGEST_GROWTH * before
+    factor = torch.where((before > 0) & (size > limit), limit / size, 1.0)
+    t = s * (sign * lr * factor.unsqueeze(-1))
+    return change.addcmul_(R, t.unsqueeze(-2)).mul_(scale), t * scale, size * factor
 
 
 def add_to_weight(
@@ -89,29 +124,30 @@ def add_to_weight(
     Q: torch.Tensor,
     X: torch.Tensor,
     *,
-    kept: Any = None,
-    G: torch.Tensor | None = None,
-    s: torch.Tensor | None = None,
+    kept: Any = 1.0,
+    t: torch.Tensor | None = None,
 ) -> None:
-    """``W ← kept · W + Q X − G diag(s)``, rounded once, without another matrix of its size."""
+    """``W ← kept · W + Q X − G diag(t)``, rounded once, without another matrix of its size."""
     flat = member.parameter.data.flatten(1)
-    W = flat if member.left else flat.mT
-    for part in _pieces(W.shape[1], whole=W.dtype == Q.dtype):
-        w = W[:, part].to(Q.dtype)  # the weight itself, where it has that dtype
-        if kept is not None:
-            w *= kept
-        w.addmm_(Q, X[:, part])
-        if G is not None and s is not None:
-            w.addcmul_(G[:, part].to(Q.dtype), s[part], value=-1.0)
+    W, G = flat if member.left else flat.mT, member.oriented(member.gradient)
+    for part in _pieces(W, whole=W.dtype == Q.dtype):
+        rows, columns = part
+        w = W[part].to(Q.dtype)  # the weight itself, where it has that dtype
+        if isinstance(kept, torch.Tensor):
+            w.mul_(kept).addmm_(Q[rows], X[:, columns])
+        else:
+            w.addmm_(Q[rows], X[:, columns], beta=kept)
+        if t is not None:
+            w.addcmul_(G[part].to(Q.dtype), t[columns], value=-1.0)
         if w.dtype != W.dtype:
-            W[:, part] = w
+            W[part] = w
     if flat.untyped_storage().data_ptr() != member.parameter.untyped_storage().data_ptr():
         member.parameter.data.copy_(flat.view_as(member.parameter))
 
 
 def mean_square_outside(Q: torch.Tensor, R: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
     """Mean square of a coordinate of every column of G outside the basis."""
-    rest = _column_norms(G, Q.dtype) ** 2 - torch.linalg.vector_norm(R, dim=0) ** 2
+    rest = column_squares(G, Q.dtype) - column_squares(R, Q.dtype)
     return rest.clamp(min=0) / max(1, Q.shape[0] - Q.shape[1])
 
 
@@ -145,7 +181,7 @@ def transported(
                 mean = (mean.dequantize() if quantised else mean).to(C.dtype)
             new = outside if X.shape[1] == outside.shape[0] else outside.mean()[None]
             Y = X.new_empty(C.shape[0], X.shape[1])
-            for part in _pieces(X.shape[1]):
+            for part in _slices(X.shape[1]):
                 center = torch.zeros_like(X[:, part]) if mean is None else mean[:, part]
                 Y[:, part] = unbiased[1] * transport_squares(
                     C, center / unbiased[0], X[:, part] / unbiased[1], new[part]

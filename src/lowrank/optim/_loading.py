@@ -1,0 +1,59 @@
+"""Whether a saved state fits the parameters, and copies of it."""
+
+import copy
+from typing import Any
+
+import torch
+
+from lowrank.optim._options import Member
+from lowrank.optim._refresh import OURS
+
+__all__ = ["check_saved", "copied"]
+
+
+def copied(value: Any, device: torch.device | None) -> Any:
+    if not isinstance(value, torch.Tensor):
+        return copy.deepcopy(value)
+    return value.detach().clone() if device is None else value.detach().to(device, copy=True)
+
+
+def check_saved(
+    saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
+) -> None:
+    """Raise a ValueError unless the saved state of a parameter is one of it at this rank."""
+    basis = saved.get("basis")
+    if (basis is None) != (each is None) and saved:
+        here, there = ("", "not ") if each is None else ("not ", "")
+        message = (
+            f"parameter {name} is {here}compressed in the state, and {there}compressed here; "
+            "give its group the same `rank`."
+        )
+        raise ValueError(message)
+    if each is None or basis is None:
+        for key, value in saved.items():
+            wrong = isinstance(value, torch.Tensor) and value.ndim == parameter.ndim > 0
+            if wrong and value.numel() == value.shape.numel() > parameter.numel():
+                message = f"`{key}` of parameter {name} has shape {tuple(value.shape)}."
+                raise ValueError(message)
+        return
+    k, r = basis.shape
+    if k != each.k:
+        message = (
+            f"the basis of parameter {name} has {k} rows in the state, but its shape "
+            f"{tuple(parameter.shape)} needs {each.k}."
+        )
+        raise ValueError(message)
+    if r != each.rank and each.policy.energy is None:
+        message = (
+            f"parameter {name} has rank {r} in the state and {each.rank} here; build the "
+            f"optimizer with rank={r}."
+        )
+        raise ValueError(message)
+    for key, value in saved.items():
+        is_matrix = isinstance(value, torch.Tensor) and value.ndim == 2 and key not in OURS
+        if is_matrix and not (value.shape[0] in (r, 1) and value.shape[1] in (each.M, 1)):
+            message = (
+                f"`{key}` of parameter {name} has shape {tuple(value.shape)} in the state, but "
+                f"shape {tuple(parameter.shape)} at rank {r} needs {(r, each.M)}."
+            )
+            raise ValueError(message)

@@ -1,0 +1,59 @@
+"""The command line: see the docstring of the package."""
+
+import argparse
+import logging
+import os
+import sys
+import time
+import warnings
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch is imported
+logging.disable(logging.WARNING)  # torchao tells which of its libraries it can't load
+
+from benchmarks import training  # noqa: E402
+from benchmarks.training import data, experiments, report, run  # noqa: E402
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.training",
+        description=training.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("what", choices=["run", "experiments", "table", "plots"])
+    parser.add_argument("--corpus", choices=list(data.CORPORA), default="kjv")
+    parser.add_argument("--only", metavar="PATTERN", help="regular expression for names")
+    parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
+    parser.add_argument("--quick", action="store_true", help="a trial of few steps and methods")
+    parser.add_argument("--large", action="store_true", help="matrices up to 4096×11008 too")
+    return parser.parse_args()
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    asked = arguments()
+    protocol = run.QUICK if asked.quick else run.FULL
+    start = time.perf_counter()
+    failed = 0
+    if asked.what == "run" and asked.workers > 1:
+        given = ["run", "--corpus", asked.corpus, *(["--quick"] if asked.quick else [])]
+        given += ["--only", asked.only] if asked.only else []
+        failed = run.work_together(asked.workers, given)
+    elif asked.what == "run":
+        methods = run.chosen(asked.only, quick=asked.quick)
+        failed = run.work(protocol, asked.corpus, methods)
+    elif asked.what == "experiments":
+        failed = experiments.perform(protocol, asked.corpus, asked.only, large=asked.large)
+    elif asked.what == "table":
+        print(report.write_table(protocol, asked.corpus))
+    else:
+        for path in report.write_plots(protocol, asked.corpus):
+            print(path)
+    if asked.what in ("run", "experiments"):
+        print(f"{time.perf_counter() - start:.0f} s", flush=True)
+    if failed:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

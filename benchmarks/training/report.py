@@ -1,0 +1,250 @@
+"""Tables in Markdown, and plots, made from the files of the runs and of nothing else."""
+
+import json
+import statistics
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+
+from benchmarks.measuring import ROOT
+from benchmarks.training.methods import GROUPS, METHODS
+from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
+
+# Okabe and Ito's colours, which everybody can tell apart, and a grey; with a dash for each.
+COLOURS = ("#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9")
+DASHES = ("-", "--", ":", "-.", "-", "--", "-", "--")
+MARKERS = {"peers": "o", "ranks": "s", "options": "x"}
+OF_GROUP = {"peers": "#D55E00", "ranks": "#0072B2", "options": "#777777"}
+NEEDED = 2  # methods, for a plot of several to say something
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is known of a method."""
+
+    name: str
+    sweep: dict[float, dict[str, Any]]  # by learning rate, with the first seed
+    best: float
+    seeds: list[dict[str, Any]]  # at the best learning rate
+
+    @property
+    def losses(self) -> list[float]:
+        return [float(each["held_out"]) for each in self.seeds]
+
+    def mean(self, key: str) -> float:
+        return statistics.mean(float(each[key]) for each in self.seeds)
+
+    @property
+    def at_edge(self) -> str:
+        if self.best == max(self.sweep):
+            return "upper edge"
+        return "lower edge" if self.best == min(self.sweep) else ""
+
+
+def lines_of(protocol: Protocol, corpus: str) -> list[Line]:
+    found = []
+    for name in METHODS:
+        rates = sorted({*protocol.rates, protocol.below, protocol.above} - {None})
+        runs = {lr: Run(protocol, corpus, name, lr, protocol.seeds[0]).result() for lr in rates}
+        sweep = {lr: result for lr, result in runs.items() if result}
+        if not sweep:
+            continue
+        best = best_rate(sweep)
+        seeds = [Run(protocol, corpus, name, best, seed).result() for seed in protocol.seeds]
+        found.append(Line(name, sweep, best, [each for each in seeds if each]))
+    texts = {result["corpus"]["sha256"] for line in found for result in line.sweep.values()}
+    if len(texts) > 1:
+        message = f"the runs on {corpus} had {len(texts)} different texts."
+        raise SystemExit(message)
+    return found
+
+
+def warning(protocol: Protocol) -> str:
+    return f"a trial of {protocol.steps} steps, not for comparison" if protocol.folder else ""
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def grid(head: list[str], rows: list[list[str]]) -> str:
+    rule = [":---", *["---:"] * (len(head) - 1)]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def loss(value: Any) -> str:
+    return f"{float(value):.3f}"
+
+
+def main_row(line: Line, adamw: float | None) -> list[str]:
+    losses, held = line.losses, max(each["state_bytes"] for each in line.seeds)
+    peak = max(each["peak_state_bytes"] for each in line.seeds)
+    fate = ", ".join(part for part in (line.at_edge, diverged(line.seeds)) if part)
+    return [
+        f"`{line.name}`",
+        loss(statistics.mean(losses)),
+        f"{loss(min(losses))}–{loss(max(losses))}",
+        str(len(losses)),
+        f"{line.best:g}" + (f" ({fate})" if fate else ""),
+        f"{held:,}" + (f" (peak {peak:,})" if peak > held else ""),
+        "" if adamw is None else f"{held / adamw:.1%}",
+        f"{line.mean('optimizer_cpu_seconds'):.1f}",
+        f"{1e3 * line.mean('optimizer_seconds_per_step'):.1f}",
+    ]
+
+
+def diverged(seeds: list[dict[str, Any]]) -> str:
+    count = sum(each["diverged"] for each in seeds)
+    return f"{count} diverged" if count else ""
+
+
+def write_table(protocol: Protocol, corpus: str) -> str:
+    """The page of one corpus, written to a file and returned."""
+    lines = lines_of(protocol, corpus)
+    if not lines:
+        return f"No runs on {corpus} yet."
+    adamw = next((max(s["state_bytes"] for s in x.seeds) for x in lines if x.name == "adamw"), None)
+    first = lines[0].seeds[0]
+    machines = {f"{s['machine']['cpu']}, one thread" for line in lines for s in line.seeds}
+    head = ["method", "mean", "min–max", "seeds", "best lr", "state, bytes", "of AdamW's"]
+    head += ["CPU s in step()", "ms per step()"]
+    rates = sorted({lr for line in lines for lr in line.sweep})
+    page = [f"# Held-out nats per byte, {corpus}"]
+    if protocol.folder:
+        page.append(f"**{warning(protocol).capitalize()}.**")
+    page.append(
+        f"{protocol.steps} steps of {protocol.batch}×{protocol.length} bytes; torch "
+        f"{first['versions']['torch']}, transformers {first['versions']['transformers']}; "
+        f"{'; '.join(sorted(machines))}. Mean, least and largest over seeds at the learning rate "
+        f"that is best for seed {protocol.seeds[0]}. That seed chose it, so its loss is a little "
+        "too low for every method. State: of the matrices of attention and MLP. Times: of all "
+        "steps, and of the mean step but the first, in which some compile; other processes ran on "
+        "the machine."
+    )
+    for group, title in GROUPS.items():
+        rows = [main_row(x, adamw) for x in lines if METHODS[x.name].group == group]
+        if rows:
+            page += [f"## {title}", grid(head, rows)]
+    swept = [
+        [f"`{x.name}`", *[cell_of(x.sweep.get(lr), best=lr == x.best) for lr in rates]]
+        for x in lines
+    ]
+    title = f"## Every learning rate, seed {protocol.seeds[0]}"
+    page += [title, grid(["method", *[f"{lr:g}" for lr in rates]], swept)]
+    page += experiment_pages(protocol)
+    text = "\n\n".join(page) + "\n"
+    (RESULTS / protocol.folder / f"{corpus}.md").write_text(text, "utf-8")
+    return text
+
+
+def cell_of(result: dict[str, Any] | None, *, best: bool) -> str:
+    if result is None:
+        return ""
+    told = loss(result["held_out"]) + (" diverged" if result["diverged"] else "")
+    return f"**{told}**" if best else told
+
+
+def experiment_pages(protocol: Protocol) -> list[str]:
+    page = []
+    for path in sorted((RESULTS / protocol.folder / "experiments").glob("e*.json")):
+        content = json.loads(path.read_text("utf-8"))
+        rows = content["rows"]
+        head = list(dict.fromkeys(key for row in rows for key in row))
+        page.append(f"## {content['experiment'].upper()}")
+        page.append(" ".join(content["question"].split()))
+        page.append(grid(head, [[plain(row.get(key)) for key in head] for row in rows]))
+    return page
+
+
+def plain(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, list):
+        return "×".join(map(str, value))
+    return "" if value is None else str(value).replace("|", "\\|")
+
+
+# -- plots ----------------------------------------------------------------------------------------
+
+
+def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
+    """The plots of one corpus, on white, so that they can be read on any page."""
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": "#777777"})
+    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    lines = [x for x in lines_of(protocol, corpus) if not all(s["diverged"] for s in x.seeds)]
+    if len(lines) < NEEDED:
+        return []
+    folder = RESULTS / protocol.folder if protocol.folder else ROOT / "docs" / "_static"
+    folder.mkdir(parents=True, exist_ok=True)
+    written = []
+    for name, draw in {"bytes": by_bytes, "steps": by_steps, "time": by_time}.items():
+        figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
+        draw(axes, lines)
+        axes.grid(color="#DDDDDD", linewidth=0.6)
+        axes.set_axisbelow(True)
+        axes.set_title(" – ".join(part for part in (corpus, warning(protocol)) if part), loc="left")
+        path = folder / f"training-{corpus}-{name}.svg"
+        figure.savefig(path, facecolor="white", metadata={"Date": None})
+        plt.close(figure)
+        written.append(path)
+    return written
+
+
+def drawn(lines: list[Line]) -> list[tuple[str, Line, str, str]]:
+    """The few methods that have a label, with a colour and a dash each."""
+    few = [line for line in lines if METHODS[line.name].drawn]
+    styles = zip(few, COLOURS, DASHES, strict=False)
+    return [(str(METHODS[x.name].drawn), x, colour, dash) for x, colour, dash in styles]
+
+
+def by_bytes(axes: Any, lines: list[Line]) -> None:
+    for group, title in GROUPS.items():
+        for place, line in enumerate(x for x in lines if METHODS[x.name].group == group):
+            losses = line.losses
+            middle = statistics.mean(losses)
+            axes.errorbar(
+                line.mean("peak_state_bytes"),
+                middle,
+                [[middle - min(losses)], [max(losses) - middle]],
+                marker=MARKERS[group],
+                color=OF_GROUP[group],
+                linewidth=1,
+                markersize=5,
+                label=None if place else title,
+            )
+    for label, line, _, _ in drawn(lines):
+        at = line.mean("peak_state_bytes"), statistics.mean(line.losses)
+        axes.annotate(label, at, (5, 4), textcoords="offset points", fontsize=8)
+    axes.set_xscale("log")
+    axes.set_xlabel("state of the matrices, bytes (peak)")
+    axes.set_ylabel("held-out nats per byte (mean and range over seeds)")
+    axes.legend(frameon=False)
+
+
+def by_steps(axes: Any, lines: list[Line]) -> None:
+    for label, line, colour, dash in drawn(lines):
+        first = line.seeds[0]
+        steps, values = zip(*first["train_curve"], strict=True)
+        axes.plot(steps, values, dash, color=colour, linewidth=1.4, label=label)
+        steps, values = zip(*first["held_out_curve"], strict=True)
+        axes.plot(steps, values, "o", color=colour, markersize=4)
+    last = [float(x.seeds[0]["train_curve"][-1][1]) for _, x, _, _ in drawn(lines)]
+    axes.set_ylim(0.95 * min(last), 2.0 * min(last))
+    axes.set_xlabel("step")
+    axes.set_ylabel("nats per byte: training (lines), held out (dots)")
+    axes.legend(frameon=False, fontsize=8)
+
+
+def by_time(axes: Any, lines: list[Line]) -> None:
+    few = drawn(lines)
+    times = [1e3 * line.mean("optimizer_seconds_per_step") for _, line, _, _ in few]
+    bars = axes.barh([label for label, *_ in few], times, color="#0072B2", height=0.6)
+    axes.bar_label(bars, fmt=" %.1f", fontsize=8)
+    axes.set_xscale("log")
+    axes.invert_yaxis()
+    axes.set_xlabel("step() of the optimizer, ms on one thread")

@@ -5,12 +5,12 @@ import inspect
 import math
 from collections import defaultdict
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Literal
 
 import torch
-from torch.utils.hooks import RemovableHandle
 
 from lowrank._check import as_rank
 from lowrank.optim._loading import check_saved, copied
@@ -225,13 +225,15 @@ class LowRank(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self._forget()
+        if "_hooks" not in self.__dict__:  # a copy, and no loading
+            self._forget()
+        self._made = None
         super().__setstate__(state)
 
     def _forget(self) -> None:
         """Begin without workers (made in the first step) and hooks."""
         self._made = None
-        self._handles: list[RemovableHandle] = []
+        self._hooks: ExitStack | None = None
         self._skipped = self._compiling = False
 
     @property
@@ -263,12 +265,13 @@ class LowRank(torch.optim.Optimizer):
                 self._work(worker)
         return loss
 
-    def step_in_backward(self, when: Callable[[], bool] | None = None) -> list[RemovableHandle]:
+    def step_in_backward(self, when: Callable[[], bool] | None = None) -> ExitStack:
         """Step every parameter in the backward pass, as soon as its gradient is complete.
 
         The gradient is then freed, so that never more than a few exist at once. The training loop
-        stays as it is: `step` takes what still has a gradient, and `zero_grad` finds nothing.
-        Steps, state and checkpoints are those of the ordinary loop.
+        stays as it is: `step` takes what still has a gradient (parameters of groups that are added
+        later, say), and `zero_grad` finds nothing. Steps, state and checkpoints are those of the
+        ordinary loop.
 
         Parameters
         ----------
@@ -278,15 +281,15 @@ class LowRank(torch.optim.Optimizer):
 
         Returns
         -------
-        list of torch.utils.hooks.RemovableHandle
-            ``remove()`` on each goes back to ordinary steps.
+        contextlib.ExitStack
+            Its ``close()``, or leaving it as a context manager, goes back to ordinary steps.
 
         Raises
         ------
         RuntimeError
-            In a process group of several ranks, unless the parameters are DTensors: DDP averages
-            gradients after the backward pass has reached them. And by `step`, if it is called by a
-            GradScaler, whose factor is divided out after the backward pass.
+            If it is in force already. In a process group of several ranks, unless the parameters
+            are DTensors: DDP averages gradients after the backward pass has reached them. And by
+            `step`, if it is called by a GradScaler, whose factor is divided out after it, too.
 
         Notes
         -----
@@ -300,13 +303,15 @@ class LowRank(torch.optim.Optimizer):
         >>> from lowrank.optim import LowRank
         >>> model = torch.nn.Linear(512, 512, bias=False)
         >>> optimizer = LowRank(model.parameters(), torch.optim.AdamW, rank=32, lr=1e-3)
-        >>> handles = optimizer.step_in_backward(when=lambda: batch % 2 == 1)
-        >>> for batch in range(4):
-        ...     model(torch.ones(1, 512)).sum().backward()
-        ...     optimizer.step()
+        >>> with optimizer.step_in_backward(when=lambda: batch % 2 == 1):
+        ...     for batch in range(4):
+        ...         model(torch.ones(1, 512)).sum().backward()
         >>> model.weight.grad is None
         True
         """
+        if self._hooks is not None:
+            message = "step_in_backward is in force already; close() what it returned first."
+            raise RuntimeError(message)
         world = torch.distributed.is_available() and torch.distributed.is_initialized()
         if world and torch.distributed.get_world_size() > 1:
             plain = [i for i, p in enumerate(self._parameters()) if not hasattr(p, "placements")]
@@ -324,22 +329,22 @@ class LowRank(torch.optim.Optimizer):
         def hook(parameter: torch.Tensor) -> None:
             if when is not None and not when():
                 return
-            worker = self._worker_of(parameter)
+            self._workers()
             self._refuse_sparse([parameter])
             if self.nonfinite == "ignore" or self._are_finite([parameter]):
-                self._work(worker)
+                self._work(self._places[parameter])
             elif self.nonfinite == "raise":
                 self._raise_nonfinite()
             else:
                 self._skipped = True
             parameter.grad = None
 
-        self._handles = [
-            parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-            for parameter in self._parameters()
-        ]
-        self._made = None
-        return self._handles
+        self._made, self._hooks = None, ExitStack()
+        for parameter in self._parameters():
+            handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+            self._hooks.callback(handle.remove)
+        self._hooks.callback(self._forget)
+        return self._hooks
 
     # -- one batch ----------------------------------------------------------------------------
 
@@ -417,7 +422,10 @@ class LowRank(torch.optim.Optimizer):
                 squares, change = compiled(column_squares), compiled(change_of_weight)
                 # a number would be a constant of the compiled code, which a scheduler changes
                 rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
-            norms = [state.setdefault("residual_norm", R.new_zeros(())) for state in states]
+            for state in states:
+                if "residual_norm" not in state:
+                    state["residual_norm"] = R.new_zeros(())
+            norms = [state["residual_norm"] for state in states]
             whole = torch.stack(
                 [squares(each.oriented(each.gradient), R.dtype) for each in members]
             )
@@ -446,7 +454,7 @@ class LowRank(torch.optim.Optimizer):
         found, scale = getattr(self, "found_inf", None), getattr(self, "grad_scale", None)
         parameters, skipped, self._skipped = self._parameters(), self._skipped, False
         if found is not None:  # a GradScaler has looked
-            if self._handles:
+            if self._hooks is not None:
                 message = (
                     "a GradScaler divides gradients by its factor after the backward pass, and so "
                     "can't be used with step_in_backward; train in bfloat16, without one."
@@ -497,49 +505,34 @@ class LowRank(torch.optim.Optimizer):
 
     def _workers(self) -> list[Batch | torch.optim.Optimizer]:
         """What steps the parameters: batches, and inner optimizers of what is not compressed."""
-        if self._made is None:
-            members = self._members()
-            self._turns = {
-                each.index: (i + 1) / len(members) for i, (_, each) in enumerate(members)
-            }
-            self._taken = {each.parameter for _, each in members}
-            alike = defaultdict(list)
-            for number, each in members:
-                alone = self._handles or each.policy.energy is not None
-                own = each.index if alone else None
-                alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
-            most = max(SMALL, *(p.numel() * p.element_size() for p in self._taken), 0)
-            workers: list[Batch | torch.optim.Optimizer] = []
-            others = [
-                (number, [p for p in group["params"] if p not in self._taken])
-                for number, group in enumerate(self.param_groups)
-            ]
-            if self._handles:  # each parameter alone
-                others = [(number, [p]) for number, params in others for p in params]
-            groups = [{"params": ps, "number": number} for number, ps in others if ps]
-            together = (
-                [[group] for group in groups] if self._handles else [groups] if groups else []
-            )
-            workers += [self._make(groups, **self._options) for groups in together]
-            for (number, *_), same in alike.items():
-                size = same[0].rank * same[0].M * same[0].dtype.itemsize
-                count = max(1, most // (TEMPORARIES * size))
-                parts = (same[start : start + count] for start in range(0, len(same), count))
-                workers += [self._batch(number, part) for part in parts]
-            self._made, self._places = workers, {}
-            return workers
-        return self._made
+        if self._made is not None:
+            return self._made
+        members, alone = self._members(), self._hooks is not None
+        self._turns = {each.index: (i + 1) / len(members) for i, (_, each) in enumerate(members)}
+        self._taken = {each.parameter for _, each in members}
+        left = [
+            (number, [p for p in group["params"] if p not in self._taken])
+            for number, group in enumerate(self.param_groups)
+        ]
+        if alone:
+            left = [(number, [p]) for number, params in left for p in params]
+        others = [{"params": params, "number": number} for number, params in left if params]
+        together = [[group] for group in others] if alone else [others] if others else []
+        made: list[Batch | torch.optim.Optimizer]
+        made = [self._make(groups, **self._options) for groups in together]
 
-    def _worker_of(self, parameter: torch.Tensor) -> Batch | torch.optim.Optimizer:
-        """The worker of a parameter that is stepped alone."""
-        workers = self._workers()
-        if parameter not in self._places:
-            for worker in workers:
-                if isinstance(worker, Batch):
-                    self._places[worker.members[0].parameter] = worker
-                else:
-                    self._places[worker.param_groups[0]["params"][0]] = worker
-        return self._places[parameter]
+        alike = defaultdict(list)
+        for number, each in members:
+            own = each.index if alone or each.policy.energy is not None else None
+            alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
+        most = max(SMALL, *(p.numel() * p.element_size() for p in self._taken), 0)
+        for (number, *_), same in alike.items():
+            size = same[0].rank * same[0].M * same[0].dtype.itemsize
+            count = max(1, most // (TEMPORARIES * size))
+            parts = (same[start : start + count] for start in range(0, len(same), count))
+            made += [self._batch(number, part) for part in parts]
+        self._made, self._places = made, {_first(worker): worker for worker in made}
+        return made
 
     def _batch(self, number: int, members: list[Member]) -> Batch:
         proxies = tuple(
@@ -668,6 +661,13 @@ class LowRank(torch.optim.Optimizer):
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
+
+
+def _first(worker: Batch | torch.optim.Optimizer) -> torch.Tensor:
+    if isinstance(worker, Batch):
+        return worker.members[0].parameter
+    first: torch.Tensor = worker.param_groups[0]["params"][0]
+    return first
 
 
 def _values(grad: torch.Tensor) -> torch.Tensor:

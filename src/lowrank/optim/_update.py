@@ -32,7 +32,8 @@ OF_SQUARES = ("_sq", "square", "sum", "var")
 
 @functools.cache
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    return torch.compile(function)
+    """The function as one graph."""
+    return torch.compile(function, fullgraph=True)
 
 
 def _slices(length: int) -> list[slice]:

@@ -13,6 +13,8 @@ __all__ = ["Groups", "select"]
 
 Patterns = str | Iterable[str] | Callable[[str, torch.nn.Parameter], bool] | None
 HEADS = ("lm_head", "head", "classifier", "score")
+# Names of the modules that hold the factors of LoRA: lora_A, lora_B, lora_embedding_A, …
+FACTORS = "lora_"
 # Modules whose weights are the matrices of linear maps. Conv1D is the linear layer of GPT-2.
 LINEAR = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd)
 LINEAR_NAMES = ("Conv1D",)
@@ -46,8 +48,9 @@ def select(
     Compressed are the weights of linear layers and convolutions (and of attention layers, their
     projections), where that saves memory. Not compressed: embeddings, heads (what
     ``get_output_embeddings()`` returns, and modules named lm_head, head, classifier or score),
-    norms, biases, and parameters that belong to a module of another kind. Parameters without
-    `requires_grad` are left out, shared ones are taken once.
+    norms, biases, the factors of LoRA (in modules named lora_…), and parameters that belong to a
+    module of another kind. Parameters without `requires_grad` are left out, shared ones are taken
+    once.
 
     Parameters
     ----------
@@ -93,12 +96,14 @@ def select(
 
 
 def _usual(model: torch.nn.Module) -> set[torch.nn.Parameter]:
-    """Weights of linear maps, without heads and embeddings."""
+    """Weights of linear maps, without heads, embeddings and factors, which are of low rank."""
     found, heads = set(), set()
     output = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
         own = dict(module.named_parameters(recurse=False))
         weights = [p for key, p in own.items() if "weight" in key and p.ndim >= 2]
+        if any(part.startswith(FACTORS) for part in name.split(".")):
+            continue
         is_head = module is output or name.rpartition(".")[2] in HEADS
         if is_head or isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             heads |= set(module.parameters())

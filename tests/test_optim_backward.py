@@ -1,4 +1,7 @@
-"""Steps taken in the backward pass: equal to the ordinary ones, and whole in a checkpoint."""
+"""Steps taken in the backward pass: equal to the ordinary ones, and whole in a checkpoint.
+
+Some tests are named after the places where users complained of per-layer updates.
+"""
 
 import copy
 import io
@@ -42,6 +45,7 @@ class Loop:
     def __init__(self, model, opt, micro_batches=1, *, in_backward):
         self.model, self.opt, self.micro_batches = model, opt, micro_batches
         self.micro = 0
+        self.schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.1, total_iters=20)
         if in_backward:
             opt.step_in_backward(when=lambda: self.micro == self.micro_batches - 1)
 
@@ -54,13 +58,17 @@ class Loop:
                     loss = self.model.lm_head(self.model.embedding.weight).square().mean()
                 loss.backward()
             self.opt.step()
+            self.schedule.step()
             self.opt.zero_grad()
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2, 3])
 @pytest.mark.parametrize("name", INNER)
-def test_they_equal_the_ordinary_ones_bit_by_bit(name, micro_batches):
-    """Weights and states, over refreshes, also where a micro-batch leaves out some layers."""
+def test_galore_78_and_llamafactory_5887_they_equal_the_ordinary_ones(name, micro_batches):
+    """Weights and states bit by bit, also where a micro-batch leaves out some layers.
+
+    Over refreshes, with a schedule that is in step (APOLLO 14, transformers 30371, trl 1638).
+    """
     cls, options = INNER[name]
     (one, ordinary), (two, early) = build(cls, **options), build(cls, **options)
     Loop(one, ordinary, micro_batches, in_backward=False).run(range(13))
@@ -70,8 +78,8 @@ def test_they_equal_the_ordinary_ones_bit_by_bit(name, micro_batches):
 
 
 @pytest.mark.parametrize("in_backward", [False, True])
-def test_the_whole_state_is_saved_and_resumed(in_backward):
-    """From steps in the backward pass to either kind, bit by bit."""
+def test_transformers_29588_the_whole_state_is_saved_and_resumed(in_backward):
+    """From steps in the backward pass to either kind, bit by bit; not a dummy optimizer's."""
     model, opt = build()
     Loop(model, opt, in_backward=True).run(range(7))
     file = io.BytesIO()
@@ -108,9 +116,10 @@ def test_one_gradient_exists_at_a_time():
 
 def test_close_goes_back_to_ordinary_steps():
     (one, ordinary), (two, early) = build(), build()
+    loop = Loop(two, early, in_backward=False)
     with early.step_in_backward():
-        Loop(two, early, in_backward=False).run(range(3))
-    Loop(two, early, in_backward=False).run(range(3, 6))
+        loop.run(range(3))
+    loop.run(range(3, 6))
     Loop(one, ordinary, in_backward=False).run(range(6))
     assert equal(one.parameters(), two.parameters())
     loss_of(two, 0).backward()
@@ -177,7 +186,7 @@ def test_raise_names_the_parameter():
     assert equal(params, start)
 
 
-def test_refused_where_gradients_are_averaged_later(monkeypatch):
+def test_llamafactory_2926_refused_where_gradients_are_averaged_later(monkeypatch):
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
     opt = LowRank(parameters(), torch.optim.AdamW, rank=4)

@@ -132,6 +132,7 @@ def test_defect_5_a_bad_gradient_at_a_refresh_changes_nothing(bad):
     same_state(snapshot(opt), before)
 
 
+@pytest.mark.filterwarnings("ignore:no parameter is compressed")
 def test_defect_6_convolutions_and_every_side_with_every_rank():
     shapes = [(32, 16, 3, 3), (16, 32, 5), (8, 4, 3, 3, 3), (8, 40), (40, 8)]
     for side in (None, "long", "left", "right"):
@@ -246,6 +247,40 @@ def test_galore_6_the_memory_is_what_was_promised():
     assert opt.report().uncompressed_bytes == taken
     assert opt.state_bytes() < taken
     assert abs(opt.state_bytes() - groups.report().bytes) <= 8 * len(opt.report().rows)
+
+
+def test_apollo_12_one_is_told_if_nothing_is_saved():
+    """Also transformers 29822."""
+    opt = optimizer(parameters([(3, 40), (24,)]))
+    set_gradients([p for group in opt.param_groups for p in group["params"]], 0)
+    with pytest.warns(UserWarning, match="no parameter is compressed"):
+        opt.step()
+    opt.step()  # once
+
+
+@pytest.mark.parametrize("rank", [4, None])
+def test_galore_2_flattened_parameters_are_refused(rank):
+    """Of FSDP1, when the optimizer is made; also GaLore 12 and 23, APOLLO 5, LLaMA-Factory 2777."""
+
+    class FlatParameter(torch.nn.Parameter):
+        pass
+
+    flat = FlatParameter(torch.zeros(1000))
+    with pytest.raises(TypeError, match="fully_shard"):
+        optimizer([flat], rank=rank)
+    opt = optimizer(parameters())
+    with pytest.raises(TypeError, match="FlatParameter"):
+        opt.add_param_group({"params": [flat]})
+    assert len(opt.param_groups) == 1
+
+
+def test_galore_4_a_vocabulary_takes_no_more_memory_than_its_gradient():
+    """A basis of the short side alone is ever formed; a full SVD had asked for 267 GB."""
+    params = parameters([(20_000, 64)])
+    opt = optimizer(params, rank=8, refresh_every=1)
+    train(opt, params, 1)
+    set_gradients(params, 1)
+    assert peak_bytes(opt.step) < params[0].numel() * 4
 
 
 def test_galore_26_overflow_of_a_loss_scaler_at_the_first_refresh():

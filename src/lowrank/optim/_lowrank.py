@@ -3,6 +3,7 @@
 import copy
 import inspect
 import math
+import warnings
 from collections import defaultdict
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -109,7 +110,13 @@ class LowRank(torch.optim.Optimizer):
     Raises
     ------
     TypeError, ValueError
-        For options that are out of range or unknown to the inner optimizer.
+        For options that are out of range or unknown to the inner optimizer, and for the flattened
+        parameters of FSDP1.
+
+    Warns
+    -----
+    UserWarning
+        In the first step, if a rank is given and no parameter is compressed.
 
     Notes
     -----
@@ -217,6 +224,13 @@ class LowRank(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(parse(param_group))
         group = self.param_groups[-1]
+        if any(type(p).__name__ == "FlatParameter" for p in group["params"]):
+            self.param_groups.pop()
+            message = (
+                "a FlatParameter of FSDP1 holds several weights in one vector, which has no rank; "
+                "shard the model by torch.distributed.fsdp.fully_shard (FSDP2)."
+            )
+            raise TypeError(message)
         self.param_groups[-1] = parse(group)  # with the defaults
         self._made = None
 
@@ -508,6 +522,13 @@ class LowRank(torch.optim.Optimizer):
         if self._made is not None:
             return self._made
         members, alone = self._members(), self._hooks is not None
+        asked = (group["rank"] is not None or group["energy"] for group in self.param_groups)
+        if any(asked) and not members:
+            message = (
+                "no parameter is compressed: matrices of more than the asked rank are, but no "
+                "vectors, into which FSDP1 and ZeRO flatten them."
+            )
+            warnings.warn(message, UserWarning, stacklevel=2)
         self._turns = {each.index: (i + 1) / len(members) for i, (_, each) in enumerate(members)}
         self._taken = {each.parameter for _, each in members}
         left = [

@@ -3,20 +3,23 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-accelerate = pytest.importorskip("accelerate")
-pytest.importorskip("transformers")
 
 from test_optim import equal, weights  # noqa: E402
 from tiny_models import (  # noqa: E402
     compressed_names,
+    forget_accelerate,
     gpt2,
     language_loss,
     llama,
+    no_state_of_accelerate_is_left,  # noqa: F401
     same_run,
     seen_by,
     sentences,
     watch_loads,
 )
+
+accelerate = pytest.importorskip("accelerate")
+pytest.importorskip("transformers")
 
 from lowrank.optim import LowRank, select  # noqa: E402
 
@@ -58,8 +61,7 @@ def test_galore_35_save_state_and_load_state_resume_bit_for_bit(tmp_path, monkey
     loop.run(first=6)
     assert not equal(loop.model.parameters(), middle)
 
-    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
-    accelerate.state.GradientState._reset_state()
+    forget_accelerate()
     other = Loop(model_of(seed=1))
     loads = watch_loads(monkeypatch)
     other.accelerator.load_state(str(tmp_path))

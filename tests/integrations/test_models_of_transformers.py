@@ -3,7 +3,6 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-pytest.importorskip("transformers")
 
 from tiny_models import (  # noqa: E402
     LAYERS,
@@ -15,6 +14,8 @@ from tiny_models import (  # noqa: E402
     other_names,
     sentences,
 )
+
+pytest.importorskip("transformers")
 
 from lowrank.optim import LowRank, select  # noqa: E402
 

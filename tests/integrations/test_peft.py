@@ -3,8 +3,6 @@
 import pytest
 
 torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-pytest.importorskip("transformers")
 
 from test_optim import equal, weights  # noqa: E402
 from tiny_models import (  # noqa: E402
@@ -16,6 +14,9 @@ from tiny_models import (  # noqa: E402
     saved_and_loaded,
     sentences,
 )
+
+peft = pytest.importorskip("peft")
+pytest.importorskip("transformers")
 
 from lowrank.optim import LowRank, select  # noqa: E402
 

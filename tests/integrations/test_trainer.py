@@ -5,11 +5,20 @@ import functools
 import pytest
 
 torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-pytest.importorskip("accelerate")
 
 from test_optim import equal, weights  # noqa: E402
-from tiny_models import examples, gpt2, llama, same_run, seen_by, watch_loads  # noqa: E402
+from tiny_models import (  # noqa: E402
+    examples,
+    gpt2,
+    llama,
+    no_state_of_accelerate_is_left,  # noqa: F401
+    same_run,
+    seen_by,
+    watch_loads,
+)
+
+transformers = pytest.importorskip("transformers")
+pytest.importorskip("accelerate")
 
 from lowrank.optim import LowRank, select  # noqa: E402
 

@@ -1,9 +1,17 @@
-"""Models of transformers, so small that a step takes milliseconds, and tokens to learn."""
+"""Models of transformers, so small that a step takes milliseconds, and tokens to learn.
+
+Every model is built from a config, and nothing is asked of a model hub: import this before any
+package that reads the variable.
+"""
 
 import copy
 import io
+import os
 from itertools import chain
 
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
 import torch
 from test_optim import equal, same_state, snapshot
 
@@ -110,6 +118,20 @@ def seen_by(cls, name):
             return super().step(closure)
 
     return Seen
+
+
+@pytest.fixture(autouse=True)
+def no_state_of_accelerate_is_left():
+    """Accelerate keeps one state for a process; every test has its own."""
+    yield
+    forget_accelerate()
+
+
+def forget_accelerate():
+    from accelerate.state import AcceleratorState, GradientState  # noqa: PLC0415
+
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
 
 
 def watch_loads(monkeypatch):

@@ -115,7 +115,7 @@ def train(run: Run) -> dict[str, Any]:
     generator = torch.Generator().manual_seed(run.seed)
     windows = corpus.validation(protocol.windows, protocol.length)
     losses, train_curve, held_out_curve = [], [], []
-    cpu, wall, clock = [], [], time.perf_counter()
+    cpu, wall, clock, processor_clock = [], [], time.perf_counter(), time.process_time()
     states, peak = 0, 0
     for step in range(protocol.steps):
         for each, rates in zip(optimizers, initial, strict=True):
@@ -154,6 +154,7 @@ def train(run: Run) -> dict[str, Any]:
         "optimizer_cpu_seconds": sum(cpu),
         "first_step_cpu_seconds": cpu[0] if cpu else None,
         "optimizer_seconds_per_step": sum(wall[1:]) / max(1, len(wall) - 1),
+        "cpu_seconds": time.process_time() - processor_clock,
         "wall_seconds": time.perf_counter() - clock,
         "train_curve": train_curve,
         "held_out_curve": held_out_curve,

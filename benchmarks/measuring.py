@@ -19,7 +19,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec, module_from_spec
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -175,6 +177,17 @@ def commit() -> str | None:
     except (OSError, subprocess.SubprocessError):
         return None
     return shown.stdout.strip() or None
+
+
+def module_of(package: str, module: str) -> Any:
+    """A module of a package, whose own `__init__`, which wants more packages, is not run."""
+    if package not in sys.modules:
+        spec = find_spec(package)
+        if spec is None:
+            message = f"{package} is not installed"
+            raise ModuleNotFoundError(message)
+        sys.modules[package] = module_from_spec(spec)
+    return import_module(f"{package}.{module}")
 
 
 # -- timing ---------------------------------------------------------------------------------------

@@ -4,15 +4,13 @@ Everything the protocol does not fix (its betas, no weight decay, a refresh ever
 factor on the update) is left at the default of each package.
 """
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib import import_module
-from importlib.util import find_spec, module_from_spec
 from typing import Any
 
 import torch
 
+from benchmarks.measuring import module_of
 from benchmarks.training.model import Parts
 from lowrank.optim import LowRank
 
@@ -62,19 +60,8 @@ def muon(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
 
 
 def adamw8bit(parts: Parts, setting: Setting) -> Optimizers:
-    cls = import_module("torchao.optim").AdamW8bit
+    cls = module_of("torchao", "optim").AdamW8bit
     return [cls([{"params": parts.matrices}, {"params": parts.rest}], **setting.adam)]
-
-
-def module_of(package: str, module: str) -> Any:
-    """A module of a package, whose own `__init__`, which wants more packages, is not run."""
-    if package not in sys.modules:
-        spec = find_spec(package)
-        if spec is None:
-            message = f"{package} is not installed"
-            raise ModuleNotFoundError(message)
-        sys.modules[package] = module_from_spec(spec)
-    return import_module(f"{package}.{module}")
 
 
 def projected(parts: Parts, setting: Setting, **options: Any) -> list[dict[str, Any]]:

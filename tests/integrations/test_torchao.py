@@ -91,7 +91,6 @@ def test_transformers_32839_compiled_8_bit_AdamW_needs_fewer_bytes_trains_and_re
     assert opt.state_bytes() < 0.4 * whole.state_bytes()
 
 
-@pytest.mark.xfail(strict=True, reason="torchao's `.to(copy=True)` copies nothing")
 def test_galore_defect_4_two_optimizers_of_8_bits_share_nothing_after_loading():
     with torch.compiler.set_stance("force_eager"):
         model, other = build(), build()

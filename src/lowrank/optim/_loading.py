@@ -12,8 +12,14 @@ __all__ = ["check_saved", "copied"]
 
 
 def copied(value: Any, device: torch.device | None) -> Any:
+    """A copy on the device, or where the value is."""
     if not isinstance(value, torch.Tensor):
         return copy.deepcopy(value)
+    if hasattr(value, "__tensor_flatten__"):  # made of others, which `to` may not copy
+        names, context = value.__tensor_flatten__()
+        parts = {name: copied(getattr(value, name), device) for name in names}
+        made: Any = type(value)
+        return made.__tensor_unflatten__(parts, context, value.shape, value.stride())
     return value.detach().clone() if device is None else value.detach().to(device, copy=True)
 
 

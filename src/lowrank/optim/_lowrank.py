@@ -444,7 +444,8 @@ class LowRank(torch.optim.Optimizer):
                 [squares(each.oriented(each.gradient), R.dtype) for each in members]
             )
             sign = -1.0 if group.get("maximize") else 1.0
-            X, t, sizes = change(X, R, whole, rate, sign, scale, torch.stack(norms))
+            before = torch.stack(norms)
+            X, t, sizes = change(X, R, whole, members[0].k, rate, sign, scale, before)
             torch._foreach_copy_(norms, list(sizes))
         kept = 1.0 - lr * decay if decay else 1.0
         for i, (each, state) in enumerate(zip(members, states, strict=True)):

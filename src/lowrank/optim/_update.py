@@ -20,8 +20,10 @@ __all__ = [
     "transported",
 ]
 
-# The part of the gradient outside the subspace may grow by this factor from step to step.
+# The part of the gradient outside the subspace may grow by this factor from step to step, and a
+# number outside may change by this many times as much as one inside, in the mean of a column.
 LARGEST_GROWTH = 1.01
+LARGEST_RATIO = 3.0
 # Pieces in which a half-precision weight is worked on in single precision, and moments are moved.
 PIECES = 16
 # Numbers of a block of rows that stays in the cache of a processor while it is summed.
@@ -93,6 +95,7 @@ def change_of_weight(
     change: torch.Tensor,
     R: torch.Tensor,
     squares: torch.Tensor,
+    k: int,
     lr: Any,
     sign: float,
     scale: float,
@@ -107,13 +110,20 @@ def change_of_weight(
     1.01 times the norm `before` (b), unless that is zero. (X. Chen et al., Fira: can we achieve
     full-rank training of LLMs under low-rank constraint?, 2024, arXiv:2410.01623, Algorithm 1.)
 
+    That factor has no bound where R is small beside the column of G, and one step may then be
+    larger than the weight. So s is at most what makes the k − r numbers outside of a column change
+    three times as much as the r inside, in the mean square.
+
     The norms of the columns of G − QR are ``√(‖G‖² − ‖R‖²)``, so that this matrix is never formed;
     where the difference cancels, its square root is below √eps ‖G‖.
     """
+    r = R.shape[-2]
     inside = column_squares(R, R.dtype)
-    divisor = lr * inside.sqrt()
+    outside = (squares - inside).clamp(min=0)
+    least = outside * (r / (LARGEST_RATIO**2 * (k - r)))
+    divisor = lr * torch.maximum(inside, least).sqrt()
     s = torch.where(divisor > 0, column_squares(change, R.dtype).sqrt() / divisor, 0.0)
-    size = torch.linalg.vector_norm(s * (squares - inside).clamp(min=0).sqrt(), dim=-1)
+    size = torch.linalg.vector_norm(s * outside.sqrt(), dim=-1)
     limit = LARGEST_GROWTH * before
     factor = torch.where((before > 0) & (size > limit), limit / size, 1.0)
     t = s * (sign * lr * factor.unsqueeze(-1))

@@ -2,8 +2,9 @@
 
     python benchmarks/report.py [--results benchmarks/results] [--out docs]
 
-Reads the newest file of each kind and device among the results of benchmarks/cpu.py and
-benchmarks/gpu.py, and writes benchmarks.md and _static/benchmarks-*.svg. Needs matplotlib.
+Reads the newest file of each kind and device among the results of benchmarks/cpu.py,
+benchmarks/gpu.py and benchmarks/optimizer.py, and writes benchmarks.md and
+_static/benchmarks-*.svg. Needs matplotlib.
 Everything on the page follows from these files: run it again after every new one.
 """
 
@@ -605,6 +606,7 @@ def gpu_page(content: Row) -> list[str]:
         *table(["goal", "worst case", ""], goals),
         *gpu_matrices(rows),
         *gpu_panels(rows),
+        *optimizer_sections(rows),
         "### Where lowrank loses on this GPU",
         "",
         LOSSES,
@@ -683,6 +685,144 @@ def gpu_panels(rows: list[Row]) -> list[str]:
         "Time over `torch.linalg.qr`; loss of orthogonality ‖QᴴQ − I‖.",
         "",
         *table(["sketch", *(f"`{method}`" for _, method in methods)], body),
+    ]
+
+
+# -- the optimizer --------------------------------------------------------------------------------
+
+# What is measured, the method, and the limit.
+STEP_GOALS = (
+    ("step alone, without the residual, over AdamW (foreach)", "LowRank, no residual", 1.5),
+    ("step alone, with the scaled residual, over AdamW (foreach)", "LowRank", 3.0),
+)
+
+
+def optimizer_page(content: Row) -> list[str]:
+    rows = content["rows"]
+    dtype = unique(row["dtype"] for row in select(rows, section="step"))
+    return [
+        f"## Training with state of low rank: {content['machine']['device']}",
+        "",
+        *machine(content),
+        *optimizer_sections(rows),
+        *([f"Weights and gradients in {dtype[0]}.", ""] if dtype else []),
+    ]
+
+
+def optimizer_sections(rows: list[Row]) -> list[str]:
+    steps = measured(rows, section="step")
+    if not steps:
+        return []
+    base = steps[0]
+    head = ["step alone", "mean", "over AdamW (foreach)", "slowest", "first", "state", "of AdamW's"]
+    if any(row["peak_bytes"] for row in steps):
+        head.append("temporary")
+    lines = [
+        [
+            row["method"],
+            duration(row["seconds"]),
+            number(row["ratio"]),
+            duration(row["slowest"]),
+            duration(row["first"]),
+            megabytes(row["state_bytes"]),
+            f"{100 * row['state_bytes'] / base['state_bytes']:.0f} %",
+            megabytes(row["peak_bytes"]),
+        ][: len(head)]
+        for row in steps
+    ]
+    return [
+        "### Goals of the optimizer",
+        "",
+        *table(["goal", "measured", ""], optimizer_goals(rows)),
+        (
+            f"One transformer block with {base['numbers']:,} weights, rank {base['rank']} = k/8, a "
+            f"basis refreshed every {base['repeats']} steps; means over such a cycle."
+        ),
+        "",
+        *table(head, lines),
+        *training_table(measured(rows, section="training")),
+        *refresh_table(measured(rows, section="refresh")),
+        *counts_table(select(rows, section="counts")),
+    ]
+
+
+def megabytes(count: int | None) -> str:
+    return "–" if count is None else f"{count / 2**20:.1f} MiB"
+
+
+def optimizer_goals(rows: list[Row]) -> list[list[str]]:
+    lines = []
+    for goal, method, limit in STEP_GOALS:
+        row = one(rows, section="step", method=method)
+        ratio = None if row is None else row["ratio"]
+        met = None if ratio is None else ratio <= limit
+        lines.append([f"{goal}, at most {limit}", number(ratio), told_of(met)])
+    worst = [row["ratio"] for row in measured(rows, section="training", method="LowRank")]
+    met = max(worst) <= 1.15 if worst else None
+    goal = "forward, backward and step over the same with AdamW (foreach), at most 1.15"
+    lines.append([goal, number(max(worst, default=None)), told_of(met)])
+    fast = [
+        1.0 / row["ratio"]
+        for row in measured(rows, section="refresh", method="Subspace")
+        if row["captured"] >= 0.995
+    ]
+    met = min(fast) >= 20.0 if fast else None
+    goal = "a basis with 0.995 of the energy, times faster than torch.linalg.svd, at least 20"
+    lines.append([goal, number(min(fast, default=None)), told_of(met)])
+    return lines
+
+
+def training_table(rows: list[Row]) -> list[str]:
+    tokens = unique(row["tokens"] for row in rows)
+    if not tokens:
+        return []
+    head = ["forward, backward and step", *(f"{count:,} tokens, over AdamW" for count in tokens)]
+    lines = []
+    for method in unique(row["method"] for row in rows):
+        found = [one(rows, method=method, tokens=count) for count in tokens]
+        lines.append([method, *("–" if row is None else number(row["ratio"]) for row in found)])
+    return table(head, lines)
+
+
+def refresh_table(rows: list[Row]) -> list[str]:
+    spectra = unique(row["spectrum"] for row in rows)
+    if not spectra:
+        return []
+    shape, rank = size(rows[0]["shape"]), rows[0]["rank"]
+    lines = []
+    for method in unique(row["method"] for row in rows):
+        found = [one(rows, method=method, spectrum=spectrum) for spectrum in spectra]
+        cells = [
+            "–" if row is None else f"{number(1.0 / row['ratio'])} ×; {row['captured']:.3f}"
+            for row in found
+        ]
+        lines.append([method, *cells])
+    return [
+        (
+            f"One basis of a {shape} matrix in {rows[0]['dtype']}, rank {rank}: how many times "
+            "faster than `torch.linalg.svd`, and its captured energy over that of the SVD."
+        ),
+        "",
+        *table(["singular values", *spectra], lines),
+    ]
+
+
+def counts_table(rows: list[Row]) -> list[str]:
+    lines = [
+        [row["method"], number(row["kernels"]), number(row.get("together")), str(row["host_reads"])]
+        for row in rows
+        if row["host_reads"] is not None
+    ]
+    if not lines:
+        return []
+    head = ["a step without a refresh", "kernels per weight", "besides", "numbers read by the host"]
+    return [
+        *table(head, lines),
+        (
+            "Among the numbers read are the counts of steps that AdamW keeps on the host, one for "
+            "every parameter or proxy: they wait for no device."
+        ),
+        "",
     ]
 
 
@@ -871,6 +1011,11 @@ def page(files: list[Row], out: Path) -> str:
         lines += gpu_page(content)
     if not gpus:
         lines += ["## On a GPU", "", NO_GPU, "", *command("gpu")]
+    optimizers = select(files, kind="optimizer")
+    for content in optimizers:
+        lines += optimizer_page(content)
+    if not optimizers:
+        lines += ["## Training with state of low rank", "", NO_CPU, "", *command("optimizer")]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -40,8 +40,8 @@ html_theme_options = {
     "footer_start": ["copyright"],
     "footer_end": [],
 }
-# Two of the three parts are single pages: nothing to unfold beside them.
-html_sidebars = {"index": [], "reference": []}
+# Parts that are single pages have nothing to unfold beside them.
+html_sidebars = {"index": [], "reference": [], "how-to/training": []}
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")
 documented = re.findall(r"^\.\. auto\w+:: (?:lowrank\.)?(\w+)", reference, re.MULTILINE)

@@ -266,12 +266,21 @@ def test_galore_2_flattened_parameters_are_refused(rank):
         pass
 
     flat = FlatParameter(torch.zeros(1000))
-    with pytest.raises(TypeError, match="fully_shard"):
+    with pytest.raises(TypeError, match="keep the weights whole"):
         optimizer([flat], rank=rank)
     opt = optimizer(parameters())
     with pytest.raises(TypeError, match="FlatParameter"):
         opt.add_param_group({"params": [flat]})
     assert len(opt.param_groups) == 1
+
+
+def test_galore_2_parts_of_sharded_weights_are_refused():
+    """When the optimizer is made, and not in the middle of its step; plain groups take them."""
+    (p,) = parameters([(24, 40)])
+    p.placements = ()  # as a DTensor has
+    with pytest.raises(TypeError, match="DTensor"):
+        optimizer([p])
+    LowRank([p], torch.optim.AdamW, lr=0.1)
 
 
 def test_galore_4_a_vocabulary_takes_no_more_memory_than_its_gradient():

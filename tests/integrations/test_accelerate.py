@@ -27,7 +27,7 @@ MICRO_BATCHES = 10  # in one run; two of them make a step
 
 
 class Loop:
-    def __init__(self, model, cls=torch.optim.AdamW, parts=2, size=2):
+    def __init__(self, model, cls=torch.optim.AdamW, parts=2, size=2, *, in_backward=False):
         self.accelerator = accelerate.Accelerator(cpu=True, gradient_accumulation_steps=parts)
         opt = LowRank(select(model, rank=4, refresh_every=2), cls, lr=0.02)
         schedule = torch.optim.lr_scheduler.LinearLR(opt, 1.0, 0.1, total_iters=5)
@@ -35,6 +35,9 @@ class Loop:
         loader = torch.utils.data.DataLoader(data, batch_size=size)
         prepared = self.accelerator.prepare(model, opt, loader, schedule)
         self.model, self.opt, self.loader, self.schedule = prepared
+        self.in_backward = in_backward
+        if in_backward:
+            opt.step_in_backward(when=lambda: self.accelerator.sync_gradients)
 
     def run(self, first=0, last=None):
         """Micro-batches of the data, in their order."""
@@ -44,17 +47,19 @@ class Loop:
                 return
             with self.accelerator.accumulate(self.model):
                 self.accelerator.backward(language_loss(self.model, tokens))
-                if self.accelerator.sync_gradients:
+                if self.accelerator.sync_gradients and not self.in_backward:
                     self.accelerator.clip_grad_norm_(self.model.parameters(), 0.5)
                 self.opt.step()
                 self.schedule.step()
                 self.opt.zero_grad()
 
 
-@pytest.mark.parametrize("model_of", [llama, gpt2])
-def test_galore_35_save_state_and_load_state_resume_bit_for_bit(tmp_path, monkeypatch, model_of):
+@pytest.mark.parametrize(("model_of", "in_backward"), [(llama, True), (gpt2, False)])
+def test_galore_35_save_state_and_load_state_resume_bit_for_bit(
+    tmp_path, monkeypatch, model_of, in_backward
+):
     """In another Accelerator, with another model, and with dropout."""
-    loop = Loop(model_of())
+    loop = Loop(model_of(), in_backward=in_backward)
     loop.run(last=6)
     loop.accelerator.save_state(str(tmp_path))
     middle = weights(loop.model.parameters())
@@ -62,7 +67,7 @@ def test_galore_35_save_state_and_load_state_resume_bit_for_bit(tmp_path, monkey
     assert not equal(loop.model.parameters(), middle)
 
     forget_accelerate()
-    other = Loop(model_of(seed=1))
+    other = Loop(model_of(seed=1), in_backward=in_backward)
     loads = watch_loads(monkeypatch)
     other.accelerator.load_state(str(tmp_path))
     assert ("optimizer.bin", True) in loads

@@ -75,6 +75,15 @@ def trainer_of(model, folder, *, how=by_instance, callbacks=(), **options):
     )
 
 
+def stepping_in_backward(model):
+    """Per-layer updates, which are told by the Trainer's Accelerator when to step."""
+    from accelerate.state import GradientState  # noqa: PLC0415
+
+    opt = LowRank(groups_of(model), torch.optim.AdamW, **OPTIONS)
+    opt.step_in_backward(when=lambda: GradientState().sync_gradients)
+    return {"optimizers": (opt, None)}
+
+
 def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
@@ -134,6 +143,22 @@ def test_galore_78_the_trainer_accumulates_micro_batches_to_the_big_batch(tmp_pa
         ends.append(weights(model.parameters()))
     for one, many in zip(*ends, strict=True):
         assert torch.allclose(one, many, rtol=0, atol=1e-8)
+
+
+def test_llamafactory_5887_per_layer_updates_accumulate_and_are_resumed(tmp_path):
+    """They had to be refused with accumulation, and lost their state; also transformers 29588."""
+    ways = {"usual": by_instance, "unbroken": stepping_in_backward}
+    runs = []
+    for name, how in ways.items():
+        runs.append(trainer_of(llama(), tmp_path / name, how=how, max_grad_norm=0.0))
+        runs[-1].train()
+    folder, options = tmp_path / "run", {"how": stepping_in_backward, "max_grad_norm": 0.0}
+    trainer_of(llama(), folder, callbacks=[StopAfter(STOP)], **options).train()
+    runs.append(trainer_of(llama(seed=1), folder, **options))
+    runs[-1].train(resume_from_checkpoint=True)
+    first, *others = [(trainer.model, trainer.optimizer.optimizer) for trainer in runs]
+    for other in others:
+        same_run(*first, *other)
 
 
 def test_swift_10143_what_the_trainer_steps_has_state_of_low_rank_and_lowers_the_loss(tmp_path):

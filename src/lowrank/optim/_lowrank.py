@@ -110,8 +110,8 @@ class LowRank(torch.optim.Optimizer):
     Raises
     ------
     TypeError, ValueError
-        For options that are out of range or unknown to the inner optimizer, and for the flattened
-        parameters of FSDP1.
+        For options that are out of range or unknown to the inner optimizer, for the flattened
+        parameters of FSDP1, and for DTensors in groups that are to be compressed.
 
     Warns
     -----
@@ -125,8 +125,8 @@ class LowRank(torch.optim.Optimizer):
     matrices, the first dimension by the product of the others. Half-precision weights are rounded
     once a step; products are in single precision.
 
-    Beyond the state a step needs less memory than the largest of the weights, for ranks up to
-    k/8 (k/16 for weights of half precision). Gradients are not changed, but by the unscaling of a
+    Beyond the state a step needs less memory than the largest of the weights, or than 16 MiB, for
+    ranks up to k/8 (k/16 for weights of half precision). Gradients are not changed, but by the unscaling of a
     GradScaler. The ranks and sides of groups are settled in the first step.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
@@ -224,13 +224,20 @@ class LowRank(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(parse(param_group))
         group = self.param_groups[-1]
-        if any(type(p).__name__ == "FlatParameter" for p in group["params"]):
-            self.param_groups.pop()
-            message = (
-                "a FlatParameter of FSDP1 holds several weights in one vector, which has no rank; "
-                "shard the model by torch.distributed.fsdp.fully_shard (FSDP2)."
-            )
-            raise TypeError(message)
+        asked = group["rank"] is not None or group["energy"] is not None
+        for parameter in group["params"]:
+            wrong = None
+            if type(parameter).__name__ == "FlatParameter":
+                wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
+            elif asked and hasattr(parameter, "placements"):
+                wrong = "DTensor, of which each rank holds a part only"
+            if wrong is not None:
+                self.param_groups.pop()
+                message = (
+                    f"a parameter is a {wrong}; keep the weights whole on every rank, as "
+                    "DistributedDataParallel does, or give them to an optimizer of their own."
+                )
+                raise TypeError(message)
         self.param_groups[-1] = parse(group)  # with the defaults
         self._made = None
 
@@ -333,8 +340,7 @@ class LowRank(torch.optim.Optimizer):
                 message = (
                     f"parameter {self._name(plain[0])} is not a DTensor, and there are "
                     f"{torch.distributed.get_world_size()} ranks: its gradient would be used "
-                    "before it is averaged over them. Shard the model by fully_shard, or step "
-                    "after the backward pass."
+                    "before it is averaged over them. Step after the backward pass."
                 )
                 raise RuntimeError(message)
 

@@ -7,8 +7,9 @@ Nothing else should run meanwhile. `--device cuda --dtype bfloat16` measures on 
 benchmarks/gpu.py does so. Sections of the rows:
 
 - "step": steps alone of one transformer block, over a whole cycle of refreshes (every 200 steps),
-  in turn. `seconds` is the mean of the cycle, `median` that of single steps, `slowest` the slowest
-  but for the first, which is `first`. `ratio` is of means, to AdamW with foreach.
+  in turn, and beside them the two products of every weight that low rank can't do without.
+  `seconds` is the mean of the cycle, `median` that of single steps, `slowest` the slowest but for
+  the first, which is `first`. `ratio` is of means, to AdamW with foreach.
 - "training": forward, backward and step, at a number of tokens; `ratio` is to the same with AdamW
   (foreach). Refreshes are added as their share in a cycle.
 - "refresh": one basis against torch.linalg.svd, of which `ratio` is a fraction; `captured` is
@@ -38,8 +39,9 @@ from lowrank.optim import LowRank, select
 
 PACKAGES = ("torch", "numpy", "array-api-compat", "galore-torch")
 EVERY = 200
+REPEATS = 15  # of a training step
 ADAMW = {"lr": 1e-4, "weight_decay": 0.01}
-BASE = "AdamW, foreach"
+BASE, PRODUCTS = "AdamW, foreach", "bare products"
 
 
 class Sizes:
@@ -58,7 +60,7 @@ def block(width: int, device: torch.device, dtype: torch.dtype) -> torch.nn.Modu
     return layer.to(device, dtype)
 
 
-Make = Callable[[torch.nn.Module], torch.optim.Optimizer]
+Make = Callable[[torch.nn.Module], Any]
 
 
 def makers(rank: int) -> dict[str, Make]:
@@ -89,6 +91,7 @@ def makers(rank: int) -> dict[str, Make]:
         "LowRank, no residual, fused": ours(residual=None, fused=True),
         "LowRank, fused": ours(fused=True),
         "galore-torch": galore,
+        PRODUCTS: lambda model: Products(model, rank),
     }
 
 
@@ -102,6 +105,24 @@ def with_gradients(model: torch.nn.Module) -> torch.nn.Module:
             * 1e-2
         )
     return model
+
+
+class Products:
+    """The bare products of a step: QᵀG, and QX added to the weight."""
+
+    def __init__(self, model: torch.nn.Module, rank: int) -> None:
+        self.state: dict[Any, dict[str, Any]] = {}
+        self.parts = []
+        for p in model.parameters():
+            if p.ndim == 2:
+                G, W = (p.grad, p.data) if p.shape[0] <= p.shape[1] else (p.grad.mT, p.data.mT)
+                Q = G.new_zeros(G.shape[0], rank)
+                self.parts.append((Q, G, W, G.new_zeros(rank, G.shape[1])))
+
+    def step(self) -> None:
+        for Q, G, W, X in self.parts:
+            torch.mm(Q.mT, G, out=X)
+            W.addmm_(Q, X)
 
 
 def library_of(name: str) -> str:
@@ -199,7 +220,12 @@ def training(bench: Bench) -> None:
             return run
 
         calls = {name: call(name) for name in bench.made}
-        timings = interleaved(calls, bench.synchronise)
+        timings = {name: measuring.Timing() for name in calls}
+        for repeat in range(1 + REPEATS if tokens == sizes.tokens else 4):
+            for name, run in calls.items():
+                seconds, _ = measuring.timed(partial(run, 0), bench.synchronise)
+                if repeat:
+                    timings[name].seconds.append(seconds)
         share = {name: refresh_share(refreshes.get(name)) for name in calls}
         base = median(timings[BASE].seconds) + share[BASE]
         for name, timing in timings.items():

@@ -714,7 +714,9 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
     if not steps:
         return []
     base = steps[0]
-    head = ["step alone", "mean", "over AdamW (foreach)", "slowest", "first", "state", "of AdamW's"]
+    products = one(steps, method="bare products")
+    head = ["step alone", "mean", "over AdamW (foreach)", "over the bare products"]
+    head += ["slowest", "first", "state", "of AdamW's"]
     if any(row["peak_bytes"] for row in steps):
         head.append("temporary")
     lines = [
@@ -722,6 +724,7 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
             row["method"],
             duration(row["seconds"]),
             number(row["ratio"]),
+            "–" if products is None else number(row["seconds"] / products["seconds"]),
             duration(row["slowest"]),
             duration(row["first"]),
             megabytes(row["state_bytes"]),
@@ -736,7 +739,10 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
         *table(["goal", "measured", ""], optimizer_goals(rows)),
         (
             f"One transformer block with {base['numbers']:,} weights, rank {base['rank']} = k/8, a "
-            f"basis refreshed every {base['repeats']} steps; means over such a cycle."
+            f"basis refreshed every {base['repeats']} steps; means over such a cycle. The bare "
+            "products are the two of every weight that low rank can't do without, QᵀG and QX: they "
+            "are limited by a processor's arithmetic and AdamW by its memory, so that the ratio of "
+            "these two is the machine's."
         ),
         "",
         *table(head, lines),

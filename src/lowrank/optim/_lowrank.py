@@ -126,8 +126,8 @@ class LowRank(torch.optim.Optimizer):
     once a step; products are in single precision.
 
     Beyond the state a step needs less memory than the largest of the weights, or than 16 MiB, for
-    ranks up to k/8 (k/16 for weights of half precision). Gradients are not changed, but by the unscaling of a
-    GradScaler. The ranks and sides of groups are settled in the first step.
+    ranks up to k/8 (k/16 for weights of half precision). Gradients are not changed, but by the
+    unscaling of a GradScaler. The ranks and sides of groups are settled in the first step.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.

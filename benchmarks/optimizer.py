@@ -209,21 +209,11 @@ def training(bench: Bench) -> None:
             (tokens // length, length, sizes.width), generator=generator, device=bench.device
         ).to(dtype)
 
-        def call(name: str, x: torch.Tensor = x) -> Callable[[int], None]:
-            model, opt = bench.made[name]
-
-            def run(_: int) -> None:
-                opt.zero_grad()
-                model(x).square().mean().backward()
-                opt.step()
-
-            return run
-
-        calls = {name: call(name) for name in bench.made}
+        calls = {name: partial(train, *made, x) for name, made in bench.made.items()}
         timings = {name: measuring.Timing() for name in calls}
         for repeat in range(1 + REPEATS if tokens == sizes.tokens else 4):
             for name, run in calls.items():
-                seconds, _ = measuring.timed(partial(run, 0), bench.synchronise)
+                seconds, _ = measuring.timed(run, bench.synchronise)
                 if repeat:
                     timings[name].seconds.append(seconds)
         share = {name: refresh_share(refreshes.get(name)) for name in calls}
@@ -233,8 +223,14 @@ def training(bench: Bench) -> None:
             if timing.seconds:
                 columns["seconds"] += share[name]
                 columns["ratio"] = columns["seconds"] / base
-                columns["peak_bytes"] = peak_bytes(partial(calls[name], 0), bench.device)
+                columns["peak_bytes"] = peak_bytes(calls[name], bench.device)
             bench.add("training", name, tokens=tokens, **columns)
+
+
+def train(model: torch.nn.Module, opt: torch.optim.Optimizer, x: torch.Tensor) -> None:
+    opt.zero_grad()
+    model(x).square().mean().backward()
+    opt.step()
 
 
 def refresh_share(row: dict[str, Any] | None) -> float:

@@ -20,6 +20,7 @@ Sections of the rows, in the order of their measurement:
 - "full svd": against torch.linalg.svd, `ratio` as for "matrix".
 - "cupy": as "matrix", with CuPy's arrays and its own bare products.
 - "compile": as "capture", by torch.compile(fullgraph=True).
+- "step", "training", "refresh", "counts": of benchmarks/optimizer.py, in bfloat16.
 
 Seconds are medians of interleaved repeats by `time.perf_counter` between synchronisations of the
 device. In "matrix", `ratio` is to the time of as many bare products as the method takes: A@Omega
@@ -52,6 +53,7 @@ from statistics import median
 from typing import Any
 
 import measuring
+import optimizer
 import torch
 from measuring import ROOT, SOURCE, Budget, Results, interleaved, told
 
@@ -94,6 +96,7 @@ PACKAGES = (
     "scikit-learn",
     "pytest",
     "hypothesis",
+    "galore-torch",
 )
 PRODUCT, PRODUCTS = "A@Omega", "A@Omega, then AᴴQ"
 # The tolerance of the adaptive range finder in units of the best error at rank k: without power
@@ -595,6 +598,19 @@ def with_cupy(bench: Bench, *, keeping: float) -> None:
         tidy(bench.device)
 
 
+def with_optimizer(bench: Bench, *, keeping: float) -> None:
+    """Steps of the optimizer; each of its four parts is begun while time is left."""
+    bench.say("optimizer")
+    optimizer.measure(
+        bench.results,
+        bench.device,
+        "bfloat16",
+        quick=bench.sizes == "small",
+        budget=bench.budget.part(keeping=keeping),
+    )
+    tidy(bench.device)
+
+
 def count_kernels(bench: Bench, *, keeping: float) -> None:
     """Fill the column `kernels`, while time is left."""
     budget = bench.budget.part(keeping=keeping)
@@ -1020,6 +1036,7 @@ def measure_all(bench: Bench, test_seconds: float) -> None:
     for dtype in ("bfloat16", "float64"):
         matrices(bench, dtype, keeping=later)
     panels(bench, "float64", keeping=later)
+    with_optimizer(bench, keeping=later / 2.0)
     count_kernels(bench, keeping=later / 2.0)
     in_a_child(bench, "compile")
 

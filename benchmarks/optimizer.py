@@ -32,7 +32,7 @@ from typing import Any
 
 import measuring
 import torch
-from measuring import Results, host_reads, interleaved, kernels, peak_bytes, told
+from measuring import Budget, Results, host_reads, interleaved, kernels, peak_bytes, told
 
 from lowrank.compress import Subspace
 from lowrank.optim import LowRank, select
@@ -228,8 +228,9 @@ def training(bench: Bench) -> None:
 
 
 def train(model: torch.nn.Module, opt: torch.optim.Optimizer, x: torch.Tensor) -> None:
-    opt.zero_grad()
-    model(x).square().mean().backward()
+    with torch.enable_grad():  # which a caller may have switched off for everything
+        opt.zero_grad()
+        model(x).square().mean().backward()
     opt.step()
 
 
@@ -319,14 +320,27 @@ def counts(bench: Bench) -> None:
         bench.add("counts", name, **columns)
 
 
-def measure(results: Results, device: torch.device, dtype: str, *, quick: bool) -> None:
+def measure(
+    results: Results,
+    device: torch.device,
+    dtype: str,
+    *,
+    quick: bool,
+    budget: Budget | None = None,
+) -> None:
+    """All parts in turn; one that fails, or for which no time is left, is a row that says so."""
     bench = Bench(results, device, dtype, quick=quick)
     for part in (steps, training, refreshes, counts):
-        print(part.__name__, flush=True)
+        reason = None
         try:
-            part(bench)
+            if budget is not None and budget.left() < 1.0:
+                reason = "no time left"
+            else:
+                part(bench)
         except Exception as error:
-            bench.add(part.__name__, "all", skipped=told(error))
+            reason = told(error)
+        if reason is not None:
+            bench.add(part.__name__, "all", skipped=reason)
 
 
 def main() -> None:

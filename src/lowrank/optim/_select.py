@@ -48,9 +48,9 @@ def select(
     Compressed are the weights of linear layers and convolutions (and of attention layers, their
     projections), where that saves memory. Not compressed: embeddings, heads (what
     ``get_output_embeddings()`` returns, and modules named lm_head, head, classifier or score),
-    norms, biases, the factors of LoRA (in modules named lora_…), and parameters that belong to a
-    module of another kind. Parameters without `requires_grad` are left out, shared ones are taken
-    once.
+    norms, biases, the factors of LoRA (in modules named ``lora_…``), and parameters that belong to
+    a module of another kind. Parameters without `requires_grad` are left out, shared ones are
+    taken once.
 
     Parameters
     ----------

@@ -194,8 +194,26 @@ def test_llamafactory_2926_refused_where_gradients_are_averaged_later(monkeypatc
         opt.step_in_backward()
 
 
+def test_frozen_parameters_have_no_hook():
+    params = parameters([(24, 40), (24, 40)])
+    params[1].requires_grad_(False)
+    opt = LowRank(params, torch.optim.AdamW, rank=4, lr=0.1)
+    start = weights(params)
+    with opt.step_in_backward():
+        params[0].sum().backward()
+    assert [torch.equal(p, w) for p, w in zip(params, start, strict=True)] == [False, True]
+
+
+def test_a_skip_is_counted_where_close_comes_before_step():
+    (p,) = parameters([(24, 40)])
+    opt = LowRank([p], torch.optim.AdamW, rank=4)
+    with opt.step_in_backward():
+        (p * math.nan).sum().backward()
+    assert opt.skipped_steps == 1
+
+
 def test_a_grad_scaler_is_refused():
-    """Its factor would still be in the gradients."""
+    """Its factor would still be in the gradients; afterwards they are looked at as ever."""
     (p,) = parameters([(24, 40)])
     opt = LowRank([p], torch.optim.AdamW, rank=4)
     opt.step_in_backward()
@@ -204,3 +222,8 @@ def test_a_grad_scaler_is_refused():
     p.grad = torch.ones_like(p)
     with pytest.raises(RuntimeError, match="GradScaler"):
         scaler.step(opt)
+    opt._hooks.close()
+    start = weights([p])
+    p.grad[0, 0] = math.nan
+    opt.step()
+    assert equal([p], start)

@@ -244,7 +244,7 @@ class Subspace:
         else:
             Z = draw((M, min(found + self.oversampling, k, M)), A.dtype)
         for _ in range(iterations):
-            Y, _ = split_scale(A.matmat(Z))  # the square of a small A would underflow
+            Y, _ = split_scale(A.matmat(Z))  # the square of A may leave the range of its dtype
             Z = orthonormalise(A.rmatmat(Y)).Q
         Q, R = orthonormalise(A.matmat(Z))
         U, S, _ = robust_svd(R)

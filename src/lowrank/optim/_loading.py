@@ -37,9 +37,18 @@ def check_saved(
         raise ValueError(message)
     if each is None or basis is None:
         for key, value in saved.items():
-            wrong = isinstance(value, torch.Tensor) and value.ndim == parameter.ndim > 0
-            if wrong and value.numel() == value.shape.numel() > parameter.numel():
-                message = f"`{key}` of parameter {name} has shape {tuple(value.shape)}."
+            if not isinstance(value, torch.Tensor) or value.ndim != parameter.ndim:
+                continue
+            if hasattr(value, "__tensor_flatten__"):  # quantised, perhaps padded
+                fits = value.numel() <= parameter.numel()
+            else:
+                pairs = zip(value.shape, parameter.shape, strict=True)
+                fits = all(one in (other, 1) for one, other in pairs)
+            if not fits:
+                message = (
+                    f"`{key}` of parameter {name} has shape {tuple(value.shape)} in the state, but "
+                    f"the parameter {tuple(parameter.shape)}."
+                )
                 raise ValueError(message)
         return
     k, r = basis.shape

@@ -2,7 +2,6 @@
 
 import copy
 import inspect
-import math
 import warnings
 from collections import defaultdict
 from collections.abc import Callable
@@ -32,7 +31,7 @@ __all__ = ["Batch", "LowRank"]
 SHOWN_THE_WEIGHT = ("Adafactor", "Lamb", "LAMB", "Lars", "LARS")
 # In a batch of compressed parameters, all that is temporary (about so many stacks of coordinates)
 # stays below the largest weight, or below a size that is not worth saving, in bytes.
-TEMPORARIES = 5
+TEMPORARIES = 6
 SMALL = 2**24
 
 
@@ -96,12 +95,14 @@ class LowRank(torch.optim.Optimizer):
         Side of the basis; by default the short one.
     state_dtype : torch.dtype, optional
         Of the state of the inner optimizer for compressed parameters. Default: float32, or
-        float64 for such parameters. Bases are never of half precision.
+        float64 for such parameters. Bases are never of half precision, nor is the state of
+        optimizers whose step is relative to the weight (Adafactor, LAMB, LARS).
     nonfinite : {"skip", "raise", "ignore"}
-        What a NaN or Inf in any gradient does: no step (counted in `skipped_steps`), or a
-        FloatingPointError; nothing is changed by either. One number is read from the device per
-        step for it, but none with "ignore". What a GradScaler has found is taken in its place, and
-        skips the step.
+        What a NaN or Inf in any gradient, or one whose square overflows, does: no step (counted in
+        `skipped_steps`), or a FloatingPointError; nothing is changed by either. One number is read
+        from the device per step for it. With "ignore" none is; then a refresh from such a gradient
+        raises a ValueError in the middle of the step. What a GradScaler has found is taken in
+        place of a look, and skips the step.
     seed : int
         With the count of steps and the place of the parameter it gives all random numbers.
     **inner
@@ -126,8 +127,10 @@ class LowRank(torch.optim.Optimizer):
     once a step; products are in single precision.
 
     Beyond the state a step needs less memory than the largest of the weights, or than 16 MiB, for
-    ranks up to k/8 (k/16 for weights of half precision). Gradients are not changed, but by the
-    unscaling of a GradScaler. The ranks and sides of groups are settled in the first step.
+    ranks up to k/8 (k/16 for weights of half precision); up to three times as much for convolutions
+    in channels-last format, and twice with `average`, adaptive ranks of half precision weights or a
+    `state_dtype` wider than the weight. Gradients are not changed, but by the unscaling of a
+    GradScaler. The ranks and sides of groups are settled in the first step.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.
@@ -190,7 +193,7 @@ class LowRank(torch.optim.Optimizer):
         self.nonfinite = nonfinite
         self._make, self._options = optimizer, inner
         self._forget()
-        example = optimizer([torch.nn.Parameter(torch.zeros(1))], **inner)
+        example = optimizer([torch.nn.Parameter(torch.zeros(1, 1))], **inner)
         closure = inspect.signature(example.step).parameters.get("closure")
         if closure is not None and closure.default is closure.empty:
             message = f"{type(example).__name__} cannot be wrapped: its step needs a closure."
@@ -252,7 +255,9 @@ class LowRank(torch.optim.Optimizer):
         super().__setstate__(state)
 
     def _forget(self) -> None:
-        """Begin without workers (made in the first step) and hooks."""
+        """Go on without hooks, and with workers that the next step makes."""
+        if getattr(self, "_skipped", False):
+            self.param_groups[0]["skipped_steps"] += 1
         self._made = None
         self._hooks: ExitStack | None = None
         self._skipped = self._compiling = False
@@ -278,12 +283,13 @@ class LowRank(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._compiling = compiling
         workers = self._workers()
         self._refuse_sparse(self._parameters())
         if self._gradients_allow():
+            self._compiling = compiling
             for worker in workers:
                 self._work(worker)
+            self._compiling = False
         return loss
 
     def step_in_backward(self, when: Callable[[], bool] | None = None) -> ExitStack:
@@ -315,8 +321,10 @@ class LowRank(torch.optim.Optimizer):
         Notes
         -----
         Nothing can be known of gradients that are not yet computed: a NaN or Inf skips the
-        parameter (and `skipped_steps` counts the step once), and norms over all gradients can't
-        be clipped.
+        parameter (`skipped_steps` counts the step once, and one number is read for each parameter),
+        and norms over all gradients can't be clipped. A gradient is complete when autograd says so:
+        under reentrant checkpointing a parameter that several segments share is stepped for each.
+        Of two optimizers of one parameter the first takes the gradient.
 
         Examples
         --------
@@ -359,12 +367,14 @@ class LowRank(torch.optim.Optimizer):
                 self._skipped = True
             parameter.grad = None
 
-        self._made, self._hooks = None, ExitStack()
+        hooks = ExitStack()
+        hooks.callback(self._forget)
         for parameter in self._parameters():
-            handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
-            self._hooks.callback(handle.remove)
-        self._hooks.callback(self._forget)
-        return self._hooks
+            if parameter.requires_grad:
+                handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+        self._made, self._hooks = None, hooks
+        return hooks
 
     # -- one batch ----------------------------------------------------------------------------
 
@@ -396,18 +406,25 @@ class LowRank(torch.optim.Optimizer):
         if start is not None:
             for (each, _), Q, row in zip(present, bases, start, strict=True):
                 coordinates(each, Q, each.parameter.data, row)
-        dtype = R.dtype if group["state_dtype"] is None else getattr(torch, group["state_dtype"])
+        dtype, whole = R.dtype, group["residual"] is not None
+        if group["state_dtype"] is not None and start is None:
+            dtype = getattr(torch, group["state_dtype"])
         values = torch.zeros_like(R, dtype=dtype) if start is None else start.to(dtype, copy=True)
+        # R is needed again for the residual, and some optimizers write to gradients
+        grads = R.to(dtype, copy=whole)
         inner.state.clear()  # some fill it when they are made
         try:
-            for (_, proxy), value, grad, state in zip(
-                present, values, R.to(dtype), states, strict=True
-            ):
-                proxy.data, proxy.grad = value, grad
+            for (_, proxy), value, state in zip(present, values, states, strict=True):
+                proxy.data = value
                 theirs = {key: state[key] for key in state if key not in OURS}
                 if theirs:
                     inner.state[proxy] = theirs
-            inner.step()
+            # apart: fused optimizers take either all state or none
+            begun = [proxy in inner.state for _, proxy in present]
+            for part in sorted(set(begun)):
+                for (_, proxy), grad, has_state in zip(present, grads, begun, strict=True):
+                    proxy.grad = grad if has_state is part else None
+                inner.step()
             for (_, proxy), value in zip(present, values, strict=True):
                 if proxy.data_ptr() != value.data_ptr():
                     value.copy_(proxy.data)
@@ -476,6 +493,8 @@ class LowRank(torch.optim.Optimizer):
         parameters, skipped, self._skipped = self._parameters(), self._skipped, False
         if found is not None:  # a GradScaler has looked
             if self._hooks is not None:
+                for name in ("found_inf", "grad_scale"):  # which the scaler would leave here
+                    vars(self).pop(name, None)
                 message = (
                     "a GradScaler divides gradients by its factor after the backward pass, and so "
                     "can't be used with step_in_backward; train in bfloat16, without one."
@@ -494,19 +513,28 @@ class LowRank(torch.optim.Optimizer):
         return finite
 
     def _are_finite(self, parameters: list[torch.Tensor]) -> bool:
+        """Whether the squares of all gradients have a finite sum: one number read by the host."""
         alike = defaultdict(list)
         for grad in (_values(p.grad) for p in parameters if p.grad is not None):
-            alike[grad.device, grad.dtype].append(grad)
-        norms = [torch.stack(torch._foreach_norm(grads)) for grads in alike.values()]
-        if not norms:
+            alike[type(grad), grad.device, grad.dtype].append(grad)
+        sizes = []
+        for (_, _, dtype), grads in alike.items():
+            # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
+            wide = torch.float32 if dtype == torch.float16 else None
+            norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
+            norms = norms.full_tensor() if hasattr(norms, "full_tensor") else norms
+            sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
+        if not sizes:
             return True
-        together = torch.cat([norm.to(norms[0].device, torch.float64) for norm in norms])
-        # Norms overflow long before numbers do: then gradients are looked at one by one.
-        return bool(torch.isfinite(together).all()) or not any(map(_is_bad, parameters))
+        together = torch.cat([size.to(sizes[0].device) for size in sizes])
+        return bool((together < 1).all())
 
     def _raise_nonfinite(self) -> None:
-        names = [self._name(index) for index, p in enumerate(self._parameters()) if _is_bad(p)]
-        message = f"the gradients of these parameters hold NaN or Inf: {', '.join(names)}."
+        bad = [i for i, p in enumerate(self._parameters()) if not self._are_finite([p])]
+        message = (
+            "the gradients of these parameters hold NaN, Inf or numbers whose squares overflow: "
+            f"{', '.join(map(self._name, bad))}."
+        )
         raise FloatingPointError(message)
 
     # -- workers ------------------------------------------------------------------------------
@@ -555,7 +583,9 @@ class LowRank(torch.optim.Optimizer):
             alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
         most = max(SMALL, *(p.numel() * p.element_size() for p in self._taken), 0)
         for (number, *_), same in alike.items():
-            size = same[0].rank * same[0].M * same[0].dtype.itemsize
+            group, each = self.param_groups[number], same[0]
+            wide = getattr(torch, group["state_dtype"] or "float16").itemsize
+            size = each.rank * each.M * max(wide, each.dtype.itemsize)
             count = max(1, most // (TEMPORARIES * size))
             parts = (same[start : start + count] for start in range(0, len(same), count))
             made += [self._batch(number, part) for part in parts]
@@ -574,9 +604,8 @@ class LowRank(torch.optim.Optimizer):
         for name in self._inner_names:
             value = instead.get(name, group[name])
             if isinstance(theirs[name], torch.Tensor) and not isinstance(value, torch.Tensor):
-                theirs[name].fill_(value)  # torchao keeps its learning rate on the device
-            else:
-                theirs[name] = value
+                value = torch.full_like(theirs[name], value)  # torchao keeps its rate on the device
+            theirs[name] = value
 
     def _name(self, index: int) -> str:
         names = [
@@ -700,12 +729,6 @@ def _first(worker: Batch | torch.optim.Optimizer) -> torch.Tensor:
 
 def _values(grad: torch.Tensor) -> torch.Tensor:
     return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad
-
-
-def _is_bad(parameter: torch.Tensor) -> bool:
-    if parameter.grad is None or parameter.grad.numel() == 0:
-        return False
-    return not math.isfinite(torch.linalg.vector_norm(_values(parameter.grad), ord=math.inf))
 
 
 def _unwound(value: Any, rank: int, k: int) -> int:

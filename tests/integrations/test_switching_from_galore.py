@@ -19,6 +19,7 @@ class GaLoreAdamW(LowRank):
 
 
 WAYS = {
+    "the class": LowRank,
     "the class first": lambda groups, **options: LowRank(groups, torch.optim.AdamW, **options),
     "a partial": functools.partial(LowRank, optimizer=torch.optim.AdamW),
     "a subclass": GaLoreAdamW,

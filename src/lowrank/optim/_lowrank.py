@@ -59,8 +59,8 @@ class LowRank(torch.optim.Optimizer):
         Every option below may differ by group. See :func:`select` for groups of a model.
         The keys of galore-torch's groups (`update_proj_gap`, `proj_type`) are understood.
     optimizer : callable
-        Class of the inner optimizer, such as ``torch.optim.AdamW``. It also steps, untouched, all
-        parameters that are not compressed.
+        Class of the inner optimizer, ``torch.optim.AdamW`` by default. It also steps, untouched,
+        all parameters that are not compressed.
     rank : int or float, optional
         Columns of a basis, or their fraction of k (a float below 1). Parameters of groups without
         `rank` and `energy` are not compressed; nor are vectors, complex parameters, and those where
@@ -166,7 +166,7 @@ class LowRank(torch.optim.Optimizer):
     def __init__(
         self,
         params: Any,
-        optimizer: Callable[..., torch.optim.Optimizer],
+        optimizer: Callable[..., torch.optim.Optimizer] = torch.optim.AdamW,
         *,
         rank: float | None = None,
         energy: float | None = None,

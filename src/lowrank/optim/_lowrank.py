@@ -14,7 +14,7 @@ import torch
 
 from lowrank._check import as_rank
 from lowrank.optim._loading import check_saved, copied
-from lowrank.optim._options import DEFAULTS, Member, member, parse
+from lowrank.optim._options import DEFAULTS, Member, is_asked, member, parse
 from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._update import (
@@ -227,12 +227,11 @@ class LowRank(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(parse(param_group))
         group = self.param_groups[-1]
-        asked = group["rank"] is not None or group["energy"] is not None
         for parameter in group["params"]:
             wrong = None
             if type(parameter).__name__ == "FlatParameter":
                 wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
-            elif asked and hasattr(parameter, "placements"):
+            elif is_asked(group) and hasattr(parameter, "placements"):
                 wrong = "DTensor, of which each rank holds a part only"
             if wrong is not None:
                 self.param_groups.pop()
@@ -260,7 +259,7 @@ class LowRank(torch.optim.Optimizer):
             self.param_groups[0]["skipped_steps"] += 1
         self._made = None
         self._hooks: ExitStack | None = None
-        self._skipped = self._compiling = False
+        self._skipped = False
 
     @property
     def _shows_the_weight(self) -> bool:
@@ -286,10 +285,8 @@ class LowRank(torch.optim.Optimizer):
         workers = self._workers()
         self._refuse_sparse(self._parameters())
         if self._gradients_allow():
-            self._compiling = compiling
             for worker in workers:
-                self._work(worker)
-            self._compiling = False
+                self._work(worker, compiling=compiling)
         return loss
 
     def step_in_backward(self, when: Callable[[], bool] | None = None) -> ExitStack:
@@ -378,16 +375,16 @@ class LowRank(torch.optim.Optimizer):
 
     # -- one batch ----------------------------------------------------------------------------
 
-    def _work(self, worker: Batch | torch.optim.Optimizer) -> None:
+    def _work(self, worker: Batch | torch.optim.Optimizer, *, compiling: bool = False) -> None:
         if isinstance(worker, Batch):
-            self._step_batch(worker)
+            self._step_batch(worker, compiling=compiling)
             return
         worker.state = self.state
         for theirs in worker.param_groups:
             self._tell(theirs, self.param_groups[theirs["number"]])
         worker.step()
 
-    def _step_batch(self, batch: Batch) -> None:
+    def _step_batch(self, batch: Batch, *, compiling: bool) -> None:
         group, inner = self.param_groups[batch.group], batch.inner
         pairs = zip(batch.members, batch.proxies, strict=True)
         present = [(each, proxy) for each, proxy in pairs if each.parameter.grad is not None]
@@ -431,7 +428,8 @@ class LowRank(torch.optim.Optimizer):
             changes = values.to(R.dtype)
             if start is not None:
                 changes -= start
-            self._put_back([each for each, _ in present], states, changes, R, group)
+            members = [each for each, _ in present]
+            self._put_back(members, states, changes, R, group, compiling=compiling)
             for (each, proxy), state in zip(present, states, strict=True):
                 ours = {key: state[key] for key in OURS if key in state}
                 self.state[each.parameter] = {**inner.state.get(proxy, {}), **ours}
@@ -447,6 +445,8 @@ class LowRank(torch.optim.Optimizer):
         changes: torch.Tensor,
         R: torch.Tensor,
         group: dict[str, Any],
+        *,
+        compiling: bool,
     ) -> None:
         """Change the weights as the inner optimizer changed the coordinates."""
         lr, scale, decay = group.get("lr", 1.0), group["scale"], group.get("weight_decay", 0.0)
@@ -455,7 +455,7 @@ class LowRank(torch.optim.Optimizer):
             X.mul_(scale)
         else:
             squares, change, rate = column_squares, change_of_weight, lr
-            if self._compiling:
+            if compiling:
                 squares, change = compiled(column_squares), compiled(change_of_weight)
                 # a number would be a constant of the compiled code, which a scheduler changes
                 rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
@@ -557,8 +557,7 @@ class LowRank(torch.optim.Optimizer):
         if self._made is not None:
             return self._made
         members, alone = self._members(), self._hooks is not None
-        asked = (group["rank"] is not None or group["energy"] for group in self.param_groups)
-        if any(asked) and not members:
+        if any(map(is_asked, self.param_groups)) and not members:
             message = (
                 "no parameter is compressed: matrices of more than the asked rank are, but no "
                 "vectors, into which FSDP1 and ZeRO flatten them."

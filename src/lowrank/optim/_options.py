@@ -8,7 +8,7 @@ import torch
 from lowrank._check import as_count
 from lowrank.compress import Subspace
 
-__all__ = ["DEFAULTS", "Member", "member", "parse"]
+__all__ = ["DEFAULTS", "Member", "is_asked", "member", "parse"]
 
 DEFAULTS: dict[str, Any] = {
     "rank": None,
@@ -95,9 +95,14 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
     if not 0.0 <= chosen["average"] < 1.0:
         message = f"`average` must lie between 0 and 1 (and not be 1), got {chosen['average']!r}."
         raise ValueError(message)
-    if chosen["rank"] is not None or chosen["energy"] is not None:
+    if is_asked(chosen):
         _policy(chosen, None, 0)
     return group
+
+
+def is_asked(group: dict[str, Any]) -> bool:
+    """Whether parameters of the group are to be compressed, where that saves anything."""
+    return group["rank"] is not None or group["energy"] is not None
 
 
 def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
@@ -117,8 +122,7 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
 
 def member(group: dict[str, Any], parameter: torch.Tensor, index: int) -> Member | None:
     """How a parameter is compressed; None where it is not, or where nothing would be saved."""
-    asked = group["rank"] is not None or group["energy"] is not None
-    if not asked or parameter.ndim < 2 or not parameter.is_floating_point():
+    if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
     m, n = parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
     left = m <= n

@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measuring import module_of
 from benchmarks.training.model import Parts
-from lowrank.optim import LowRank
+from lowrank.optim import LowRank, LowRankMomentum
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -86,6 +86,11 @@ def lowrank(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     told = {"refresh_every": setting.refresh_every, "seed": setting.seed, **options}
     groups = [{"params": parts.matrices, **told}, {"params": parts.rest}]
     return [LowRank(groups, torch.optim.AdamW, **setting.adam)]
+
+
+def momentum(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
+    groups = [{"params": parts.matrices, **options}, {"params": parts.rest}]
+    return [LowRankMomentum(groups, seed=setting.seed, **setting.adam)]
 
 
 def ours(group: str = "options", *, quick: bool = False, drawn: str | None = None, **options: Any):

@@ -1,7 +1,8 @@
 """Any torch optimizer with low-rank state: needs PyTorch, and is imported explicitly."""
 
 from lowrank.optim._lowrank import LowRank
+from lowrank.optim._momentum import LowRankMomentum
 from lowrank.optim._report import Report, Row
 from lowrank.optim._select import Groups, select
 
-__all__ = ["Groups", "LowRank", "Report", "Row", "select"]
+__all__ = ["Groups", "LowRank", "LowRankMomentum", "Report", "Row", "select"]

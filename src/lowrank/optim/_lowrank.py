@@ -622,7 +622,7 @@ class LowRank(torch.optim.Optimizer):
             total = 0
             for each in members:
                 r = as_rank(fraction, each.k, "budget_bytes")
-                total += (r * each.k + 2 * r * each.M) * each.dtype.itemsize
+                total += self._numbers(each, r) * each.dtype.itemsize
             return total
 
         low, high = 0.0, 0.5
@@ -648,6 +648,17 @@ class LowRank(torch.optim.Optimizer):
         """Bytes that the state keeps alive, whole storages: 0 before the first step."""
         return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
 
+    @staticmethod
+    def _numbers(each: Member, r: int) -> int:
+        """What is kept of a parameter at rank r, with two numbers for each coordinate."""
+        return r * each.k + 2 * r * each.M
+
+    @staticmethod
+    def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:
+        rank = int(state["basis"].shape[1]) if state else each.rank
+        theirs = [state[key] for key in state if key not in OURS]
+        return sum(_unwound(value, rank, each.k) for value in theirs)
+
     def report(self) -> Report:
         """The rank and the bytes of state of every parameter, and the bytes it would have.
 
@@ -661,8 +672,7 @@ class LowRank(torch.optim.Optimizer):
             here, rank, whole = storage_bytes(state.values()), None, storage_bytes(state.values())
             if each is not None:
                 rank = int(state["basis"].shape[1]) if "basis" in state else each.rank
-                theirs = [state[key] for key in state if key not in OURS]
-                whole = sum(_unwound(value, rank, each.k) for value in theirs)
+                whole = self._uncompressed_bytes(each, state)
             name = self._name(index).strip("'")
             rows.append(Row(name, tuple(parameter.shape), rank, here, whole))
         return Report(tuple(rows))

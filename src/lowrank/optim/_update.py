@@ -143,19 +143,27 @@ def add_to_weight(
     *,
     kept: Any = 1.0,
     t: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
 ) -> None:
-    """``W ← kept · W + Q X − G diag(t)``, rounded once, without another matrix of its size."""
+    """``W ← kept · W + Q X − G diag(t)``, rounded once, without another matrix of its size.
+
+    Or ``… − diag(rows) G diag(t)``.
+    """
     flat = member.parameter.data.flatten(1)
     W, G = flat if member.left else flat.mT, member.oriented(member.gradient)
-    for part in _pieces(W, whole=W.dtype == Q.dtype):
-        rows, columns = part
+    for part in _pieces(W, whole=W.dtype == Q.dtype and (rows is None or W.numel() <= CACHED)):
+        here, columns = part
         w = W[part].to(Q.dtype)  # the weight itself, where it has that dtype
         if isinstance(kept, torch.Tensor):
-            w.mul_(kept).addmm_(Q[rows], X[:, columns])
+            w.mul_(kept).addmm_(Q[here], X[:, columns])
         else:
-            w.addmm_(Q[rows], X[:, columns], beta=kept)
+            w.addmm_(Q[here], X[:, columns], beta=kept)
         if t is not None:
-            w.addcmul_(G[part].to(Q.dtype), t[columns], value=-1.0)
+            g = G[part].to(Q.dtype)  # the gradient itself, where it has that dtype
+            if rows is not None:
+                factor = rows[here, None]
+                g = g * factor if g.dtype == G.dtype else g.mul_(factor)
+            w.addcmul_(g, t[columns], value=-1.0)
         if w.dtype != W.dtype:
             W[part] = w
     if flat.untyped_storage().data_ptr() != member.parameter.untyped_storage().data_ptr():

@@ -1,0 +1,268 @@
+"""AdamW with a momentum of low rank and a factored mean of squares, on the whole gradient."""
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+import torch
+
+from lowrank._panel import orthonormalise
+from lowrank.optim._lowrank import Batch, LowRank
+from lowrank.optim._options import Member
+from lowrank.optim._update import add_to_weight, column_squares, coordinates, product
+
+__all__ = ["LowRankMomentum"]
+
+NAME = "AdamW, momentum of low rank"
+# Mean square of what one step may change, in units of the running mean of squares.
+LARGEST_SPIKE = 1.0
+
+
+class LowRankMomentum(LowRank):
+    """AdamW for large matrices, with both of its moments as factors of low rank.
+
+    The first moment is a product of rank r that is found anew every few steps, by one step of
+    subspace iteration from the last one; the second has rank 1. The gradient is used as a whole:
+    what a momentum of rank r can't hold goes into the weight at once, and so nothing is lost.
+    State of an m×n weight: ``(r + 1)·(m + n)`` numbers in place of ``2·m·n``.
+
+    Parameters
+    ----------
+    params : iterable of parameters, named parameters, or groups
+        As for :class:`LowRank`; see :func:`select` for groups of a model. Each option but
+        `budget_bytes`, `nonfinite` and those of AdamW for the rest may differ by group.
+    rank : int or float, optional
+        Of the momentum, or its fraction of the short side (a float below 1). Parameters of groups
+        without it are stepped by ``torch.optim.AdamW``; so are vectors, complex parameters, and
+        those where nothing would be saved.
+    budget_bytes : int, optional
+        In place of `rank`: bytes of state for all compressed parameters, spent as one fraction of
+        the short side for all.
+    lr, betas, eps, weight_decay
+        Of AdamW, for both kinds of parameters; decay is decoupled. A compressed weight changes by
+        ``lr · scale`` in the root mean square, or less.
+    scale : float
+        Factor on every change of a compressed weight, besides weight decay. AdamW's own changes
+        have about 0.2 of `lr` in the root mean square, so that its learning rates fit.
+    refresh_every : int
+        Steps between changes of the basis of a momentum; they are spread over the steps.
+    side : {None, "long", "left", "right"}
+        Side of the basis; by default the short one.
+    state_dtype : torch.dtype, optional
+        Of the r×M coordinates of the momentum. Rounding errors go into the weight, as all else
+        that the momentum can't hold. Bases and means of squares are float32, or float64 for such
+        parameters.
+    nonfinite, seed
+        As for :class:`LowRank`.
+    foreach, fused : bool, optional
+        Of the AdamW of what is not compressed.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for :class:`LowRank`; and if a group asks for an adaptive rank (`energy`).
+
+    Notes
+    -----
+    With the momentum M of rank r and the gradient G, both k×M, one step is
+
+    ``D = β₁ M + (1 − β₁) G``, ``M⁺ = Q Qᵀ D``, ``U = G + β₁/(1 − β₁) · (M − M⁺)``,
+
+    and the weight changes by −``lr · scale · diag(a) U diag(b)``, where ``(aᵢ bⱼ)⁻²`` is the
+    product of the running means of squares of rows and columns of G over that of all. Whatever Q
+    is, ``Σ U = Σ G − β₁/(1 − β₁) · M``: of every gradient the steps add up to the whole. Where M
+    is not cut, U is M⁺, the momentum of Adam; outside of Q it is G. The basis is that of
+    ``D Mᵀ Q``: a step of subspace iteration, begun with the last one.
+
+    Steps in which the columns of G are larger than their means of squares, in the root mean
+    square, are shortened to the size of those.
+
+    Cost of a step: two products of 2kMr flops; and of one with a new basis four, and a QR of k×r.
+    Beyond the state it needs less memory than the largest of the weights, or 16 MiB, up to r = k/16
+    (k/32 for weights of half precision).
+    Steps in the backward pass, checkpoints, and what is refused are as for :class:`LowRank`;
+    torch.compile leaves the step as it is.
+
+    References
+    ----------
+    N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the mean of squares, Algorithm 4).
+    T. Vogels, S. P. Karimireddy and M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of
+    subspace iteration). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982
+    (0.2). Truncated momentum is also in K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what was
+    cut stays in a buffer of full size.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lowrank.optim import LowRankMomentum
+    >>> model = torch.nn.Linear(512, 512, bias=False)
+    >>> optimizer = LowRankMomentum(model.parameters(), rank=8, lr=1e-3)
+    >>> model(torch.ones(1, 512)).sum().backward()
+    >>> optimizer.step()
+    >>> optimizer.state_bytes() / optimizer.report().uncompressed_bytes < 0.02
+    True
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        rank: float | None = None,
+        budget_bytes: int | None = None,
+        lr: float | torch.Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        scale: float = 0.2,
+        refresh_every: int = 4,
+        side: Literal["long", "left", "right"] | None = None,
+        state_dtype: torch.dtype | None = None,
+        nonfinite: Literal["skip", "raise", "ignore"] = "skip",
+        seed: int = 0,
+        foreach: bool | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            torch.optim.AdamW,
+            rank=rank,
+            budget_bytes=budget_bytes,
+            scale=scale,
+            refresh_every=refresh_every,
+            random_fraction=0.0,
+            side=side,
+            state_dtype=state_dtype,
+            nonfinite=nonfinite,
+            seed=seed,
+            lr=lr,
+            betas=betas,
+            eps=eps,
+            weight_decay=weight_decay,
+            foreach=foreach,
+            fused=fused,
+        )
+
+        for group in (self.defaults, *self.param_groups):
+            group["optimizer"] = NAME
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        for name in ("energy", "amsgrad"):
+            if param_group.get(name):
+                message = f"`{name}` is not for LowRankMomentum, got {param_group[name]!r}."
+                raise ValueError(message)
+        super().add_param_group(param_group)
+        betas = self.param_groups[-1]["betas"]
+        if not all(0.0 <= beta < 1.0 for beta in betas):
+            self.param_groups.pop()
+            message = f"`betas` must lie between 0 and 1 (and not be 1), got {betas!r}."
+            raise ValueError(message)
+
+    @staticmethod
+    def _numbers(each: Member, r: int) -> int:
+        return (r + 1) * (each.k + each.M)
+
+    @staticmethod
+    def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:
+        return 2 * each.k * each.M * int(state["exp_avg"].element_size()) if state else 0
+
+    def _step_batch(self, batch: Batch, *, compiling: bool) -> None:  # noqa: ARG002
+        group = self.param_groups[batch.group]
+        members = [each for each in batch.members if each.parameter.grad is not None]
+        if not members:
+            return
+        beta, square_beta = group["betas"]
+        states = [_begun(each, self.state.get(each.parameter, {}), group) for each in members]
+        old = [state["basis"] for state in states]
+        dtype = old[0].dtype
+        before = torch.stack([state["exp_avg"].to(dtype) for state in states])
+        new = self._bases(members, states, before, group)
+        after = torch.empty_like(before)
+        for i, (each, Q) in enumerate(zip(members, new, strict=True)):
+            coordinates(each, Q, each.gradient, after[i])
+            M = before[i] if Q is old[i] else Q.mT @ old[i] @ before[i]
+            after[i].mul_(1.0 - beta).add_(M, alpha=beta)
+        if group["state_dtype"] is not None:
+            after = after.to(getattr(torch, group["state_dtype"])).to(dtype)
+        squares = [_mean_squares(each, dtype) for each in members]
+        for state, now in zip(states, squares, strict=True):
+            for name, value in zip(("row_sq", "col_sq"), now, strict=True):
+                state[name] = torch.lerp(value, state[name], square_beta)
+        a, b = _factors(states, [columns for _, columns in squares], square_beta, group["eps"])
+        b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))
+        kept = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else 1.0
+        gain = b.unsqueeze(-2) * (beta / (1.0 - beta))
+        for i, (each, state) in enumerate(zip(members, states, strict=True)):
+            if new[i] is old[i]:
+                Q, X = new[i].clone(), before[i].sub_(after[i]).neg_()
+            else:
+                Q, X = torch.cat([new[i], old[i]], -1), torch.cat([after[i], before[i].neg_()])
+            Q.mul_(a[i, :, None])
+            add_to_weight(each, Q, X.mul_(gain[i]), kept=kept, t=b[i], rows=a[i])
+            state["basis"] = new[i]
+            state["exp_avg"].copy_(after[i])
+            self.state[each.parameter] = state
+
+    def _bases(
+        self,
+        members: list[Member],
+        states: list[dict[str, Any]],
+        moments: torch.Tensor,
+        group: dict[str, Any],
+    ) -> list[torch.Tensor]:
+        """The bases of this step: for those whose turn it is, of ``D Mᵀ Q``."""
+        every, (beta, _) = group["refresh_every"], group["betas"]
+        bases = [state["basis"] for state in states]
+        turns = [
+            i
+            for i, (each, state) in enumerate(zip(members, states, strict=True))
+            if (state["step"] + int(self._turns[each.index] * every)) % every == 0
+        ]
+        turns = [i for i in turns if states[i]["step"] > 1]
+        if not turns:
+            return bases
+        for i in turns:
+            each, Q, M = members[i], bases[i], moments[i]
+            # of size 1, so that no product leaves the range of its dtype
+            size = torch.linalg.vector_norm(M)
+            R = M / torch.where(size > 0, size, 1.0)
+            Y = product(each, each.gradient, R.mT).mul_(1.0 - beta)
+            Y.addmm_(Q, M @ R.mT, alpha=beta)
+            bases[i] = torch.where(size > 0, orthonormalise(Y).Q, Q)
+        return bases
+
+
+def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
+    """A copy of the state for this step, or the first one."""
+    state = dict(state)
+    if not state:
+        basis: Any = each.policy.refresh(each.gradient.flatten(1)).basis
+        wanted = group["state_dtype"]
+        kind = basis.dtype if wanted is None else getattr(torch, wanted)
+        state = {"step": 0, "basis": basis}
+        state["exp_avg"] = basis.new_zeros((basis.shape[1], each.M), dtype=kind)
+        state["row_sq"], state["col_sq"] = basis.new_zeros(each.k), basis.new_zeros(each.M)
+    state["step"] += 1
+    return state
+
+
+def _mean_squares(each: Member, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Means of the squares of the rows and of the columns of the gradient."""
+    G = each.oriented(each.gradient)
+    return column_squares(G.mT, dtype) / each.M, column_squares(G, dtype) / each.k
+
+
+def _factors(
+    states: list[dict[str, Any]], now: list[torch.Tensor], beta: float, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The factors a and b of rows and columns; zero where no gradient has ever been seen."""
+    bias = [1.0 - beta ** state["step"] for state in states]
+    rows, columns = (
+        torch.stack([state[name] / one for state, one in zip(states, bias, strict=True)])
+        for name in ("row_sq", "col_sq")
+    )
+    of_all = rows.mean(-1, keepdim=True)
+    a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps), 0.0)
+    seen = columns > 0
+    b = torch.where(seen, (of_all / columns).sqrt(), 0.0)
+    # A step that the means have not followed yet: Adafactor clips such updates, Algorithm 5.
+    ratio = torch.where(seen, torch.stack(now) / columns, 0.0).mean(-1, keepdim=True)
+    return a, b / (ratio / LARGEST_SPIKE).clamp(min=1.0).sqrt()

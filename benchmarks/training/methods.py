@@ -39,6 +39,7 @@ class Method:
     group: str = "peers"
     quick: bool = False
     drawn: str | None = None  # its label in the plots of few methods
+    rate: float | None = None  # the only learning rate, where none is looked for
 
     def optimizers(self, parts: Parts, setting: Setting) -> Optimizers:
         return self.build(parts, setting, **self.options)
@@ -88,49 +89,77 @@ def lowrank(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     return [LowRank(groups, torch.optim.AdamW, **setting.adam)]
 
 
+def adafactor(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
+    """At 0.2 of the rate of the rest, as LowRankMomentum has it by default."""
+    cls = module_of("transformers", "optimization").Adafactor
+    fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
+    matrices = cls(parts.matrices, lr=0.2 * setting.lr, **fixed, **options)
+    return [matrices, torch.optim.AdamW(parts.rest, **setting.adam)]
+
+
 def momentum(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     groups = [{"params": parts.matrices, **options}, {"params": parts.rest}]
     return [LowRankMomentum(groups, seed=setting.seed, **setting.adam)]
 
 
-def ours(group: str = "options", *, quick: bool = False, drawn: str | None = None, **options: Any):
-    """A row of LowRank: rank 8 where nothing else is said."""
-    if "energy" not in options:
-        options = {"rank": 8, **options}
-    return Method(lowrank, options, "lowrank-xp", group, quick, drawn)
+def ours(group: str = "ranks", **more: Any) -> Callable[..., Method]:
+    """A row of LowRank, given its options; of rank 8 where nothing else is said."""
+
+    def row(**options: Any) -> Method:
+        ranks = {} if "energy" in options else {"rank": 8}
+        return Method(lowrank, {**ranks, **options}, "lowrank-xp", group, **more)
+
+    return row
 
 
+def factors(**more: Any) -> Callable[..., Method]:
+    """A row of LowRankMomentum, given its options."""
+    return lambda **options: Method(momentum, {"rank": 8, **options}, "lowrank-xp", **more)
+
+
+# What is changed one at a time is tried at the best learning rate of the default.
+OPTION = ours("options", rate=1e-2)
+FACTORS = factors(group="factors")
 METHODS: dict[str, Method] = {
     "adamw": Method(adamw, quick=True, drawn="AdamW"),
     "adamw-0.3": Method(adamw, {"matrices": 0.3}),
     "adamw-0.1": Method(adamw, {"matrices": 0.1}, quick=True, drawn="AdamW, matrices at 0.1 lr"),
     "adamw-0.03": Method(adamw, {"matrices": 0.03}),
     "adamw8bit": Method(adamw8bit, {}, "torchao", drawn="AdamW8bit"),
+    "adafactor": Method(adafactor, {}, "transformers", drawn="Adafactor"),
+    "adafactor-momentum": Method(adafactor, {"beta1": 0.9}, "transformers"),
     "muon": Method(muon, {"adjust_lr_fn": "match_rms_adamw"}, drawn="Muon"),
     "galore-r8": Method(galore, {"rank": 8}, "galore-torch", quick=True, drawn="galore-torch, r=8"),
     "galore-r32": Method(galore, {"rank": 32}, "galore-torch"),
     "apollo-r8": Method(apollo, {"rank": 8}, "apollo-torch", quick=True, drawn="apollo-torch, r=8"),
-    # Ranks, at the defaults otherwise.
-    "lowrank-r4": ours("ranks", rank=4),
-    "lowrank-r8": ours("ranks", quick=True, drawn="LowRank, r=8"),
-    "lowrank-r16": ours("ranks", rank=16),
-    "lowrank-r32": ours("ranks", rank=32, drawn="LowRank, r=32"),
-    "lowrank-energy-0.8": ours("ranks", energy=0.8, max_rank=32),
-    "lowrank-energy-0.95": ours("ranks", energy=0.95, max_rank=32),
-    # Rank 8, with one option changed (or the two that make GaLore's basis and update).
-    "lowrank-r8-no-residual": ours(residual=None),
-    "lowrank-r8-random-0": ours(random_fraction=0.0),
-    "lowrank-r8-random-1": ours(random_fraction=1.0),
-    "lowrank-r8-galore-like": ours(quick=True, residual=None, random_fraction=0.0),
-    "lowrank-r8-keep": ours(transport="keep"),
-    "lowrank-r8-reset": ours(transport="reset"),
-    "lowrank-r8-every-20": ours(refresh_every=20),
-    "lowrank-r8-every-200": ours(refresh_every=200),
-    "lowrank-r8-power-0": ours(power_iterations=0),
-    "lowrank-r8-oversampling-0": ours(oversampling=0),
-    "lowrank-r8-warm-start": ours(warm_start=True),
-    "lowrank-r8-average-0.9": ours(average=0.9),
-    "lowrank-r8-average-0.98": ours(average=0.98),
-    "lowrank-r32-random-0": ours("ranks", rank=32, random_fraction=0.0),
+    "momentum-r1": FACTORS(rank=1),
+    "momentum-r4": FACTORS(rank=4),
+    "momentum-r8": factors(group="factors", quick=True, drawn="LowRankMomentum, r=8")(),
+    "momentum-r32": FACTORS(rank=32),
+    "momentum-r8-every-4": factors(group="factors", rate=1e-2)(refresh_every=4),
+    "momentum-r8-every-20": factors(group="factors", rate=1e-2)(refresh_every=20),
+    "momentum-r8-bfloat16": factors(group="factors", rate=1e-2)(state_dtype="bfloat16"),
+    "lowrank-r4": ours()(rank=4),
+    "lowrank-r8": ours(quick=True, drawn="LowRank, r=8")(),
+    "lowrank-r32": ours(drawn="LowRank, r=32")(rank=32),
+    "lowrank-energy-0.8": ours()(energy=0.8, max_rank=32),
+    "lowrank-energy-0.95": ours()(energy=0.95, max_rank=32),
+    "lowrank-r8-no-residual": OPTION(residual=None),
+    "lowrank-r8-random-0": OPTION(random_fraction=0.0),
+    "lowrank-r8-random-1": OPTION(random_fraction=1.0),
+    "lowrank-r8-galore-like": OPTION(residual=None, random_fraction=0.0),
+    "lowrank-r8-keep": OPTION(transport="keep"),
+    "lowrank-r8-reset": OPTION(transport="reset"),
+    "lowrank-r8-every-20": OPTION(refresh_every=20),
+    "lowrank-r8-every-200": OPTION(refresh_every=200),
+    "lowrank-r8-power-0": OPTION(power_iterations=0),
+    "lowrank-r8-oversampling-0": OPTION(oversampling=0),
+    "lowrank-r8-warm-start": OPTION(warm_start=True),
+    "lowrank-r8-average-0.98": OPTION(average=0.98),
 }
-GROUPS = {"peers": "Peers", "ranks": "LowRank, ranks", "options": "LowRank of rank 8, options"}
+GROUPS = {
+    "peers": "Peers",
+    "factors": "LowRankMomentum",
+    "ranks": "LowRank around AdamW",
+    "options": "LowRank around AdamW, rank 8, one option changed",
+}

@@ -16,8 +16,8 @@ from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
 # Okabe and Ito's colours, which everybody can tell apart, and a grey; with a dash for each.
 COLOURS = ("#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9")
 DASHES = ("-", "--", ":", "-.", "-", "--", "-", "--")
-MARKERS = {"peers": "o", "ranks": "s", "options": "x"}
-OF_GROUP = {"peers": "#D55E00", "ranks": "#0072B2", "options": "#777777"}
+MARKERS = {"peers": "o", "factors": "D", "ranks": "s", "options": "x"}
+OF_GROUP = {"peers": "#D55E00", "factors": "#009E73", "ranks": "#0072B2", "options": "#777777"}
 NEEDED = 2  # methods, for a plot of several to say something
 
 
@@ -47,6 +47,8 @@ class Line:
 
     @property
     def at_edge(self) -> str:
+        if METHODS[self.name].rate is not None:
+            return "no other tried"
         if self.best == max(self.sweep):
             return "upper edge"
         return "lower edge" if self.best == min(self.sweep) else ""

@@ -226,7 +226,8 @@ def _or_inf(value: float | str) -> float:
 
 def swept(protocol: Protocol, corpus: str, method: str) -> tuple[list[Run], dict[float, Any]]:
     """The runs of the grid that are missing, and the results that are there, by learning rate."""
-    rates, first = list(protocol.rates), protocol.seeds[0]
+    only, first = METHODS[method].rate, protocol.seeds[0]
+    rates = list(protocol.rates) if only is None else [only]
     while True:
         runs = {lr: Run(protocol, corpus, method, lr, first) for lr in rates}
         found = {lr: result for lr, run in runs.items() if (result := run.result())}
@@ -235,7 +236,7 @@ def swept(protocol: Protocol, corpus: str, method: str) -> tuple[list[Run], dict
             return missing, found
         best = best_rate(found)
         beyond = {min(rates): protocol.below, max(rates): protocol.above}.get(best)
-        if beyond is None or beyond in rates:
+        if only is not None or beyond is None or beyond in rates:
             return [], found
         rates.append(beyond)
 

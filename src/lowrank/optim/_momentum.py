@@ -44,7 +44,8 @@ class LowRankMomentum(LowRank):
         Factor on every change of a compressed weight, besides weight decay. AdamW's own changes
         have about 0.2 of `lr` in the root mean square, so that its learning rates fit.
     refresh_every : int
-        Steps between changes of the basis of a momentum; they are spread over the steps.
+        Steps between changes of the basis of a momentum; they are spread over the steps. A basis
+        that changes with every step trains best.
     side : {None, "long", "left", "right"}
         Side of the basis; by default the short one.
     state_dtype : torch.dtype, optional
@@ -113,7 +114,7 @@ class LowRankMomentum(LowRank):
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
         scale: float = 0.2,
-        refresh_every: int = 4,
+        refresh_every: int = 1,
         side: Literal["long", "left", "right"] | None = None,
         state_dtype: torch.dtype | None = None,
         nonfinite: Literal["skip", "raise", "ignore"] = "skip",

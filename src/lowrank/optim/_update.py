@@ -136,6 +136,10 @@ def change_of_weight(
     return change.addcmul_(R, t.unsqueeze(-2)).mul_(scale), t * scale, size * factor
 
 
+def _scaled(X: torch.Tensor, factor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    return X.to(dtype) if factor is None else X * factor
+
+
 def add_to_weight(
     member: Member,
     Q: torch.Tensor,
@@ -159,11 +163,8 @@ def add_to_weight(
         else:
             w.addmm_(Q[here], X[:, columns], beta=kept)
         if t is not None:
-            g = G[part].to(Q.dtype)  # the gradient itself, where it has that dtype
-            if rows is not None:
-                factor = rows[here, None]
-                g = g * factor if g.dtype == G.dtype else g.mul_(factor)
-            w.addcmul_(g, t[columns], value=-1.0)
+            factor = None if rows is None else rows[here, None]
+            w.addcmul_(_scaled(G[part], factor, Q.dtype), t[columns], value=-1.0)
         if w.dtype != W.dtype:
             W[part] = w
     if flat.untyped_storage().data_ptr() != member.parameter.untyped_storage().data_ptr():

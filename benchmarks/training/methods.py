@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from benchmarks.measuring import module_of
+from benchmarks.training.allotment import allotted
 from benchmarks.training.model import Parts
 from lowrank.optim import LowRank, LowRankMomentum
 
@@ -25,6 +26,7 @@ class Setting:
     seed: int
     betas: tuple[float, float] = (0.9, 0.95)
     refresh_every: int = 100
+    corpus: str = "kjv"
 
     @property
     def adam(self) -> dict[str, Any]:
@@ -89,6 +91,16 @@ def lowrank(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     return [LowRank(groups, torch.optim.AdamW, **setting.adam)]
 
 
+def by_allotment(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
+    """Ranks of :mod:`benchmarks.training.allotment`, for the bytes of a uniform rank 8."""
+    told = {"refresh_every": setting.refresh_every, "seed": setting.seed, **options}
+    ranks = allotted(setting.corpus, 8)
+    groups = [
+        {"params": [p], "rank": r, **told} for p, r in zip(parts.matrices, ranks, strict=True)
+    ]
+    return [LowRank([*groups, {"params": parts.rest}], torch.optim.AdamW, **setting.adam)]
+
+
 def adafactor(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     """At 0.2 of the rate of the rest, as LowRankMomentum has it by default."""
     cls = module_of("transformers", "optimization").Adafactor
@@ -135,13 +147,13 @@ METHODS: dict[str, Method] = {
     "momentum-r1": FACTORS(rank=1),
     "momentum-r4": FACTORS(rank=4),
     "momentum-r8": factors(group="factors", quick=True, drawn="LowRankMomentum, r=8")(),
-    "momentum-r32": FACTORS(rank=32),
+    "momentum-r32": factors(group="factors", rate=1e-2)(rank=32),
     "momentum-r8-every-4": factors(group="factors", rate=1e-2)(refresh_every=4),
-    "momentum-r8-every-20": factors(group="factors", rate=1e-2)(refresh_every=20),
     "momentum-r8-bfloat16": factors(group="factors", rate=1e-2)(state_dtype="bfloat16"),
     "lowrank-r4": ours()(rank=4),
     "lowrank-r8": ours(quick=True, drawn="LowRank, r=8")(),
     "lowrank-r32": ours(drawn="LowRank, r=32")(rank=32),
+    "lowrank-allotted": Method(by_allotment, {}, "lowrank-xp", "ranks", rate=1e-2),
     "lowrank-energy-0.8": ours()(energy=0.8, max_rank=32),
     "lowrank-energy-0.95": ours()(energy=0.95, max_rank=32),
     "lowrank-r8-no-residual": OPTION(residual=None),
@@ -149,11 +161,8 @@ METHODS: dict[str, Method] = {
     "lowrank-r8-random-1": OPTION(random_fraction=1.0),
     "lowrank-r8-galore-like": OPTION(residual=None, random_fraction=0.0),
     "lowrank-r8-keep": OPTION(transport="keep"),
-    "lowrank-r8-reset": OPTION(transport="reset"),
     "lowrank-r8-every-20": OPTION(refresh_every=20),
-    "lowrank-r8-every-200": OPTION(refresh_every=200),
     "lowrank-r8-power-0": OPTION(power_iterations=0),
-    "lowrank-r8-oversampling-0": OPTION(oversampling=0),
     "lowrank-r8-warm-start": OPTION(warm_start=True),
     "lowrank-r8-average-0.98": OPTION(average=0.98),
 }

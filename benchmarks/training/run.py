@@ -109,7 +109,7 @@ def train(run: Run) -> dict[str, Any]:
     protocol, method, corpus = run.protocol, METHODS[run.method], data.load(run.corpus)
     model = protocol.shape.build(run.seed)
     parts = split(model)
-    setting = Setting(lr=run.lr, seed=run.seed, refresh_every=protocol.refresh_every)
+    setting = Setting(run.lr, run.seed, refresh_every=protocol.refresh_every, corpus=run.corpus)
     optimizers = method.optimizers(parts, setting)
     initial = [[float(group["lr"]) for group in each.param_groups] for each in optimizers]
     generator = torch.Generator().manual_seed(run.seed)

@@ -17,7 +17,8 @@ benchmarks/gpu.py does so. Sections of the rows:
 - "counts": kernels (on a GPU) and reads by the host in a step without a refresh; `kernels` are for
   each compressed parameter, `together` those that do not grow with their number.
 
-`rank` is k/8. `state_bytes` is what the optimizer keeps, `peak_bytes` what a step needs beyond it
+`rank` is k/8, unless the name says another. `state_bytes` is what the optimizer keeps, `peak_bytes`
+what a step needs beyond it
 and beyond weights and gradients (on a GPU).
 """
 
@@ -35,7 +36,7 @@ import torch
 from measuring import Budget, Results, host_reads, interleaved, kernels, peak_bytes, told
 
 from lowrank.compress import Subspace
-from lowrank.optim import LowRank, select
+from lowrank.optim import LowRank, LowRankMomentum, select
 
 PACKAGES = ("torch", "numpy", "array-api-compat", "galore-torch")
 EVERY = 200
@@ -71,6 +72,9 @@ def makers(rank: int) -> dict[str, Make]:
             select(model, rank=rank), torch.optim.AdamW, **ADAMW, refresh_every=EVERY, **options
         )
 
+    def momentum(rank: int) -> Make:
+        return lambda model: LowRankMomentum(select(model, rank=rank), **ADAMW)
+
     def plain(**options: Any) -> Make:
         return lambda model: torch.optim.AdamW(model.parameters(), **ADAMW, **options)
 
@@ -90,6 +94,8 @@ def makers(rank: int) -> dict[str, Make]:
         "LowRank": ours(),
         "LowRank, no residual, fused": ours(residual=None, fused=True),
         "LowRank, fused": ours(fused=True),
+        "LowRankMomentum": momentum(rank),
+        "LowRankMomentum, rank 8": momentum(8),
         "galore-torch": galore,
         PRODUCTS: lambda model: Products(model, rank),
     }
@@ -126,7 +132,8 @@ class Products:
 
 
 def library_of(name: str) -> str:
-    return {"LowRank": "lowrank", "AdamW": "torch"}.get(name.partition(",")[0], name)
+    libraries = {"LowRank": "lowrank", "LowRankMomentum": "lowrank", "AdamW": "torch"}
+    return libraries.get(name.partition(",")[0], name)
 
 
 class Bench:
@@ -200,6 +207,7 @@ def state_bytes(opt: torch.optim.Optimizer) -> int:
 def training(bench: Bench) -> None:
     sizes, dtype = bench.sizes, getattr(torch, bench.dtype)
     names = (BASE, "AdamW, fused", "LowRank, no residual", "LowRank", "LowRank, fused")
+    names += ("LowRankMomentum", "LowRankMomentum, rank 8")
     bench.optimizers(names)
     refreshes = {row["method"]: row for row in bench.results.rows if row["section"] == "step"}
     for tokens in (sizes.tokens, 4 * sizes.tokens):

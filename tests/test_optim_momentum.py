@@ -128,7 +128,10 @@ def test_a_momentum_that_fits_is_that_of_adam(shape):
 
 
 def test_the_basis_follows_what_the_gradients_have_in_common():
-    """Signal of rank 3 that is smaller than the noise of each gradient, but the same in all."""
+    """Signal of rank 3 with a thirteenth of the energy of the noise, but the same in all.
+
+    The basis of a single gradient has 0.29 of it.
+    """
     (p,) = parameters([(40, 60)])
     opt = LowRankMomentum([p], rank=3, refresh_every=2, **RATE)
     generator = torch.Generator().manual_seed(0)
@@ -141,9 +144,9 @@ def test_the_basis_follows_what_the_gradients_have_in_common():
         U = torch.linalg.qr(torch.randn(40, 3, generator=generator))[0]
         signal = U @ torch.randn(3, 60, generator=generator)
         for _ in range(60):
-            p.grad = signal + 0.35 * torch.randn(40, 60, generator=generator)
+            p.grad = signal + torch.randn(40, 60, generator=generator)
             opt.step()
-        assert captured() > 0.95, turn
+        assert captured() > 0.93, turn
 
 
 @pytest.mark.parametrize("size", [1e15, 1e-15])

@@ -2,7 +2,7 @@
 
 E2 seconds of a refresh; E3 what a basis captures of a gradient; E4 what the basis of one batch
 captures of the gradient of many; E5 a problem on which the basis of the gradient alone fails;
-E6 bytes of state by the formula; E7 stop and resume in a new process; E8 a NaN in a gradient;
+E6 bytes of state by their formula; E7 stop and resume in a new process; E8 a NaN in a gradient;
 E9 two processes of data-parallel training beside one.
 """
 
@@ -235,6 +235,7 @@ FEW: dict[str, dict[str, Any]] = {
     "lowrank-r8": {},
     "lowrank-r8-random-1": {},
     "lowrank-r8-average-0.98": {},
+    "momentum-r8": {},
 }
 
 
@@ -284,19 +285,24 @@ def e5(asked: Asked) -> Iterator[Row]:
 
 
 def e6(asked: Asked) -> Iterator[Row]:
-    """Bytes of state after a step on one matrix, counted in storages, beside r·k + 2·r·M."""
+    """Bytes of state after a step on one matrix, counted in storages, beside r·k + 2·r·M.
+
+    Or (r + 1)(k + M) for LowRankMomentum."""
     shapes = [(256, 256), (352, 128), (1024, 512)]
     shapes += [] if asked.quick else [(1024, 2752), (2048, 2048)]
     for m, n in shapes:
         k, M = min(m, n), max(m, n)
-        for name in ("adamw", "galore-r8", "galore-r32", "apollo-r8", "lowrank-r8", "lowrank-r32"):
+        for name in ("adamw", "galore-r8", "galore-r32", "apollo-r8", "lowrank-r8", "momentum-r8"):
             W, other = torch.nn.Parameter(torch.zeros(m, n)), torch.nn.Parameter(torch.zeros(1))
             optimizers = METHODS[name].optimizers(Parts([W], [other]), Setting(1e-3, 0))
             W.grad = torch.randn(m, n, generator=torch.Generator().manual_seed(0))
             for optimizer in optimizers:
                 optimizer.step()
             r = METHODS[name].options.get("rank")
-            formula = 4 * (2 * k * M if r is None else r * k + 2 * r * M)
+            numbers = 2 * k * M if r is None else r * k + 2 * r * M
+            if name.startswith("momentum"):
+                numbers = (r + 1) * (k + M)
+            formula = 4 * numbers
             held = state_bytes(optimizers, [W])
             buffer = io.BytesIO()
             torch.save([optimizer.state_dict() for optimizer in optimizers], buffer)
@@ -343,7 +349,14 @@ STEPS = 10  # before the stop, and after it: with a refresh every 6
 
 def e7(asked: Asked) -> Iterator[Row]:
     """Whether a run that goes on in a new process ends at the same weights, bit by bit."""
-    for name in ("adamw", "galore-r8", "apollo-r8", "lowrank-r8", "lowrank-energy-0.95"):
+    for name in (
+        "adamw",
+        "galore-r8",
+        "apollo-r8",
+        "lowrank-r8",
+        "lowrank-energy-0.95",
+        "momentum-r8",
+    ):
         model, optimizers, generator = start_of(asked, name)
         some_steps(asked, model, optimizers, generator, STEPS)
         with tempfile.TemporaryDirectory() as folder:
@@ -379,7 +392,7 @@ def resumed(rank: int, asked: Asked, name: str, path: Path, safely: bool) -> str
 
 def e8(asked: Asked) -> Iterator[Row]:
     """One NaN in the gradient of the tenth matrix, in a step with a refresh: what has changed."""
-    for name in ("adamw", "galore-r8", "apollo-r8", "muon", "lowrank-r8"):
+    for name in ("adamw", "galore-r8", "apollo-r8", "muon", "lowrank-r8", "momentum-r8"):
         model, optimizers, generator = start_of(asked, name)
         some_steps(asked, model, optimizers, generator, 6)
         batch = asked.corpus.batch(asked.protocol.batch, asked.protocol.length, generator)

@@ -143,7 +143,7 @@ def write_table(protocol: Protocol, corpus: str) -> str:
     ]
     title = f"## Every learning rate, seed {protocol.seeds[0]}"
     page += [title, grid(["method", *[f"{lr:g}" for lr in rates]], swept)]
-    page += experiment_pages(protocol)
+    page += experiment_pages(protocol, corpus)
     text = "\n\n".join(page) + "\n"
     (RESULTS / protocol.folder / f"{corpus}.md").write_text(text, "utf-8")
     return text
@@ -156,10 +156,12 @@ def cell_of(result: dict[str, Any] | None, *, best: bool) -> str:
     return f"**{told}**" if best else told
 
 
-def experiment_pages(protocol: Protocol) -> list[str]:
+def experiment_pages(protocol: Protocol, corpus: str) -> list[str]:
     page = []
     for path in sorted((RESULTS / protocol.folder / "experiments").glob("e*.json")):
         content = json.loads(path.read_text("utf-8"))
+        if content["corpus"]["name"] != corpus:
+            continue
         rows = content["rows"]
         head = list(dict.fromkeys(key for row in rows for key in row))
         page.append(f"## {content['experiment'].upper()}")

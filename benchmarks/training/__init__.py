@@ -1,14 +1,16 @@
-"""Trains a small language model with lowrank.optim.LowRank and with the optimizers around it.
+"""Trains a small language model with the optimizers of lowrank.optim and with others.
 
+    python -m benchmarks.training all --workers 2
     python -m benchmarks.training run [--corpus kjv] [--only PATTERN] [--workers 2] [--quick]
     python -m benchmarks.training experiments [--only e3] [--large] [--quick]
     python -m benchmarks.training table [--corpus kjv] [--quick]
     python -m benchmarks.training plots [--corpus kjv] [--quick]
 
-From the root of a checkout; `pip install -c constraints.txt --group training` installs what the
-library itself does not need (galore-torch and apollo-torch with --no-deps: what they require beyond
-torch and transformers is not used). One run is one JSON file in benchmarks/results/training, and a
-run that has its file is not repeated: what was stopped goes on where it was.
+The first makes everything, the others its parts: all methods on one text, a few on another one. From
+the root of a checkout; `pip install -c constraints.txt --group training` installs what the library
+itself does not need (galore-torch and apollo-torch with --no-deps: what they require beyond torch
+and transformers is not used). One run is one JSON file in benchmarks/results/training, and a run
+that has its file is not repeated: what was stopped goes on where it was.
 
 What is learned: the next byte, by a Llama of 602 112 weights in the attention and MLP matrices,
 in 800 steps of 16×64 bytes. What is compared: nats per byte of held-out text after the same steps,

@@ -20,7 +20,7 @@ def arguments() -> argparse.Namespace:
         description=training.__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("what", choices=["run", "experiments", "table", "plots"])
+    parser.add_argument("what", choices=["all", "run", "experiments", "table", "plots"])
     parser.add_argument("--corpus", choices=list(data.CORPORA), default="kjv")
     parser.add_argument("--only", metavar="PATTERN", help="regular expression for names")
     parser.add_argument("--workers", type=int, default=1, help="processes, of one thread each")
@@ -32,27 +32,38 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     warnings.simplefilter("ignore")
     asked = arguments()
-    protocol = run.QUICK if asked.quick else run.FULL
     start = time.perf_counter()
-    failed = 0
-    if asked.what == "run" and asked.workers > 1:
-        given = ["run", "--corpus", asked.corpus, *(["--quick"] if asked.quick else [])]
-        given += ["--only", asked.only] if asked.only else []
-        failed = run.work_together(asked.workers, given)
-    elif asked.what == "run":
-        methods = run.chosen(asked.only, quick=asked.quick)
-        failed = run.work(protocol, asked.corpus, methods)
-    elif asked.what == "experiments":
-        failed = experiments.perform(protocol, asked.corpus, asked.only, large=asked.large)
-    elif asked.what == "table":
-        print(report.write_table(protocol, asked.corpus))
+    if asked.what == "all":
+        parts = [("run", name) for name in data.CORPORA]
+        parts += [("experiments", asked.corpus)]
+        parts += [(what, name) for what in ("table", "plots") for name in data.CORPORA]
     else:
-        for path in report.write_plots(protocol, asked.corpus):
-            print(path)
-    if asked.what in ("run", "experiments"):
+        parts = [(asked.what, asked.corpus)]
+    failed = sum(perform(what, corpus, asked) for what, corpus in parts)
+    if asked.what in ("all", "run", "experiments"):
         print(f"{time.perf_counter() - start:.0f} s", flush=True)
     if failed:
         sys.exit(1)
+
+
+def perform(what: str, corpus: str, asked: argparse.Namespace) -> int:
+    """One of the parts; returns how many methods or experiments failed."""
+    protocol = run.QUICK if asked.quick else run.FULL
+    if what == "run" and asked.workers > 1:
+        given = ["run", "--corpus", corpus, *(["--quick"] if asked.quick else [])]
+        given += ["--only", asked.only] if asked.only else []
+        return run.work_together(asked.workers, given)
+    if what == "run":
+        few = asked.quick or corpus != "kjv"
+        return run.work(protocol, corpus, run.chosen(asked.only, few=few))
+    if what == "experiments":
+        return experiments.perform(protocol, corpus, asked.only, large=asked.large)
+    if what == "table":
+        print(report.write_table(protocol, corpus))
+    else:
+        for path in report.write_plots(protocol, corpus):
+            print(path)
+    return 0
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ class Method:
     options: dict[str, Any] = field(default_factory=dict)
     package: str = "torch"
     group: str = "peers"
-    quick: bool = False
+    few: bool = False  # of the few for a second corpus, or a trial
     drawn: str | None = None  # its label in the plots of few methods
     rate: float | None = None  # the only learning rate, where none is looked for
 
@@ -133,25 +133,25 @@ def factors(**more: Any) -> Callable[..., Method]:
 OPTION = ours("options", rate=1e-2)
 FACTORS = factors(group="factors")
 METHODS: dict[str, Method] = {
-    "adamw": Method(adamw, quick=True, drawn="AdamW"),
+    "adamw": Method(adamw, few=True, drawn="AdamW"),
     "adamw-0.3": Method(adamw, {"matrices": 0.3}),
-    "adamw-0.1": Method(adamw, {"matrices": 0.1}, quick=True, drawn="AdamW, matrices at 0.1 lr"),
+    "adamw-0.1": Method(adamw, {"matrices": 0.1}, few=True, drawn="AdamW, matrices at 0.1 lr"),
     "adamw-0.03": Method(adamw, {"matrices": 0.03}),
     "adamw8bit": Method(adamw8bit, {}, "torchao", drawn="AdamW8bit"),
     "adafactor": Method(adafactor, {}, "transformers", drawn="Adafactor"),
     "adafactor-momentum": Method(adafactor, {"beta1": 0.9}, "transformers"),
     "muon": Method(muon, {"adjust_lr_fn": "match_rms_adamw"}, drawn="Muon"),
-    "galore-r8": Method(galore, {"rank": 8}, "galore-torch", quick=True, drawn="galore-torch, r=8"),
+    "galore-r8": Method(galore, {"rank": 8}, "galore-torch", few=True, drawn="galore-torch, r=8"),
     "galore-r32": Method(galore, {"rank": 32}, "galore-torch"),
-    "apollo-r8": Method(apollo, {"rank": 8}, "apollo-torch", quick=True, drawn="apollo-torch, r=8"),
+    "apollo-r8": Method(apollo, {"rank": 8}, "apollo-torch", few=True, drawn="apollo-torch, r=8"),
     "momentum-r1": FACTORS(rank=1),
     "momentum-r4": FACTORS(rank=4),
-    "momentum-r8": factors(group="factors", quick=True, drawn="LowRankMomentum, r=8")(),
+    "momentum-r8": factors(group="factors", few=True, drawn="LowRankMomentum, r=8")(),
     "momentum-r32": factors(group="factors", rate=1e-2)(rank=32),
     "momentum-r8-every-4": factors(group="factors", rate=1e-2)(refresh_every=4),
     "momentum-r8-bfloat16": factors(group="factors", rate=1e-2)(state_dtype="bfloat16"),
     "lowrank-r4": ours()(rank=4),
-    "lowrank-r8": ours(quick=True, drawn="LowRank, r=8")(),
+    "lowrank-r8": ours(few=True, drawn="LowRank, r=8")(),
     "lowrank-r32": ours(drawn="LowRank, r=32")(rank=32),
     "lowrank-allotted": Method(by_allotment, {}, "lowrank-xp", "ranks", rate=1e-2),
     "lowrank-energy-0.8": ours()(energy=0.8, max_rank=32),

@@ -250,11 +250,11 @@ def pending(protocol: Protocol, corpus: str, method: str) -> list[Run]:
     return [run for run in others if run.result() is None]
 
 
-def chosen(only: str | None, *, quick: bool) -> list[str]:
+def chosen(only: str | None, *, few: bool) -> list[str]:
     return [
         name
         for name, method in METHODS.items()
-        if (method.quick or not quick or only) and re.search(only or "", name)
+        if (method.few or not few or only) and re.search(only or "", name)
     ]
 
 

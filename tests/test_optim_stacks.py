@@ -52,7 +52,7 @@ def test_members_with_and_without_state_step_together(monkeypatch, transport):
         for fused in (False, True)
     ]
     assert close(*ends)
-    monkeypatch.setattr("lowrank.optim._lowrank.TEMPORARIES", 10**9)
+    monkeypatch.setattr(LowRank, "_temporaries", 10**9)
     alone, opt = runs(torch.optim.SGD, gradients=later, transport=transport, **SGD)
     assert len(opt._made) == 3
     assert close(alone, ends[0])

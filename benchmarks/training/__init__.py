@@ -6,7 +6,7 @@
     python -m benchmarks.training table [--corpus kjv] [--quick]
     python -m benchmarks.training plots [--corpus kjv] [--quick]
 
-The first makes everything, the others its parts: all methods on one text, a few on another one. From
+The first makes everything, the others its parts: all methods on one text, a few on another. From
 the root of a checkout; `pip install -c constraints.txt --group training` installs what the library
 itself does not need (galore-torch and apollo-torch with --no-deps: what they require beyond torch
 and transformers is not used). One run is one JSON file in benchmarks/results/training, and a run

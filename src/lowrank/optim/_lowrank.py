@@ -29,9 +29,8 @@ __all__ = ["Batch", "LowRank"]
 
 # Optimizers whose step is proportional to the size of the weight: they are shown QᵀW, and not 0.
 SHOWN_THE_WEIGHT = ("Adafactor", "Lamb", "LAMB", "Lars", "LARS")
-# In a batch of compressed parameters, all that is temporary (about so many stacks of coordinates)
-# stays below the largest weight, or below a size that is not worth saving, in bytes.
-TEMPORARIES = 6
+# In a batch of compressed parameters, all that is temporary stays below the largest weight, or
+# below a size that is not worth saving, in bytes.
 SMALL = 2**24
 
 
@@ -157,6 +156,7 @@ class LowRank(torch.optim.Optimizer):
     """
 
     _made: list[Batch | torch.optim.Optimizer] | None
+    _temporaries = 6  # of a step of a batch, in stacks of coordinates
     _places: dict[torch.Tensor, Batch | torch.optim.Optimizer]
     _taken: set[torch.Tensor]
 
@@ -550,7 +550,13 @@ class LowRank(torch.optim.Optimizer):
             for number, group in enumerate(self.param_groups)
             for parameter in group["params"]
         ]
-        return [(number, each) for number, each in found if each is not None]
+        return [
+            (number, each)
+            for number, each in found
+            if each is not None
+            and self._bytes(each, each.rank, self.param_groups[number])
+            < 2 * each.k * each.M * each.dtype.itemsize
+        ]
 
     def _workers(self) -> list[Batch | torch.optim.Optimizer]:
         """What steps the parameters: batches, and inner optimizers of what is not compressed."""
@@ -584,8 +590,8 @@ class LowRank(torch.optim.Optimizer):
         for (number, *_), same in alike.items():
             group, each = self.param_groups[number], same[0]
             wide = getattr(torch, group["state_dtype"] or "float16").itemsize
-            size = each.rank * each.M * max(wide, each.dtype.itemsize)
-            count = max(1, most // (TEMPORARIES * size))
+            size = each.rank * max(each.k, each.M) * max(wide, each.dtype.itemsize)
+            count = max(1, most // (self._temporaries * size))
             parts = (same[start : start + count] for start in range(0, len(same), count))
             made += [self._batch(number, part) for part in parts]
         self._made, self._places = made, {_first(worker): worker for worker in made}
@@ -616,13 +622,13 @@ class LowRank(torch.optim.Optimizer):
 
     def _spend(self, budget: int) -> None:
         """Give all compressed parameters the largest fraction of k that the budget allows."""
-        members = [each for _, each in self._members()]
+        members = [(self.param_groups[number], each) for number, each in self._members()]
 
         def needed(fraction: float) -> int:
             total = 0
-            for each in members:
+            for group, each in members:
                 r = as_rank(fraction, each.k, "budget_bytes")
-                total += self._numbers(each, r) * each.dtype.itemsize
+                total += self._bytes(each, r, group)
             return total
 
         low, high = 0.0, 0.5
@@ -649,15 +655,20 @@ class LowRank(torch.optim.Optimizer):
         return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
 
     @staticmethod
-    def _numbers(each: Member, r: int) -> int:
-        """What is kept of a parameter at rank r, with two numbers for each coordinate."""
-        return r * each.k + 2 * r * each.M
+    def _bytes(each: Member, r: int, group: dict[str, Any]) -> int:  # noqa: ARG004
+        """Of the state of a parameter at rank r, with two numbers for each coordinate."""
+        return (r * each.k + 2 * r * each.M) * each.dtype.itemsize
 
     @staticmethod
     def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:
         rank = int(state["basis"].shape[1]) if state else each.rank
         theirs = [state[key] for key in state if key not in OURS]
         return sum(_unwound(value, rank, each.k) for value in theirs)
+
+    def _check_saved(
+        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
+    ) -> None:
+        check_saved(saved, parameter, name, each)
 
     def report(self) -> Report:
         """The rank and the bytes of state of every parameter, and the bytes it would have.
@@ -714,7 +725,7 @@ class LowRank(torch.optim.Optimizer):
                 continue
             index, group = places[key]
             parameter = parameters[index]
-            check_saved(saved, parameter, self._name(index), members.get(index))
+            self._check_saved(saved, parameter, self._name(index), members.get(index))
             on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
                 name: copied(value, None if name == "step" and on_host else parameter.device)

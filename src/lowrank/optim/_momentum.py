@@ -8,13 +8,22 @@ import torch
 from lowrank._panel import orthonormalise
 from lowrank.optim._lowrank import Batch, LowRank
 from lowrank.optim._options import Member
-from lowrank.optim._update import add_to_weight, column_squares, coordinates, product
+from lowrank.optim._update import (
+    add_to_weight,
+    column_squares,
+    coordinates,
+    product,
+    weighted_column_squares,
+)
 
 __all__ = ["LowRankMomentum"]
 
 NAME = "AdamW, momentum of low rank"
-# Mean square of what one step may change, in units of the running mean of squares.
-LARGEST_SPIKE = 1.0
+# Options of LowRank and AdamW that have no meaning here.
+FOREIGN = (
+    *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
+    *("transport", "warm_start", "average", "amsgrad", "decoupled_weight_decay"),
+)
 
 
 class LowRankMomentum(LowRank):
@@ -38,8 +47,8 @@ class LowRankMomentum(LowRank):
         In place of `rank`: bytes of state for all compressed parameters, spent as one fraction of
         the short side for all.
     lr, betas, eps, weight_decay
-        Of AdamW, for both kinds of parameters; decay is decoupled. A compressed weight changes by
-        ``lr · scale`` in the root mean square, or less.
+        Of AdamW, for both kinds of parameters; decay is decoupled. What the gradient of a step
+        changes in a compressed weight is ``lr · scale`` in the root mean square, or less.
     scale : float
         Factor on every change of a compressed weight, besides weight decay. AdamW's own changes
         have about 0.2 of `lr` in the root mean square, so that its learning rates fit.
@@ -49,9 +58,9 @@ class LowRankMomentum(LowRank):
     side : {None, "long", "left", "right"}
         Side of the basis; by default the short one.
     state_dtype : torch.dtype, optional
-        Of the r×M coordinates of the momentum. Rounding errors go into the weight, as all else
-        that the momentum can't hold. Bases and means of squares are float32, or float64 for such
-        parameters.
+        Of the r×M coordinates of the momentum. What rounding takes away goes into the weight, as
+        all else that the momentum can't hold, and with the same factor β₁/(1 − β₁): not for β₁
+        near 1. Bases and means of squares are float32, or float64 for such parameters.
     nonfinite, seed
         As for :class:`LowRank`.
     foreach, fused : bool, optional
@@ -60,7 +69,7 @@ class LowRankMomentum(LowRank):
     Raises
     ------
     TypeError, ValueError
-        As for :class:`LowRank`; and if a group asks for an adaptive rank (`energy`).
+        As for :class:`LowRank`; and if a group has one of its other options.
 
     Notes
     -----
@@ -69,23 +78,26 @@ class LowRankMomentum(LowRank):
     ``D = β₁ M + (1 − β₁) G``, ``M⁺ = Q Qᵀ D``, ``U = G + β₁/(1 − β₁) · (M − M⁺)``,
 
     and the weight changes by −``lr · scale · diag(a) U diag(b)``, where ``(aᵢ bⱼ)⁻²`` is the
-    product of the running means of squares of rows and columns of G over that of all. Whatever Q
-    is, ``Σ U = Σ G − β₁/(1 − β₁) · M``: of every gradient the steps add up to the whole. Where M
-    is not cut, U is M⁺, the momentum of Adam; outside of Q it is G. The basis is that of
-    ``D Mᵀ Q``: a step of subspace iteration, begun with the last one.
+    product of the running means of squares of rows and columns of G over that of all (`eps` is
+    added to the roots along the side of the basis). Whatever Q is, ``Σ U = Σ G − β₁/(1 − β₁) · M``
+    for a constant β₁: of every gradient the steps add up to the whole. Where M is not cut, U is
+    M⁺, the momentum of Adam, without its correction for the start from zero; outside of Q it is
+    G. The basis is that of ``D Mᵀ Q``: a step of subspace iteration, begun with the last one.
 
-    Steps in which the columns of G are larger than their means of squares, in the root mean
-    square, are shortened to the size of those.
+    Steps in which ``diag(a) G diag(b)`` is larger than 1, in the root mean square, are shortened
+    by that factor. As with Adam, β₂ should not be below β₁².
 
     Cost of a step: two products of 2kMr flops; and of one with a new basis four, and a QR of k×r.
     Beyond the state it needs less memory than the largest of the weights, or 16 MiB, up to r = k/16
-    (k/32 for weights of half precision).
+    (k/32 for weights of half precision), and up to three times as much for convolutions in
+    channels-last format.
     Steps in the backward pass, checkpoints, and what is refused are as for :class:`LowRank`;
     torch.compile leaves the step as it is.
 
     References
     ----------
-    N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the mean of squares, Algorithm 4).
+    N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the means of squares, Algorithm 4,
+    and the shortening, Algorithm 5).
     T. Vogels, S. P. Karimireddy and M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of
     subspace iteration). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982
     (0.2). Truncated momentum is also in K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what was
@@ -102,6 +114,8 @@ class LowRankMomentum(LowRank):
     >>> optimizer.state_bytes() / optimizer.report().uncompressed_bytes < 0.02
     True
     """
+
+    _temporaries = 8
 
     def __init__(
         self,
@@ -146,24 +160,43 @@ class LowRankMomentum(LowRank):
             group["optimizer"] = NAME
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        for name in ("energy", "amsgrad"):
-            if param_group.get(name):
+        for name in FOREIGN:
+            if name in param_group and param_group[name] != self.defaults[name]:
                 message = f"`{name}` is not for LowRankMomentum, got {param_group[name]!r}."
                 raise ValueError(message)
         super().add_param_group(param_group)
         betas = self.param_groups[-1]["betas"]
-        if not all(0.0 <= beta < 1.0 for beta in betas):
+        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
             self.param_groups.pop()
-            message = f"`betas` must lie between 0 and 1 (and not be 1), got {betas!r}."
+            message = f"`betas` must be two numbers between 0 and 1 (and not 1), got {betas!r}."
             raise ValueError(message)
 
     @staticmethod
-    def _numbers(each: Member, r: int) -> int:
-        return (r + 1) * (each.k + each.M)
+    def _bytes(each: Member, r: int, group: dict[str, Any]) -> int:
+        of_state = each.dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
+        whole = (r + 1) * each.k + each.M
+        return whole * each.dtype.itemsize + r * each.M * of_state.itemsize
 
     @staticmethod
-    def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:
-        return 2 * each.k * each.M * int(state["exp_avg"].element_size()) if state else 0
+    def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:  # noqa: ARG004
+        return 2 * each.parameter.numel() * each.parameter.element_size()
+
+    def _check_saved(
+        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
+    ) -> None:
+        super()._check_saved(saved, parameter, name, each)
+        if each is None or not saved:
+            return
+        r = each.rank
+        wanted: dict[str, tuple[int, ...]] = {"basis": (each.k, r), "exp_avg": (r, each.M)}
+        wanted |= {"row_sq": (each.k,), "col_sq": (each.M,)}
+        found = {key: tuple(getattr(saved.get(key), "shape", ())) for key in wanted}
+        if found != wanted or "step" not in saved:
+            message = (
+                f"the state of parameter {name} needs `step` and tensors of shapes {wanted}, got "
+                f"{found} among {', '.join(saved)}."
+            )
+            raise ValueError(message)
 
     def _step_batch(self, batch: Batch, *, compiling: bool) -> None:  # noqa: ARG002
         group = self.param_groups[batch.group]
@@ -181,13 +214,19 @@ class LowRankMomentum(LowRank):
             coordinates(each, Q, each.gradient, after[i])
             M = before[i] if Q is old[i] else Q.mT @ old[i] @ before[i]
             after[i].mul_(1.0 - beta).add_(M, alpha=beta)
-        if group["state_dtype"] is not None:
-            after = after.to(getattr(torch, group["state_dtype"])).to(dtype)
+        kind = dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
+        if kind != dtype:  # the step takes what is kept, and so pays out what is not
+            largest = min(torch.finfo(kind).max, torch.finfo(dtype).max)
+            after = after.clamp(-largest, largest).to(kind).to(dtype)
         squares = [_mean_squares(each, dtype) for each in members]
         for state, now in zip(states, squares, strict=True):
             for name, value in zip(("row_sq", "col_sq"), now, strict=True):
                 state[name] = torch.lerp(value, state[name], square_beta)
-        a, b = _factors(states, [columns for _, columns in squares], square_beta, group["eps"])
+        a, b = _factors(states, square_beta, group["eps"])
+        sizes = [_mean_square(each, a[i], b[i]) for i, each in enumerate(members)]
+        # Adafactor's clipping, Algorithm 5: for steps that the means have not followed yet, and
+        # where squares are far from a matrix of rank 1
+        b = b / torch.stack(sizes).clamp(min=1.0).sqrt().unsqueeze(-1)
         b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))
         kept = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else 1.0
         gain = b.unsqueeze(-2) * (beta / (1.0 - beta))
@@ -199,7 +238,7 @@ class LowRankMomentum(LowRank):
             Q.mul_(a[i, :, None])
             add_to_weight(each, Q, X.mul_(gain[i]), kept=kept, t=b[i], rows=a[i])
             state["basis"] = new[i]
-            state["exp_avg"].copy_(after[i])
+            state["exp_avg"] = after[i].to(kind, copy=True)
             self.state[each.parameter] = state
 
     def _bases(
@@ -236,8 +275,7 @@ def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[s
     state = dict(state)
     if not state:
         basis: Any = each.policy.refresh(each.gradient.flatten(1)).basis
-        wanted = group["state_dtype"]
-        kind = basis.dtype if wanted is None else getattr(torch, wanted)
+        kind = basis.dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
         state = {"step": 0, "basis": basis}
         state["exp_avg"] = basis.new_zeros((basis.shape[1], each.M), dtype=kind)
         state["row_sq"], state["col_sq"] = basis.new_zeros(each.k), basis.new_zeros(each.M)
@@ -251,19 +289,32 @@ def _mean_squares(each: Member, dtype: torch.dtype) -> tuple[torch.Tensor, torch
     return column_squares(G.mT, dtype) / each.M, column_squares(G, dtype) / each.k
 
 
+def _mean_square(each: Member, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of ``diag(a) G diag(b)``."""
+    G = each.oriented(each.gradient)
+    return (weighted_column_squares(G, a) * b.square()).mean() / each.k
+
+
 def _factors(
-    states: list[dict[str, Any]], now: list[torch.Tensor], beta: float, eps: float
+    states: list[dict[str, Any]], beta: float, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors a and b of rows and columns; zero where no gradient has ever been seen."""
+    """The factors a and b of rows and columns; zero where no gradient has ever been seen.
+
+    A row that is smaller than the rounding errors of the others is divided by the size of these:
+    its part in the basis is nothing else.
+    """
     bias = [1.0 - beta ** state["step"] for state in states]
     rows, columns = (
         torch.stack([state[name] / one for state, one in zip(states, bias, strict=True)])
         for name in ("row_sq", "col_sq")
     )
-    of_all = rows.mean(-1, keepdim=True)
-    a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps), 0.0)
-    seen = columns > 0
-    b = torch.where(seen, (of_all / columns).sqrt(), 0.0)
-    # A step that the means have not followed yet: Adafactor clips such updates, Algorithm 5.
-    ratio = torch.where(seen, torch.stack(now) / columns, 0.0).mean(-1, keepdim=True)
-    return a, b / (ratio / LARGEST_SPIKE).clamp(min=1.0).sqrt()
+    of_all = rows.mean(-1, keepdim=True).sqrt()
+    least = torch.finfo(rows.dtype).eps * of_all
+    a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)
+    b = torch.where(columns > 0, of_all / (columns.sqrt() + least), 0.0)
+    return a, b
+
+
+def _dtype(name: str) -> torch.dtype:
+    found: torch.dtype = getattr(torch, name)
+    return found

@@ -18,6 +18,7 @@ __all__ = [
     "mean_square_outside",
     "product",
     "transported",
+    "weighted_column_squares",
 ]
 
 # The part of the gradient outside the subspace may grow by this factor from step to step, and a
@@ -94,6 +95,14 @@ def column_squares(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
     for start in range(0, X.shape[-2], rows):
         squares += X[..., start : start + rows, :].to(dtype).square().sum(-2)
+    return squares
+
+
+def weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    """Sums of the squares of the columns of ``diag(a) G``, in the dtype of a."""
+    squares = a.new_zeros(G.shape[1])
+    for rows, columns in _pieces(G, whole=G.numel() <= CACHED):
+        squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
     return squares
 
 

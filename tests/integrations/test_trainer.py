@@ -20,7 +20,7 @@ from tiny_models import (  # noqa: E402
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
-from lowrank.optim import LowRank, select  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
 
 STEPS, WARM_UP, STOP = 8, 3, 5
 OPTIONS = {"lr": 0.02, "weight_decay": 0.01, "seed": 3}
@@ -48,6 +48,10 @@ def by_instance(model, cls=torch.optim.AdamW):
 def by_class(model, cls=torch.optim.AdamW):
     options = {"params": groups_of(model), "optimizer": cls, **OPTIONS}
     return {"optimizer_cls_and_kwargs": (LowRank, options)}
+
+
+def of_low_rank_momentum(model):
+    return {"optimizers": (LowRankMomentum(groups_of(model), lr=OPTIONS["lr"]), None)}
 
 
 def trainer_of(model, folder, *, how=by_instance, callbacks=(), **options):
@@ -88,7 +92,10 @@ def logged(trainer, name):
     return [entry[name] for entry in trainer.state.log_history if name in entry]
 
 
-@pytest.mark.parametrize(("how", "model_of"), [(by_instance, gpt2), (by_class, llama)])
+@pytest.mark.parametrize(
+    ("how", "model_of"),
+    [(by_instance, gpt2), (by_class, llama), (of_low_rank_momentum, llama)],
+)
 def test_galore_35_and_swift_10161_a_stopped_run_resumes_bit_for_bit(
     tmp_path, monkeypatch, how, model_of
 ):

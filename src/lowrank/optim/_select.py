@@ -24,7 +24,7 @@ class Groups(list[dict[str, Any]]):
     """Parameter groups, with a report."""
 
     def report(self) -> Report:
-        """Every parameter, its rank, and the bytes of two numbers of state for each number."""
+        """Every parameter, its rank, and the bytes of its state in LowRank around Adam."""
         rows, index = [], 0
         for group in self:
             options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
@@ -43,7 +43,7 @@ def select(
     exclude: Patterns = None,
     **options: Any,
 ) -> Groups:
-    """Groups of a model for :class:`LowRank`: what is compressed, and what is not.
+    """Groups of a model for an optimizer of low rank: what is compressed, and what is not.
 
     Compressed are the weights of linear layers and convolutions (and of attention layers, their
     projections), where that saves memory. Not compressed: embeddings, heads (what

@@ -131,7 +131,7 @@ def factors(**more: Any) -> Callable[..., Method]:
 
 # What is changed one at a time is tried at the best learning rate of the default.
 OPTION = ours("options", rate=1e-2)
-FACTORS = factors(group="factors")
+FACTORS = factors(group="factors", rate=1e-2)
 METHODS: dict[str, Method] = {
     "adamw": Method(adamw, few=True, drawn="AdamW"),
     "adamw-0.3": Method(adamw, {"matrices": 0.3}),
@@ -147,9 +147,9 @@ METHODS: dict[str, Method] = {
     "momentum-r1": FACTORS(rank=1),
     "momentum-r4": FACTORS(rank=4),
     "momentum-r8": factors(group="factors", few=True, drawn="LowRankMomentum, r=8")(),
-    "momentum-r32": factors(group="factors", rate=1e-2)(rank=32),
-    "momentum-r8-every-4": factors(group="factors", rate=1e-2)(refresh_every=4),
-    "momentum-r8-bfloat16": factors(group="factors", rate=1e-2)(state_dtype="bfloat16"),
+    "momentum-r32": FACTORS(rank=32),
+    "momentum-r8-every-4": FACTORS(refresh_every=4),
+    "momentum-r8-bfloat16": FACTORS(state_dtype="bfloat16"),
     "lowrank-r4": ours()(rank=4),
     "lowrank-r8": ours(few=True, drawn="LowRank, r=8")(),
     "lowrank-r32": ours(drawn="LowRank, r=32")(rank=32),

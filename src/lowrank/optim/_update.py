@@ -90,6 +90,8 @@ def column_squares(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     if along_columns:
         parts = [X[..., columns].to(dtype).square().sum(-2) for _, columns in _pieces(X)]
         return torch.cat(parts, -1)
+    if X.numel() <= CACHED:
+        return X.to(dtype).square().sum(-2)
     # torch's own norm across the rows takes ten times as long on a processor
     rows = max(1, min(CACHED // max(1, X.shape[-1]), X.shape[-2] // PIECES))
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)

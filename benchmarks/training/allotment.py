@@ -13,7 +13,7 @@ import torch
 
 from benchmarks import measuring
 from benchmarks.training import data
-from benchmarks.training.model import Shape, loss_of, split
+from benchmarks.training.model import Shape, loss_of, short, split
 
 BATCHES, STEPS = 48, 400
 BATCH, CLIP = (16, 64), 1.0  # as the protocol has them
@@ -53,8 +53,7 @@ def shares_of_signal(corpus: str) -> list[tuple[tuple[int, int], torch.Tensor]]:
         optimizer.zero_grad()
     found = []
     for one, other in zip(*halves, strict=True):
-        G = one if one.shape[0] <= one.shape[1] else one.T
-        H = other if one.shape[0] <= one.shape[1] else other.T
+        G, H = short(one), short(other)
         # What a direction of one half captures of the other is free of the noise of either.
         U = torch.linalg.svd(G, full_matrices=False)[0]
         signal = ((U.T @ G) * (U.T @ H)).sum(1).clamp(min=0)

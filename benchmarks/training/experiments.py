@@ -29,7 +29,15 @@ from torch.nn.parallel import DistributedDataParallel
 from benchmarks import measuring
 from benchmarks.training import data
 from benchmarks.training.methods import METHODS, Optimizers, Setting
-from benchmarks.training.model import Parts, Shape, loss_of, split, state_bytes, tensors_in
+from benchmarks.training.model import (
+    Parts,
+    Shape,
+    loss_of,
+    short,
+    split,
+    state_bytes,
+    tensors_in,
+)
 from benchmarks.training.run import RESULTS, Protocol, machine
 from lowrank.compress import Subspace
 
@@ -54,11 +62,6 @@ class Asked:
 def basis(G: torch.Tensor, rank: int, **options: Any) -> torch.Tensor:
     space = Subspace(rank, **{"random_fraction": 0.0, **options}).refresh(G)
     return space.basis
-
-
-def short(G: torch.Tensor) -> torch.Tensor:
-    """The matrix with its short side first."""
-    return G if G.shape[0] <= G.shape[1] else G.T
 
 
 def captured(Q: torch.Tensor, G: torch.Tensor) -> float:

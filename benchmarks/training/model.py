@@ -50,6 +50,11 @@ def split(model: torch.nn.Module) -> Parts:
     return Parts(matrices, [p for p in model.parameters() if p not in chosen])
 
 
+def short(G: torch.Tensor) -> torch.Tensor:
+    """The matrix with its short side first."""
+    return G if G.shape[0] <= G.shape[1] else G.T
+
+
 def loss_of(model: torch.nn.Module, windows: torch.Tensor) -> torch.Tensor:
     """Mean nats per byte: every byte of a window but the first is foretold."""
     logits = model(windows[:, :-1]).logits

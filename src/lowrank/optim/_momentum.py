@@ -155,7 +155,6 @@ class LowRankMomentum(LowRank):
             foreach=foreach,
             fused=fused,
         )
-
         for group in (self.defaults, *self.param_groups):
             group["optimizer"] = NAME
 
@@ -256,10 +255,9 @@ class LowRankMomentum(LowRank):
             for i, (each, state) in enumerate(zip(members, states, strict=True))
             if (state["step"] + int(self._turns[each.index] * every)) % every == 0
         ]
-        turns = [i for i in turns if states[i]["step"] > 1]
-        if not turns:
-            return bases
         for i in turns:
+            if states[i]["step"] == 1:  # found in this step
+                continue
             each, Q, M = members[i], bases[i], moments[i]
             # of size 1, so that no product leaves the range of its dtype
             size = torch.linalg.vector_norm(M)

@@ -58,6 +58,8 @@ def cast(backend, A):
     there = backend.asarray(A)
 
     class Coat(Operator):
+        device = backend.device  # which a dtype alone does not tell
+
         def rmatmat(self, Y):
             self.columns.append(Y.shape[1])
             return backend.asarray(adjoint(A)) @ Y

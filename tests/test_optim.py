@@ -271,6 +271,40 @@ def test_every_inner_optimizer_trains_and_resumes(name):
         assert equal(model.parameters(), again.parameters())
 
 
+class BornWithState(torch.optim.Optimizer):
+    """Makes its state when it is made, and at no other time."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+        for group in self.param_groups:
+            for p in group["params"]:
+                self.state[p]["sum"] = torch.full_like(p, 0.5)
+
+    @torch.no_grad()
+    def step(self):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    total = self.state[p]["sum"]
+                    total += p.grad**2
+                    p.sub_(group["lr"] * p.grad / total.sqrt())
+
+
+def test_inner_optimizers_that_are_born_with_their_state():
+    params, twins = parameters(), parameters()
+    train(LowRank(params, BornWithState, rank=4, residual=None), params, 6)
+    opt = LowRank(twins, BornWithState, rank=4, residual=None)
+    train(opt, twins, 3)
+    saved = copy.deepcopy(opt.state_dict())
+    other = LowRank(twins, BornWithState, rank=4, residual=None)
+    other.load_state_dict(saved)
+    train(other, twins, 3, start=3)
+    assert equal(params, twins)
+    alone = parameters()
+    train(BornWithState(alone), alone, 6)
+    assert torch.equal(params[-1], alone[-1])  # the vector
+
+
 def test_what_is_not_compressed_is_stepped_by_the_inner_optimizer_alone():
     params, twins = parameters(), parameters()
     groups = [{"params": params[:2], "rank": 4}, {"params": params[2:], "lr": 0.05}]

@@ -246,9 +246,12 @@ def _scale_of(size: Array) -> Array:
 
 def max_abs(X: Array) -> float:
     """Largest absolute value of a matrix or stack, by blocks of rows (no copy of `X`)."""
+    return 0.0 if 0 in X.shape else float(_largest(X))
+
+
+def _largest(X: Array) -> Array:
     xp = array_namespace(X)
-    parts = [xp.max(xp.abs(block)) for block in _row_blocks(X)]
-    return float(xp.max(xp.stack(parts))) if parts else 0.0
+    return xp.max(xp.stack([xp.max(xp.abs(block)) for block in _row_blocks(X)]))
 
 
 def safe_norm(X: Array) -> Array:
@@ -279,10 +282,10 @@ def matrix_norm_by_rows(X: Array) -> float:
         if norm < (smallest / eps(X)) ** 0.5 or norm == math.inf:
             # Squares left the range of the dtype. The norm of a float32 matrix may, too: its size
             # is put back in Python's float.
-            largest = max_abs(X)
-            if 0.0 < largest < math.inf:
+            largest = _largest(X)  # an array: a GPU divides by a number through its reciprocal
+            if 0.0 < float(largest) < math.inf:
                 squares = [xp.sum((xp.abs(block) / largest) ** 2) for block in blocks]
-                norm = largest * float(xp.sum(xp.stack(squares))) ** 0.5
+                norm = float(largest) * float(xp.sum(xp.stack(squares))) ** 0.5
     return norm
 
 

@@ -42,6 +42,7 @@ class Batch:
     members: tuple[Member, ...]
     proxies: tuple[torch.nn.Parameter, ...]
     inner: torch.optim.Optimizer
+    is_born_with_state: bool  # Adagrad is, and up to torch 2.12 makes none later
 
 
 class LowRank(torch.optim.Optimizer):
@@ -409,11 +410,13 @@ class LowRank(torch.optim.Optimizer):
         values = torch.zeros_like(R, dtype=dtype) if start is None else start.to(dtype, copy=True)
         # R is needed again for the residual, and some optimizers write to gradients
         grads = R.to(dtype, copy=whole)
-        inner.state.clear()  # some fill it when they are made
+        inner.state.clear()
         try:
             for (_, proxy), value, state in zip(present, values, states, strict=True):
                 proxy.data = value
                 theirs = {key: state[key] for key in state if key not in OURS}
+                if not theirs and batch.is_born_with_state:
+                    theirs = self._make([proxy], **self._options).state[proxy]
                 if theirs:
                     inner.state[proxy] = theirs
             # apart: fused optimizers take either all state or none
@@ -579,8 +582,13 @@ class LowRank(torch.optim.Optimizer):
             left = [(number, [p]) for number, params in left for p in params]
         others = [{"params": params, "number": number} for number, params in left if params]
         together = [[group] for group in others] if alone else [others] if others else []
-        made: list[Batch | torch.optim.Optimizer]
-        made = [self._make(groups, **self._options) for groups in together]
+        made: list[Batch | torch.optim.Optimizer] = []
+        for groups in together:
+            inner = self._make(groups, **self._options)
+            for p, state in inner.state.items():
+                if not self.state.get(p):
+                    self.state[p] = state
+            made.append(inner)
 
         alike = defaultdict(list)
         for number, each in members:
@@ -602,7 +610,8 @@ class LowRank(torch.optim.Optimizer):
             torch.nn.Parameter(torch.zeros(1, 1, dtype=each.dtype, device=each.parameter.device))
             for each in members
         )
-        return Batch(number, tuple(members), proxies, self._make(list(proxies), **self._options))
+        inner = self._make(list(proxies), **self._options)
+        return Batch(number, tuple(members), proxies, inner, bool(inner.state))
 
     def _tell(self, theirs: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
         """Give a group of an inner optimizer the options of ours, as a scheduler has set them."""

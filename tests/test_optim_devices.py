@@ -153,4 +153,6 @@ def test_steps_in_backward_are_the_ordinary_ones(device, name):
         if hooks is not None:
             hooks.close()
         found.append([p.detach().clone() for p in model.parameters()])
-    assert all(torch.equal(p, q) for p, q in zip(*found, strict=True))
+    for p, q in zip(*found, strict=True):
+        # a GPU makes the bases of a stack orthonormal together, and rounds otherwise
+        torch.testing.assert_close(p, q, rtol=0, atol=0 if device == "cpu" else 1e-5)

@@ -40,6 +40,7 @@ __all__ = [
     "is_half",
     "is_numpy_array",
     "is_numpy_namespace",
+    "is_of_a_gpu",
     "is_torch_array",
     "is_torch_namespace",
     "loaded",
@@ -229,6 +230,11 @@ def is_finite(X: Array) -> bool:
     """Whether all entries are finite: one value read from the device."""
     xp = array_namespace(X)
     return bool(xp.all(xp.isfinite(X)))
+
+
+def is_of_a_gpu(X: Array) -> bool:
+    """Whether torch has X on another device than the CPU."""
+    return is_torch_namespace(array_namespace(X)) and X.device.type != "cpu"
 
 
 def split_scale(X: Array) -> tuple[Array, Array]:

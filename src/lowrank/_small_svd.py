@@ -12,6 +12,7 @@ from lowrank._array import (
     eps,
     eye,
     is_finite,
+    is_of_a_gpu,
     is_torch_namespace,
     loaded,
     phases,
@@ -59,7 +60,7 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     by its largest entry, and vectors are made orthonormal without another trial.
     """
     _check_finite(M)
-    if not _is_of_a_gpu(M) or 0 in M.shape:
+    if not is_of_a_gpu(M) or 0 in M.shape:
         U, S, W = _svd(M, again=True)
     else:
         xp = array_namespace(M)
@@ -69,10 +70,6 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
         S = S * largest[..., 0]
     _check_finite(S)
     return U, S, W
-
-
-def _is_of_a_gpu(M: Array) -> bool:
-    return is_torch_namespace(array_namespace(M)) and M.device.type != "cpu"
 
 
 def _check_finite(X: Array) -> None:

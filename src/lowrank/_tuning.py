@@ -23,7 +23,7 @@ class Tuning(NamedTuple):
 
 
 NUMPY = Tuning(Method.ASKED_CHOLESKY, 0, 64)
-CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 128)
+CUDA = Tuning(Method.UNASKED_CHOLESKY, 512, 128)
 OTHER = Tuning(Method.NATIVE, 0, 64)
 
 

@@ -541,8 +541,7 @@ class RangeFinder:
             raise ValueError(NOT_FINITE)
         if self._norm == "fro":
             return float(safe_norm(C)) * (1.0 - 32.0 * self._epsilon)
-        # a GPU's singular values (Jacobi rotations) were seen 56 eps above the true ones
-        lower = float(spectral_norm(C, self._A.xp)) * (1.0 - 128.0 * self._epsilon) / self._scale
+        lower = float(spectral_norm(C, self._A.xp)) / self._scale
         if self._A.norm is None:
             return lower
         return max(lower, self._frobenius / math.sqrt(min(self._A.shape)))
@@ -653,7 +652,8 @@ class RangeFinder:
         if norm > self._largest * 2.0**-32:
             self._scale = 2.0 ** (-exponent // 2)
         elif 0.0 < norm < self._smallest / self._epsilon:
-            self._scale = 2.0 ** (exponent // 2)
+            # to a norm of about one, but no X to the range's end
+            self._scale = 2.0 ** min(-math.frexp(norm)[1], exponent - 16)
 
 
 def warn_unless_converged(outcome: dict[str, Any]) -> None:

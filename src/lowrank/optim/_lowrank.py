@@ -30,8 +30,9 @@ __all__ = ["Batch", "LowRank"]
 # Optimizers whose step is proportional to the size of the weight: they are shown QᵀW, and not 0.
 SHOWN_THE_WEIGHT = ("Adafactor", "Lamb", "LAMB", "Lars", "LARS")
 # In a batch of compressed parameters, all that is temporary stays below the largest weight, or
-# below a size that is not worth saving, in bytes.
-SMALL = 2**24
+# below a size that is not worth saving, in bytes. On a GPU every operation costs the host as much
+# as several weights cost the device.
+SMALL, SMALL_ON_A_GPU = 2**24, 2**26
 
 
 @dataclass(frozen=True)
@@ -126,9 +127,9 @@ class LowRank(torch.optim.Optimizer):
     matrices, the first dimension by the product of the others. Half-precision weights are rounded
     once a step; products are in single precision.
 
-    Beyond the state a step needs less memory than the largest of the weights, or than 16 MiB, for
-    ranks up to k/8 (k/16 for weights of half precision); up to three times as much for convolutions
-    in channels-last format, and twice with `average`, adaptive ranks of half precision weights or a
+    Beyond the state a step needs less memory than the largest of the weights, or than 16 MiB (64 on
+    a GPU), for ranks up to k/8 (k/16 for weights of half precision); up to three times as much for
+    convolutions in channels-last format, and twice with `average`, adaptive ranks of half precision weights or a
     `state_dtype` wider than the weight. Gradients are not changed, but by the unscaling of a
     GradScaler. The ranks and sides of groups are settled in the first step.
 
@@ -594,12 +595,13 @@ class LowRank(torch.optim.Optimizer):
         for number, each in members:
             own = each.index if alone or each.policy.energy is not None else None
             alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
-        most = max(SMALL, *(p.numel() * p.element_size() for p in self._taken), 0)
+        largest = max((p.numel() * p.element_size() for p in self._taken), default=0)
         for (number, *_), same in alike.items():
             group, each = self.param_groups[number], same[0]
             wide = getattr(torch, group["state_dtype"] or "float16").itemsize
             size = each.rank * max(each.k, each.M) * max(wide, each.dtype.itemsize)
-            count = max(1, most // (self._temporaries * size))
+            small = SMALL if each.parameter.device.type == "cpu" else SMALL_ON_A_GPU
+            count = max(1, max(small, largest) // (self._temporaries * size))
             parts = (same[start : start + count] for start in range(0, len(same), count))
             made += [self._batch(number, part) for part in parts]
         self._made, self._places = made, {_first(worker): worker for worker in made}

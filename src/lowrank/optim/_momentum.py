@@ -88,7 +88,8 @@ class LowRankMomentum(LowRank):
     by that factor. As with Adam, β₂ should not be below β₁².
 
     Cost of a step: two products of 2kMr flops; and of one with a new basis four, and a QR of k×r.
-    Beyond the state it needs less memory than the largest of the weights, or 16 MiB, up to r = k/16
+    Beyond the state it needs less memory than the largest of the weights, or 16 MiB (64 on a
+    GPU), up to r = k/16
     (k/32 for weights of half precision), and up to three times as much for convolutions in
     channels-last format.
     Steps in the backward pass, checkpoints, and what is refused are as for :class:`LowRank`;
@@ -255,16 +256,25 @@ class LowRankMomentum(LowRank):
             for i, (each, state) in enumerate(zip(members, states, strict=True))
             if (state["step"] + int(self._turns[each.index] * every)) % every == 0
         ]
-        for i in turns:
-            if states[i]["step"] == 1:  # found in this step
-                continue
-            each, Q, M = members[i], bases[i], moments[i]
-            # of size 1, so that no product leaves the range of its dtype
-            size = torch.linalg.vector_norm(M)
-            R = M / torch.where(size > 0, size, 1.0)
-            Y = product(each, each.gradient, R.mT).mul_(1.0 - beta)
-            Y.addmm_(Q, M @ R.mT, alpha=beta)
-            bases[i] = torch.where(size > 0, orthonormalise(Y).Q, Q)
+        turns = [i for i in turns if states[i]["step"] > 1]  # else found in this step
+        if not turns:
+            return bases
+        M = moments if len(turns) == len(moments) else moments[turns]
+        # of size 1, so that no product leaves the range of its dtype
+        sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+        R = M / torch.where(sizes > 0, sizes, 1.0)
+        C = M @ R.mT
+        Y = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
+        for n, i in enumerate(turns):
+            Y[n].mul_(1.0 - beta).addmm_(bases[i], C[n], alpha=beta)
+        # one after the other on a processor, which has nothing to gain
+        found = (
+            [orthonormalise(y).Q for y in Y]
+            if M.device.type == "cpu"
+            else orthonormalise(torch.stack(Y)).Q
+        )
+        for n, i in enumerate(turns):
+            bases[i] = torch.where(sizes[n] > 0, found[n], bases[i])
         return bases
 
 

@@ -25,8 +25,10 @@ __all__ = [
 # number outside may change by this many times as much as one inside, in the mean of a column.
 LARGEST_GROWTH = 1.01
 LARGEST_RATIO = 3.0
-# Pieces in which a half-precision weight is worked on in single precision, and moments are moved.
+# Pieces in which a half-precision weight is worked on in single precision, and moments are moved:
+# as many, or fewer of so many numbers, for a GPU takes as long for a small piece as for a large.
 PIECES = 16
+PIECE_ON_A_GPU = 2**21
 # Numbers of a block of rows that stays in the cache of a processor while it is summed.
 CACHED = 2**16
 # Columns of a product QᵀX with few rows, for which a processor takes four fifths of the time.
@@ -41,8 +43,11 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, fullgraph=True)
 
 
-def _slices(length: int) -> list[slice]:
-    width = -(-length // PIECES)
+def _slices(length: int, X: torch.Tensor) -> list[slice]:
+    count = PIECES
+    if X.device.type != "cpu":
+        count = min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
+    width = -(-length // max(1, count))
     return [slice(start, start + width) for start in range(0, length, width)]
 
 
@@ -52,8 +57,8 @@ def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]
     if whole:
         return [(everything, everything)]
     if X.stride(0) >= X.stride(1):
-        return [(rows, everything) for rows in _slices(X.shape[0])]
-    return [(everything, columns) for columns in _slices(X.shape[1])]
+        return [(rows, everything) for rows in _slices(X.shape[0], X)]
+    return [(everything, columns) for columns in _slices(X.shape[1], X)]
 
 
 def coordinates(member: Member, Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
@@ -218,7 +223,7 @@ def transported(
                 mean = (mean.dequantize() if quantised else mean).to(C.dtype)
             new = outside if X.shape[1] == outside.shape[0] else outside.mean()[None]
             Y = X.new_empty(C.shape[0], X.shape[1])
-            for part in _slices(X.shape[1]):
+            for part in _slices(X.shape[1], X):
                 center = torch.zeros_like(X[:, part]) if mean is None else mean[:, part]
                 Y[:, part] = unbiased[1] * transport_squares(
                     C, center / unbiased[0], X[:, part] / unbiased[1], new[part]

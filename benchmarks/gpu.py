@@ -387,7 +387,10 @@ def parts(result: Any) -> tuple[Any, ...]:
             names for names in (("U", "S", "Vh"), ("Q", "B"), ("Q",)) if hasattr(result, names[-1])
         )
         result = tuple(getattr(result, name) for name in names)
-    return tuple(X if isinstance(X, torch.Tensor) else torch.from_dlpack(X) for X in result)
+    return tuple(
+        X if isinstance(X, torch.Tensor) else torch.from_dlpack(cupy().ascontiguousarray(X))
+        for X in result
+    )
 
 
 def accuracy(A: torch.Tensor, factors: tuple[Any, ...]) -> dict[str, Any]:
@@ -779,7 +782,12 @@ class Device:
 """
 
 
-def run_tests(bench: Bench, seconds: float) -> dict[str, Any]:
+def run_tests(bench: Bench, seconds: float) -> None:
+    bench.results.header["tests"] = tested(bench, seconds)
+    bench.results.save()
+
+
+def tested(bench: Bench, seconds: float) -> dict[str, Any]:
     """Outcome of the tests that run on torch CUDA and CuPy."""
     missing = [name for name in ("pytest", "hypothesis") if not has(name)]
     if missing:
@@ -998,6 +1006,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--test-minutes", type=float, default=2.5, help="of which for the tests")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for a trial")
     parser.add_argument("--sizes", choices=list(SIZES), default="full")
+    parser.add_argument("--only", nargs="+", metavar="PART", help="tests, float32, cupy, …")
     parser.add_argument("--part", choices=["capture", "compile"], help=argparse.SUPPRESS)
     return parser.parse_args()
 
@@ -1023,22 +1032,25 @@ def settings(device: torch.device, minutes: float) -> dict[str, Any]:
     return found
 
 
-def measure_all(bench: Bench, test_seconds: float) -> None:
-    """Everything, what matters most first, with time kept for what comes later."""
+def measure_all(bench: Bench, test_seconds: float, only: list[str] | None) -> None:
+    """Everything, what matters most first, with time kept for what comes later; or some parts."""
     later = bench.budget.seconds / 5.0
-    bench.results.header["tests"] = run_tests(bench, test_seconds)
-    bench.results.save()
-    matrices(bench, "float32", keeping=later)
-    in_a_child(bench, "capture")
-    panels(bench, "float32", keeping=later / 2.0)
-    full_svds(bench, keeping=later)
-    with_cupy(bench, keeping=later / 2.0)
-    for dtype in ("bfloat16", "float64"):
-        matrices(bench, dtype, keeping=later)
-    panels(bench, "float64", keeping=later)
-    with_optimizer(bench, keeping=later / 2.0)
-    count_kernels(bench, keeping=later / 2.0)
-    in_a_child(bench, "compile")
+    parts: dict[str, Callable[[], None]] = {
+        "tests": lambda: run_tests(bench, test_seconds),
+        "float32": lambda: matrices(bench, "float32", keeping=later),
+        "capture": lambda: in_a_child(bench, "capture"),
+        "panels": lambda: panels(bench, "float32", keeping=later / 2.0),
+        "full-svd": lambda: full_svds(bench, keeping=later),
+        "cupy": lambda: with_cupy(bench, keeping=later / 2.0),
+        "bfloat16": lambda: matrices(bench, "bfloat16", keeping=later),
+        "float64": lambda: matrices(bench, "float64", keeping=later),
+        "panels64": lambda: panels(bench, "float64", keeping=later),
+        "optimizer": lambda: with_optimizer(bench, keeping=later / 2.0),
+        "kernels": lambda: count_kernels(bench, keeping=later / 2.0),
+        "compile": lambda: in_a_child(bench, "compile"),
+    }
+    for name in only or parts:
+        parts[name]()
 
 
 def finish(bench: Bench) -> None:
@@ -1084,7 +1096,7 @@ def main() -> None:
     watch.daemon = True
     watch.start()
     try:
-        measure_all(bench, 60.0 * options.test_minutes)
+        measure_all(bench, 60.0 * options.test_minutes, options.only)
     finally:
         finish(bench)
         watch.cancel()

@@ -223,6 +223,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=201)
     parser.add_argument("--rank", type=int, help="by default a quarter of the width")
     parser.add_argument("--seconds", type=float, default=30.0, help="for each method")
+    parser.add_argument("--only", metavar="PATTERN", default="", help="of the names of methods")
     parser.add_argument("--minutes", type=float, default=6.0, help="after which none is begun")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -237,7 +238,8 @@ def main() -> None:
     results = Results(options.out, **header, protocol=plan)
     bench = Bench(device, options.size, *(plan[k] for k in list(plan)[1:]), words())
     rank = options.rank or SIZES[options.size][0] // 4
-    for label, method in methods(rank).items():
+    chosen = {k: v for k, v in methods(rank).items() if re.search(options.only, k)}
+    for label, method in chosen.items():
         columns: dict[str, Any]
         try:
             late = time.perf_counter() - start > 60.0 * options.minutes

@@ -55,7 +55,7 @@ def panel(kind, U, s, V):
 def method(request, monkeypatch):
     widest = {"unasked Cholesky": 10**6, "halves of unasked Cholesky": 12, "native": 0}
     kind = Method.NATIVE if request.param == "native" else Method.UNASKED_CHOLESKY
-    chosen = Tuning(kind, widest[request.param], 16)
+    chosen = Tuning(kind, 0, widest[request.param], 16)
     usual = _panel.tuning
     monkeypatch.setattr(
         _panel, "tuning", lambda X: chosen if isinstance(X, torch.Tensor) else usual(X)

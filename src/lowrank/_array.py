@@ -233,8 +233,8 @@ def is_finite(X: Array) -> bool:
 
 
 def is_of_a_gpu(X: Array) -> bool:
-    """Whether torch has X on another device than the CPU."""
-    return is_torch_namespace(array_namespace(X)) and X.device.type != "cpu"
+    xp = array_namespace(X)
+    return is_cupy_namespace(xp) or (is_torch_namespace(xp) and X.device.type != "cpu")
 
 
 def split_scale(X: Array) -> tuple[Array, Array]:

@@ -86,7 +86,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(Q, R)
     if b == 0:
         return Basis(P, adjoint(P) @ P)
-    method, widest, _ = tuning(P)
+    method, narrowest, widest, _ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if method is Method.ASKED_CHOLESKY and P.ndim == 2 and (tall or b <= 256):
         gram = adjoint(P) @ P if gram is None else gram
@@ -95,7 +95,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
             return factors
         if b > NARROW and tall:
             return _by_halves(P, gram)
-    elif method is Method.UNASKED_CHOLESKY and tall:
+    elif method is Method.UNASKED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
         return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 

@@ -42,7 +42,8 @@ def trim(
     S = small.S
     xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
     largest = float(S[0]) if k else 0.0
-    errors = tails(S / largest if largest > 0 else S, norm)
+    # by an array: a GPU divides by a number through its reciprocal, which may overflow
+    errors = tails(S / S[:1] if largest > 0 else S, norm)
     norm_A, tolerance = outcome["norm_A"], outcome["tolerance"]
     residual = max(0.0, outcome["error_bound"] - floor)
     floor += float(safe_norm(adjoint(small.R) - (small.U * xp.astype(S, small.U.dtype)) @ small.W))

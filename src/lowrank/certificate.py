@@ -95,8 +95,8 @@ def spectral_norm(X: Array, xp: Namespace) -> Array:
     if is_of_a_gpu(X):
         # Jacobi rotations there leave values with errors of up to 200 eps, but vectors for which a
         # quotient of norms has the square of their error.
-        W = xp.linalg.svd(unit, full_matrices=False)[2]
-        return largest * xp.linalg.vector_norm(unit @ xp.conj(W[0, :]))
+        v = xp.conj(xp.linalg.svd(unit, full_matrices=False)[2][0, :])
+        return largest * xp.linalg.vector_norm(unit @ v) / xp.linalg.vector_norm(v)
     return largest * xp.max(xp.linalg.svdvals(unit))
 
 

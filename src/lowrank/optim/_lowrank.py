@@ -127,11 +127,11 @@ class LowRank(torch.optim.Optimizer):
     matrices, the first dimension by the product of the others. Half-precision weights are rounded
     once a step; products are in single precision.
 
-    Beyond the state a step needs less memory than the largest of the weights, or than 16 MiB (64 on
-    a GPU), for ranks up to k/8 (k/16 for weights of half precision); up to three times as much for
-    convolutions in channels-last format, and twice with `average`, adaptive ranks of half precision weights or a
-    `state_dtype` wider than the weight. Gradients are not changed, but by the unscaling of a
-    GradScaler. The ranks and sides of groups are settled in the first step.
+    Beyond the state a step needs less memory than the largest of the weights, or 16 MiB (64 on a
+    GPU), for ranks up to k/8 (k/16 for weights of half precision); up to three times as much for
+    convolutions in channels-last format, and twice with `average`, adaptive ranks of half precision
+    weights or a `state_dtype` wider than the weight. Gradients are not changed, but by the
+    unscaling of a GradScaler. The ranks and sides of groups are settled in the first step.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.

@@ -1,6 +1,6 @@
 """AdamW with a momentum of low rank and a factored mean of squares, on the whole gradient."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import torch
@@ -116,7 +116,7 @@ class LowRankMomentum(LowRank):
     True
     """
 
-    _temporaries = 8
+    _temporaries = 12
 
     def __init__(
         self,
@@ -210,33 +210,41 @@ class LowRankMomentum(LowRank):
         before = torch.stack([state["exp_avg"].to(dtype) for state in states])
         new = self._bases(members, states, before, group)
         after = torch.empty_like(before)
-        for i, (each, Q) in enumerate(zip(members, new, strict=True)):
-            coordinates(each, Q, each.gradient, after[i])
-            M = before[i] if Q is old[i] else Q.mT @ old[i] @ before[i]
-            after[i].mul_(1.0 - beta).add_(M, alpha=beta)
+        for each, Q, X in zip(members, new, after, strict=True):
+            coordinates(each, Q, each.gradient, X)
+        both = torch.stack(new), torch.stack(old)
+        stays = [Q is P for Q, P in zip(new, old, strict=True)]
+        M = before if all(stays) else _of_stacks(_moved, *both, before)
+        if any(stays) and not all(stays):
+            M = torch.where(torch.tensor(stays, device=M.device)[:, None, None], before, M)
+        # two roundings: a fused one would depend on the place of a number in the stack
+        after.mul_(1.0 - beta).add_(M * beta)
         kind = dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
         if kind != dtype:  # the step takes what is kept, and so pays out what is not
             largest = min(torch.finfo(kind).max, torch.finfo(dtype).max)
             after = after.clamp(-largest, largest).to(kind).to(dtype)
-        squares = [_mean_squares(each, dtype) for each in members]
-        for state, now in zip(states, squares, strict=True):
-            for name, value in zip(("row_sq", "col_sq"), now, strict=True):
-                state[name] = torch.lerp(value, state[name], square_beta)
+        for name, squares in zip(("row_sq", "col_sq"), _squares(members, dtype), strict=True):
+            means = torch._foreach_lerp(squares, [state[name] for state in states], square_beta)
+            for state, mean in zip(states, means, strict=True):
+                state[name] = mean
         a, b = _factors(states, square_beta, group["eps"])
-        sizes = [_mean_square(each, a[i], b[i]) for i, each in enumerate(members)]
+        sizes = _mean_squares(members, a, b)
         # Adafactor's clipping, Algorithm 5: for steps that the means have not followed yet, and
         # where squares are far from a matrix of rank 1
-        b = b / torch.stack(sizes).clamp(min=1.0).sqrt().unsqueeze(-1)
+        b = b / sizes.clamp(min=1.0).sqrt().unsqueeze(-1)
         b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))
         kept = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else 1.0
         gain = b.unsqueeze(-2) * (beta / (1.0 - beta))
+        if all(stays):
+            Q, X = both[0], (after - before).mul_(gain)
+        else:
+            Q, X = torch.cat(both, -1), torch.cat([after, before.neg()], -2).mul_(gain)
+        Q.mul_(a.unsqueeze(-1))
         for i, (each, state) in enumerate(zip(members, states, strict=True)):
-            if new[i] is old[i]:
-                Q, X = new[i].clone(), before[i].sub_(after[i]).neg_()
-            else:
-                Q, X = torch.cat([new[i], old[i]], -1), torch.cat([after[i], before[i].neg_()])
-            Q.mul_(a[i, :, None])
-            add_to_weight(each, Q, X.mul_(gain[i]), kept=kept, t=b[i], rows=a[i])
+            part = Q[i], X[i]
+            if stays[i] and not all(stays):
+                part = Q[i, :, : after.shape[1]], (after[i] - before[i]).mul_(gain[i])
+            add_to_weight(each, *part, kept=kept, t=b[i], rows=a[i])
             state["basis"] = new[i]
             state["exp_avg"] = after[i].to(kind, copy=True)
             self.state[each.parameter] = state
@@ -267,15 +275,24 @@ class LowRankMomentum(LowRank):
         Y = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
         for n, i in enumerate(turns):
             Y[n].mul_(1.0 - beta).addmm_(bases[i], C[n], alpha=beta)
-        # one after the other on a processor, which has nothing to gain
-        found = (
-            [orthonormalise(y).Q for y in Y]
-            if M.device.type == "cpu"
-            else orthonormalise(torch.stack(Y)).Q
-        )
+        found = _of_stacks(lambda Y: orthonormalise(Y).Q, torch.stack(Y))
         for n, i in enumerate(turns):
             bases[i] = torch.where(sizes[n] > 0, found[n], bases[i])
         return bases
+
+
+def _of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
+    """A function of matrices: on a processor of one after the other, which rounds the same for all.
+
+    It has nothing to gain from a stack, and steps of single parameters equal those of many.
+    """
+    if stacks[0].device.type != "cpu":
+        return function(*stacks)
+    return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
+
+
+def _moved(Q: torch.Tensor, old: torch.Tensor, M: torch.Tensor) -> torch.Tensor:
+    return Q.mT @ old @ M
 
 
 def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
@@ -291,16 +308,22 @@ def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[s
     return state
 
 
-def _mean_squares(each: Member, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means of the squares of the rows and of the columns of the gradient."""
-    G = each.oriented(each.gradient)
-    return column_squares(G.mT, dtype) / each.M, column_squares(G, dtype) / each.k
+def _squares(
+    members: list[Member], dtype: torch.dtype
+) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
+    """Means of the squares of the rows and of the columns of the gradients."""
+    k, M = members[0].k, members[0].M
+    gradients = [each.oriented(each.gradient) for each in members]
+    rows = torch.stack([column_squares(G.mT, dtype) for G in gradients]) / M
+    columns = torch.stack([column_squares(G, dtype) for G in gradients]) / k
+    return rows.unbind(), columns.unbind()
 
 
-def _mean_square(each: Member, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
-    """Of ``diag(a) G diag(b)``."""
-    G = each.oriented(each.gradient)
-    return (weighted_column_squares(G, a) * b.square()).mean() / each.k
+def _mean_squares(members: list[Member], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    """Of the matrices ``diag(a) G diag(b)``."""
+    gradients = [each.oriented(each.gradient) for each in members]
+    squares = torch.stack([weighted_column_squares(G, a[i]) for i, G in enumerate(gradients)])
+    return _of_stacks(lambda X: X.mean(-1), squares * b.square()) / members[0].k
 
 
 def _factors(

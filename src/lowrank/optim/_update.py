@@ -79,8 +79,10 @@ def coordinates(member: Member, Q: torch.Tensor, X: torch.Tensor, out: torch.Ten
 def product(member: Member, X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
     """``X Ω`` (k×l) of a tensor like the weight."""
     X = member.oriented(X)
+    if len(pieces := _pieces(X, whole=X.dtype == Omega.dtype)) == 1:
+        return X.to(Omega.dtype) @ Omega
     Y = Omega.new_zeros(X.shape[0], Omega.shape[1])
-    for rows, columns in _pieces(X, whole=X.dtype == Omega.dtype):
+    for rows, columns in pieces:
         Y[rows].addmm_(X[rows, columns].to(Omega.dtype), Omega[columns])
     return Y
 
@@ -107,8 +109,10 @@ def column_squares(X: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 def weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
     """Sums of the squares of the columns of ``diag(a) G``, in the dtype of a."""
+    if len(pieces := _pieces(G, whole=G.numel() <= CACHED)) == 1:
+        return (G * a[:, None]).square_().sum(0)
     squares = a.new_zeros(G.shape[1])
-    for rows, columns in _pieces(G, whole=G.numel() <= CACHED):
+    for rows, columns in pieces:
         squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
     return squares
 

@@ -48,13 +48,23 @@ LOSSES = (
 
 
 def newest(folder: Path) -> list[Row]:
-    """The latest file of each kind and device, by date."""
+    """The latest file of each kind and device, by date.
+
+    Of a GPU also what earlier files have measured and it has not: time there is short.
+    """
     found: dict[Key, Row] = {}
-    for path in sorted(folder.glob("*.json")):
-        content = json.loads(path.read_text("utf-8"))
+    contents = [
+        json.loads(path.read_text("utf-8")) | {"file": path.name} for path in folder.glob("*.json")
+    ]
+    for content in sorted(contents, key=lambda content: content["date"]):
         key = content["kind"], content["machine"].get("device")
-        if key not in found or found[key]["date"] < content["date"]:
-            found[key] = content | {"file": path.name}
+        old = found.get(key)
+        if key[0] == "gpu" and old is not None:
+            there = {(row["section"], row["dtype"]) for row in measured(content["rows"])}
+            kept = [row for row in old["rows"] if (row["section"], row["dtype"]) not in there]
+            content["rows"] = [*kept, *measured(content["rows"])]
+            content["file"] = f"{old['file']}` and `{content['file']}"
+        found[key] = content
     return list(found.values())
 
 
@@ -591,11 +601,39 @@ def failures(content: Row) -> list[str]:
 # -- sections of a GPU ----------------------------------------------------------------------------
 
 
+def llama_page(content: Row) -> list[str]:
+    """Of benchmarks/llama.py."""
+    plan = content["protocol"]
+    head = ["", "step, ms", "step() alone, ms", "mean of a cycle, ms", "first, ms", "state, MB"]
+    head += ["peak, MB", "steps", "last loss"]
+    body = []
+    for row in measured(content["rows"]):
+        seconds = ("step_seconds", "optimizer_seconds", "mean_seconds", "first")
+        cells = ["–" if row[key] is None else f"{1e3 * row[key]:.1f}" for key in seconds]
+        cells += [f"{row['state_bytes'] / 1e6:.0f}", f"{(row['peak_bytes'] or 0) / 1e6:.0f}"]
+        body.append([row["method"], *cells, str(row["repeats"]), f"{row['losses'][-1]:.2f}"])
+    return [
+        f"## Training a Llama of {plan['size'].upper()} weights: {content['machine']['device']}",
+        "",
+        *machine(content),
+        (
+            f"In bfloat16, {plan['batch']}x{plan['length']} words a step; refreshes of galore-torch "
+            "fall into the first step, those of LowRank but the first are spread over the others. "
+            f"Each method had {plan['seconds']:g} s after the first step, so losses of different "
+            "numbers of steps can't be compared. `python benchmarks/llama.py` repeats it."
+        ),
+        "",
+        *table(head, body),
+    ]
+
+
 def gpu_page(content: Row) -> list[str]:
+    from gpu import goals as goals_of  # noqa: PLC0415
+
     rows = content["rows"]
     goals = [
         [goal["goal"], number(goal["reached"]), told_of(goal["met"])]
-        for goal in content.get("goals", [])
+        for goal in goals_of(rows, "full")
     ]
     return [
         f"## On a GPU: {content['machine']['device']}",
@@ -1020,6 +1058,8 @@ def page(files: list[Row], out: Path) -> str:
         lines += gpu_page(content)
     if not gpus:
         lines += ["## On a GPU", "", NO_GPU, "", *command("gpu")]
+    for content in select(files, kind="llama"):
+        lines += llama_page(content)
     optimizers = select(files, kind="optimizer")
     for content in optimizers:
         lines += optimizer_page(content)

@@ -617,10 +617,12 @@ def llama_page(content: Row) -> list[str]:
         "",
         *machine(content),
         (
-            f"In bfloat16, {plan['batch']}x{plan['length']} words a step. Refreshes "
-            "of galore-torch fall into the first step; those of LowRank, but the first, are spread over all. "
-            f"Each method had {plan['seconds']:g} s after the first step, so losses of different "
-            "numbers of steps can't be compared. `python benchmarks/llama.py` repeats it."
+            f"In bfloat16, {plan['batch']}x{plan['length']} words a step. "
+            "Refreshes of galore-torch fall into the first step; those of LowRank, but the "
+            "first, are spread over all. "
+            f"Each method had {plan['seconds']:g} s after the first step, so losses of "
+            "different numbers of steps can't be compared. "
+            "`python benchmarks/llama.py` repeats it."
         ),
         "",
         *table(head, body),

@@ -88,10 +88,9 @@ class LowRankMomentum(LowRank):
     by that factor. As with Adam, β₂ should not be below β₁².
 
     Cost of a step: two products of 2kMr flops; and of one with a new basis four, and a QR of k×r.
-    Beyond the state it needs less memory than the largest of the weights, or 16 MiB (64 on a
-    GPU), up to r = k/16
-    (k/32 for weights of half precision), and up to three times as much for convolutions in
-    channels-last format.
+    Beyond the state it needs less memory than the largest of the weights, or 16 MiB (64 on a GPU),
+    up to r = k/16 (k/32 for weights of half precision), and up to three times as much for
+    convolutions in channels-last format.
     Steps in the backward pass, checkpoints, and what is refused are as for :class:`LowRank`;
     torch.compile leaves the step as it is.
 

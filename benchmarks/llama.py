@@ -227,12 +227,8 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="after which none is begun")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    device = torch.device(options.device)
-    is_cuda = device.type == "cuda"
-    if is_cuda and not torch.cuda.is_available():
-        sys.exit("torch sees no CUDA device; for a trial: --device cpu --size tiny")
+    device, name = measuring.asked_device(options.device, "--device cpu --size tiny")
     start = time.perf_counter()
-    name = torch.cuda.get_device_name(device) if is_cuda else measuring.cpu_name()
     plan = {key: getattr(options, key) for key in ("size", "batch", "length", "steps", "seconds")}
     header = measuring.header("llama", name, PACKAGES)
     results = Results(options.out, **header, protocol=plan)
@@ -247,7 +243,7 @@ def main() -> None:
         except Exception as error:
             columns = {"skipped": told(error)}
         gc.collect()
-        if is_cuda:
+        if device.type == "cuda":
             torch.cuda.empty_cache()
         library = label.partition(",")[0]
         library = {"AdamW": "torch", "galore-torch": library}.get(library, "lowrank")

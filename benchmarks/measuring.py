@@ -144,6 +144,18 @@ def cores() -> int:
     return os.cpu_count() or 1
 
 
+def asked_device(name: str, trial: str = "--device cpu") -> tuple[Any, str]:
+    """The torch device of this name, and what it is; ends the program where it is not there."""
+    import torch  # noqa: PLC0415
+
+    device = torch.device(name)
+    if device.type != "cuda":
+        return device, cpu_name()
+    if not torch.cuda.is_available():
+        sys.exit(f"torch sees no CUDA device; for a trial: {trial}")
+    return device, torch.cuda.get_device_name(device)
+
+
 def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
     """Versions of the installed packages; None for the others."""
     found: dict[str, str | None] = {"python": platform.python_version()}

@@ -24,7 +24,6 @@ and beyond weights and gradients (on a GPU).
 
 import argparse
 import math
-import sys
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -359,11 +358,7 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a trial on small matrices")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    device = torch.device(options.device)
-    is_cuda = device.type == "cuda"
-    if is_cuda and not torch.cuda.is_available():
-        sys.exit("torch sees no CUDA device")
-    name = torch.cuda.get_device_name(device) if is_cuda else measuring.cpu_name()
+    device, name = measuring.asked_device(options.device, "--device cpu --quick")
     header = measuring.header("optimizer", name, PACKAGES)
     results = Results(options.out, **header, quick=options.quick)
     measure(results, device, options.dtype, quick=options.quick)

@@ -10,6 +10,7 @@ import numpy as np
 from lowrank._array import (
     Array,
     Namespace,
+    adjoint,
     adjoint_matmul,
     array_namespace,
     as_matrix,
@@ -42,6 +43,10 @@ class Operator:
     rmatmat: Callable[[Array], Array]
     norm: Callable[[], float] | None  # ‖A‖_F; None where only products are known
     max_abs: Callable[[], float]
+    array: Array | None = None  # A itself where it is a dense array (Aᴴ if `is_adjoint`)
+    is_adjoint: bool = False
+    # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
+    offset: float = 0.0
 
     @property
     def is_stack(self) -> bool:
@@ -53,7 +58,23 @@ class Operator:
 
     def adjoint(self) -> "Operator":
         *batch, m, n = self.shape
-        return replace(self, shape=(*batch, n, m), matmat=self.rmatmat, rmatmat=self.matmat)
+        return replace(
+            self,
+            shape=(*batch, n, m),
+            matmat=self.rmatmat,
+            rmatmat=self.matmat,
+            is_adjoint=not self.is_adjoint,
+        )
+
+    def columns(self, indices: Array) -> Array:
+        """``A[:, indices]`` of a matrix: a copy of them, or a product where A is no array."""
+        xp = self.xp
+        if self.array is None:
+            every = xp.arange(self.shape[-1], dtype=indices.dtype, device=self.device)
+            return self.matmat(xp.astype(every[:, None] == indices[None, :], self.dtype))
+        if self.is_adjoint:
+            return adjoint(xp.take(self.array, indices, axis=0))
+        return xp.take(self.array, indices, axis=1)
 
     def empty(self, rows: int) -> Array:
         """An array of `rows` rows and no columns, where products of this operator live."""
@@ -89,6 +110,7 @@ def _of_array(A: Array) -> Operator:
         rmatmat=lambda Y: adjoint_matmul(A, Y),
         norm=lambda: matrix_norm_by_rows(A),
         max_abs=lambda: max_abs(A),
+        array=A,
     )
 
 

@@ -8,8 +8,11 @@ from typing import NamedTuple
 from lowrank._array import Array
 
 __all__ = [
+    "CURResult",
     "ConvergenceWarning",
+    "EighResult",
     "ErrorEstimate",
+    "IDResult",
     "Look",
     "Outcome",
     "QBResult",
@@ -172,11 +175,87 @@ class SVDResult(Outcome):
     S : array, shape (rank,)
         Singular values in descending order, real.
     Vh : array, shape (rank, n)
+    mean : array, shape (n,), or None
+        What was subtracted from each row with ``center=True``: ``A − mean ≈ U diag(S) Vh``.
     """
 
     U: Array = field(repr=False)
     S: Array = field(repr=False)
     Vh: Array = field(repr=False)
+    mean: Array | None = field(repr=False, default=None)
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.U, self.S, self.Vh))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EighResult(Outcome):
+    """``A ≈ V diag(w) Vᴴ`` for a Hermitian A. Unpacks as ``w, V``.
+
+    Has the attributes of :class:`~lowrank.results.Outcome` too.
+
+    Attributes
+    ----------
+    eigenvalues : array, shape (rank,)
+        Real, the largest in absolute value first.
+    eigenvectors : array, shape (n, rank)
+        Orthonormal columns.
+    """
+
+    eigenvalues: Array = field(repr=False)
+    eigenvectors: Array = field(repr=False)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.eigenvalues, self.eigenvectors))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class IDResult(Outcome):
+    """``A ≈ A[:, indices] @ coefficients``, or ``coefficients @ A[indices, :]`` of rows.
+
+    Unpacks as ``indices, coefficients``. Has the attributes of
+    :class:`~lowrank.results.Outcome` too.
+
+    Attributes
+    ----------
+    indices : array of integers, shape (rank,)
+        Which columns (rows) of A, all different.
+    coefficients : array, shape (rank, n), or (m, rank) of rows
+        Holds the identity in the columns (rows) `indices`.
+    skeleton : array, shape (m, rank), or (rank, n) of rows
+        Those columns (rows) themselves.
+    select : str
+        ``"columns"`` or ``"rows"``.
+    """
+
+    indices: Array = field(repr=False)
+    coefficients: Array = field(repr=False)
+    skeleton: Array = field(repr=False)
+    select: str
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.indices, self.coefficients))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CURResult(Outcome):
+    """``A ≈ C U R`` with columns ``C = A[:, columns]`` and rows ``R = A[rows, :]`` of A.
+
+    Unpacks as ``C, U, R``. Has the attributes of :class:`~lowrank.results.Outcome` too.
+
+    Attributes
+    ----------
+    C : array, shape (m, rank)
+    U : array, shape (rank, rank)
+    R : array, shape (rank, n)
+    columns, rows : array of integers, shape (rank,)
+    """
+
+    C: Array = field(repr=False)
+    U: Array = field(repr=False)
+    R: Array = field(repr=False)
+    columns: Array = field(repr=False)
+    rows: Array = field(repr=False)
+
+    def __iter__(self) -> Iterator[Array]:
+        return iter((self.C, self.U, self.R))

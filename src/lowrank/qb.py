@@ -20,6 +20,7 @@ def qb(
     atol: float | None = None,
     norm: Norm = "fro",
     power_iterations: int | None = None,
+    krylov: bool = False,
     block_size: int | None = None,
     test_matrix: Any = None,
     rng: Any = None,
@@ -41,8 +42,9 @@ def qb(
     norm : {"fro", "spectral"}
         Norm of tolerance, error and bound.
     power_iterations : int, optional
-        Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance.
-    block_size, test_matrix, rng, failure_probability, check_finite, callback
+        Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance, and with
+        `krylov`.
+    krylov, block_size, test_matrix, rng, failure_probability, check_finite, callback
         As for :class:`RangeFinder`.
 
     Returns
@@ -93,6 +95,7 @@ def qb(
         rtol=rtol,
         atol=atol,
         power_iterations=power_iterations,
+        krylov=krylov,
         extra=0 if fixed else MARGIN,
         goal=GOAL,
         norm=norm,

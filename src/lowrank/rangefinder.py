@@ -4,7 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -33,7 +33,9 @@ from lowrank.householder import CompactWY, reflect
 from lowrank.results import ConvergenceWarning, Look, RangeFinderResult, Status
 
 __all__ = [
+    "Iterated",
     "RangeFinder",
+    "block_krylov",
     "find",
     "range_finder",
     "subspace_iteration",
@@ -45,9 +47,19 @@ NOT_FINITE = (
     "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
     "or Inf."
 )
+# Part of a column of a Krylov space that must not lie in the span of the others.
+LEAST_NEW = 0.01
 Side = Literal["left", "right"]
 Callback = Callable[[Look], object]
 Product = Callable[[Array], Array]
+
+
+class Iterated(NamedTuple):
+    """A sample of the residual after power iterations."""
+
+    block: Array  # what joins the basis
+    last: Array  # the sample itself
+    factors: list[Array]  # triangular factors that were divided out
 
 
 class RangeFinder:
@@ -71,7 +83,12 @@ class RangeFinder:
         Norm of every tolerance, error and bound.
     power_iterations : int, optional
         Products with ``A Aᴴ`` that each block goes through, deflated and orthonormalised after
-        every product. Default: 0 in the Frobenius norm and 1 in the spectral norm.
+        every product. Default: 0 in the Frobenius norm and 1 in the spectral norm; with `krylov`,
+        at least 1.
+    krylov : bool
+        Keep the block as it was before each of its power iterations too: a block Krylov space, of
+        ``power_iterations + 1`` times the columns for the same products with A. Its error is never
+        larger, and for slowly falling singular values much smaller.
     block_size : int, optional
         Panel width of the Householder QR; by default 64 on a CPU and 128 elsewhere.
     side : {"left", "right"}
@@ -120,6 +137,7 @@ class RangeFinder:
         *,
         norm: Norm = "fro",
         power_iterations: int | None = None,
+        krylov: bool = False,
         block_size: int | None = None,
         side: Side = "left",
         test_matrix: Any = None,
@@ -134,8 +152,14 @@ class RangeFinder:
         self._norm = as_norm(norm)
         self._delta = as_failure_probability(failure_probability)
         if power_iterations is None:
-            power_iterations = 1 if norm == "spectral" else 0
+            power_iterations = 1 if norm == "spectral" or krylov else 0
         self._power_iterations = as_count(power_iterations, "power_iterations")
+        if krylov and power_iterations == 0:
+            message = "`krylov` keeps the blocks of power iterations: give at least one of them."
+            raise ValueError(message)
+        # Columns of the basis for each column multiplied, and for each that waits to join it.
+        self._depth = self._power_iterations + 1 if krylov else 1
+        self._unfolded = self._depth if norm == "fro" else 1
         A = as_operator(A)
         A = A if side == "left" else A.adjoint()
         self._side = side
@@ -245,7 +269,7 @@ class RangeFinder:
         room = min(self._A.shape[-2:]) - self.rank
         status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
         columns = min(columns, room)
-        missing = columns - self._pending.shape[-1]
+        missing = columns - self._unfolded * self._pending.shape[-1]
         first = self.rank == 0 and self._pending.shape[-1] == 0
         with np.errstate(over="ignore", invalid="ignore"):
             if missing > 0:
@@ -267,16 +291,23 @@ class RangeFinder:
 
     def _begin_with(self, columns: int) -> None:
         # No name is given to a sketch or a test matrix, so that they are freed while Q is made.
-        q, matmat, rmatmat = self._power_iterations, self._matmat, self._rmatmat
-        Q = subspace_iteration(matmat(self._draw(columns)), matmat, rmatmat, q)
+        matmat, width = self._matmat, -(-columns // self._depth)
+        Q = self._iterated(matmat(self._draw(width)), columns)
         # Read last, so that the host never waits before all of the work is under way.
         if self._check_finite and not is_finite(Q):
             self._measure()
-            Omega = self._test_matrix.again(columns)
-            Q = self._rescued(Q, subspace_iteration(matmat(Omega), matmat, rmatmat, q))
+            Omega = self._test_matrix.again(width)
+            Q = self._rescued(Q, self._iterated(matmat(Omega), columns))
         self._first = Q
 
+    def _iterated(self, Y: Array, columns: int) -> Array:
+        """The first basis, of this many columns, from a sketch."""
+        if self._depth == 1:
+            return subspace_iteration(Y, self._matmat, self._rmatmat, self._power_iterations)
+        return block_krylov(Y, self._matmat, self._rmatmat, self._power_iterations, columns)
+
     def _extend_by(self, missing: int, columns: int) -> None:
+        missing = -(-missing // self._depth)
         block = self._block(self._draw(missing))
         before = self._reflectors, self._pending
         self._keep(block)
@@ -386,7 +417,8 @@ class RangeFinder:
                         self._keep(self._unseen_block(rule.full - self.rank))
                     if self._pending.shape[-1] == 0:
                         return Status.STOPPED
-                    self._absorb(min(self._pending.shape[-1], rule.limit - self.rank))
+                    waiting = self._unfolded * self._pending.shape[-1]
+                    self._absorb(min(waiting, rule.limit - self.rank), drop=self._depth > 1)
                     continue
             if self.rank == self._A.shape[-2]:  # the basis spans everything; nothing to sample
                 if math.isnan(self._norm_A):
@@ -417,7 +449,7 @@ class RangeFinder:
         In the Frobenius norm the sample of the first look is multiplied along with them: a product
         is the faster for being wide.
         """
-        width = min(self._look_width(), most)
+        width = min(self._look_width(), -(-most // self._depth))
         if self._norm == "spectral":
             return self._block(self._test_matrix.draw(width))
         seen = self._look_width() if width < self._A.shape[-2] - self.rank else 0
@@ -460,7 +492,7 @@ class RangeFinder:
         decay = math.log(before.estimate / last.estimate) / (last.rank - before.rank)
         expected = last.rank + math.log(2.0 * last.estimate / goal) / decay - self.rank
         most = min(self.rank, rule.limit - self.rank)
-        return look * int(max(0.0, min(expected, most)) // look)
+        return look * int(max(0.0, min(expected, most)) // (look * self._unfolded))
 
     def _look(self, sample: Array, of_complex: bool) -> None:
         """Measure the error of the basis on a fresh sample, which then waits to join the basis.
@@ -479,8 +511,9 @@ class RangeFinder:
             if math.isnan(self._norm_A):
                 self._norm_A = self._bound_norm_below(sample)
             root = 1.0 / (2 * self._power_iterations + 1)
-            sample, factors = self._iterate(sample)
-            factors.append(orthonormalise(sample).R)
+            iterated = self._iterate(sample)
+            sample, factors = iterated.block, iterated.factors
+            factors.append(orthonormalise(iterated.last).R)
             size = norm_of_product(factors, self._A.xp, root)
         if not math.isfinite(size):
             raise ValueError(NOT_FINITE)
@@ -582,7 +615,7 @@ class RangeFinder:
         them, and before them in the Frobenius norm, whose look does not.
         """
         sample = self._sample(Omega)
-        return self._iterate(sample)[0] if self._norm == "spectral" else sample
+        return self._iterate(sample).block if self._norm == "spectral" else sample
 
     def _keep(self, block: Array) -> None:
         """Let `block` wait to join the basis."""
@@ -591,29 +624,51 @@ class RangeFinder:
         else:
             self._pending = self._A.xp.concat([self._pending, block], axis=-1)
 
-    def _iterate(self, sample: Array) -> tuple[Array, list[Array]]:
-        """Power iterations on a sample, and the triangular factors that were divided out.
+    def _iterate(self, sample: Array) -> "Iterated":
+        """Power iterations on a sample.
 
         Each product with A is deflated (the basis projected out of it); otherwise the block would
         fall back into the directions already found, and what is sought would be lost in rounding
         at the level of ε^{1/(2q+1)}.
         """
-        factors = []
+        factors, earlier = [], []
         for _ in range(self._power_iterations):
             left = orthonormalise(sample)
             Y = self._wy.apply(rows_below(left.Q, self.rank))
             right = orthonormalise(self._rmatmat(Y))
             sample = self._wy.apply_adjoint(self._matmat(right.Q))[..., self.rank :, :]
             factors += [left.R, right.R]
-        return sample, factors
+            earlier.append(left.Q)
+        last = sample
+        if self._depth > 1:  # the best first, since what comes last may be cut off
+            sample = self._A.xp.concat([last, *reversed(earlier)], axis=-1)
+        return Iterated(sample, last, factors)
 
-    def _absorb(self, columns: int) -> None:
-        """Move the first `columns` waiting columns into the basis."""
-        block, rest = self._pending[..., :columns], self._pending[..., columns:]
+    def _absorb(self, columns: int, *, drop: bool = False) -> None:
+        """Let waiting columns join the basis, which grows by `columns`.
+
+        Fewer if it may `drop` some of a Krylov space: those that are nearly dependent on others,
+        as where a cluster of singular values is larger than the block. What is new in them is
+        mostly rounding, and need not lie in the range of A.
+        """
+        waiting = -(-columns // self._unfolded)
+        block, rest = self._pending[..., :waiting], self._pending[..., waiting:]
         if self._norm == "fro":
-            block, _ = self._iterate(block)
+            block = self._iterate(block).block[..., :columns]
+        elif self._depth > 1:
+            rest = rest[
+                ..., :0
+            ]  # what is left of a Krylov space lies nearly in the part that joins
         wy, (_, D) = self._wy, self._reflectors
         lower = reflect(block, self._block_size)
+        if drop:
+            xp, size = self._A.xp, self._A.xp.linalg.vector_norm(block, axis=-2)
+            new = xp.abs(xp.linalg.diagonal(lower.R)) > LEAST_NEW * size
+            kept = [column for column in range(columns) if column == 0 or bool(new[column])]
+            if len(kept) < columns:
+                columns = len(kept)
+                indices = xp.asarray(kept, device=self._A.device)
+                lower = reflect(xp.take(block, indices, axis=-1), self._block_size)
         rest = lower.wy.apply_adjoint(rest)[..., columns:, :]
         self._reflectors, self._pending = (wy.append(lower.wy, room=0.25), D + lower.D), rest
 
@@ -678,6 +733,7 @@ def range_finder(
     atol: float | None = None,
     norm: Norm = "fro",
     power_iterations: int | None = None,
+    krylov: bool = False,
     block_size: int | None = None,
     side: Side = "left",
     test_matrix: Any = None,
@@ -702,8 +758,9 @@ def range_finder(
     norm : {"fro", "spectral"}
         Norm of tolerance, error and bound.
     power_iterations : int, optional
-        Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance.
-    block_size, side, test_matrix, rng, failure_probability, check_finite, callback
+        Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance, and with
+        `krylov`.
+    krylov, block_size, side, test_matrix, rng, failure_probability, check_finite, callback
         As for :class:`RangeFinder`.
 
     Returns
@@ -739,12 +796,19 @@ def range_finder(
     Memory beyond A: less than (3m + n)k + 4k² + (m + n)b entries, for looks of b columns; with
     power iterations at a fixed rank, the longer of m and n counts in place of m.
 
+    With `krylov` and q power iterations, k columns come from k/(q + 1) that are multiplied, in the
+    same 2q + 1 passes.
+
     Does not support derivatives, or stacks with a tolerance.
 
     References
     ----------
     N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
     doi:10.1137/090771806, Algorithms 4.1 (fixed rank), 4.2 (tolerance), 4.4 (subspace iteration).
+    C. Musco and C. Musco, Randomized block Krylov methods for stronger and faster approximate
+    singular value decomposition, 2015, arXiv:1504.05477, Algorithm 2. J. A. Tropp and R. J. Webber,
+    Randomized algorithms for low-rank matrix approximation: design, analysis, and applications,
+    2023, arXiv:2306.12418.
 
     Examples
     --------
@@ -762,6 +826,7 @@ def range_finder(
         atol=atol,
         norm=norm,
         power_iterations=power_iterations,
+        krylov=krylov,
         block_size=block_size,
         side=side,
         test_matrix=test_matrix,
@@ -789,6 +854,26 @@ def subspace_iteration(Y: Array, matmat: Product, rmatmat: Product, power_iterat
     return Q
 
 
+def block_krylov(
+    Y: Array, matmat: Product, rmatmat: Product, power_iterations: int, columns: int
+) -> Array:
+    """Orthonormal basis of `columns` columns of ``[(A Aᴴ)^q Y, …, A Aᴴ Y, Y]``, the best first.
+
+    The blocks are orthonormal, but not to one another before the end. Where they are nearly
+    dependent, the columns that the last QR takes for new are rounding errors; there power iteration
+    alone has found what there is. (Musco & Musco, Algorithm 2; Tropp & Webber, Algorithm A.1,
+    orthogonalise every block against the others, for the same errors on all spectra of the
+    gallery.)
+    """
+    blocks = [orthonormalise(Y).Q]
+    del Y
+    for _ in range(power_iterations):
+        Q = orthonormalise(rmatmat(blocks[0])).Q
+        blocks.insert(0, orthonormalise(matmat(Q)).Q)
+    xp = array_namespace(blocks[0])
+    return orthonormalise(xp.concat(blocks, axis=-1)).Q[..., :columns]
+
+
 def find(
     A: Array,
     rank: int | None,
@@ -797,13 +882,16 @@ def find(
     atol: float | None,
     power_iterations: int | None,
     fixed_power: int = 0,
+    krylov: bool = False,
     extra: int = 0,
     goal: float = 1.0,
+    cuts: bool = False,
     **options: Any,
 ) -> RangeFinder:
     """The finder after its work: `rank + extra` columns, or `goal` times the tolerance.
 
-    `fixed_power` is the default number of power iterations at a fixed rank.
+    `fixed_power` is the default number of power iterations at a fixed rank. A caller that `cuts`
+    the basis down to the rank is given the whole of the Krylov space.
     """
     if rank is not None:
         rank = as_count(rank, "rank") + extra
@@ -811,8 +899,10 @@ def find(
         if rank is None:
             message = "no stop rule: give `rank`, `rtol` or `atol`."
             raise ValueError(message)
-        power = fixed_power if power_iterations is None else power_iterations
-        return RangeFinder(A, power_iterations=power, **options).extend(rank)
-    finder = RangeFinder(A, power_iterations=power_iterations, **options)
+        power = max(fixed_power, krylov) if power_iterations is None else power_iterations
+        if krylov and cuts:
+            rank *= power + 1
+        return RangeFinder(A, power_iterations=power, krylov=krylov, **options).extend(rank)
+    finder = RangeFinder(A, power_iterations=power_iterations, krylov=krylov, **options)
     finder.run(rtol=rtol, atol=atol, rank=rank, goal=goal)
     return finder

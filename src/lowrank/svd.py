@@ -22,6 +22,7 @@ def svd(
     norm: Norm = "fro",
     oversampling: int = 10,
     power_iterations: int | None = None,
+    krylov: bool = False,
     block_size: int | None = None,
     test_matrix: Any = None,
     rng: Any = None,
@@ -46,8 +47,9 @@ def svd(
         At a fixed rank, columns of the basis beyond `rank`, cut off in the end. (With a tolerance
         the basis grows beyond the rank, also beyond a cap, as the tolerance needs.)
     power_iterations : int, optional
-        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm.
-    block_size, test_matrix, rng, failure_probability, check_finite, callback
+        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm,
+        and with `krylov`.
+    krylov, block_size, test_matrix, rng, failure_probability, check_finite, callback
         As for :class:`RangeFinder`.
 
     Returns
@@ -74,6 +76,9 @@ def svd(
     Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
     2mn(k + p) flops each. With a tolerance the basis grows until its certified error is at most
     half the tolerance, and the truncation spends the rest; see :func:`qb`.
+
+    With `krylov` the basis at a fixed rank has (q + 1)(k + p) columns, from the same 2q + 1 passes
+    over k + p columns; the last pass takes them all.
 
     Memory beyond A: less than (3m + 4n)k + 10k² entries for a basis of k columns at a fixed rank.
 
@@ -104,6 +109,7 @@ def svd(
         norm=norm,
         oversampling=oversampling,
         power_iterations=power_iterations,
+        krylov=krylov,
         block_size=block_size,
         test_matrix=test_matrix,
         rng=rng,
@@ -134,6 +140,7 @@ def decompose(
         rtol=rtol,
         atol=atol,
         fixed_power=2,
+        cuts=True,
         extra=oversampling if fixed else MARGIN,
         goal=GOAL,
         norm=norm,

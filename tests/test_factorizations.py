@@ -393,13 +393,9 @@ def test_a_basis_that_converged_but_not_its_svd(backend):
     """R is off by more than the room left: the rounding of the SVD stands in the way."""
     there = backend.asarray
     one = there(np.eye(2, dtype="float32"))
-    small = SmallSVD(
-        there(np.eye(2, dtype="float32") * np.float32(1.01)),
-        one,
-        there(np.ones(2, "float32")),
-        one,
-        one,
-    )
+    S = there(np.ones(2, "float32"))
+    small = SmallSVD(there(np.eye(2, dtype="float32") * np.float32(1.01)), one, S, one, one)
+    assert small.rounding() == pytest.approx(0.01 * 2**0.5, rel=1e-4)
     outcome = {
         "norm_A": 2**0.5,
         "tolerance": 1e-3,
@@ -407,7 +403,8 @@ def test_a_basis_that_converged_but_not_its_svd(backend):
         "error_bound": 5e-4,
         "status": Status.CONVERGED,
     }
-    found = trim(outcome, small, "spectral", None, floor=0.0, norm_is_exact=False)
+    options = {"floor": 0.0, "rounding": small.rounding(), "norm_is_exact": False}
+    found = trim(outcome, S, "spectral", None, **options)
     assert (found["status"], found["converged"]) == (Status.PRECISION_FLOOR, False)
 
 
@@ -479,9 +476,7 @@ def test_options_arrive(factorize):
 @pytest.mark.parametrize("step", np.linspace(-1, 1, 21))
 def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
     """Within rounding of σ₂ the cut may fall on either side, but never outside the tolerance."""
-    S, one = np.asarray([1, 0.1, 0.001], "float32"), np.eye(3, dtype="float32")
-    there = backend.asarray
-    small = SmallSVD(there(np.diag(S)), there(one), there(S), there(one), there(one))
+    S = np.asarray([1, 0.1, 0.001], "float32")
     floor = 3 * backend.eps("float32") * 35**0.5
     tolerance = float(S[1]) * (1 + step * backend.eps("float32")) + floor
     outcome = {
@@ -491,4 +486,5 @@ def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
         "error_bound": floor,
         "status": Status.CONVERGED,
     }
-    assert trim(outcome, small, "spectral", None, floor=floor, norm_is_exact=False)["converged"]
+    options = {"floor": floor, "rounding": 0.0, "norm_is_exact": False}
+    assert trim(outcome, backend.asarray(S), "spectral", None, **options)["converged"]

@@ -2,11 +2,13 @@
 
 from lowrank import bounds, compress, gallery
 from lowrank.certificate import residual_norm
+from lowrank.eigh import eigh
 from lowrank.householder import HouseholderQR, householder_qr, qr
 from lowrank.qb import qb
 from lowrank.rangefinder import RangeFinder, range_finder
 from lowrank.results import (
     ConvergenceWarning,
+    EighResult,
     ErrorEstimate,
     Look,
     QBResult,
@@ -21,6 +23,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "ConvergenceWarning",
+    "EighResult",
     "ErrorEstimate",
     "HouseholderQR",
     "Look",
@@ -33,6 +36,7 @@ __all__ = [
     "__version__",
     "bounds",
     "compress",
+    "eigh",
     "gallery",
     "householder_qr",
     "qb",

@@ -50,6 +50,7 @@ __all__ = [
     "rows_below",
     "safe_norm",
     "same_place",
+    "signed",
     "split_scale",
     "triangular_inverse",
     "unasked_cholesky",
@@ -187,6 +188,20 @@ def phases(d: Array) -> Array:
     smallest = float(xp.finfo(d.dtype).smallest_normal) / eps(d)  # a quotient may overflow below
     counts = xp.logical_and(size > least, size > smallest)
     return xp.where(counts, d / xp.where(counts, xp.astype(size, d.dtype), one), one)
+
+
+def signed(X: Array) -> Array:
+    """Phases by which to multiply the rows of X, so that the largest entry of each is positive.
+
+    Unique unless two entries are the largest.
+    """
+    if 0 in X.shape:
+        xp = array_namespace(X)
+        return xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
+    xp = array_namespace(X)
+    where = xp.argmax(xp.abs(X), axis=-1, keepdims=True)
+    largest = phases(xp.take_along_axis(X, where, axis=-1)[..., 0])
+    return xp.conj(largest) if is_complex(X) else largest
 
 
 def inverse(X: Array) -> Array:

@@ -16,6 +16,7 @@ from lowrank._array import (
     is_torch_namespace,
     loaded,
     phases,
+    safe_norm,
 )
 from lowrank._panel import orthonormalise
 from lowrank._sketch import gaussian_source
@@ -34,6 +35,12 @@ class SmallSVD(NamedTuple):
     S: Array
     W: Array
     P: Array
+
+    def rounding(self) -> float:
+        """``‖Rᴴ − U diag(S) W‖_F``: the libraries' differ (gesdd leaves up to 40 eps)."""
+        xp = array_namespace(self.S)
+        product = (self.U * xp.astype(self.S, self.U.dtype)) @ self.W
+        return float(safe_norm(adjoint(self.R) - product))
 
 
 def small_svd(C: Array) -> SmallSVD:

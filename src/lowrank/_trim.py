@@ -1,10 +1,9 @@
-"""The rank that a tolerance needs: SVD of B = QᴴA, cut where the left-over budget allows."""
+"""The rank that a tolerance needs: singular values, cut where the left-over budget allows."""
 
 import math
 from typing import Any
 
-from lowrank._array import Array, adjoint, array_namespace, device_of, eps, safe_norm
-from lowrank._small_svd import SmallSVD
+from lowrank._array import Array, array_namespace, device_of, eps
 from lowrank.results import Status
 
 __all__ = ["GOAL", "MARGIN", "tails", "trim"]
@@ -19,51 +18,64 @@ ENERGY_ROUNDING = 4096.0
 
 def trim(
     outcome: dict[str, Any],
-    small: SmallSVD,
+    S: Array,
     norm: str,
     cap: int | None,
     *,
     floor: float,
+    rounding: float,
     norm_is_exact: bool,
+    hermitian: bool = False,
 ) -> dict[str, Any]:
     """The outcome after cutting B to the smallest rank that keeps the tolerance.
 
-    `floor` is the part of the bound that stands for rounding; `norm_is_exact` tells that the norm
-    of A in the outcome is that in the Frobenius norm, and no lower bound.
+    `floor` is the part of the bound that stands for rounding, and `rounding` what the small
+    decomposition adds to it; `norm_is_exact` tells that the norm of A in the outcome is that in the
+    Frobenius norm, and no lower bound.
 
     Both parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
     Frobenius norm, and ``≤`` in the spectral norm. The second part is known from the singular
     values `S` of B; the first has a bound from the certificate and, in the Frobenius norm, another
-    from the energies, ``‖A‖² − ‖B‖²``, sharp while it is far above rounding. Rounding adds to both;
-    that of the small SVD is measured, since the libraries' differ (gesdd leaves up to 40 eps).
+    from the energies, ``‖A‖² − ‖B‖²``, sharp while it is far above rounding. Rounding adds to both.
+
+    A `hermitian` A is projected from both sides, with ``T = QᴴAQ`` in place of B and the absolute
+    values of its eigenvalues as S. With ``E = A − QQᴴA``, ``A − Q T_r Qᴴ`` has the orthogonal parts
+    E, ``QQᴴA(I − QQᴴ)``, no larger than E, and ``Q(T − T_r)Qᴴ``; in the spectral norm, the last
+    two are at right angles, and E adds to them.
     """
     if outcome["error"] is None:  # the test matrix had no columns for a single look
         return outcome
-    S = small.S
     xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
     largest = float(S[0]) if k else 0.0
     # by an array: a GPU divides by a number through its reciprocal, which may overflow
     errors = tails(S / S[:1] if largest > 0 else S, norm)
     norm_A, tolerance = outcome["norm_A"], outcome["tolerance"]
     residual = max(0.0, outcome["error_bound"] - floor)
-    floor += float(safe_norm(adjoint(small.R) - (small.U * xp.astype(S, small.U.dtype)) @ small.W))
+    floor = (1 + hermitian) * floor + rounding  # a projection from each side
+    estimate, adds = outcome["error"], hermitian and norm == "spectral"
+    if hermitian and not adds:
+        residual, estimate = math.sqrt(2.0) * residual, math.sqrt(2.0) * estimate
     if norm_is_exact and norm_A > 0:
         share = largest * float(errors[0]) / norm_A
         energy = max(0.0, (1.0 - share) * (1.0 + share)) + ENERGY_ROUNDING * epsilon
         residual = min(residual, norm_A * math.sqrt(energy))
 
     rank = k
-    if largest > 0 and residual + floor <= tolerance:
+    if largest > 0 and residual * (1 + adds) + floor <= tolerance:
         room = tolerance - floor
-        budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
+        if adds:  # residual + hypot(residual, tail) ≤ room
+            budget = math.sqrt(max(0.0, room - 2.0 * residual)) * math.sqrt(room)
+        else:
+            budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
         # a few eps short, since these errors are rounded in the dtype of S
         cut = budget / largest * (1 - 8 * epsilon)
         rank = int(xp.sum(xp.astype(errors > cut, xp.int32)))
     if cap is not None:
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
-    bound = math.hypot(residual, tail) + floor
-    error = math.hypot(min(outcome["error"], residual), tail)
+    bound = math.hypot(residual, tail) + floor + adds * residual
+    estimate = min(estimate, residual)
+    error = math.hypot(estimate, tail) + adds * estimate
     if rank == 0 and norm_is_exact:  # the error is the norm itself, whatever is lost in B
         error, bound = norm_A, min(bound, norm_A * (1.0 + 32.0 * epsilon))
     status = outcome["status"]

@@ -114,10 +114,11 @@ def qb(
     finder.learn_norm(C)
     outcome = trim(
         finder.outcome(),
-        small,
+        small.S,
         norm,
         rank,
         floor=finder.floor(),
+        rounding=small.rounding(),
         norm_is_exact=finder.norm_is_exact,
     )
     warn_unless_converged(outcome)

@@ -552,6 +552,7 @@ class RangeFinder:
     def floor(self) -> float:
         """What rounding may add to the error of this basis."""
         norm = self._norm_above if self._norm_is_sampled else self._norm_A
+        norm += self._A.offset
         return rounding_floor(self._A.xp.finfo(self._A.dtype), self._A.shape, self.rank, norm)
 
     def _floor_under(self, factor: float) -> float:

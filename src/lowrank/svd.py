@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from lowrank._array import Array, adjoint
+from lowrank._array import Array, adjoint, signed
+from lowrank._centre import centred
 from lowrank._check import as_count
+from lowrank._operator import as_operator
 from lowrank._small_svd import small_svd
 from lowrank._trim import GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
@@ -20,6 +22,7 @@ def svd(
     rtol: float | None = None,
     atol: float | None = None,
     norm: Norm = "fro",
+    center: bool = False,
     oversampling: int = 10,
     power_iterations: int | None = None,
     krylov: bool = False,
@@ -43,6 +46,11 @@ def svd(
         The certified error ``‖A − U diag(S) Vh‖`` is at most ``max(rtol · ‖A‖, atol)``.
     norm : {"fro", "spectral"}
         Norm of tolerance, error and bound.
+    center : bool
+        Decompose A less the mean of its rows, as in principal component analysis, without forming
+        that: the rows of Vh are then the components, ``U * S`` the scores, and ``S**2 / (m − 1)``
+        the variances. Norm, tolerance and error are those of the centred matrix. The rounding of a
+        sparse matrix or operator stays relative to A itself.
     oversampling : int
         At a fixed rank, columns of the basis beyond `rank`, cut off in the end. (With a tolerance
         the basis grows beyond the rank, also beyond a cap, as the tolerance needs.)
@@ -55,8 +63,10 @@ def svd(
     Returns
     -------
     SVDResult
-        Unpacks as ``U, S, Vh``. With a tolerance, of the smallest rank that the certificate
-        allows; near the best possible one.
+        Unpacks as ``U, S, Vh``, and has the `mean` that was subtracted. With a tolerance, of the
+        smallest rank that the certificate allows; near the best possible one. The largest entry of
+        each row of Vh in absolute value is positive (real and positive), so that results of other
+        seeds, libraries and methods have the same signs.
 
     Raises
     ------
@@ -83,13 +93,17 @@ def svd(
     Memory beyond A: less than (3m + 4n)k + 10k² entries for a basis of k columns at a fixed rank.
 
     Singular values and vectors are those of the projected matrix: S never exceeds the singular
-    values of A beyond rounding. Signs of the vectors are arbitrary. Does not support derivatives,
-    or stacks with a tolerance.
+    values of A beyond rounding. Does not support derivatives, or stacks with a tolerance.
+
+    With `center` one more pass over A finds the mean. Dense matrices are then centred by blocks of
+    512 rows (a sixteenth of them, if more) at each pass.
 
     References
     ----------
     N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
-    doi:10.1137/090771806, Algorithm 5.1.
+    doi:10.1137/090771806, Algorithm 5.1. The signs: R. Bro, E. Acar and T. G. Kolda, Resolving the
+    sign ambiguity in the singular value decomposition, 2008, doi:10.1002/cem.1122, discuss rules;
+    the largest entry is the common one.
 
     Examples
     --------
@@ -101,12 +115,16 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
+    mean = None
+    if center:
+        A, mean = centred(as_operator(A))
     U, S, Vh, outcome = decompose(
         A,
         rank,
         rtol=rtol,
         atol=atol,
         norm=norm,
+        fixed_signs=True,
         oversampling=oversampling,
         power_iterations=power_iterations,
         krylov=krylov,
@@ -117,8 +135,10 @@ def svd(
         check_finite=check_finite,
         callback=callback,
     )
+    if center:
+        outcome["passes"] += 1
     warn_unless_converged(outcome)
-    return SVDResult(U=U, S=S, Vh=Vh, **outcome)
+    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **outcome)
 
 
 def decompose(
@@ -128,6 +148,7 @@ def decompose(
     rtol: float | None = None,
     atol: float | None = None,
     norm: Norm = "fro",
+    fixed_signs: bool = False,
     oversampling: int = 10,
     **options: Any,
 ) -> tuple[Array, Array, Array, dict[str, Any]]:
@@ -153,9 +174,22 @@ def decompose(
     outcome = finder.outcome()
     if not fixed:
         floor, exact = finder.floor(), finder.norm_is_exact
-        outcome = trim(outcome, small, norm, rank, floor=floor, norm_is_exact=exact)
+        outcome = trim(
+            outcome,
+            small.S,
+            norm,
+            rank,
+            floor=floor,
+            rounding=small.rounding(),
+            norm_is_exact=exact,
+        )
     elif rank is not None and rank <= finder.rank:
         outcome |= {"rank": rank, "status": Status.RANK_REACHED}
     r = outcome["rank"]
     Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
-    return Q @ small.U[..., :r], small.S[..., :r], Vh, outcome
+    U = small.U[..., :r]
+    if fixed_signs:
+        phase = signed(Vh)[..., :, None]
+        U = U * adjoint(phase)
+        Vh *= phase
+    return Q @ U, small.S[..., :r], Vh, outcome

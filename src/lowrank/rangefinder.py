@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -291,20 +292,17 @@ class RangeFinder:
 
     def _begin_with(self, columns: int) -> None:
         # No name is given to a sketch or a test matrix, so that they are freed while Q is made.
-        matmat, width = self._matmat, -(-columns // self._depth)
-        Q = self._iterated(matmat(self._draw(width)), columns)
+        q, matmat, rmatmat = self._power_iterations, self._matmat, self._rmatmat
+        width, iterate = -(-columns // self._depth), subspace_iteration
+        if self._depth > 1:
+            iterate = partial(block_krylov, columns=columns)
+        Q = iterate(matmat(self._draw(width)), matmat, rmatmat, q)
         # Read last, so that the host never waits before all of the work is under way.
         if self._check_finite and not is_finite(Q):
             self._measure()
             Omega = self._test_matrix.again(width)
-            Q = self._rescued(Q, self._iterated(matmat(Omega), columns))
+            Q = self._rescued(Q, iterate(matmat(Omega), matmat, rmatmat, q))
         self._first = Q
-
-    def _iterated(self, Y: Array, columns: int) -> Array:
-        """The first basis, of this many columns, from a sketch."""
-        if self._depth == 1:
-            return subspace_iteration(Y, self._matmat, self._rmatmat, self._power_iterations)
-        return block_krylov(Y, self._matmat, self._rmatmat, self._power_iterations, columns)
 
     def _extend_by(self, missing: int, columns: int) -> None:
         missing = -(-missing // self._depth)
@@ -856,7 +854,7 @@ def subspace_iteration(Y: Array, matmat: Product, rmatmat: Product, power_iterat
 
 
 def block_krylov(
-    Y: Array, matmat: Product, rmatmat: Product, power_iterations: int, columns: int
+    Y: Array, matmat: Product, rmatmat: Product, power_iterations: int, *, columns: int
 ) -> Array:
     """Orthonormal basis of `columns` columns of ``[(A Aᴴ)^q Y, …, A Aᴴ Y, Y]``, the best first.
 

@@ -171,6 +171,7 @@ def decompose(
     C = finder.image(Q)
     small = small_svd(C)
     finder.learn_norm(C)
+    del C
     outcome = finder.outcome()
     if not fixed:
         floor, exact = finder.floor(), finder.norm_is_exact

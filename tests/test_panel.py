@@ -41,6 +41,46 @@ def test_cholesky_qr_refuses_what_it_cannot_do(dtype):
         nearly_double,
     ):
         assert asked(P) is None
+        easy = gaussian(P.shape, dtype, seed=1)
+        assert asked(np.stack([easy, P])) is None
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("columns", [16, 100])
+def test_cholesky_qr_of_a_stack(dtype, columns):
+    """A second pass for all where one member needs it, and each as accurate as alone."""
+    P = np.stack(
+        [
+            with_spectrum(np.geomspace(1, 1 / condition, columns), (300, columns), dtype, seed)
+            for seed, condition in enumerate((1.0, 200.0, 10.0))
+        ]
+    ).reshape(3, 1, 300, columns)
+    factors = asked(P)
+    assert factors is not None
+    eps = np.finfo(dtype).eps
+    for member, Q, R in zip(P[:, 0], factors.Q[:, 0], factors.R[:, 0], strict=True):
+        Q, R = (X.astype(np.result_type(dtype, "float64")) for X in (Q, R))
+        assert defect(Q) < 20 * eps * columns**0.5
+        assert np.all(np.tril(R, -1) == 0)
+        assert np.linalg.norm(member - Q @ R) < 20 * eps * np.linalg.norm(member)
+
+
+@pytest.mark.parametrize("columns", [5, 40, 90])
+def test_stacks_of_easy_and_hard_members(backend, dtype, columns):
+    """Zero, of rank one, graded and Gaussian members in one stack."""
+    shape = (200, columns)
+    members = [
+        gaussian(shape, dtype),
+        np.zeros(shape, dtype),
+        np.ones(shape, dtype),
+        with_spectrum(np.geomspace(1, backend.eps(dtype), columns), shape, dtype),
+    ]
+    P = np.stack(members)
+    Q, R = (backend.numpy(X) for X in orthonormalise(backend.asarray(P)))
+    for member, basis, factor in zip(P, Q, R, strict=True):
+        assert defect(basis) < 100 * backend.eps(dtype) * columns**0.5
+        error = np.linalg.norm(member - basis @ factor)
+        assert error <= 100 * backend.eps(dtype) * np.linalg.norm(member)
 
 
 def test_panel_identities(backend, dtype):

@@ -211,15 +211,16 @@ def inverse(X: Array) -> Array:
 
 
 def triangular_inverse(L: Array) -> Array:
-    """Inverse of a lower triangular NumPy matrix, which has no routine for it."""
+    """Inverse of a lower triangular NumPy matrix or stack, which has no routine for it."""
     b = L.shape[-1]
     if b <= 64:
         return np.linalg.inv(L)
     half = b // 2
-    upper, lower = triangular_inverse(L[:half, :half]), triangular_inverse(L[half:, half:])
+    upper = triangular_inverse(L[..., :half, :half])
+    lower = triangular_inverse(L[..., half:, half:])
     inverted = np.zeros_like(L)
-    inverted[:half, :half], inverted[half:, half:] = upper, lower
-    inverted[half:, :half] = -lower @ (L[half:, :half] @ upper)
+    inverted[..., :half, :half], inverted[..., half:, half:] = upper, lower
+    inverted[..., half:, :half] = -lower @ (L[..., half:, :half] @ upper)
     return inverted
 
 

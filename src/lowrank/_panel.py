@@ -88,7 +88,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(P, adjoint(P) @ P)
     method, narrowest, widest, _ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
-    if method is Method.ASKED_CHOLESKY and P.ndim == 2 and (tall or b <= 256):
+    if method is Method.ASKED_CHOLESKY and (tall or b <= 256):
         gram = adjoint(P) @ P if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
@@ -107,7 +107,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     """
     xp, b = array_namespace(P), P.shape[-1]
     half = -(-b // 2)
-    Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[:half, :half])
+    Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[..., :half, :half])
     W, T = _top_of_reflectors(Q1)
     # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
     C = adjoint(T) @ (adjoint_matmul(Q1, P[..., half:]) + adjoint(W) @ P[..., :half, half:])
@@ -153,6 +153,8 @@ def _scaled(P: Array) -> tuple[Array, Array]:
 def _asked_cholesky_qr(P: Array, gram: Array) -> Basis | None:
     """Cholesky QR of a NumPy matrix in one pass or two; None where it would not be accurate.
 
+    Of a stack, where it would not be accurate for a member.
+
     The Gram matrix, with its diagonal scaled to one, has a rounding error of a few eps. In the
     basis ``P L⁻ᴴ`` that is amplified by ``L⁻¹ · L⁻ᴴ``: one pass is enough where ``‖L⁻¹‖²_F`` is
     hardly more than its least, the number of columns. A second pass mends up to a tenth (Yamamoto,
@@ -164,17 +166,17 @@ def _asked_cholesky_qr(P: Array, gram: Array) -> Basis | None:
     b, epsilon, smallest = P.shape[-1], eps(P), float(np.finfo(P.dtype).smallest_normal)
     try:
         with np.errstate(all="ignore"):
-            sizes = np.real(np.diagonal(gram))
+            sizes = np.real(np.diagonal(gram, axis1=-2, axis2=-1))
             if not np.all((sizes > smallest / epsilon**2) & (sizes < math.inf)):
                 return None
-            d = np.sqrt(sizes)
-            L = np.linalg.cholesky(gram / d / d[:, None])
+            rows, columns = np.sqrt(sizes)[..., :, None], np.sqrt(sizes)[..., None, :]
+            L = np.linalg.cholesky(gram / columns / rows)
             L_inverse = triangular_inverse(L)
-            growth = float(np.sum(np.abs(L_inverse) ** 2))
+            growth = float(np.max(np.sum(np.abs(L_inverse) ** 2, axis=(-2, -1)), initial=0.0))
             if not (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0):
                 return None
-            Q = P @ adjoint(L_inverse / d)
-            L = L * d[:, None]
+            Q = P @ adjoint(L_inverse / columns)
+            L = L * rows
             if growth < 1.1 * b:
                 return Basis(Q, adjoint(L))
             gram = adjoint(Q) @ Q
@@ -188,7 +190,7 @@ def _asked_cholesky_qr(P: Array, gram: Array) -> Basis | None:
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
-    return float(np.max(np.abs(L_inverse).T @ np.abs(L).T, initial=0.0))
+    return float(np.max(adjoint(np.abs(L_inverse)) @ adjoint(np.abs(L)), initial=0.0))
 
 
 def _unasked_cholesky_qr(P: Array) -> Basis:

@@ -4,6 +4,7 @@ from lowrank import bounds, compress, gallery
 from lowrank.certificate import residual_norm
 from lowrank.eigh import eigh
 from lowrank.householder import HouseholderQR, householder_qr, qr
+from lowrank.nystrom import nystrom
 from lowrank.qb import qb
 from lowrank.rangefinder import RangeFinder, range_finder
 from lowrank.results import (
@@ -17,6 +18,7 @@ from lowrank.results import (
     Status,
     SVDResult,
 )
+from lowrank.streaming import SketchedMatrix
 from lowrank.svd import svd
 
 __version__ = "0.1.0"
@@ -32,6 +34,7 @@ __all__ = [
     "RangeFinder",
     "RangeFinderResult",
     "SVDResult",
+    "SketchedMatrix",
     "Status",
     "__version__",
     "bounds",
@@ -39,6 +42,7 @@ __all__ = [
     "eigh",
     "gallery",
     "householder_qr",
+    "nystrom",
     "qb",
     "qr",
     "range_finder",

@@ -103,10 +103,11 @@ class Outcome:
         The tolerance as an absolute error.
     error, error_bound : float or None
         Absolute error ``‖A − approximation‖`` in the chosen norm: the estimate, and a bound that
-        holds with probability ``1 − failure_probability``. None without a tolerance.
+        holds with probability ``1 − failure_probability``. None without a tolerance, but for
+        :class:`~lowrank.SketchedMatrix`.
     norm_A : float or None
         ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm, and for
-        operators.
+        operators; an estimate of :class:`~lowrank.SketchedMatrix`.
     rank : int
     passes : int
         Times that A was read: products with A or Aᴴ, and its norm.

@@ -1,0 +1,525 @@
+"""A matrix that is never kept: linear sketches of it, its low-rank approximation, and the error."""
+
+import math
+import numbers
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowrank._array import (
+    Array,
+    adjoint,
+    adjoint_matmul,
+    array_namespace,
+    as_matrix,
+    device_of,
+    is_array_api_obj,
+    is_complex,
+    safe_norm,
+    same_place,
+    zeros,
+)
+from lowrank._check import as_count, as_failure_probability
+from lowrank._operator import Operator, as_operator
+from lowrank._panel import orthonormalise
+from lowrank._sketch import gaussian_source
+from lowrank._small_svd import robust_svd
+from lowrank.certificate import rounding_floor, safety_factor
+from lowrank.results import ErrorEstimate, Status, SVDResult
+
+__all__ = ["SketchedMatrix"]
+
+NOT_FINITE = (
+    "a product of `{name}` with the test matrices is not finite: it holds NaN or Inf, or a sketch "
+    "overflows. The sketched matrix is what it was."
+)
+
+
+class _Factors(NamedTuple):
+    """``Â = U diag(S) Vh`` of all k columns, and what the error sketch says of each of them."""
+
+    U: Array
+    S: Array
+    Vh: Array
+    kept: Array  # column j of Θ(A − Â)V
+    dropped: Array  # column j of ΘAV
+    outside: float  # ‖ΘA(I − VVᴴ)‖_F
+
+
+class SketchedMatrix:
+    """A matrix known by linear sketches: updated piece by piece, approximated in the end.
+
+    It begins as zero. Updates ``A ← θA + ηH`` may be whole matrices, low-rank terms or blocks of
+    rows, in any order; each piece is read when it is given and never kept. :meth:`svd` returns an
+    approximation with an estimate of its error and a bound, and changes nothing: updates go on.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        Shape m×n of the matrix.
+    rank : int
+        Rank of the approximation; the sketches are sized for it.
+    dtype : dtype, optional
+        Of the library of `like`; float64 by default, or that of `like`.
+    like : array, optional
+        The library and the device of the sketches are those of this array; NumPy by default.
+    sketch_size : int, optional
+        Columns k that the range and the corange are found from; 4·rank + 1 by default (4·rank if
+        complex), and never more than min(m, n).
+    core_size : int, optional
+        Rows and columns s of the core sketch, at least k; 2k + 1 by default (2k if complex).
+    error_rows : int, optional
+        Rows q of the sketch that measures the error; 64 by default (32 if complex), which bounds
+        it within a factor of 2.2. Ten are enough for the estimate, but make the bound useless.
+    rng : None, int, numpy.random.Generator or native generator
+        As in SPEC 7. Sketches that are to be merged need one integer, library and device model.
+    failure_probability : float
+        Probability that any error bound of this object is too small; see Notes.
+
+    Attributes
+    ----------
+    shape : (int, int)
+    rank, sketch_size, core_size, error_rows : int
+    norm : float
+        Estimate of ‖A‖_F; its square is unbiased.
+
+    Raises
+    ------
+    TypeError
+        If `like` is no array, or the dtype is none of float32, float64, complex64, complex128.
+    ValueError
+        If a size or the failure probability is out of range.
+
+    Notes
+    -----
+    The sketches are ``Y = AΩ`` (m×k), ``X = ΥA`` (k×n), ``Z = ΦAΨᴴ`` (s×s) and ``W = ΘA`` (q×n),
+    with independent Gaussian test matrices. With orthonormal bases Q of Y and P of Xᴴ,
+    ``Â = Q C Pᴴ`` and ``C = (ΦQ)⁺ Z ((ΨP)⁺)ᴴ``, cut to the rank asked for. With α = 1 (0 if
+    complex) and s ≥ 2k + α the expectation of ``‖A − Â‖²_F``, before the cut, is at most
+    ``(s − α)/(s − k − α) · (k + ρ − α)/(k − ρ − α)`` times the squared error of the best
+    approximation of rank ρ, for every ρ < k − α. The cut adds to the error at most the best error
+    of its own rank, and the error before the cut once more.
+
+    Memory, all of it here: (m + n)(k + s) + qm entries of test matrices, which are kept, and
+    (m + n)k + qn + s² of sketches. With the defaults for rank r that is about (16r + 69)(m + n)
+    numbers (16r + 32 if complex): less than the matrix has where m and n exceed twice that factor.
+
+    The error of one rank is measured by rows of Θ, which nothing in Â depends on: the squares of
+    ``‖Θ(A − Â)‖_F/√q`` are unbiased, and the bound on a single one is that of
+    :func:`residual_norm`. Who looks at many ranks and chooses has to be told of bounds that hold
+    all at once: there are k + 1 ranks, so each has a (k + 1)-th of a failure probability, and the
+    j-th state of the matrix that is looked at has 1/(j(j + 1)) of `failure_probability`, which
+    sums to all of it. So any number of questions may be asked of a state, in any order, and work
+    may end at an answer. But what the matrix is, and when it is looked at, must not follow from
+    earlier answers: who subtracts an approximation that came from here, and goes on, has a matrix
+    that depends on Θ, and no bound.
+
+    Bounds have a term for rounding, also of what was added and cancelled since, and of pieces too
+    small to change a sketch. It grows with each update, by about 3e-7 of the norm in float32.
+
+    Does not support derivatives or stacks. Objects can be deep-copied and pickled where arrays can.
+
+    References
+    ----------
+    J. A. Tropp, A. Yurtsever, M. Udell and V. Cevher, Streaming low-rank matrix approximation with
+    an application to scientific simulation, 2019, doi:10.1137/18M1201068 (arXiv 1902.08651).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lowrank
+    >>> rng = np.random.default_rng(0)
+    >>> U, V = rng.standard_normal((2, 1000, 3))
+    >>> sketch = lowrank.SketchedMatrix((1000, 1000), rank=3, rng=1)
+    >>> for start in range(0, 1000, 100):
+    ...     rows = U[start : start + 100] @ V.T
+    ...     sketch = sketch.update_rows(start, rows)
+    >>> found = sketch.svd()
+    >>> bool(np.linalg.norm(U @ V.T - (found.U * found.S) @ found.Vh) <= found.error_bound)
+    True
+    >>> found.error_bound < 1e-10 * sketch.norm
+    True
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, int],
+        rank: int,
+        *,
+        dtype: Any = None,
+        like: Any = None,
+        sketch_size: int | None = None,
+        core_size: int | None = None,
+        error_rows: int | None = None,
+        rng: Any = None,
+        failure_probability: float = 1e-9,
+    ) -> None:
+        home = _home(dtype, like)
+        m, n = (as_count(length, "shape") for length in shape)
+        self.shape = (m, n)
+        self.rank = as_count(rank, "rank")
+        of_complex = is_complex(home)
+        alpha = 0 if of_complex else 1
+        k = 4 * self.rank + alpha if sketch_size is None else as_count(sketch_size, "sketch_size")
+        k = min(k, m, n)
+        if k < min(self.rank, m, n):
+            message = f"`sketch_size` must be at least `rank`, {self.rank}, got {sketch_size}."
+            raise ValueError(message)
+        s = 2 * k + alpha if core_size is None else as_count(core_size, "core_size", least=k)
+        q = 32 * (1 + alpha) if error_rows is None else as_count(error_rows, "error_rows", least=1)
+        self.sketch_size, self.core_size, self.error_rows = k, s, q
+        self._delta = as_failure_probability(failure_probability)
+
+        xp, device = array_namespace(home), device_of(home)
+
+        def draw(purpose: str, shape: tuple[int, int]) -> Array:
+            source = gaussian_source(rng, xp, device, purpose=f"stream: {purpose}")
+            return source(shape, home.dtype)
+
+        # Side by side, so that an update is read once from either side. Those from the left, and
+        # their sketches, are kept as adjoints: products with tall matrices from the right.
+        self._right = xp.concat([draw("range", (n, k)), draw("core, right", (n, s))], axis=1)
+        self._left = xp.concat([draw("corange", (m, k)), draw("error", (m, q))], axis=1)
+        self._core = draw("core, left", (m, s))
+        self._Y = zeros((m, k), home)  # A Ω
+        self._XW = zeros((n, k + q), home)  # Aᴴ [Υᴴ Θᴴ]
+        self._Z = zeros((s, s), home)  # Φ A Ψᴴ
+
+        self.norm = 0.0
+        # Sum of the norms of all that was ever added to, which rounding of the sums is relative to:
+        # errors that all point one way, such as of small pieces that are lost each time, are not
+        # seen by the error sketch, which has lost them too.
+        self._added = 0.0
+        self._factors: _Factors | None = None
+        self._looks = 0
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        sizes = f"sketch_size={self.sketch_size}, core_size={self.core_size}"
+        return f"SketchedMatrix({m}×{n}, rank={self.rank}, {sizes}, norm={self.norm:.3g})"
+
+    # -- updates --------------------------------------------------------------------------------
+
+    def update(self, H: Any, /, *, theta: complex = 1.0, eta: complex = 1.0) -> "SketchedMatrix":
+        """``A ← theta·A + eta·H``, and return the object.
+
+        Parameters
+        ----------
+        H : array, sparse matrix or operator, shape (m, n)
+            Of the library, device and dtype of the sketches (float16 and bfloat16 for float32).
+            Read twice, from the right and from the left; 2mn(2k + s + q) flops if dense. Of an
+            operator, one call each of `matmat` and `rmatmat`.
+        theta, eta : number
+            Complex only if the sketches are.
+
+        Raises
+        ------
+        TypeError
+            If H belongs elsewhere, or a number is complex and the sketches are not.
+        ValueError
+            If the shape is another, or H or a number is not finite. The object is then unchanged.
+
+        Notes
+        -----
+        Like all updates, reads two numbers from the device in the end.
+        """
+        operator = self._as_operator(H, "H", self.shape)
+        everything = slice(0, self.shape[0])
+        return self._add("H", operator.matmat, operator.rmatmat, everything, theta, eta)
+
+    def update_rank_one(
+        self, u: Array, v: Array, /, *, theta: complex = 1.0, eta: complex = 1.0
+    ) -> "SketchedMatrix":
+        """``A ← theta·A + eta·u vᴴ``, and return the object; or ``U Vᴴ`` of few columns.
+
+        Parameters
+        ----------
+        u, v : array, shapes (m,) and (n,), or (m, j) and (n, j)
+        theta, eta : number
+            Complex only if the sketches are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for :meth:`update`.
+
+        Notes
+        -----
+        2j(m + n)(2k + s + q) flops, and 2m(s + k)·j for the core, for j columns.
+        """
+        u, v = (self._as_columns(X, name) for X, name in ((u, "u"), (v, "v")))
+        (m, n), j = self.shape, u.shape[1]
+        if (u.shape[0], v.shape[0], v.shape[1]) != (m, n, j):
+            message = (
+                f"`u` and `v` must have {m} and {n} rows, and as many columns, got shapes "
+                f"{tuple(u.shape)} and {tuple(v.shape)}."
+            )
+            raise ValueError(message)
+        return self._add(
+            "u vᴴ",
+            lambda X: u @ adjoint_matmul(v, X),
+            lambda X: v @ adjoint_matmul(u, X),
+            slice(0, m),
+            theta,
+            eta,
+        )
+
+    def update_rows(self, start: int, block: Any, /, *, eta: complex = 1.0) -> "SketchedMatrix":
+        """Add ``eta·block`` to the rows of A from `start` on, and return the object.
+
+        Parameters
+        ----------
+        start : int
+        block : array, sparse matrix or operator, shape (b, n)
+        eta : number
+            Complex only if the sketches are.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for :meth:`update`.
+
+        Notes
+        -----
+        2bn(2k + s + q) + 2bs² flops and n(k + q) additions, whatever m is; so blocks of many rows
+        are cheaper than single ones.
+        """
+        start = as_count(start, "start")
+        operator = self._as_operator(block, "block", None)
+        end = start + operator.shape[0]
+        if operator.shape[1] != self.shape[1] or end > self.shape[0]:
+            message = (
+                f"`block` must have {self.shape[1]} columns and end within the {self.shape[0]} "
+                f"rows, got shape {operator.shape} at row {start}."
+            )
+            raise ValueError(message)
+        rows = slice(start, end)
+        return self._add("block", operator.matmat, operator.rmatmat, rows, 1.0, eta)
+
+    def merge(self, other: Any, /) -> "SketchedMatrix":
+        """Add the matrix of another object to this one, and return this one.
+
+        For sketches of parts of a matrix, made elsewhere with the same seed and sizes.
+
+        Raises
+        ------
+        TypeError
+            If `other` is no SketchedMatrix, or of another library, device or dtype.
+        ValueError
+            If its shape, sizes or test matrices differ; give both the same integer as `rng`.
+        """
+        if not isinstance(other, SketchedMatrix):
+            message = f"`other` must be a SketchedMatrix, got {type(other).__name__}."
+            raise TypeError(message)
+        same_place(self._Y, other._Y, names=("self", "other"))
+        pairs = [(getattr(self, x), getattr(other, x)) for x in ("_right", "_left", "_core")]
+        xp = array_namespace(self._Y)
+        if any(tuple(X.shape) != tuple(T.shape) for X, T in pairs) or not all(
+            bool(xp.all(X == T)) for X, T in pairs
+        ):
+            message = (
+                f"only sketches with the same test matrices can be merged, got {self} and {other}; "
+                "make both with the same shape, sizes and integer `rng`."
+            )
+            raise ValueError(message)
+        Y, XW, Z = self._Y + other._Y, self._XW + other._XW, self._Z + other._Z
+        norm, _ = self._checked("other", XW, XW, Y, Z)
+        self._Y, self._XW, self._Z, self._factors = Y, XW, Z, None
+        self._added += other._added + self.norm + other.norm
+        self.norm = norm
+        return self
+
+    def _add(
+        self,
+        name: str,
+        matmat: Callable[[Array], Array],
+        rmatmat: Callable[[Array], Array],
+        rows: slice,
+        theta: complex,
+        eta: complex,
+    ) -> "SketchedMatrix":
+        k = self.sketch_size
+        theta, eta = self._as_number(theta, "theta"), self._as_number(eta, "eta")
+        with np.errstate(over="ignore", invalid="ignore"):
+            of_rows, of_columns = matmat(self._right), rmatmat(self._left[rows, :])
+            for product, method in ((of_rows, "matmat"), (of_columns, "rmatmat")):
+                same_place(self._Y, product, names=("self", f"{name}.{method}(X)"))
+            Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
+            XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
+            core = adjoint_matmul(self._core[rows, :], of_rows[:, k:])
+            Z = theta * self._Z + eta * core
+            norm, added = self._checked(name, XW, of_columns, Y, Z)
+        self._Y[rows, :] = Y
+        self._XW, self._Z, self._factors = XW, Z, None
+        self._added = abs(theta) * (self._added + self.norm) + abs(eta) * added
+        self.norm = norm
+        return self
+
+    def _checked(self, name: str, XW: Array, piece: Array, *others: Array) -> tuple[float, float]:
+        """Norms of the new matrix and of the piece added, by the error sketch, if all is finite."""
+        xp, k = array_namespace(XW), self.sketch_size
+        with np.errstate(over="ignore", invalid="ignore"):
+            norm, added = (safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
+            for X in (XW, *others):
+                norm = xp.where(xp.all(xp.isfinite(X)), norm, xp.full_like(norm, math.nan))
+        sizes = float(norm), float(added)
+        if not all(math.isfinite(size) for size in sizes):
+            raise ValueError(NOT_FINITE.format(name=name))
+        return sizes
+
+    def _as_operator(self, A: Any, name: str, shape: tuple[int, int] | None) -> Operator:
+        operator = as_operator(A)
+        if operator.is_stack or shape not in (None, operator.shape):
+            expected = "two dimensions" if shape is None else f"shape {shape}"
+            message = f"`{name}` must have {expected}, got shape {operator.shape}."
+            raise ValueError(message)
+        same_place(self._Y, operator.empty(0), names=("self", name))
+        return operator
+
+    def _as_columns(self, x: Any, name: str) -> Array:
+        if is_array_api_obj(x) and x.ndim == 1:
+            x = x[:, None]
+        x, _ = as_matrix(x, name=name)
+        same_place(self._Y, x, names=("self", name))
+        return x
+
+    def _as_number(self, value: Any, name: str) -> complex:
+        of_real = not is_complex(self._Y)
+        if of_real and isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
+            message = f"`{name}` must be real for real sketches, got {value!r}."
+            raise TypeError(message)
+        number = float(value) if of_real else complex(value)
+        if not math.isfinite(abs(number)):
+            message = f"`{name}` must be finite, got {value!r}."
+            raise ValueError(message)
+        return number
+
+    # -- answers --------------------------------------------------------------------------------
+
+    def svd(self, rank: int | None = None) -> SVDResult:
+        """Truncated SVD of the approximation, with its estimated error and a bound on it.
+
+        Parameters
+        ----------
+        rank : int, optional
+            By default the `rank` of the object; at most `sketch_size`, and more than min(m, n)
+            count as min(m, n). The leading part of the approximation of the largest rank.
+
+        Returns
+        -------
+        SVDResult
+            Unpacks as ``U, S, Vh``. `error` and `error_bound` are of ‖A − U diag(S) Vh‖_F; `norm_A`
+            is an estimate.
+
+        Raises
+        ------
+        ValueError
+            If the rank exceeds the sketch size.
+
+        Notes
+        -----
+        About 10(m + n)k² + 2(m + n)ks + 4nkq flops after an update, and none of the first if no
+        update was made since.
+        """
+        asked = self.rank if rank is None else rank
+        estimate = self.error(asked)
+        r = min(asked, *self.shape)
+        U, S, Vh, *_ = self._solved()
+        return SVDResult(
+            U=array_namespace(U).asarray(U[:, :r], copy=True),
+            S=array_namespace(S).asarray(S[:r], copy=True),
+            Vh=array_namespace(Vh).asarray(Vh[:r, :], copy=True),
+            status=Status.FULL_RANK if asked > r else Status.RANK_REACHED,
+            converged=None,
+            tolerance=None,
+            error=estimate.value,
+            error_bound=estimate.upper_bound,
+            norm_A=self.norm,
+            rank=r,
+            passes=1,
+            products=self._right.shape[1] + self._left.shape[1],
+            history=(),
+        )
+
+    def error(self, rank: int | None = None) -> ErrorEstimate:
+        """The error of :meth:`svd` for this rank, in the Frobenius norm.
+
+        Parameters
+        ----------
+        rank : int, optional
+            As for :meth:`svd`.
+
+        Returns
+        -------
+        ErrorEstimate
+            The bounds for all ranks hold at once, so that a rank may be chosen by them.
+
+        Raises
+        ------
+        ValueError
+            If the rank exceeds the sketch size.
+        """
+        r = min(as_count(self.rank if rank is None else rank, "rank"), *self.shape)
+        if r > self.sketch_size:
+            message = (
+                f"`rank` must be at most the sketch size, {self.sketch_size}, got {r}; make the "
+                "sketch for a larger `rank`."
+            )
+            raise ValueError(message)
+        factors = self._solved()
+        # ‖Θ(A − Â)‖ in the coordinates of V, which is orthonormal: no difference of large squares
+        parts = safe_norm(factors.kept[:, :r]), safe_norm(factors.dropped[:, r:])
+        q, of_complex = self.error_rows, is_complex(factors.U)
+        value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
+        delta = self._delta / (self._looks * (self._looks + 1) * (self.sketch_size + 1))
+        factor = safety_factor(q, delta, is_complex=of_complex)
+        limits = array_namespace(factors.U).finfo(factors.U.dtype)
+        floor = rounding_floor(limits, self.shape, self.sketch_size, self.norm)
+        bound = factor * (value + float(limits.eps) * self._added) + floor * max(1.0, factor / 3.0)
+        return ErrorEstimate(value, bound, "fro", q, self._delta)
+
+    def _solved(self) -> _Factors:
+        """The approximation of the largest rank, and its error: once for each state."""
+        if self._factors is None:
+            k = self.sketch_size
+            with np.errstate(over="ignore", invalid="ignore"):
+                Q, P = orthonormalise(self._Y).Q, orthonormalise(self._XW[:, :k]).Q
+                left, right = adjoint_matmul(self._core, Q), adjoint_matmul(self._right[:, k:], P)
+                C = adjoint(_left_solve(right, adjoint(_left_solve(left, self._Z))))
+                U, S, V = robust_svd(C)
+                U, V = Q @ U, P @ adjoint(V)
+                W = adjoint(self._XW[:, k:])
+                dropped = W @ V
+                scale = array_namespace(S).astype(S, U.dtype)
+                kept = dropped - adjoint_matmul(self._left[:, k:], U) * scale
+                outside = float(safe_norm(W - dropped @ adjoint(V)))
+            self._factors = _Factors(U, S, adjoint(V), kept, dropped, outside)
+            self._looks += 1
+        return self._factors
+
+
+def _left_solve(M: Array, Z: Array) -> Array:
+    """``M⁺ Z`` for a tall M of full rank."""
+    Q, R = orthonormalise(M)
+    return array_namespace(M).linalg.solve(R, adjoint_matmul(Q, Z))
+
+
+def _home(dtype: Any, like: Any) -> Array:
+    """An empty array of the library, device and dtype of the sketches."""
+    if like is None:
+        try:
+            home: Array = np.zeros((0, 0), dtype=np.float64 if dtype is None else dtype)
+        except TypeError:
+            message = (
+                f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
+            )
+            raise TypeError(message) from None
+    elif is_array_api_obj(like):
+        xp = array_namespace(like)
+        dtype = like.dtype if dtype is None else dtype
+        home = xp.zeros((0, 0), dtype=dtype, device=device_of(like))
+    else:
+        message = f"`like` must be an array, got {type(like).__name__}."
+        raise TypeError(message)
+    return as_matrix(home, name="like")[0]

@@ -60,7 +60,9 @@ def nystrom(
     oversampling : int
         Columns of the test matrix beyond `rank`.
     test_matrix, rng
-        As for :class:`RangeFinder`. Only the range of a test matrix matters.
+        As for :class:`RangeFinder`. Only the range of a test matrix matters; with the basis
+        ``range_finder(A, rank + oversampling).Q`` this is the method in two passes of Halko,
+        Martinsson and Tropp (2011, Algorithm 5.5), which is far more accurate.
     check_finite : bool
         Read one number from the device, which tells of NaN and Inf, of a matrix that is not
         Hermitian, and of one that is not positive semidefinite. That is a test of the sketch:

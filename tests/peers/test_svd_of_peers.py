@@ -106,10 +106,17 @@ def test_fbpca_eigenvalues(dtype):
     w, _ = fbpca.eigens(H, RANK, n_iter=4, l=RANK + 10)
     assert np.allclose(lowrank.eigh(H, RANK, power_iterations=4, rng=0).eigenvalues, w, rtol=1e-6)
     P = hermitian(dtype, gallery.fast(120))
-    w, _ = fbpca.eigenn(P, RANK, n_iter=0, l=RANK + 10)
-    ours = lowrank.nystrom(P, RANK, rng=0).eigenvalues
     truth = gallery.fast(120)[:RANK]
-    assert np.sum(np.abs(ours - truth)) <= 1.1 * np.sum(np.abs(w - truth))
+    np.random.seed(0)  # noqa: NPY002 - theirs draws from the global generator
+    theirs, ours = [], []
+    for seed in range(20):
+        w, _ = fbpca.eigenn(P, RANK, n_iter=0, l=RANK + 10)
+        theirs.append(np.sum(np.abs(w - truth)))
+        # theirs is of the range of PΩ, not of Ω: two passes
+        Q = lowrank.range_finder(P, RANK + 10, rng=seed).Q
+        w, _ = lowrank.nystrom(P, RANK, test_matrix=Q)
+        ours.append(np.sum(np.abs(w - truth)))
+    assert np.mean(ours) <= 1.2 * np.mean(theirs)
 
 
 def test_torch(A):
@@ -172,8 +179,17 @@ def test_librla(A):
     librla = pytest.importorskip("librla")
     _, s, _ = librla.svd_sketch(A, RANK, power_iter=4, rng=np.random.default_rng(0))
     check(s[:RANK], lowrank.svd(A, RANK, power_iterations=4, rng=0))
-    Q = librla.orth_sketch(A, 1e-4, rng=np.random.default_rng(0))
-    found = lowrank.range_finder(A, rtol=1e-4, rng=0)
+    Q, *_ = librla.orth_sketch(A, RANK, rng=np.random.default_rng(0))
+    found = lowrank.range_finder(A, Q.shape[1], rng=0)
     theirs, own = (np.linalg.norm(A - X @ (adjoint(X) @ A)) for X in (Q, found.Q))
-    assert own <= 1e-4 * np.linalg.norm(A)
-    assert theirs <= 1e-3 * np.linalg.norm(A)
+    assert own <= 3 * theirs  # one draw each of as many columns
+
+
+def test_librla_to_a_tolerance():
+    librla = pytest.importorskip("librla")
+    A = with_spectrum(gallery.fast(600), (600, 600), "float64")
+    _, s, _ = librla.svd_sketch(A, 1e-4, rng=np.random.default_rng(0))
+    found = lowrank.svd(A, rtol=1e-4, rng=0)
+    assert found.converged
+    assert found.rank <= len(s)
+    assert np.allclose(found.S[:20], s[:20], rtol=1e-5)

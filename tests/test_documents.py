@@ -107,6 +107,40 @@ def test_docstring_examples(name):
 
 def test_public_functions_have_examples():
     finder = doctest.DocTestFinder()
-    for name in ("qr", "householder_qr", "range_finder", "residual_norm", "qb", "svd"):
+    for name in (
+        "qr",
+        "householder_qr",
+        "range_finder",
+        "residual_norm",
+        "qb",
+        "svd",
+        "eigh",
+        "nystrom",
+        "interpolative",
+        "cur",
+        "RowBlocks",
+        "SketchedMatrix",
+    ):
         (example,) = finder.find(getattr(lowrank, name), name)
         assert example.examples
+
+
+PEERS = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+ROWS = [
+    [cell.strip() for cell in line.split("|")[1:-1]]
+    for line in PEERS.splitlines()
+    if line.startswith("| ") and not line.startswith("| feature ")
+]
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0][:40])
+def test_every_feature_of_a_peer_has_a_test_or_a_reason(row):
+    """Every "yes" names public functions and a test; every "no" gives its reason."""
+    _, here, test = row
+    if here.startswith("no: "):
+        assert len(here) > 20
+        assert not test
+        return
+    assert here.startswith("yes, ")
+    file, name = test.strip("`").split("::")
+    assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")

@@ -4,6 +4,7 @@ import math
 
 import numpy as np
 import pytest
+from conftest import BACKENDS
 from hypothesis import given
 from hypothesis import strategies as st
 from matrices import DRAWN, adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
@@ -391,3 +392,127 @@ def test_the_norm_found_is_that_of_the_factors(factorize):
     assert found.norm_A == pytest.approx(np.linalg.norm(A), rel=1e-5)
     assert found.norm_A <= np.linalg.norm(A) * (1 + 1e-12)
     assert found.tolerance == pytest.approx(1e-3 * np.linalg.norm(A), rel=1e-5)
+
+
+class Matrix:
+    """An array that only multiplies from the left, and is no array of any library."""
+
+    def __init__(self, A, backend):
+        self.A, self.backend = A, backend
+        self.shape, self.dtype, self.device = A.shape, A.dtype, backend.device
+        if backend.name.startswith("torch"):
+            self.dtype = getattr(backend.xp, str(A.dtype))
+
+    def __matmul__(self, X):
+        return self.backend.asarray(self.A) @ (
+            self.backend.asarray(X) if type(X) is np.ndarray else X
+        )
+
+    def like(self, A):
+        return Matrix(A, self.backend)
+
+
+class WithH(Matrix):
+    @property
+    def H(self):
+        return self.like(adjoint(self.A))
+
+
+class WithMH(Matrix):
+    @property
+    def mH(self):
+        return self.like(adjoint(self.A))
+
+
+class WithAdjoint(Matrix):
+    def adjoint(self):
+        return self.like(adjoint(self.A))
+
+
+class WithT(Matrix):
+    @property
+    def T(self):
+        return self.like(self.A.T)
+
+
+class WithConjAndT(WithT):
+    def conj(self):
+        raise AssertionError  # a copy
+
+
+class WithRmatmat(WithT):
+    """Whose own word on the adjoint counts."""
+
+    @property
+    def H(self):
+        raise AssertionError
+
+    def rmatmat(self, Y):
+        return self.like(adjoint(self.A)) @ Y
+
+
+class WithMatmat(WithH):
+    def matmat(self, X):
+        return Matrix.__matmul__(self, X)
+
+    def __matmul__(self, X):
+        raise AssertionError
+
+    def like(self, A):
+        return Matrix(A, self.backend)
+
+
+@pytest.mark.parametrize("shape", [(80, 60), (60, 80)])
+@pytest.mark.parametrize(
+    "kind", [WithH, WithMH, WithAdjoint, WithT, WithConjAndT, WithRmatmat, WithMatmat]
+)
+def test_products_by_a_sign_and_an_adjoint(backend, dtype, kind, shape):
+    A = with_spectrum(gallery.fast(60), shape, dtype)
+    given = kind(A, backend)
+    if kind is WithT and dtype.startswith("complex"):
+        with pytest.raises(TypeError, match="`T` does not say whether it conjugates"):
+            lowrank.qb(given, rtol=1e-3, rng=0)
+        return
+    found = lowrank.svd(given, rtol=1e-3, rng=0)
+    U, S, Vh = map(backend.numpy, found)
+    assert found.converged
+    assert str(found.U.dtype).endswith(dtype)
+    assert norm(A - (U * S) @ Vh, "fro") <= 1e-3 * norm(A, "fro")
+
+
+def test_a_transpose_of_a_complex_matrix_that_calls_itself_real():
+    """Conjugates around the transpose make it the adjoint."""
+    A = with_spectrum(gallery.fast(60), (80, 60), "complex128")
+    given = WithT(A, next(b for b in BACKENDS if b.name == "numpy"))
+    given.dtype = np.dtype("float64")
+    Q, B = lowrank.qb(given, rtol=1e-3, rng=0)
+    assert norm(A - Q @ B, "fro") <= 1e-3 * norm(A, "fro")
+
+
+def test_an_adjoint_is_missing():
+    class OnlyMatmat:
+        shape, dtype = (5, 4), np.dtype("float64")
+
+        matmat = None
+
+    message = r"`A` is a OnlyMatmat without an adjoint: .*`rmatmat\(Y\)`.*`H`.*`adjoint\(\)`"
+    with pytest.raises(TypeError, match=message):
+        lowrank.svd(OnlyMatmat(), 2)
+
+
+def test_an_operator_is_not_asked_for_products_with_nothing():
+    """Some cannot give them."""
+
+    class Careful(Operator):
+        def matmat(self, X):
+            assert X.shape[1] > 0
+            return super().matmat(X)
+
+        def rmatmat(self, Y):
+            assert Y.shape[1] > 0
+            return super().rmatmat(Y)
+
+    for A in (np.zeros((7, 3)), np.eye(7, 3)):
+        for options in ({"rank": 0}, {"rtol": 2.0}, {"rtol": 1e-3}):
+            found = lowrank.svd(Careful(A), oversampling=0, rng=0, **options)
+            assert found.Vh.shape == (found.rank, 3)

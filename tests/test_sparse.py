@@ -121,3 +121,53 @@ def test_refused():
         lowrank.qr(sparse.csr_array(np.eye(4)))
     with pytest.raises(ValueError, match=r"must be a matrix \(two dimensions\), got shape \(4,\)"):
         lowrank.svd(sparse.coo_array(np.ones(4)), rtol=0.1)
+
+
+CALLS = {
+    "svd": lambda A: lowrank.svd(A, rtol=1e-3, rng=0),
+    "svd, rank": lambda A: lowrank.svd(A, 5, rng=0),
+    "qb, spectral": lambda A: lowrank.qb(A, rtol=1e-2, norm="spectral", rng=0),
+    "range, right": lambda A: lowrank.range_finder(A, 5, side="right", rng=0),
+    "residual": lambda A: lowrank.residual_norm(A, np.eye(A.shape[0], 3), rng=0),
+}
+
+
+@pytest.fixture
+def never_dense(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError
+
+    for kind in FORMATS:
+        for interface in ("array", "matrix"):
+            for name in ("toarray", "todense", "__array__"):
+                monkeypatch.setattr(
+                    getattr(sparse, f"{kind}_{interface}"), name, refuse, raising=False
+                )
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", FORMATS)
+def test_never_made_dense(never_dense, kind, call):
+    rng = np.random.default_rng(0)
+    values, places = rng.standard_normal(80), rng.choice(2400, 80, replace=False)
+    A = sparse.coo_array((values, np.unravel_index(places, (60, 40))), shape=(60, 40))
+    quietly(CALLS[call], A.asformat(kind))
+
+
+def few_rows(shape, rows):
+    """A matrix of rank `rows` with a thousand numbers in each of its rows."""
+    rng = np.random.default_rng(0)
+    where = np.repeat(rng.choice(shape[0], rows, replace=False), 1000)
+    columns = rng.choice(shape[1], rows * 1000, replace=False)
+    values = rng.standard_normal(rows * 1000) * np.repeat(0.5 ** np.arange(rows), 1000)
+    return sparse.coo_array((values.astype("float32"), (where, columns)), shape=shape)
+
+
+def test_too_large_to_be_dense(never_dense):
+    """180 GB as an array; its rows share no column, so that their norms are the singular values."""
+    A = few_rows((300_000, 150_000), 12)
+    expected = np.linalg.norm(A.data.reshape(12, 1000).astype("float64"), axis=1)
+    found = lowrank.svd(A, rtol=1e-2, rng=0)
+    assert found.converged
+    assert found.rank <= 9
+    assert np.allclose(found.S, np.sort(expected)[::-1][: found.rank], rtol=1e-4)

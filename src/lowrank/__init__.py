@@ -18,6 +18,7 @@ from lowrank.results import (
     Status,
     SVDResult,
 )
+from lowrank.rows import Progress, RowBlocks
 from lowrank.streaming import SketchedMatrix
 from lowrank.svd import svd
 
@@ -29,10 +30,12 @@ __all__ = [
     "ErrorEstimate",
     "HouseholderQR",
     "Look",
+    "Progress",
     "QBResult",
     "QRResult",
     "RangeFinder",
     "RangeFinderResult",
+    "RowBlocks",
     "SVDResult",
     "SketchedMatrix",
     "Status",

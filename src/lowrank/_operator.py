@@ -23,9 +23,10 @@ from lowrank._array import (
     matrix_norm_by_rows,
     max_abs,
     safe_norm,
+    zeros,
 )
 
-__all__ = ["Operator", "as_operator"]
+__all__ = ["Operator", "as_operator", "numpy_dtype"]
 
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
@@ -86,14 +87,26 @@ def as_operator(A: Any, /) -> Operator:
     """The operator of an array, a sparse matrix, or an object with products."""
     if isinstance(A, Operator):
         return A
+    if hasattr(A, "__lowrank_operator__"):
+        return A.__lowrank_operator__()
     if is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
         return _of_torch_sparse(A)
-    if is_array_api_obj(A):
+    if hasattr(A, "tocsr") or hasattr(A, "to_scipy_sparse"):
+        return _of_sparse(A)  # first, because those of PyData call themselves arrays
+    # An array of Dask is a plan to make one: each number that is read of it would read A anew.
+    is_plan = hasattr(A, "__dask_graph__")
+    if not is_plan and (is_array_api_obj(A) or isinstance(A, np.ndarray)):
         return _of_array(A)
-    if hasattr(A, "tocsr"):
-        return _of_sparse(A)
-    if all(hasattr(A, name) for name in ("shape", "dtype", "matmat", "rmatmat")):
-        return _of_products(A)
+    if hasattr(A, "shape") and hasattr(A, "dtype"):
+        products = ("matmat", "rmatmat", "__matmul__")
+        if not is_plan and any(hasattr(A, name) for name in products):
+            return _of_products(A)
+        if hasattr(A, "__getitem__") and len(A.shape) == 2:
+            message = (
+                f"`A` is no array in memory, but a {type(A).__name__}; pass lowrank.RowBlocks(A), "
+                "which reads some rows of it at a time."
+            )
+            raise TypeError(message)
     return _of_array(A)  # which says what is accepted
 
 
@@ -146,7 +159,7 @@ def _of_sparse(A: Any) -> Operator:
     if len(A.shape) != 2:
         message = f"`A` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
         raise ValueError(message)
-    csr = A.tocsr()
+    csr = A.tocsr() if hasattr(A, "tocsr") else A.to_scipy_sparse().tocsr()
     if not csr.has_canonical_format:  # entries stored twice count twice in a norm
         csr = csr.copy()
         csr.sum_duplicates()
@@ -194,7 +207,7 @@ def _of_stored(
 
 
 def _of_products(A: Any) -> Operator:
-    """An object with `shape`, `dtype`, `matmat` and `rmatmat`.
+    """An object with `shape`, `dtype` and products with it and with its adjoint.
 
     Its dtype (or `device`) tells where the first test matrix has to be.
     """
@@ -211,21 +224,51 @@ def _of_products(A: Any) -> Operator:
         with device:
             home = loaded("cupy").empty(0, dtype=A.dtype)
     else:
-        home = np.empty(0, dtype=_numpy_dtype(A.dtype))
+        home = np.empty(0, dtype=numpy_dtype(A.dtype))
     home, xp = as_matrix(home[None, :])
+    matmat = A.matmat if hasattr(A, "matmat") else lambda X: A @ X
+    rmatmat = A.rmatmat if hasattr(A, "rmatmat") else _product_with_adjoint(A, is_complex(home))
     return Operator(
         xp=xp,
         shape=shape,
         dtype=home.dtype,
         device=device_of(home),
-        matmat=lambda X: _product(A.matmat, X, shape[0], "matmat"),
-        rmatmat=lambda Y: _product(A.rmatmat, Y, shape[1], "rmatmat"),
+        matmat=lambda X: _product(matmat, X, shape[0], "matmat"),
+        rmatmat=lambda Y: _product(rmatmat, Y, shape[1], "rmatmat"),
         norm=None,
         max_abs=lambda: math.nan,
     )
 
 
-def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
+def _product_with_adjoint(A: Any, is_complex_: bool) -> Callable[[Array], Array]:
+    """``Aᴴ Y`` for an object that offers its adjoint in one of the usual ways."""
+    for name in ("H", "mH", "adjoint"):
+        if hasattr(A, name):
+            adjoint_of_A = A.adjoint() if name == "adjoint" else getattr(A, name)
+            return lambda Y: adjoint_of_A @ Y
+    # A class of complex matrices that knows no `conj` may mean either by its transpose.
+    if hasattr(A, "T") and (hasattr(A, "conj") or not is_complex_):
+        transpose = A.T
+
+        def rmatmat(Y: Array) -> Array:
+            # conjugating the narrow Y: a real dtype may be an untruth, a conjugate of A a copy
+            if is_complex(Y):
+                xp = array_namespace(Y)
+                return xp.conj(transpose @ xp.conj(Y))
+            return transpose @ Y
+
+        return rmatmat
+    alone = " (its `T` does not say whether it conjugates)" if hasattr(A, "T") else ""
+    message = (
+        f"`A` is a {type(A).__name__} without an adjoint{alone}: give it a method `rmatmat(Y)` "
+        "that multiplies by the conjugate transpose, or an attribute `H` or a method `adjoint()` "
+        "that is the conjugate transpose; `T` is enough for a real matrix."
+    )
+    raise TypeError(message)
+
+
+def numpy_dtype(dtype: Any) -> np.dtype[Any]:
+    """NumPy's dtype of the same name."""
     try:
         return np.dtype(dtype)
     except TypeError:  # of another library; the names are the standard's
@@ -233,6 +276,8 @@ def _numpy_dtype(dtype: Any) -> np.dtype[Any]:
 
 
 def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
+    if X.shape[-1] == 0:  # of which not every operator can make a product
+        return zeros((rows, 0), X)
     Y, _ = as_matrix(multiply(X), name=f"A.{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):
         message = (

@@ -31,6 +31,7 @@ def eigh(
     test_matrix: Any = None,
     rng: Any = None,
     failure_probability: float = 1e-9,
+    check: bool = False,
     check_finite: bool = True,
     callback: Callback | None = None,
 ) -> EighResult:
@@ -55,8 +56,8 @@ def eigh(
     power_iterations : int, optional
         Products with A² that each block goes through. Default: 2 at a fixed rank; with a tolerance
         0 in the Frobenius and 1 in the spectral norm, and with `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check_finite, callback
-        As for :class:`RangeFinder`.
+    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
+        As for :class:`RangeFinder`; of an operator, `check` tests whether it is Hermitian.
 
     Returns
     -------
@@ -125,6 +126,7 @@ def eigh(
         test_matrix=test_matrix,
         rng=rng,
         failure_probability=failure_probability,
+        check=check,
         check_finite=check_finite,
         callback=callback,
     )

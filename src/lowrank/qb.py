@@ -25,6 +25,7 @@ def qb(
     test_matrix: Any = None,
     rng: Any = None,
     failure_probability: float = 1e-9,
+    check: bool = False,
     check_finite: bool = True,
     callback: Callback | None = None,
 ) -> QBResult:
@@ -44,7 +45,7 @@ def qb(
     power_iterations : int, optional
         Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance, and with
         `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check_finite, callback
+    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
         As for :class:`RangeFinder`.
 
     Returns
@@ -103,6 +104,7 @@ def qb(
         test_matrix=test_matrix,
         rng=rng,
         failure_probability=failure_probability,
+        check=check,
         check_finite=check_finite,
         callback=callback,
     )

@@ -19,6 +19,7 @@ from lowrank._array import (
     safe_norm,
 )
 from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
+from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
 from lowrank._panel import orthonormalise, reflectors
 from lowrank._sketch import TestMatrix
@@ -105,6 +106,10 @@ class RangeFinder:
         than the basis was found with; and no native generator that was reset to the same state.
     failure_probability : float
         Probability, over all looks of this object, that any error bound is too small.
+    check : bool
+        Of an operator or a sparse matrix, test first whether `rmatmat` is the adjoint of `matmat`,
+        by ``⟨y, A x⟩ = ⟨Aᴴ y, x⟩`` for four Gaussian x and y, and raise a ValueError if it is not.
+        One pass with A and one with Aᴴ.
     check_finite : bool
         At fixed rank, read one flag from the device at the end; if it tells of numbers that are
         not finite, raise if A holds them (or is an operator), else repeat with scaled products.
@@ -144,6 +149,7 @@ class RangeFinder:
         test_matrix: Any = None,
         rng: Any = None,
         failure_probability: float = 1e-9,
+        check: bool = False,
         check_finite: bool = True,
         callback: Callback | None = None,
     ) -> None:
@@ -162,6 +168,8 @@ class RangeFinder:
         self._depth = self._power_iterations + 1 if krylov else 1
         self._unfolded = self._depth if norm == "fro" else 1
         A = as_operator(A)
+        if check:
+            check_adjoint(A, rng)
         A = A if side == "left" else A.adjoint()
         self._side = side
         self._test_matrix = TestMatrix(A, test_matrix, rng)
@@ -738,6 +746,7 @@ def range_finder(
     test_matrix: Any = None,
     rng: Any = None,
     failure_probability: float = 1e-9,
+    check: bool = False,
     check_finite: bool = True,
     callback: Callback | None = None,
 ) -> RangeFinderResult:
@@ -759,7 +768,7 @@ def range_finder(
     power_iterations : int, optional
         Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance, and with
         `krylov`.
-    krylov, block_size, side, test_matrix, rng, failure_probability, check_finite, callback
+    krylov, block_size, side, test_matrix, rng, failure_probability, check, check_finite, callback
         As for :class:`RangeFinder`.
 
     Returns
@@ -831,6 +840,7 @@ def range_finder(
         test_matrix=test_matrix,
         rng=rng,
         failure_probability=failure_probability,
+        check=check,
         check_finite=check_finite,
         callback=callback,
     )

@@ -30,6 +30,7 @@ def svd(
     test_matrix: Any = None,
     rng: Any = None,
     failure_probability: float = 1e-9,
+    check: bool = False,
     check_finite: bool = True,
     callback: Callback | None = None,
 ) -> SVDResult:
@@ -57,7 +58,7 @@ def svd(
     power_iterations : int, optional
         Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm,
         and with `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check_finite, callback
+    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
         As for :class:`RangeFinder`.
 
     Returns
@@ -132,6 +133,7 @@ def svd(
         test_matrix=test_matrix,
         rng=rng,
         failure_probability=failure_probability,
+        check=check,
         check_finite=check_finite,
         callback=callback,
     )

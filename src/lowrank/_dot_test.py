@@ -1,0 +1,115 @@
+"""The dot test: whether an operator's two products are those of one matrix and its adjoint."""
+
+from typing import Any
+
+import numpy as np
+
+from lowrank._array import (
+    Array,
+    adjoint_matmul,
+    array_namespace,
+    device_of,
+    eps,
+    is_complex,
+    is_finite,
+    safe_norm,
+    same_place,
+)
+from lowrank._operator import Operator
+from lowrank._sketch import gaussian_source
+
+__all__ = ["check_adjoint"]
+
+# Pairs of vectors in one product: their norms know ‖A‖_F, where those of one may miss it by far.
+COLUMNS = 4
+# Of the tolerance, see `check_adjoint`.
+CONSTANT = 64.0
+
+
+def check_adjoint(A: Operator, rng: Any) -> None:
+    """Raise a ValueError unless ``A.rmatmat`` is the adjoint of ``A.matmat``.
+
+    For Gaussian X (n×s) and Y (m×s), independent of each other, ``Yᴴ(A X)`` equals ``(AᴴY)ᴴX`` up
+    to rounding. With another matrix B in place of Aᴴ the two differ by ``Yᴴ(A − Bᴴ)X``, a matrix
+    of size ``s ‖A − Bᴴ‖_F``. Let P and Q be the computed products.
+
+    Rounding: sums of n terms of random sign lose ``λ √n u`` of their size except with probability
+    ``2 exp(−λ²/2)``, u = eps/2, so that P is off by E with ``‖E‖_F ≤ λ √n u ‖P‖_F``, where the
+    square of ``‖P‖_F`` stands for its mean ``s ‖A‖_F²``. Y is independent of E, and so
+    ``‖YᴴE‖_F ≤ (√s + 6) ‖E‖_F`` except with probability exp(−18), by concentration of a Lipschitz
+    function of Gaussians; that is ``4 √s ‖E‖_F`` for s = 4. The error of Q likewise; the two small
+    products add at most ``λ √m u √s ‖P‖_F`` and ``λ √n u √s ‖Q‖_F``. In all, with λ = 6, at most
+    ``16 eps √(m+n) √s (‖P‖_F + ‖Q‖_F)``. Four times as much is allowed, for operators that
+    multiply by several factors.
+
+    One product with A and one with its adjoint, of 4 columns each; one more with A where the first
+    reveals another library, device or dtype than the operator told. Arrays are not multiplied.
+    Products that overflow are left to those who use them.
+
+    N. J. Higham and T. Mary, A new approach to probabilistic rounding error analysis, 2019,
+    doi:10.1137/18M1226312, and I. C. F. Ipsen and H. Zhou, Probabilistic error analysis for inner
+    products, 2020, arXiv:1906.10465 (the λ √n u).
+    """
+    if A.array is not None or 0 in A.shape:
+        return
+    m, n = A.shape
+    X = gaussian_source(rng, A.xp, A.device, purpose="dot test x")((n, COLUMNS), A.dtype)
+    P = A.matmat(X)
+    xp, device = array_namespace(P), device_of(P)
+    if (xp, device, P.dtype) != (A.xp, A.device, A.dtype):
+        X = gaussian_source(rng, xp, device, purpose="dot test x")((n, COLUMNS), P.dtype)
+        P = A.matmat(X)
+    Y = gaussian_source(rng, xp, device, purpose="dot test y")((m, COLUMNS), P.dtype)
+    Q = A.rmatmat(Y)
+    same_place(P, Q, names=("A.matmat(X)", "A.rmatmat(Y)"))
+    size = float(safe_norm(P)) + float(safe_norm(Q))
+    smallest = float(xp.finfo(P.dtype).smallest_normal) / eps(P)
+    if not (is_finite(P) and is_finite(Q)) or 0.0 < size < smallest:
+        return
+    # divided by their size, so that no product of them leaves the range
+    P, Q = (Z / size if size > 0.0 else Z for Z in (P, Q))
+    offset = 2.0 * COLUMNS**0.5 * A.offset / size if size > 0.0 else 0.0
+    tolerance = CONSTANT * eps(P) * (COLUMNS * (m + n)) ** 0.5 * (1.0 + offset)
+    left, right = adjoint_matmul(Y, P), adjoint_matmul(Q, X)
+    if float(safe_norm(left - right)) <= tolerance:
+        return
+    told, found = _on_host(left), _on_host(right)
+    place = np.unravel_index(np.argmax(np.abs(told - found)), told.shape)
+    a, b = (_number(Z[place] * size) for Z in (told, found))
+    message = (
+        f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
+        f"⟨Aᴴ y, x⟩ = {b}. {_hint(A, (X, Y, P, Q), told, found, tolerance)}"
+    )
+    raise ValueError(message)
+
+
+def _hint(
+    A: Operator,
+    products: tuple[Array, Array, Array, Array],
+    told: np.ndarray,
+    found: np.ndarray,
+    tolerance: float,
+) -> str:
+    X, Y, P, Q = products
+    xp = array_namespace(P)
+    if is_complex(P):
+        transposed = xp.matrix_transpose(Y) @ P - xp.matrix_transpose(Q) @ X
+        if float(safe_norm(transposed)) <= tolerance:
+            return "`A.rmatmat` lacks a conjugate: it multiplies by the transpose."
+    factor = np.vdot(told, found) / max(float(np.linalg.norm(told)) ** 2, tolerance**2)
+    if np.linalg.norm(found - factor * told) <= tolerance * max(1.0, abs(factor)):
+        factor = factor.real if abs(factor.imag) <= tolerance * abs(factor) else factor
+        return f"`A.rmatmat` is {_number(factor.conjugate())} times the adjoint."
+    if is_complex(P):
+        return "`A.rmatmat` must multiply by the conjugate transpose: is a conjugate missing?"
+    same = " and not by A once more" if A.shape[0] == A.shape[1] else ""
+    return f"`A.rmatmat` must multiply by the transpose{same}."
+
+
+def _on_host(Z: Array) -> np.ndarray:
+    """A small matrix, entry by entry, which every library can tell."""
+    return np.asarray([[complex(Z[i, j]) for j in range(Z.shape[1])] for i in range(Z.shape[0])])
+
+
+def _number(z: complex) -> str:
+    return f"{z.real:.6g}" if z.imag == 0.0 else f"{z:.6g}"

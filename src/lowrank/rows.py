@@ -1,0 +1,264 @@
+"""Matrices that are read a block of rows at a time: from disk, and larger than memory."""
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from lowrank._array import (
+    Array,
+    adjoint_matmul,
+    array_namespace,
+    as_matrix,
+    device_of,
+    is_array_api_obj,
+    is_complex,
+    is_numpy_array,
+    matrix_norm_by_rows,
+    max_abs,
+    zeros,
+)
+from lowrank._check import as_count
+from lowrank._operator import Operator, numpy_dtype
+
+__all__ = ["Progress", "RowBlocks"]
+
+# A chunk that is higher than a block is read whole, unless it has more than so many times its size.
+WHOLE_CHUNK = 4
+
+
+class Progress(NamedTuple):
+    """How far a pass over a :class:`RowBlocks` has come.
+
+    Attributes
+    ----------
+    product : str
+        ``"matmat"``, ``"rmatmat"`` or ``"norm"``.
+    done, total : int
+        Rows of A that were read, and all of them.
+    """
+
+    product: str
+    done: int
+    total: int
+
+
+class RowBlocks:
+    """A matrix of which a block of rows at a time is in memory, as an operator.
+
+    Every function that takes an operator takes it. Each product reads the matrix once, from the
+    first row to the last, and so does its norm, which a tolerance asks for.
+
+    Parameters
+    ----------
+    A : object with `shape`, `dtype` and slices of rows, shape (m, n)
+        ``A[i:j, :]`` must be an array, or become one in `numpy.asarray`: a memory-mapped file, a
+        dataset of h5py, an array of zarr or Dask, a tensor in the memory of the host.
+    block_bytes : int
+        Size of a block in the dtype of the products. A multiple of the chunks of A (its attribute
+        `chunks`, where it has one) is taken; of chunks that are higher than a block, one, unless
+        that were more than four times as much.
+    rows : int, optional
+        Height of a block, instead of `block_bytes`.
+    dtype : dtype or str, optional
+        Compute in this dtype, ``"float32"`` for instance. Must be given where A holds integers.
+        Default: that of A, float32 for float16 and bfloat16. Any byte order is read.
+    like : array, optional
+        Each block is moved to the library and device of this array, where the products are made
+        and the results live. Default: blocks stay where they were read, in NumPy for files.
+    callback : callable, optional
+        Called with a :class:`Progress` after each block. An exception that it raises ends the
+        work; this object, and a :class:`RangeFinder` that was at work, remain usable.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : dtype of the products, in their library
+    device : device of the products
+    rows : int
+        Height of a block; the last one may be lower.
+
+    Raises
+    ------
+    TypeError
+        If A cannot be sliced, or holds integers and no `dtype` was given.
+    ValueError
+        If A has not two dimensions, or an option is out of range.
+
+    Notes
+    -----
+    A product with k columns reads m·n entries and takes 2mnk flops. Memory beyond A: one block
+    (two while one is converted to another dtype, library or device), and the (m + n)k entries of
+    factor and product. Of a memory-mapped NumPy file in its own dtype, a block is a view: its
+    pages belong to the system, which takes them back as it needs.
+
+    With a tolerance in the Frobenius norm: one pass for ‖A‖_F, which is exact other than that of
+    an operator, one for each look at a basis, one for the factors. The attribute `passes` of the
+    results counts them.
+
+    A file that is stored by columns (chunks of all rows) is read in whole for every block; make
+    its transpose, or give `rows` and memory for more of them at a time.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> import numpy as np
+    >>> import lowrank
+    >>> from lowrank import gallery
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     file = pathlib.Path(folder) / "A.npy"
+    ...     np.save(file, gallery.matrix(gallery.fast(300), rng=0))
+    ...     A = np.load(file, mmap_mode="r")
+    ...     found = lowrank.svd(lowrank.RowBlocks(A, rows=64), rtol=1e-3, rng=0)
+    ...     del A
+    >>> found.converged
+    True
+    """
+
+    def __init__(
+        self,
+        A: Any,
+        /,
+        *,
+        block_bytes: int = 2**26,
+        rows: int | None = None,
+        dtype: Any = None,
+        like: Array | None = None,
+        callback: Callable[[Progress], object] | None = None,
+    ) -> None:
+        sliced = all(hasattr(A, name) for name in ("shape", "dtype", "__getitem__"))
+        if not sliced or hasattr(A, "tocsr"):
+            message = (
+                f"`A` must have `shape`, `dtype` and slices of rows, got {type(A).__name__}; an "
+                "operator or a sparse matrix is passed as it is."
+            )
+            raise TypeError(message)
+        if len(A.shape) != 2:
+            message = f"`A` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
+            raise ValueError(message)
+        m, n = (int(length) for length in A.shape)
+        self._A, self._callback = A, callback
+        self._cast = None if dtype is None else numpy_dtype(dtype)
+        if self._cast is not None and self._cast.name not in (
+            "float32", "float64", "complex64", "complex128",
+        ):  # fmt: skip
+            message = (
+                f"`dtype` must be float32, float64, complex64 or complex128, got {self._cast.name}."
+            )
+            raise TypeError(message)
+        home = self._stored(slice(0, 0)) if like is None else like
+        self._xp, self.device = array_namespace(home), device_of(home)
+        self._empty = self._block(slice(0, 0))
+        self.shape, self.dtype = (m, n), self._empty.dtype
+        if rows is None:
+            parts = 2 if is_complex(self._empty) else 1
+            width = n * parts * self._xp.finfo(self.dtype).bits // 8
+            rows = _height(
+                as_count(block_bytes, "block_bytes", least=1) / max(1, width), _chunk_of(A)
+            )
+        self.rows = min(as_count(rows, "rows", least=1), max(1, m))
+
+    def __repr__(self) -> str:
+        m, n = self.shape
+        return f"RowBlocks({m}×{n}, {self.dtype}, {self.rows} rows at a time)"
+
+    def matmat(self, X: Array) -> Array:
+        """``A X``."""
+        product = zeros((self.shape[0], X.shape[-1]), self._empty @ X)
+        for part in self._parts():
+            product[part, :] = self._block(part) @ X
+            self._tell("matmat", part)
+        return product
+
+    def rmatmat(self, Y: Array) -> Array:
+        """``Aᴴ Y``."""
+        product = zeros((self.shape[1], Y.shape[-1]), adjoint_matmul(self._empty, Y[:0, :]))
+        for part in self._parts():
+            product += adjoint_matmul(self._block(part), Y[part, :])
+            self._tell("rmatmat", part)
+        return product
+
+    def norm(self) -> float:
+        """``‖A‖_F``, in one pass."""
+        return math.hypot(*self._of_blocks(matrix_norm_by_rows))
+
+    def __lowrank_operator__(self) -> Operator:
+        return Operator(
+            xp=self._xp,
+            shape=self.shape,
+            dtype=self.dtype,
+            device=self.device,
+            matmat=self.matmat,
+            rmatmat=self.rmatmat,
+            norm=self.norm,
+            max_abs=self._max_abs,
+        )
+
+    def _max_abs(self) -> float:
+        sizes = self._of_blocks(max_abs)
+        return math.nan if any(map(math.isnan, sizes)) else max(sizes, default=0.0)
+
+    def _of_blocks(self, measure: Callable[[Array], float]) -> list[float]:
+        sizes = []
+        for part in self._parts():
+            sizes.append(measure(self._block(part)))
+            self._tell("norm", part)
+        return sizes
+
+    def _parts(self) -> Iterator[slice]:
+        m = self.shape[0]
+        return (slice(i, min(i + self.rows, m)) for i in range(0, m, self.rows))
+
+    def _tell(self, product: str, part: slice) -> None:
+        if self._callback is not None:
+            self._callback(Progress(product, part.stop, self.shape[0]))
+
+    def _stored(self, part: slice) -> Array:
+        """Rows of A, in memory and in the dtype that is asked for."""
+        block = self._A[part, :]
+        # the arrays of Dask call themselves arrays, but are plans to make one
+        if not is_array_api_obj(block) or hasattr(block, "__dask_graph__"):
+            block = np.asarray(block)
+        if self._cast is not None:
+            xp = array_namespace(block)
+            block = xp.astype(block, getattr(xp, self._cast.name), copy=False)
+        try:
+            return as_matrix(block)[0]
+        except TypeError as error:
+            if self._cast is None and array_namespace(block).isdtype(
+                block.dtype, ("bool", "integral")
+            ):
+                message = (
+                    f"`A` has dtype {block.dtype}; say what to compute in, for instance "
+                    'lowrank.RowBlocks(A, dtype="float32").'
+                )
+                raise TypeError(message) from error
+            raise
+
+    def _block(self, part: slice) -> Array:
+        """Rows of A where the products are made."""
+        block, xp = self._stored(part), self._xp
+        if (array_namespace(block), device_of(block)) == (xp, self.device):
+            return block
+        if is_numpy_array(block) and not block.flags.writeable:
+            block = block.copy()  # torch warns of arrays that it must not write to
+        return xp.asarray(block, device=self.device)
+
+
+def _chunk_of(A: Any) -> int:
+    """Rows of a chunk, or 1."""
+    chunks = getattr(A, "chunks", None)
+    if not isinstance(chunks, tuple) or not chunks:
+        return 1
+    first = chunks[0]
+    if isinstance(first, tuple):  # Dask tells the height of each
+        first = max(first, default=1)
+    return max(1, int(first))
+
+
+def _height(rows: float, chunk: int) -> int:
+    """About so many rows, and whole chunks where these are not far higher."""
+    if chunk > WHOLE_CHUNK * rows:
+        return max(1, int(rows))
+    return max(1, int(rows // chunk)) * chunk

@@ -41,7 +41,8 @@ html_theme_options = {
     "footer_end": [],
 }
 # Parts that are single pages have nothing to unfold beside them.
-html_sidebars = {"index": [], "reference": [], "how-to/training": []}
+without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
+html_sidebars = dict.fromkeys(without_sidebar, [])
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")
 documented = re.findall(r"^\.\. auto\w+:: (?:lowrank\.)?(\w+)", reference, re.MULTILINE)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from matrices import adjoint, gaussian
 
+import lowrank
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import as_operator
 

@@ -3,8 +3,8 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import Array, adjoint_matmul, array_namespace, device_of, safe_norm
-from lowrank._operator import Operator
+from lowrank._array import Array, array_namespace, device_of, safe_norm
+from lowrank._operator import Operator, of_row_blocks
 
 __all__ = ["centred"]
 
@@ -19,31 +19,13 @@ def centred(A: Operator) -> tuple[Operator, Array]:
 
 def _of_array(A: Operator, X: Array) -> tuple[Operator, Array]:
     """By blocks of rows: ``AX − 1(μᵀX)`` would lose what μ is larger than the rest."""
-    xp, (m, n) = A.xp, A.shape[-2:]
+    xp, m = A.xp, A.shape[-2]
     rows = max(ROWS, m // 16)
     parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
     sums = [xp.sum(X[..., part, :] / max(1, m), axis=-2, keepdims=True) for part in parts]
     mean = xp.sum(xp.concat(sums, axis=-2), axis=-2, keepdims=True)
 
-    def block(part: slice) -> Array:
-        return X[..., part, :] - mean
-
-    def rmatmat(Y: Array) -> Array:
-        product = adjoint_matmul(block(parts[0]), Y[..., parts[0], :])
-        for part in parts[1:]:
-            product += adjoint_matmul(block(part), Y[..., part, :])
-        return product
-
-    difference = replace(
-        A,
-        matmat=lambda Z: xp.concat([block(part) @ Z for part in parts], axis=-2),
-        rmatmat=rmatmat,
-        norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
-        max_abs=lambda: float(
-            xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts if n and m]))
-        ),
-        array=None,
-    )
+    difference = of_row_blocks(lambda part: X[..., part, :] - mean, A.shape, rows, like=mean)
     return difference, mean[..., 0, :]
 
 

@@ -26,7 +26,7 @@ from lowrank._array import (
     zeros,
 )
 
-__all__ = ["Operator", "as_operator", "numpy_dtype"]
+__all__ = ["Operator", "as_operator", "numpy_dtype", "of_row_blocks"]
 
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
@@ -129,26 +129,31 @@ def _of_array(A: Array) -> Operator:
 
 def _of_half(A: Array) -> Operator:
     """A float16 or bfloat16 matrix, of which a block of rows at a time becomes float32."""
-    home, xp = as_matrix(A[:0, :])
+    home, _ = as_matrix(A[:0, :])
     m, n = (int(length) for length in A.shape)
     rows = max(1, max(BLOCK, m * n // 16) // max(1, n))
+    return of_row_blocks(lambda part: as_matrix(A[part, :])[0], (m, n), rows, like=home)
+
+
+def of_row_blocks(
+    block: Callable[[slice], Array], shape: tuple[int, ...], rows: int, *, like: Array
+) -> Operator:
+    """A matrix or stack of which so many rows at a time are given by a function."""
+    xp, m = array_namespace(like), shape[-2]
     parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
 
-    def block(part: slice) -> Array:
-        return as_matrix(A[part, :])[0]
-
     def rmatmat(Y: Array) -> Array:
-        product = adjoint_matmul(block(parts[0]), Y[parts[0], :])
+        product = adjoint_matmul(block(parts[0]), Y[..., parts[0], :])
         for part in parts[1:]:
-            product += adjoint_matmul(block(part), Y[part, :])
+            product += adjoint_matmul(block(part), Y[..., part, :])
         return product
 
     return Operator(
         xp=xp,
-        shape=(m, n),
-        dtype=home.dtype,
-        device=device_of(home),
-        matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=0),
+        shape=shape,
+        dtype=like.dtype,
+        device=device_of(like),
+        matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=-2),
         rmatmat=rmatmat,
         norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
         max_abs=lambda: float(xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts]))),

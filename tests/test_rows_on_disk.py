@@ -82,7 +82,7 @@ def test_a_file_is_factored_as_the_array_is(tmp_path, store, dtype):
     check_adjoint(as_operator(RowBlocks(stored, rows=7)), 0)
 
 
-@pytest.mark.parametrize("store", ["h5py", "zarr", "dask"])
+@pytest.mark.parametrize("store", ["h5py", "zarr"])
 def test_the_error_on_a_file_itself_has_the_line_to_write(tmp_path, store):
     stored = STORES[store](gaussian((100, 60), "float64"), tmp_path)
     with pytest.raises(TypeError, match=r"pass lowrank.RowBlocks\(A\)"):

@@ -93,13 +93,12 @@ def as_operator(A: Any, /) -> Operator:
         return _of_torch_sparse(A)
     if hasattr(A, "tocsr") or hasattr(A, "to_scipy_sparse"):
         return _of_sparse(A)  # first, because those of PyData call themselves arrays
-    # An array of Dask is a plan to make one: each number that is read of it would read A anew.
-    is_plan = hasattr(A, "__dask_graph__")
-    if not is_plan and (is_array_api_obj(A) or isinstance(A, np.ndarray)):
+    if hasattr(A, "__dask_graph__"):
+        return _of_dask(A)
+    if is_array_api_obj(A) or isinstance(A, np.ndarray):
         return _of_array(A)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
-        products = ("matmat", "rmatmat", "__matmul__")
-        if not is_plan and any(hasattr(A, name) for name in products):
+        if any(hasattr(A, name) for name in ("matmat", "rmatmat", "__matmul__")):
             return _of_products(A)
         if hasattr(A, "__getitem__") and len(A.shape) == 2:
             message = (
@@ -158,6 +157,43 @@ def of_row_blocks(
         norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
         max_abs=lambda: float(xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts]))),
     )
+
+
+def _of_dask(A: Any) -> Operator:
+    """An array of Dask, multiplied where its blocks are, by whatever scheduler is at work.
+
+    A plan to make an array: each pass computes every block once, and nothing is persisted. Factors
+    and products are NumPy arrays here.
+    """
+    if len(A.shape) != 2 or any(math.isnan(length) for length in A.shape):
+        message = f"`A` must be a matrix of known lengths, got shape {tuple(A.shape)}."
+        raise ValueError(message)
+    home, _ = as_matrix(np.empty((0, 0), dtype=A.dtype))
+    A = A.astype(home.dtype)
+    m, n = (int(length) for length in A.shape)
+
+    def rmatmat(Y: Array) -> Array:
+        product = (A.T @ np.conj(Y)).compute()
+        return np.conj(product) if is_complex(product) else product
+
+    def norm() -> float:
+        norms = A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64)
+        return float(safe_norm(norms.compute()))
+
+    return Operator(
+        xp=array_namespace(home),
+        shape=(m, n),
+        dtype=home.dtype,
+        device=device_of(home),
+        matmat=lambda X: (A @ X).compute(),
+        rmatmat=rmatmat,
+        norm=norm,
+        max_abs=lambda: float(abs(A).max().compute()),
+    )
+
+
+def _norm_of_block(block: Any) -> Any:
+    return np.full((1, 1), matrix_norm_by_rows(block))
 
 
 def _of_sparse(A: Any) -> Operator:

@@ -172,5 +172,5 @@ def test_every_function_checks_if_asked(name, rule):
         def rmatmat(self, Y):
             return 2.0 * (A.T @ Y)
 
-    with pytest.raises(ValueError, match="is not the adjoint of `A.matmat`"):
+    with pytest.raises(ValueError, match=r"is not the adjoint of `A\.matmat`"):
         getattr(lowrank, name)(Wrong(), rng=0, check=True, **rule)

@@ -57,9 +57,9 @@ def test_cholesky_qr_of_a_stack(dtype, columns):
     ).reshape(3, 1, 300, columns)
     factors = asked(P)
     assert factors is not None
-    eps = np.finfo(dtype).eps
-    for member, Q, R in zip(P[:, 0], factors.Q[:, 0], factors.R[:, 0], strict=True):
-        Q, R = (X.astype(np.result_type(dtype, "float64")) for X in (Q, R))
+    eps, wide = np.finfo(dtype).eps, np.result_type(dtype, "float64")
+    all_Q, all_R = (X[:, 0].astype(wide) for X in factors)
+    for member, Q, R in zip(P[:, 0], all_Q, all_R, strict=True):
         assert defect(Q) < 20 * eps * columns**0.5
         assert np.all(np.tril(R, -1) == 0)
         assert np.linalg.norm(member - Q @ R) < 20 * eps * np.linalg.norm(member)

@@ -2,15 +2,19 @@
 
 from lowrank import bounds, compress, gallery
 from lowrank.certificate import residual_norm
+from lowrank.cur import cur
 from lowrank.eigh import eigh
 from lowrank.householder import HouseholderQR, householder_qr, qr
+from lowrank.interpolative import interpolative
 from lowrank.nystrom import nystrom
 from lowrank.qb import qb
 from lowrank.rangefinder import RangeFinder, range_finder
 from lowrank.results import (
     ConvergenceWarning,
+    CURResult,
     EighResult,
     ErrorEstimate,
+    IDResult,
     Look,
     QBResult,
     QRResult,
@@ -25,10 +29,12 @@ from lowrank.svd import svd
 __version__ = "0.1.0"
 
 __all__ = [
+    "CURResult",
     "ConvergenceWarning",
     "EighResult",
     "ErrorEstimate",
     "HouseholderQR",
+    "IDResult",
     "Look",
     "Progress",
     "QBResult",
@@ -42,9 +48,11 @@ __all__ = [
     "__version__",
     "bounds",
     "compress",
+    "cur",
     "eigh",
     "gallery",
     "householder_qr",
+    "interpolative",
     "nystrom",
     "qb",
     "qr",

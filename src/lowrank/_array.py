@@ -41,6 +41,7 @@ __all__ = [
     "is_numpy_array",
     "is_numpy_namespace",
     "is_of_a_gpu",
+    "is_sharded",
     "is_torch_array",
     "is_torch_namespace",
     "loaded",
@@ -70,6 +71,12 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     must not write to it. float16 and bfloat16 have no factorization in any library and become
     float32.
     """
+    if is_sharded(A):
+        message = (
+            f"`{name}` is a DTensor, of which this process has a part; range_finder, qb, svd, qr "
+            "and residual_norm take one. Pass a local array, for instance A.full_tensor()."
+        )
+        raise TypeError(message)
     if isinstance(A, np.matrix | np.ma.MaskedArray):
         message = (
             f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
@@ -100,6 +107,12 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         message = f"`{name}` must be {kind}, got shape {tuple(A.shape)}."
         raise ValueError(message)
     return _promote(A, xp, name), xp
+
+
+def is_sharded(A: Any) -> bool:
+    """Whether A is a DTensor of torch."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(A, module.DTensor)
 
 
 def _promote(A: Array, xp: Namespace, name: str) -> Array:

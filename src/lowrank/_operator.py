@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,10 +26,19 @@ from lowrank._array import (
     zeros,
 )
 
-__all__ = ["Operator", "as_operator", "numpy_dtype", "of_row_blocks"]
+__all__ = ["Far", "Operator", "as_operator", "numpy_dtype", "of_row_blocks"]
 
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
+
+
+class Far(NamedTuple):
+    """The space of the test matrix, where processes have some of its rows each."""
+
+    rows: int  # on this process
+    orthonormalise: Callable[[Array], Any]  # QR of a matrix of such rows
+    agree: Callable[[Array], Array]  # what the first process has, instead of one's own
+    position: int  # of this process among them
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +57,24 @@ class Operator:
     is_adjoint: bool = False
     # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
     offset: float = 0.0
+    far: Far | None = None  # None where one process has all
 
     @property
     def is_stack(self) -> bool:
         return len(self.shape) > 2
+
+    @property
+    def test_rows(self) -> int:
+        """Rows of a test matrix on this process."""
+        return self.shape[-1] if self.far is None else self.far.rows
+
+    def agreed(self, value: float) -> float:
+        """A number by which something is decided, the same on all processes."""
+        if self.far is None:
+            return value
+        xp = self.xp
+        own = xp.asarray([value], dtype=xp.float64, device=self.device)
+        return float(self.far.agree(own)[0])
 
     @property
     def is_complex(self) -> bool:

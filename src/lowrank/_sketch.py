@@ -21,7 +21,7 @@ from lowrank._array import (
 )
 from lowrank._operator import Operator
 
-__all__ = ["TestMatrix", "gaussian_source"]
+__all__ = ["TestMatrix", "as_generator", "gaussian_source"]
 
 # Streams of random numbers that fill a test matrix on the host, whatever the number of threads.
 STREAMS = 8
@@ -45,7 +45,7 @@ class TestMatrix:
             self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
             self._check(self._given)
         elif test_matrix is None:
-            self._rng = _as_generator(rng, operator.xp, operator.device)
+            self._rng = as_generator(rng, operator.xp, operator.device)
             self._draw = self._draw_gaussian
         elif callable(test_matrix):
             self._draw = lambda shape: test_matrix(
@@ -65,7 +65,8 @@ class TestMatrix:
             self._used = min(start + columns, self._given.shape[-1])
             self._last = self._given[..., start : self._used]
             return self._last
-        *batch, _, n = self._operator.shape
+        *batch, _, _ = self._operator.shape
+        n = self._operator.test_rows
         Omega, _ = as_matrix(self._draw((*batch, n, columns)), name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
@@ -110,7 +111,8 @@ class TestMatrix:
     def _check(self, Omega: Array) -> int:
         operator = self._operator
         same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
-        *batch, _, n = operator.shape
+        *batch, _, _ = operator.shape
+        n = operator.test_rows
         if tuple(Omega.shape[:-1]) != (*batch, n):
             expected = ", ".join(map(str, (*batch, n)))
             message = (
@@ -130,7 +132,7 @@ def gaussian_source(
     the purpose and the salt seeds a generator on the device: no random numbers cross to it, and
     draws for different purposes are independent also where a caller uses one seed for all.
     """
-    generator = _as_generator(rng, xp, device)
+    generator = as_generator(rng, xp, device)
     if not isinstance(generator, np.random.Generator):
         is_torch = is_torch_namespace(xp)
         return _torch_source(generator, device) if is_torch else _cupy_source(generator, device)
@@ -156,7 +158,7 @@ def gaussian_source(
     return _host_source(np.random.SeedSequence(entropy), xp, device)
 
 
-def _as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
+def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
     native = type(rng).__module__.partition(".")[0]
     if native not in ("torch", "cupy"):
         return np.random.default_rng(rng)

@@ -1,5 +1,6 @@
 """SVD of the small matrix B, of which the libraries' own is only the first step."""
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,7 @@ from lowrank._array import (
     phases,
     safe_norm,
 )
-from lowrank._panel import orthonormalise
+from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import gaussian_source
 
 __all__ = ["SmallSVD", "robust_svd", "small_svd"]
@@ -43,10 +44,10 @@ class SmallSVD(NamedTuple):
         return float(safe_norm(adjoint(self.R) - product))
 
 
-def small_svd(C: Array) -> SmallSVD:
+def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
     """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C."""
     with np.errstate(over="ignore", invalid="ignore"):
-        P, R = orthonormalise(C)
+        P, R = qr(C)
         M = adjoint(R)
         U, S, W = robust_svd(M)
     return SmallSVD(R, U, S, W, P)

@@ -1,6 +1,7 @@
 """The error of a basis from a few Gaussian samples: an estimate, and a bound that holds."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ from lowrank._array import (
     Array,
     Namespace,
     adjoint_matmul,
+    array_namespace,
     as_matrix,
     device_of,
     is_complex,
@@ -18,7 +20,8 @@ from lowrank._array import (
     split_scale,
 )
 from lowrank._check import as_count, as_failure_probability, as_norm
-from lowrank._operator import as_operator
+from lowrank._operator import Operator, as_operator
+from lowrank._sharded import shards_of
 from lowrank._sketch import gaussian_source
 from lowrank.results import ErrorEstimate
 
@@ -178,11 +181,48 @@ def residual_norm(
     norm = as_norm(norm)
     delta = as_failure_probability(failure_probability)
     samples = as_count(samples, "samples", least=1)
+    shards = shards_of(A)
+    if shards is None:
+        operator, near, leave = _of_arrays(A, Q, B)
+    else:
+        operator, rng = shards.operator, shards.seed(rng)
+        near, leave = shards.operator.empty(0), shards.leave(Q, B)
+    xp, rows, k = array_namespace(near), operator.test_rows, int(Q.shape[1])
+
+    with np.errstate(over="ignore", invalid="ignore"):
+        draw = gaussian_source(rng, xp, device_of(near), purpose="residual")
+        Omega = draw((rows, samples), near.dtype)
+        _, exponent = math.frexp(float(xp.finfo(near.dtype).max))
+        for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
+            Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
+            measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
+            value, size = (
+                float(number) / math.sqrt(samples) / scale for number in (measured, safe_norm(Y))
+            )
+            if math.isfinite(value) and math.isfinite(size):
+                break
+        else:
+            message = (
+                "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
+                "of `A` exceeds the largest float."
+            )
+            raise ValueError(message)
+    factor = safety_factor(samples, delta, is_complex=is_complex(near))
+    floor = rounding_floor(xp.finfo(near.dtype), operator.shape, k, size)
+    # Rounding may hide in few samples, which carry a large factor; the floor has room for three.
+    bound = value * factor + floor * max(1.0, factor / 3.0)
+    return ErrorEstimate(value, bound, norm, samples, delta)
+
+
+def _of_arrays(
+    A: Any, Q: Array, B: Array | None
+) -> tuple[Operator, Array, Callable[[Array], tuple[Array, Array]]]:
+    """The operator, an array where samples have to be, and the sample with what is left of it."""
     operator = as_operator(A)
     if operator.is_stack:
         message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
         raise ValueError(message)
-    Q, xp = as_matrix(Q, name="Q")
+    Q, _ = as_matrix(Q, name="Q")
     home = Q
     if operator.norm is not None:  # the products of an operator live wherever it puts them
         home = operator.empty(0)
@@ -198,27 +238,9 @@ def residual_norm(
             message = f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
             raise ValueError(message)
 
-    with np.errstate(over="ignore", invalid="ignore"):
-        Omega = gaussian_source(rng, xp, device_of(Q), purpose="residual")((n, samples), Q.dtype)
-        _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
-        for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
-            Y = operator.matmat(Omega if scale == 1.0 else Omega * scale)
-            same_place(Y, Q, names=("A.matmat(X)", "Q"))
-            Z = Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ (Omega * scale))
-            measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
-            value, size = (
-                float(number) / math.sqrt(samples) / scale for number in (measured, safe_norm(Y))
-            )
-            if math.isfinite(value) and math.isfinite(size):
-                break
-        else:
-            message = (
-                "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
-                "of `A` exceeds the largest float."
-            )
-            raise ValueError(message)
-    factor = safety_factor(samples, delta, is_complex=is_complex(Q))
-    floor = rounding_floor(xp.finfo(Q.dtype), operator.shape, k, size)
-    # Rounding may hide in few samples, which carry a large factor; the floor has room for three.
-    bound = value * factor + floor * max(1.0, factor / 3.0)
-    return ErrorEstimate(value, bound, norm, samples, delta)
+    def leave(Omega: Array) -> tuple[Array, Array]:
+        Y = operator.matmat(Omega)
+        same_place(Y, Q, names=("A.matmat(X)", "Q"))
+        return Y, Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
+
+    return operator, Q, leave

@@ -18,6 +18,7 @@ from lowrank._array import (
 )
 from lowrank._check import as_block_size
 from lowrank._panel import orthonormalise, reflectors
+from lowrank._sharded import shards_of
 from lowrank.results import QRResult
 
 __all__ = ["CompactWY", "Factor", "HouseholderQR", "householder_qr", "qr", "reflect"]
@@ -357,7 +358,8 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
     Parameters
     ----------
     A : array, shape (..., m, n)
-        Real or complex, float32 or float64, any rank.
+        Real or complex, float32 or float64, any rank. Or a DTensor of PyTorch, sharded by rows,
+        with m ≥ n: Q is then sharded likewise, and R replicated.
     mode : {"reduced", "complete"}
         Q is m×min(m, n) or m×m; R has as many rows as Q has columns.
 
@@ -392,6 +394,9 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
     if mode not in ("reduced", "complete"):
         message = f"`mode` must be 'reduced' or 'complete', got {mode!r}."
         raise ValueError(message)
+    shards = shards_of(A)
+    if shards is not None:
+        return QRResult(*shards.qr(mode))
     if mode == "reduced":
         A, _ = as_matrix(A, stacks=True)
         with np.errstate(over="ignore", invalid="ignore"):

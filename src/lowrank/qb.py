@@ -3,6 +3,7 @@
 from typing import Any
 
 from lowrank._array import Array, adjoint
+from lowrank._sharded import shards_of
 from lowrank._small_svd import small_svd
 from lowrank._trim import GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
@@ -90,6 +91,10 @@ def qb(
     True
     """
     fixed = rtol is None and atol is None
+    shards = shards_of(A, test_matrix=test_matrix)
+    by_rows = shards is not None and shards.by_rows
+    if shards is not None:
+        A, rng = shards.operator, shards.seed(rng)
     finder = find(
         A,
         rank,
@@ -111,8 +116,13 @@ def qb(
     Q = finder.basis()
     C = finder.image(Q)
     if fixed:
-        return QBResult(Q=Q, B=adjoint(C), **finder.outcome())
-    small = small_svd(C)
+        B = adjoint(C)
+        if by_rows:  # Q is the corange: A ≈ C Qᴴ
+            P, R = finder.far_qr(C)
+            Q, B = P, R @ adjoint(Q)
+        Q, B = (Q, B) if shards is None else shards.pair(Q, B)
+        return QBResult(Q=Q, B=B, **finder.outcome())
+    small = small_svd(C, finder.far_qr)
     finder.learn_norm(C)
     outcome = trim(
         finder.outcome(),
@@ -124,5 +134,11 @@ def qb(
         norm_is_exact=finder.norm_is_exact,
     )
     warn_unless_converged(outcome)
-    U = small.U[:, : outcome["rank"]]
-    return QBResult(Q=Q @ U, B=adjoint(C @ U), **outcome)
+    r = outcome["rank"] = finder.agreed_rank(outcome["rank"])
+    U = small.U[:, :r]
+    if by_rows:
+        Q, B = small.P @ adjoint(small.W[:r, :]), adjoint(Q @ U * small.S[None, :r])
+    else:
+        Q, B = Q @ U, adjoint(C @ U)
+    Q, B = (Q, B) if shards is None else shards.pair(Q, B)
+    return QBResult(Q=Q, B=B, **outcome)

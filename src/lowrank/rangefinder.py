@@ -21,7 +21,8 @@ from lowrank._array import (
 from lowrank._check import as_block_size, as_count, as_failure_probability, as_norm
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
-from lowrank._panel import orthonormalise, reflectors
+from lowrank._panel import Basis, orthonormalise, reflectors
+from lowrank._sharded import Shards, shards_of
 from lowrank._sketch import TestMatrix
 from lowrank._stoprule import StopRule
 from lowrank.certificate import (
@@ -257,6 +258,10 @@ class RangeFinder:
             return None
         return bool(self._history) and self._history[-1].bound <= self._tolerance
 
+    def agreed_rank(self, rank: int) -> int:
+        """The rank that all processes cut to."""
+        return int(self._A.agreed(float(rank)))
+
     def image(self, Q: Array) -> Array:
         """``AᴴQ`` (n×rank): the adjoint of B = QᴴA, in one pass."""
         self._passes += 1
@@ -304,9 +309,11 @@ class RangeFinder:
         width, iterate = -(-columns // self._depth), subspace_iteration
         if self._depth > 1:
             iterate = partial(block_krylov, columns=columns)
+        if self._A.far is not None:
+            iterate = partial(iterate, far_qr=self._A.far.orthonormalise)
         Q = iterate(matmat(self._draw(width)), matmat, rmatmat, q)
         # Read last, so that the host never waits before all of the work is under way.
-        if self._check_finite and not is_finite(Q):
+        if self._check_finite and not self._is_finite(Q):
             self._measure()
             Omega = self._test_matrix.again(width)
             Q = self._rescued(Q, iterate(matmat(Omega), matmat, rmatmat, q))
@@ -318,7 +325,7 @@ class RangeFinder:
         before = self._reflectors, self._pending
         self._keep(block)
         self._absorb(columns)
-        if not self._check_finite or is_finite(block):
+        if not self._check_finite or self._is_finite(block):
             return
         self._reflectors, self._pending = before
         self._measure()
@@ -335,9 +342,12 @@ class RangeFinder:
         block = xp.where(was_finite, block, rescued)
         if self._A.is_stack:
             self._scale = 1.0
-        if not is_finite(block):
+        if not self._is_finite(block):
             raise ValueError(NOT_FINITE)
         return block
+
+    def _is_finite(self, X: Array) -> bool:
+        return bool(self._A.agreed(float(is_finite(X))))
 
     def reach(
         self, *, rtol: float | None = None, atol: float | None = None, rank: int | None = None
@@ -521,6 +531,7 @@ class RangeFinder:
             sample, factors = iterated.block, iterated.factors
             factors.append(orthonormalise(iterated.last).R)
             size = norm_of_product(factors, self._A.xp, root)
+        size = self._A.agreed(size)
         if not math.isfinite(size):
             raise ValueError(NOT_FINITE)
         self._sampled_looks += 1
@@ -577,11 +588,13 @@ class RangeFinder:
         else:
             Y = self.Q[:, : min(self.rank, sample.shape[-1])]
         C = self._rmatmat(Y)
+        if self._A.far is not None:
+            C = self._A.far.orthonormalise(C).R
         if self._A.norm is None and not is_finite(C):
             raise ValueError(NOT_FINITE)
         if self._norm == "fro":
             return float(safe_norm(C)) * (1.0 - 32.0 * self._epsilon)
-        lower = float(spectral_norm(C, self._A.xp)) / self._scale
+        lower = self._A.agreed(float(spectral_norm(C, self._A.xp))) / self._scale
         if self._A.norm is None:
             return lower
         return max(lower, self._frobenius / math.sqrt(min(self._A.shape)))
@@ -642,7 +655,7 @@ class RangeFinder:
         for _ in range(self._power_iterations):
             left = orthonormalise(sample)
             Y = self._wy.apply(rows_below(left.Q, self.rank))
-            right = orthonormalise(self._rmatmat(Y))
+            right = self.far_qr(self._rmatmat(Y))
             sample = self._wy.apply_adjoint(self._matmat(right.Q))[..., self.rank :, :]
             factors += [left.R, right.R]
             earlier.append(left.Q)
@@ -650,6 +663,10 @@ class RangeFinder:
         if self._depth > 1:  # the best first, since what comes last may be cut off
             sample = self._A.xp.concat([last, *reversed(earlier)], axis=-1)
         return Iterated(sample, last, factors)
+
+    def far_qr(self, X: Array) -> Basis:
+        """QR of a product with Aᴴ, of which each process may have some rows."""
+        return orthonormalise(X) if self._A.far is None else self._A.far.orthonormalise(X)
 
     def _absorb(self, columns: int, *, drop: bool = False) -> None:
         """Let waiting columns join the basis, which grows by `columns`.
@@ -671,6 +688,8 @@ class RangeFinder:
         if drop:
             xp, size = self._A.xp, self._A.xp.linalg.vector_norm(block, axis=-2)
             new = xp.abs(xp.linalg.diagonal(lower.R)) > LEAST_NEW * size
+            if self._A.far is not None:
+                new = self._A.far.agree(xp.astype(new, xp.int32))
             kept = [column for column in range(columns) if column == 0 or bool(new[column])]
             if len(kept) < columns:
                 columns = len(kept)
@@ -699,7 +718,7 @@ class RangeFinder:
         if self._A.norm is None:
             raise ValueError(NOT_FINITE)
         self._passes += 1
-        norm = self._A.norm()
+        norm = self._A.agreed(self._A.norm())
         if not math.isfinite(norm):
             if math.isfinite(self._A.max_abs()):
                 message = "the norm of `A` exceeds the largest float; divide `A` by a constant."
@@ -827,6 +846,9 @@ def range_finder(
     >>> found.status.name, found.error_bound <= 1e-6 * found.norm_A
     ('CONVERGED', True)
     """
+    shards, near = shards_of(A, test_matrix=test_matrix), side
+    if shards is not None:
+        A, rng, near = shards.operator, shards.seed(rng), "left"
     finder = find(
         A,
         rank,
@@ -836,7 +858,7 @@ def range_finder(
         power_iterations=power_iterations,
         krylov=krylov,
         block_size=block_size,
-        side=side,
+        side=near,
         test_matrix=test_matrix,
         rng=rng,
         failure_probability=failure_probability,
@@ -844,12 +866,32 @@ def range_finder(
         check_finite=check_finite,
         callback=callback,
     )
+    Q = finder.basis()
+    if shards is not None:
+        Q = _side_of_shards(shards, finder, Q, side)
     outcome = finder.outcome()
     warn_unless_converged(outcome)
-    return RangeFinderResult(Q=finder.basis(), side=side, **outcome)
+    return RangeFinderResult(Q=Q, side=side, **outcome)
 
 
-def subspace_iteration(Y: Array, matmat: Product, rmatmat: Product, power_iterations: int) -> Array:
+def _side_of_shards(shards: Shards, finder: RangeFinder, Q: Array, side: str) -> Any:
+    """The basis that was found, or one of the range of its image.
+
+    With P = orth(A Q), ``‖A − PPᴴA‖ ≤ ‖A − A QQᴴ‖``: the certificate of Q is one of P.
+    """
+    if (side == "right") == shards.by_rows:
+        return shards.replicated(Q)
+    return shards.sharded(shards.orthonormalise(finder.image(Q)).Q)
+
+
+def subspace_iteration(
+    Y: Array,
+    matmat: Product,
+    rmatmat: Product,
+    power_iterations: int,
+    *,
+    far_qr: Callable[[Array], Basis] = orthonormalise,
+) -> Array:
     """Orthonormal basis of the range of ``(A Aᴴ)^q Y``, for a sketch Y of the range of A.
 
     A function of arrays that asks nothing of a device: torch compiles it without a graph break,
@@ -858,13 +900,19 @@ def subspace_iteration(Y: Array, matmat: Product, rmatmat: Product, power_iterat
     Q = orthonormalise(Y).Q
     del Y
     for _ in range(power_iterations):
-        Q = orthonormalise(rmatmat(Q)).Q
+        Q = far_qr(rmatmat(Q)).Q
         Q = orthonormalise(matmat(Q)).Q
     return Q
 
 
 def block_krylov(
-    Y: Array, matmat: Product, rmatmat: Product, power_iterations: int, *, columns: int
+    Y: Array,
+    matmat: Product,
+    rmatmat: Product,
+    power_iterations: int,
+    *,
+    columns: int,
+    far_qr: Callable[[Array], Basis] = orthonormalise,
 ) -> Array:
     """Orthonormal basis of `columns` columns of ``[(A Aᴴ)^q Y, …, A Aᴴ Y, Y]``, the best first.
 
@@ -877,7 +925,7 @@ def block_krylov(
     blocks = [orthonormalise(Y).Q]
     del Y
     for _ in range(power_iterations):
-        Q = orthonormalise(rmatmat(blocks[0])).Q
+        Q = far_qr(rmatmat(blocks[0])).Q
         blocks.insert(0, orthonormalise(matmat(Q)).Q)
     xp = array_namespace(blocks[0])
     return orthonormalise(xp.concat(blocks, axis=-1)).Q[..., :columns]

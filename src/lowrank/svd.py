@@ -6,6 +6,7 @@ from lowrank._array import Array, adjoint, signed
 from lowrank._centre import centred
 from lowrank._check import as_count
 from lowrank._operator import as_operator
+from lowrank._sharded import shards_of
 from lowrank._small_svd import small_svd
 from lowrank._trim import GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
@@ -116,7 +117,12 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
-    mean = None
+    mean, shards = None, shards_of(A, test_matrix=test_matrix)
+    if shards is not None:
+        if center:
+            message = "`center` takes no DTensor; subtract the mean first: A - A.mean(0)."
+            raise ValueError(message)
+        A, rng = shards.operator, shards.seed(rng)
     if center:
         A, mean = centred(as_operator(A))
     U, S, Vh, outcome = decompose(
@@ -125,7 +131,7 @@ def svd(
         rtol=rtol,
         atol=atol,
         norm=norm,
-        fixed_signs=True,
+        fixed_signs=shards is None,
         oversampling=oversampling,
         power_iterations=power_iterations,
         krylov=krylov,
@@ -140,6 +146,8 @@ def svd(
     if center:
         outcome["passes"] += 1
     warn_unless_converged(outcome)
+    if shards is not None:
+        U, S, Vh = shards.factors(U, S, Vh)
     return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **outcome)
 
 
@@ -171,7 +179,7 @@ def decompose(
     )
     Q = finder.basis()
     C = finder.image(Q)
-    small = small_svd(C)
+    small = small_svd(C, finder.far_qr)
     finder.learn_norm(C)
     del C
     outcome = finder.outcome()
@@ -188,7 +196,7 @@ def decompose(
         )
     elif rank is not None and rank <= finder.rank:
         outcome |= {"rank": rank, "status": Status.RANK_REACHED}
-    r = outcome["rank"]
+    r = outcome["rank"] = finder.agreed_rank(outcome["rank"])
     Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
     U = small.U[..., :r]
     if fixed_signs:

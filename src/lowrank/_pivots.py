@@ -1,0 +1,180 @@
+"""Columns that span the others: greedy pivots, then swaps until no coefficient exceeds two."""
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+from lowrank._array import (
+    Array,
+    adjoint,
+    array_namespace,
+    device_of,
+    eps,
+    eye,
+    is_complex,
+    safe_norm,
+    zeros,
+)
+from lowrank._panel import orthonormalise
+from lowrank.certificate import spectral_norm
+
+__all__ = [
+    "LARGEST",
+    "Pivoted",
+    "as_indices",
+    "filled",
+    "interpolate",
+    "norm_of",
+    "pivoted_qr",
+    "positions",
+    "tails",
+    "with_identity",
+]
+
+# Bound on the coefficients, the f of Gu & Eisenstat.
+LARGEST = 2.0
+# Steps between two updates of the remainder.
+BLOCK = 32
+# What is left of a column is rounding below ROUNDING · eps · √K times the largest column.
+ROUNDING = 4.0
+# Swaps to allow besides one for each column.
+SWAPS = 20
+
+
+class Pivoted(NamedTuple):
+    """``B = P R + rest``, P orthonormal; row i of R belongs to the pivot ``indices[i]``."""
+
+    indices: list[int]
+    R: Array
+    rest: float
+
+
+def pivoted_qr(B: Array) -> Pivoted:
+    """QR of a K×n matrix with entries of about one, the column of largest remainder first.
+
+    The pivots of Businger & Golub (Linear least squares solutions by Householder transformations,
+    1965, doi:10.1007/BF01436084), by Gram-Schmidt: a column is orthogonalised against all before
+    it, twice; the remainder is updated by one product for a block of columns, and the norms of its
+    columns by subtraction in between, as long as no more than half of their digits are lost
+    (Quintana-Ortí, Sun & Bischof, A BLAS-3 version of the QR factorization with column pivoting,
+    1998, doi:10.1137/S1064827595296732). Ends where the remainder is rounding: there may be fewer
+    than min(K, n) pivots. One pass over B and two numbers read from the device for each.
+    """
+    xp = array_namespace(B)
+    (K, n), epsilon = B.shape, eps(B)
+    most = min(K, n)
+    P, R, rest = zeros((K, most), B), zeros((most, n), B), xp.asarray(B, copy=True)
+    indices: list[int] = []
+    if most == 0:
+        return Pivoted(indices, R, float(safe_norm(rest)))
+    position = xp.arange(n, device=device_of(B))
+    taken = position < 0
+    sizes = _squares(rest, axis=0)
+    start, first, largest = 0, 0.0, float(xp.max(sizes))
+    while len(indices) < most:
+        k = len(indices)
+        j = int(xp.argmax(xp.where(taken, -xp.ones_like(sizes), sizes)))
+        v = rest[:, j : j + 1] - P[:, start:k] @ R[start:k, j : j + 1]
+        for _ in range(2):
+            v = v - P[:, :k] @ (adjoint(P[:, :k]) @ v)
+        size = float(safe_norm(v))
+        first = first if k else size
+        if k > start and (k - start == BLOCK or size * size <= epsilon**0.5 * largest):
+            rest -= P[:, start:k] @ R[start:k, :]
+            sizes = _squares(rest, axis=0)
+            start, largest = k, float(xp.max(sizes))
+            continue
+        if size <= ROUNDING * epsilon * math.sqrt(K) * first:
+            break
+        P[:, k : k + 1] = v / size
+        R[k : k + 1, :] = adjoint(P[:, k : k + 1]) @ rest
+        sizes = xp.maximum(sizes - _squares(R[k : k + 1, :], axis=0), xp.zeros_like(sizes))
+        taken = xp.logical_or(taken, position == j)
+        indices.append(j)
+    k = len(indices)
+    rest -= P[:, start:k] @ R[start:k, :]
+    return Pivoted(indices, R[:k, :], float(safe_norm(rest)))
+
+
+def _entry_squares(X: Array) -> Array:
+    xp = array_namespace(X)
+    return xp.real(X * xp.conj(X)) if is_complex(X) else X * X
+
+
+def _squares(X: Array, axis: int) -> Array:
+    return array_namespace(X).sum(_entry_squares(X), axis=axis)
+
+
+def tails(pivoted: Pivoted, norm: str) -> Callable[[int], float]:
+    """Norm of what k pivots leave of B, for k = 0, …, as many as there are."""
+    R, rest = pivoted.R, pivoted.rest
+    xp, r = array_namespace(R), R.shape[0]
+    if norm == "spectral":
+        L = adjoint(orthonormalise(adjoint(R)).R)  # R = L Wᴴ with W orthonormal
+        return lambda k: math.hypot(float(spectral_norm(L[k:, :], xp)), rest)
+    sums = xp.flip(xp.cumulative_sum(xp.flip(_squares(R, axis=1))))  # from the smallest on
+    return lambda k: math.hypot(float(sums[k]) ** 0.5 if k < r else 0.0, rest)
+
+
+def norm_of(X: Array, norm: str) -> float:
+    return float(safe_norm(X) if norm == "fro" else spectral_norm(X, array_namespace(X)))
+
+
+def as_indices(indices: list[int], like: Array) -> Array:
+    xp = array_namespace(like)
+    return xp.asarray(indices, dtype=xp.int64, device=device_of(like))
+
+
+def filled(indices: list[int], k: int, n: int) -> list[int]:
+    """Fill up to k different ones of n indices, these first."""
+    used = set(indices)
+    others = (j for j in range(n) if j not in used)
+    return indices + [next(others) for _ in range(k - len(indices))]
+
+
+def positions(indices: list[int], n: int, like: Array) -> Array:
+    """k×n booleans: row i is true at ``indices[i]`` only."""
+    xp = array_namespace(like)
+    every = xp.arange(n, dtype=xp.int64, device=device_of(like))
+    return every[None, :] == as_indices(indices, like)[:, None]
+
+
+def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
+    """Columns J of B, as many as `pivots`, and X with ``B ≈ B_J X``, ``X_J = I``, |X_ij| ≤ 2.
+
+    X solves the least-squares problem ``min ‖B_J X − B‖``, by the QR ``B_J = P R``. To put column j
+    in place of the i-th of J multiplies the volume of B_J by
+
+        ρ_ij = √(|X_ij|² + ω_i² γ_j²),   ω_i = ‖row i of R⁻¹‖,   γ_j = ‖column j of B − B_J X‖,
+
+    and where all ρ_ij ≤ f, the singular values of ``B − B_J X`` are at most √(1 + f²k(n − k)) times
+    those of B from the (k+1)-th on (Gu & Eisenstat, Efficient algorithms for computing a strong
+    rank-revealing QR factorization, 1996, doi:10.1137/0917055, Lemma 3.1, Theorem 3.2 and
+    Algorithm 4). Each swap doubles the volume at least, so they end; from greedy pivots few are
+    needed, mostly none. Where B_J is singular to rounding, they might not end: then columns are
+    left out, and there are fewer than pivots.
+    """
+    xp, J, n = array_namespace(B), list(pivots), B.shape[1]
+    swaps = SWAPS + len(J)
+    while J:
+        k, hits = len(J), positions(J, n, B)
+        P, R = orthonormalise(xp.take(B, as_indices(J, B), axis=1))
+        Y = adjoint(P) @ B
+        X = xp.linalg.solve(R, Y)
+        omega = _squares(xp.linalg.solve(R, eye(k, k, like=B)), axis=1)
+        growth = _entry_squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
+        growth = xp.where(xp.any(hits, axis=0)[None, :], xp.zeros_like(growth), growth)
+        i, j = divmod(int(xp.argmax(growth)), n)
+        if float(growth[i, j]) <= LARGEST**2:
+            return J, with_identity(X, hits)
+        if swaps > 0:
+            J[i], swaps = j, swaps - 1
+        else:
+            del J[i]
+    return J, zeros((0, n), B)
+
+
+def with_identity(X: Array, hits: Array) -> Array:
+    """X with the identity in the columns that `hits` marks."""
+    xp = array_namespace(X)
+    return xp.where(xp.any(hits, axis=0)[None, :], xp.astype(hits, X.dtype), X)

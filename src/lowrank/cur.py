@@ -1,0 +1,210 @@
+"""CUR decomposition: columns and rows of A, and the small matrix that joins them."""
+
+import math
+from typing import Any
+
+import numpy as np
+
+from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
+from lowrank._operator import as_operator
+from lowrank._panel import orthonormalise
+from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
+from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
+from lowrank.rangefinder import Callback, Norm, warn_unless_converged
+from lowrank.results import CURResult
+
+__all__ = ["cur"]
+
+
+def cur(
+    A: Array,
+    /,
+    rank: int | None = None,
+    *,
+    rtol: float | None = None,
+    atol: float | None = None,
+    norm: Norm = "fro",
+    oversampling: int = 10,
+    power_iterations: int | None = None,
+    krylov: bool = False,
+    block_size: int | None = None,
+    test_matrix: Any = None,
+    rng: Any = None,
+    failure_probability: float = 1e-9,
+    check: bool = False,
+    check_finite: bool = True,
+    callback: Callback | None = None,
+) -> CURResult:
+    """CUR decomposition ``A ≈ C U R``, of a given rank or to a given tolerance.
+
+    C holds k columns of A and R k rows, so both keep what A has: sparsity, signs, units.
+
+    Parameters
+    ----------
+    A : array, shape (m, n)
+        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
+        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
+    rank : int, optional
+        Number of columns and of rows; more than min(m, n) count as min(m, n). With a tolerance, a
+        cap.
+    rtol, atol : float, optional
+        The certified error ``‖A − C U R‖`` is at most ``max(rtol · ‖A‖, atol)``.
+    norm : {"fro", "spectral"}
+        Norm of tolerance, error and bound.
+    oversampling : int
+        At a fixed rank, columns of the basis beyond `rank`. (With a tolerance the basis grows
+        beyond the rank, also beyond a cap, as the tolerance needs.)
+    power_iterations : int, optional
+        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm,
+        and with `krylov`.
+    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
+        As for :class:`RangeFinder`.
+
+    Returns
+    -------
+    CURResult
+        Unpacks as ``C, U, R``; C and R are copies of ``A[:, columns]`` and ``A[rows, :]``. At a
+        rank at which a larger U would lose more to rounding than it gains, the last rows and
+        columns of U are zero.
+
+    Raises
+    ------
+    TypeError
+        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
+        belongs elsewhere.
+    ValueError
+        If A is a stack or holds NaN or Inf, there is no stop rule, an option is out of range, or an
+        entry of U, about 1/‖A‖ and more, exceeds the largest number of the dtype.
+
+    Warns
+    -----
+    ConvergenceWarning
+        If a tolerance was given and not certified.
+
+    Notes
+    -----
+    The columns are those of :func:`interpolative`, the rows those of an interpolative
+    decomposition of C; U is the best one for the projected matrix ``Q QᴴA``. The error is hardly
+    more than √2 times that of the interpolative decomposition of the same rank.
+
+    Tolerances below about ``5 √eps ‖A‖`` are out of reach: U inverts singular values σ of A down
+    to the tolerance, and what its rounding changes in the product is of order eps ‖A‖²/σ. The
+    interpolative decomposition does not have this limit.
+
+    Beyond the passes of the basis and of ``B = QᴴA`` none is needed for an array; an operator and a
+    sparse matrix are multiplied by columns of the identity to read columns and rows. About twice
+    the flops of :func:`interpolative`. Does not support derivatives or stacks.
+
+    References
+    ----------
+    M. W. Mahoney and P. Drineas, CUR matrix decompositions for improved data analysis, 2009,
+    doi:10.1073/pnas.0803205106. S. Voronin and P.-G. Martinsson, Efficient algorithms for CUR and
+    interpolative matrix decompositions, 2017, doi:10.1007/s10444-016-9494-8.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import lowrank
+    >>> from lowrank import gallery
+    >>> A = gallery.matrix(gallery.fast(300), rng=0)
+    >>> found = lowrank.cur(A, rtol=1e-3, rng=1)
+    >>> C, U, R = found
+    >>> bool(np.linalg.norm(A - C @ U @ R) <= found.error_bound <= 1e-3 * np.linalg.norm(A))
+    True
+    """
+    built, outcome = approximate(
+        as_operator(A),
+        rank,
+        _build,
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        oversampling=oversampling,
+        power_iterations=power_iterations,
+        krylov=krylov,
+        block_size=block_size,
+        test_matrix=test_matrix,
+        rng=rng,
+        failure_probability=failure_probability,
+        check=check,
+        check_finite=check_finite,
+        callback=callback,
+    )
+    warn_unless_converged(outcome)
+    C, U, R, columns, rows = built.factors
+    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **outcome)
+
+
+def _build(sketch: Sketch, k: int) -> Built:
+    """Choose k columns and rows, and U.
+
+    With orthonormal bases of C and of the adjoint of R, ``C = P S`` and ``Rᴴ = W T``, the U that
+    is best for Q B is ``S⁻¹ M T⁻ᴴ`` with ``M = PᴴQ B W``. The error is that of the stored factors.
+    """
+    Q, B, scale = sketch.Q, sketch.B, sketch.scale
+    xp, m, n = array_namespace(B), Q.shape[0], B.shape[1]
+    J, _ = interpolate(B, sketch.pivoted.indices[:k])
+    left = sketch.columns(J) * scale
+    picked = _rows_of(left)
+    r = len(picked)
+    right = adjoint(sketch.rows(picked)) * scale
+    P, S = orthonormalise(left[:, :r])
+    W, T = orthonormalise(adjoint(right))
+    G = adjoint(Q) @ P
+    M = adjoint(G) @ (B @ W)
+    rest = norm_of(B - (G @ M) @ adjoint(W), "fro")
+    sizes = xp.linalg.vector_norm(left[:, :r], axis=0)[:, None]
+    sizes = sizes * xp.linalg.vector_norm(right, axis=1)[None, :]
+    U, lost = _joined(S, M, T, sizes, rest)
+
+    r = U.shape[0]
+    k = k if sketch.fixed else r
+    U = xp.concat([U, zeros((r, k - r), B)], axis=1)
+    U = xp.concat([U, zeros((k - r, k), B)], axis=0)
+    J, picked = filled(J, k, n)[:k], filled(picked, k, m)[:k]
+    C, R = sketch.columns(J), adjoint(sketch.rows(picked))
+    left = C * scale
+    T = U @ (R * scale)
+    lost += lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
+    with np.errstate(over="ignore", invalid="ignore"):
+        U = U * scale
+    if not is_finite(U):
+        message = (
+            "an entry of U exceeds the largest number of its dtype; multiply `A` by a constant."
+        )
+        raise ValueError(message)
+    factors = C, U, R, as_indices(J, B), as_indices(picked, B)
+    return errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
+
+
+def _rows_of(C: Array) -> list[int]:
+    """Rows of C that span it, by an interpolative decomposition."""
+    rows = adjoint(C) * scale_of(C)
+    return interpolate(rows, pivoted_qr(rows).indices)[0]
+
+
+def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Array, float]:
+    """U, and what rounding may lose by it.
+
+    What is lost grows with the number of leading columns and rows that U joins, and the error
+    falls: the sum is least where they meet, or one further.
+    """
+    xp, k = array_namespace(M), M.shape[0]
+
+    def joined(r: int) -> tuple[Array, float]:
+        U = xp.linalg.solve(S[:r, :r], M[:r, :r])
+        U = adjoint(xp.linalg.solve(T[:r, :r], adjoint(U)))
+        return U, lost_in(sizes[:r, :r], U, r)
+
+    def outside(r: int) -> float:
+        return math.hypot(rest, norm_of(M[:r, r:], "fro"), norm_of(M[r:, :], "fro"))
+
+    low, high = 0, k
+    while low < high:
+        middle = (low + high + 1) // 2
+        if joined(middle)[1] <= outside(middle):
+            low = middle
+        else:
+            high = middle - 1
+    tries = {r: joined(r) for r in (low, low + 1) if r <= k}
+    return tries[min(tries, key=lambda r: tries[r][1] + outside(r))]

@@ -13,6 +13,7 @@ from lowrank._array import (
     adjoint_matmul,
     array_namespace,
     as_matrix,
+    is_complex,
     is_sharded,
     loaded,
     same_place,
@@ -89,12 +90,12 @@ class Shards:
             size = xp.max(xp.abs(X), axis=-1)
         else:
             size = zeros(tuple(phase.shape), xp.abs(phase))
-        # one array of reals, since not every backend gathers complex numbers
-        parts = xp.stack(self.gather(xp.stack([size, xp.real(phase), xp.imag(phase)])))
-        largest = xp.argmax(parts[:, 0, :], axis=0)[None, None, :]
-        taken = xp.take_along_axis(parts, xp.broadcast_to(largest, (1, *parts.shape[1:])), axis=0)
-        real = xp.astype(taken[0, 1, :], X.dtype)
-        return real if phase.dtype == size.dtype else real + 1j * taken[0, 2, :]
+        told = [xp.real(phase), xp.imag(phase)] if is_complex(X) else [phase]
+        parts = xp.stack(self.gather(xp.stack([size, *told])))  # real, which every backend gathers
+        where = xp.argmax(parts[:, 0, :], axis=0)[None, None, :]
+        where = xp.broadcast_to(where, (1, *parts.shape[1:]))
+        _, *found = xp.unstack(xp.take_along_axis(parts, where, axis=0)[0, ...])
+        return found[0] + 1j * found[1] if is_complex(X) else found[0]
 
     def seed(self, rng: Any) -> np.random.SeedSequence:
         """A seed for this process, of the seed or generator that the first one has."""
@@ -246,7 +247,7 @@ def _sharded_dim(A: Any) -> int | None:
     for dim, place in enumerate(A.placements):
         if place.is_partial():
             message = (
-                f"`A` has the placement {place}, a sum that was never made; pass "
+                f"`A` has the placement {place!r}, a sum that was never made; pass "
                 "A.redistribute(placements=[Shard(0)]) or another placement without Partial."
             )
             raise ValueError(message)

@@ -131,6 +131,8 @@ def residual_norm(
     Parameters
     ----------
     A : array, sparse matrix or operator, shape (m, n)
+        Or a DTensor of PyTorch; Q and B are then DTensors too, sharded as the results of
+        :func:`qb` are.
     Q : array, shape (m, k)
         Any basis, also one that this library did not make. Without B it should be orthonormal; if
         it is not, the error of ``Q QᴴA`` as it stands is what is measured.

@@ -36,7 +36,8 @@ def qb(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
+        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`; or a
+        DTensor of PyTorch, see Notes.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -72,7 +73,8 @@ def qb(
     At a fixed rank: the basis of :func:`range_finder` and one more product. With a tolerance the
     basis grows until its certified error is at most half the tolerance; then Q and B are rotated
     by the singular vectors of B and cut to the smallest rank that the rest of the tolerance
-    allows. That costs one more product with Aᴴ and about 6nk² flops for the k columns found.
+    allows. That costs one more product with Aᴴ and about 6nk² flops for the k columns found. A
+    DTensor gives Q sharded as its rows are, and B as its columns are; see :func:`svd`.
 
     Does not support derivatives, or stacks with a tolerance.
 

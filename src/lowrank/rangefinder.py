@@ -775,7 +775,8 @@ def range_finder(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
+        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`; or a
+        DTensor of PyTorch, see Notes.
     rank : int, optional
         Columns of Q; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -822,6 +823,10 @@ def range_finder(
 
     Memory beyond A: less than (3m + n)k + 4k² + (m + n)b entries, for looks of b columns; with
     power iterations at a fixed rank, the longer of m and n counts in place of m.
+
+    Of a DTensor the basis along the side that is not sharded is found, replicated, on all processes
+    alike; the other is an orthonormal basis of A times that one, sharded as A is, from one more
+    pass. See :func:`svd`.
 
     With `krylov` and q power iterations, k columns come from k/(q + 1) that are multiplied, in the
     same 2q + 1 passes.

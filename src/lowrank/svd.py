@@ -41,7 +41,8 @@ def svd(
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
+        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`; or a
+        DTensor of PyTorch, see Notes.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
@@ -96,6 +97,11 @@ def svd(
 
     Singular values and vectors are those of the projected matrix: S never exceeds the singular
     values of A beyond rounding. Does not support derivatives, or stacks with a tolerance.
+
+    A DTensor, sharded by rows or by columns along one dimension of its mesh, is never gathered: U
+    is sharded as its rows are, Vh as its columns are, and all else is replicated. With b columns at
+    a time each process gives n·b numbers (m·b if sharded by columns) to a sum for every other pass,
+    and b² to a gather. All processes stop at the same look, and raise the same errors.
 
     With `center` one more pass over A finds the mean. Dense matrices are then centred by blocks of
     512 rows (a sixteenth of them, if more) at each pass.

@@ -1,6 +1,7 @@
 """What each rank does in the tests of sharded matrices."""
 
 import contextlib
+import os
 import warnings
 from collections import Counter
 
@@ -267,6 +268,17 @@ def replicated():
     Q, R = lowrank.qr(D)
     assert norm(A - whole(Q) @ whole(R), "fro") <= 1e-4
     return told(found)
+
+
+def killed():
+    """The last rank ends without a word, after its first look."""
+    D = sharded(matrix(gallery.slow(200), (300, 200), "float64"), 0)
+
+    def callback(look):
+        if dist.get_rank() == dist.get_world_size() - 1:
+            os._exit(9)
+
+    lowrank.svd(D, rtol=1e-9, rng=0, callback=callback)
 
 
 def half(name):

@@ -42,7 +42,7 @@ html_theme_options = {
 }
 # Parts that are single pages have nothing to unfold beside them.
 without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
-without_sidebar += ("tutorials/sharded",)
+without_sidebar += ("tutorials/sharded", "policies")
 html_sidebars = dict.fromkeys(without_sidebar, [])
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")

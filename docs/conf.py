@@ -1,6 +1,7 @@
 """Configuration of the documentation; ``nox -s docs`` builds it."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import lowrank
@@ -17,7 +18,12 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "explanation/floor_table.md"]
+exclude_patterns = [
+    "_build",
+    "capabilities_table.md",
+    "explanation/floor_table.md",
+    "explanation/scaling_table.md",
+]
 nitpicky = True
 # Indented formulas and tables are no Python.
 highlight_language = "none"
@@ -44,6 +50,21 @@ html_theme_options = {
 without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
 without_sidebar += ("tutorials/sharded", "policies")
 html_sidebars = dict.fromkeys(without_sidebar, [])
+
+# The table of what takes what, of the declaration that the tests try.
+declared = tomllib.loads((Path(__file__).parent / "capabilities.toml").read_text(encoding="utf-8"))
+WORDS = {"both": "rank or tolerance", "rank": "rank", "yes": "yes", "no": "–"}
+lines = [
+    f"| | {' | '.join(declared['inputs'].values())} |",
+    "| :--- |" + " :--- |" * len(declared["inputs"]),
+    *(
+        f"| `{name}` | {' | '.join(WORDS[cell] for cell in row)} |"
+        for name, row in declared["functions"].items()
+    ),
+]
+(Path(__file__).parent / "capabilities_table.md").write_text(
+    "\n".join(lines) + "\n", encoding="utf-8"
+)
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")
 documented = re.findall(r"^\.\. auto\w+:: (?:lowrank\.)?(\w+)", reference, re.MULTILINE)

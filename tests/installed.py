@@ -9,7 +9,6 @@ import sys
 import tempfile
 import zipfile
 from importlib.metadata import metadata, version
-from pathlib import Path
 
 import numpy as np
 

@@ -49,7 +49,7 @@ html_theme_options = {
 # Parts that are single pages have nothing to unfold beside them.
 without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
 without_sidebar += ("tutorials/sharded", "policies")
-html_sidebars = dict.fromkeys(without_sidebar, [])
+html_sidebars = {page: [] for page in without_sidebar}
 
 # The table of what takes what, of the declaration that the tests try.
 declared = tomllib.loads((Path(__file__).parent / "capabilities.toml").read_text(encoding="utf-8"))

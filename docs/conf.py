@@ -17,7 +17,11 @@ extensions = [
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
 ]
-exclude_patterns = ["_build", "explanation/floor_table.md"]
+exclude_patterns = [
+    "_build",
+    "explanation/factorizations_tables.md",
+    "explanation/floor_table.md",
+]
 nitpicky = True
 # Indented formulas and tables are no Python.
 highlight_language = "none"

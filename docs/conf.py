@@ -46,7 +46,7 @@ html_theme_options = {
 }
 # Parts that are single pages have nothing to unfold beside them.
 without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
-html_sidebars = dict.fromkeys(without_sidebar, [])
+html_sidebars = {page: [] for page in without_sidebar}
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")
 documented = re.findall(r"^\.\. auto\w+:: (?:lowrank\.)?(\w+)", reference, re.MULTILINE)

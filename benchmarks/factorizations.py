@@ -103,6 +103,27 @@ def krylov() -> None:
     end("krylov")
 
 
+def tolerances() -> None:
+    """Products of `svd` to a tolerance, and its rank."""
+    options: list[dict[str, Any]] = [
+        {"power_iterations": 0},
+        {"power_iterations": 1},
+        {"power_iterations": 1, "krylov": True},
+        {"power_iterations": 2, "krylov": True},
+    ]
+    begin("tolerances", "", "q = 0", "q = 1", "Krylov, q = 1", "Krylov, q = 2")
+    for norm, rtol in (("fro", 1e-1), ("fro", 1e-2), ("spectral", 1e-1), ("spectral", 1e-2)):
+        for name in SPECTRA:
+            A = gallery.matrix(spectrum(name), rng=0)
+            cells = []
+            for option in options:
+                found = lowrank.svd(A, rtol=rtol, norm=norm, rng=0, **option)
+                assert found.converged
+                cells.append(f"{found.products} ({found.rank})")
+            row(f"{name}, {rtol:g}, {'Frobenius' if norm == 'fro' else norm}", *cells)
+    end("tolerances")
+
+
 def clusters() -> None:
     """A quarter of all singular values is equal, and a block has no more than 64 columns."""
     s = gallery.steps(N)
@@ -284,6 +305,7 @@ def main() -> None:
     warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
     for table in (
         krylov,
+        tolerances,
         clusters,
         two_sides,
         semidefinite,

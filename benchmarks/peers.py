@@ -4,8 +4,8 @@
 
 Sections (all by default): `svd` and `tolerance`, the README's; `interpolative`, `eigh`, `nystrom`,
 `center` at equal rank, columns and products; `stacks`, many small matrices at once. Needs SciPy,
-scikit-learn and PyTorch; fbpca and librla are used where they are installed. Takes about TOTAL
-minutes on one thread, and with --quick, on small matrices, SHORT seconds; nothing else should run.
+scikit-learn and PyTorch; fbpca and librla are used where they are installed. Takes about three
+minutes on one thread, and with --quick, on small matrices, ten seconds; nothing else should run.
 
 The calls of a table take turns on one matrix; medians of five after a first that warms up. Errors
 are in the Frobenius norm. Options are defaults unless the name tells.

@@ -89,7 +89,8 @@ def eigh(
     -----
     Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
     2n²(k + p) flops each. With a tolerance the basis grows until its certified error E leaves room
-    for both sides: ``‖A − QQᴴAQQᴴ‖ ≤ √2 ‖E‖``. Then it is cut to the smallest rank that the tolerance allows.
+    for both sides: ``‖A − QQᴴAQQᴴ‖ ≤ √2 ‖E‖``. Then it is cut to the smallest rank that the
+    tolerance allows.
 
     Eigenvalues are those of the projected matrix: none is larger than the largest of A, or smaller
     than the smallest. Does not support derivatives, or stacks with a tolerance.

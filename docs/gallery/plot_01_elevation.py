@@ -64,29 +64,28 @@ for metres in (40, 10, 5, 2):
 # Look at the result
 # ------------------
 #
-# A root mean square is a mean. Where the errors are, only a picture of them tells: at the steep sides of
-# the valleys, and in stripes, because a mixture of whole rows and columns is what the map is made of.
+# A root mean square is a mean. Where the errors are, only a picture of them tells: here they are everywhere,
+# as a texture of short waves along rows and columns, for whole rows and columns are what the map is made of.
 
 x, y = n * 0.0743, m * 0.0925  # kilometres: 3 seconds of arc at 36.6° N
 fig, axes = plt.subplots(2, 2, figsize=(7.2, 6.2), sharex=True, sharey=True)
 fig.set_label(
     "Four maps. The elevation as measured, its approximation with a root mean square error of 40 m, "
-    "which is blurred and streaky, that with 5 m, which can hardly be told from the first, and the "
-    "difference of the first and the last, which is within 20 m nearly everywhere and largest along "
-    "steep slopes."
+    "which is blurred and streaky, that with 10 m, which lacks only the finest valleys, and the difference "
+    "of the first and the last: a fine texture all over the map, within 40 m nearly everywhere."
 )
 shades = {"extent": (0, x, 0, y), "vmin": A.min(), "vmax": A.max()}
 pictures = {"as measured": A}
-pictures |= {f"{k} m: rank {approximations[k][0]}": approximations[k][1] for k in (40, 5)}
+pictures |= {f"{k} m: rank {approximations[k][0]}": approximations[k][1] for k in (40, 10)}
 for ax, (title, picture) in zip(axes.flat, pictures.items(), strict=False):
     heights = ax.imshow(picture, **shades)
     ax.set_title(title)
 fig.colorbar(heights, ax=axes[0, :], label="elevation (m)")
-limit = 20
+limit = 40
 left = axes[1, 1].imshow(
-    A - approximations[5][1], cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, x, 0, y)
+    A - approximations[10][1], cmap="RdBu_r", vmin=-limit, vmax=limit, extent=(0, x, 0, y)
 )
-axes[1, 1].set_title("as measured, less the 5 m map")
+axes[1, 1].set_title("as measured, less the 10 m map")
 fig.colorbar(left, ax=axes[1, :], label="difference (m)", extend="both")
 fig.supxlabel("kilometres to the east")
 fig.supylabel("kilometres to the north")

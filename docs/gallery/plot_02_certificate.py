@@ -48,7 +48,7 @@ def error_at(rank):
     return np.linalg.norm(A - Q @ (Q.T @ A))
 
 
-looks = [look for look in found.history if look.rank > 0]
+looks = found.history
 ranks = np.array([look.rank for look in looks])
 truth = np.array([error_at(rank) for rank in ranks]) / norm_A
 estimates = np.array([look.estimate for look in looks]) / norm_A

@@ -26,14 +26,13 @@ fig.set_label(
     "exponential one is below 10 % from rank 17 on, 1/j from rank 54 on, and the flat one only near "
     "the full rank of 500. Markers show that lowrank.svd finds these ranks."
 )
-for (name, spectrum), label_at in zip(spectra.items(), (40, 100, 320), strict=True):
+for (name, spectrum), label_at in zip(spectra.items(), ((24, 0.03), (85, 0.13), (320, 0.63)), strict=True):
     s = spectrum(500)
     curve = [gallery.best_error(s, r) / gallery.best_error(s, 0) for r in ranks]
     (line,) = ax.plot(ranks, curve, clip_on=False)
     found = lowrank.svd(gallery.matrix(s, rng=0), rtol=0.1, rng=0)
     ax.plot(found.rank, found.error / found.norm_A, "o", color=line.get_color())
-    ax.annotate(name, (label_at, curve[label_at]), (6, 3), textcoords="offset points",
-                color=line.get_color())  # fmt: skip
+    ax.text(*label_at, name, color=line.get_color())
     needed = gallery.best_rank(s, rtol=0.1)
     print(f"{name:>10}: rank {needed:3d} needed, {found.rank:3d} found, {found.status.name}")
     assert needed <= found.rank <= needed + 2

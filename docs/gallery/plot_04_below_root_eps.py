@@ -100,7 +100,7 @@ for ax, (dtype, (A, Q, energies, found)) in zip(axes, runs.items(), strict=True)
     ax.set_title(dtype)
     ax.set_xlabel("columns of the basis")
 axes[0].set_ylabel("error relative to ‖A‖")
-axes[1].legend()
+axes[1].legend(loc="upper right")
 
 # %%
 # Nobody can certify everything

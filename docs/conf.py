@@ -49,6 +49,7 @@ sphinx_gallery_conf = {
     "abort_on_example_error": True,
     "download_all_examples": False,
     "show_signature": False,
+    "remove_config_comments": True,
     "min_reported_time": 5,
     "write_computation_times": False,
 }

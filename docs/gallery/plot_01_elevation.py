@@ -2,13 +2,13 @@
 Compress a map, and choose the tolerance
 ========================================
 
-A table of numbers whose rows resemble each other can be stored as a product of two thin tables. This
-script does that to a map of elevations, and shows how to say what error is allowed: in metres.
+A table of numbers whose rows resemble each other can be stored as a product of two thin tables.
+This script does that to a map of elevations, and shows how to say what error is allowed: in metres.
 """
 
 # %%
-# The map lies in the package: 344×403 heights around the Jacksboro fault in Tennessee, one every three
-# seconds of arc, measured by the US Geological Survey. To the library it is a matrix.
+# The map lies in the package: 344×403 heights around the Jacksboro fault in Tennessee, one every
+# three seconds of arc, measured by the US Geological Survey. To the library it is a matrix.
 
 from importlib import resources
 
@@ -26,10 +26,11 @@ print(f"{m}×{n} heights from {A.min():.0f} m to {A.max():.0f} m")
 # What is done
 # ------------
 #
-# A *range finder* multiplies the matrix by a few random vectors. Each product is a random mixture of
-# the columns of A, so that directions that many columns share are in every one of them. Made orthonormal,
-# the products are the columns of a basis Q, and ``Q (QᵀA)`` is A as far as Q can express it. The singular
-# value decomposition of the small matrix ``QᵀA`` then puts the directions in order of weight:
+# A *range finder* multiplies the matrix by a few random vectors. Each product is a random mixture
+# of the columns of A, so that directions that many columns share are in every one of them. Made
+# orthonormal, the products are the columns of a basis Q, and ``Q (QᵀA)`` is A as far as Q can
+# express it. The singular value decomposition of the small matrix ``QᵀA`` then puts the directions
+# in order of weight:
 #
 #     A ≈ U diag(S) Vh, with U of size m×r, Vh of size r×n, and the rank r.
 #
@@ -38,10 +39,10 @@ print(f"{m}×{n} heights from {A.min():.0f} m to {A.max():.0f} m")
 # From metres to a tolerance
 # --------------------------
 #
-# The error is measured in the Frobenius norm, the root of the sum of the squares of all m·n entries. A
-# root mean square error of 5 m is therefore a norm of ``5 √(m n)``. It is an absolute error, so it
-# goes in as ``atol``. (``rtol`` is relative to the norm of A. Heights are counted from the sea, and of
-# a norm that is mostly the mean height, one per cent says little about the hills.)
+# The error is measured in the Frobenius norm, the root of the sum of the squares of all m·n
+# entries. A root mean square error of 5 m is therefore a norm of ``5 √(m n)``. It is an absolute
+# error, so it goes in as ``atol``. (``rtol`` is relative to the norm of A. Heights are counted from
+# the sea, and of a norm that is mostly the mean height, one per cent says little about the hills.)
 
 approximations = {}
 print("allowed  rank  certified   true     numbers stored")
@@ -56,23 +57,26 @@ for metres in (40, 10, 5, 2):
     approximations[metres] = found.rank, B
 
 # %%
-# No rank was asked for: each line has the rank that its error needs. *Certified* is a bound that the
-# library computed without knowing the true error; the true one, for which A has to be compared entry by
-# entry, is below it every time. The last column shows the price of detail. At 2 m the factors hold more
-# than half as many numbers as the map: hills are rough, and roughness has no low rank.
+# No rank was asked for: each line has the rank that its error needs. *Certified* is a bound that
+# the library computed without knowing the true error; the true one, for which A has to be compared
+# entry by entry, is below it every time. The last column shows the price of detail. At 2 m the
+# factors hold more than half as many numbers as the map: hills are rough, and roughness has no low
+# rank.
 #
 # Look at the result
 # ------------------
 #
-# A root mean square is a mean. Where the errors are, only a picture of them tells: here they are everywhere,
-# as a texture of short waves along rows and columns, for whole rows and columns are what the map is made of.
+# A root mean square is a mean. Where the errors are, only a picture of them tells: here they are
+# everywhere, as a texture of short waves along rows and columns, for whole rows and columns are
+# what the map is made of.
 
 x, y = n * 0.0743, m * 0.0925  # kilometres: 3 seconds of arc at 36.6° N
-fig, axes = plt.subplots(2, 2, figsize=(7.2, 6.2), sharex=True, sharey=True)
+fig, axes = plt.subplots(2, 2, figsize=(6.8, 6.2), sharex=True, sharey=True)
 fig.set_label(
-    "Four maps. The elevation as measured, its approximation with a root mean square error of 40 m, "
-    "which is blurred and streaky, that with 10 m, which lacks only the finest valleys, and the difference "
-    "of the first and the last: a fine texture all over the map, within 40 m nearly everywhere."
+    "Four maps. The elevation as measured, its approximation with a root mean square error of 40 "
+    "m, which is blurred and streaky, that with 10 m, which lacks only the finest valleys, and the "
+    "difference of the first and the last: a fine texture all over the map, within 40 m nearly "
+    "everywhere."
 )
 shades = {"extent": (0, x, 0, y), "vmin": A.min(), "vmax": A.max()}
 pictures = {"as measured": A}
@@ -87,8 +91,8 @@ left = axes[1, 1].imshow(
 )
 axes[1, 1].set_title("as measured, less the 10 m map")
 fig.colorbar(left, ax=axes[1, :], label="difference (m)", extend="both")
-fig.supxlabel("kilometres to the east")
-fig.supylabel("kilometres to the north")
+fig.supxlabel("kilometres to the east", fontsize="medium")
+fig.supylabel("kilometres to the north", fontsize="medium")
 
 # %%
 # What the best possible would be
@@ -104,8 +108,9 @@ best = [lowrank.gallery.best_error(s, r) / np.sqrt(m * n) for r in ranks]
 
 fig, ax = plt.subplots()
 fig.set_label(
-    "Root mean square error in metres, on a logarithmic axis, against the rank. The curve of the best "
-    "possible falls from 80 m at rank 1 to 1 m at rank 200, and the four approximations lie on it."
+    "Root mean square error in metres, on a logarithmic axis, against the rank. The curve of the "
+    "best possible falls from 80 m at rank 1 to 1 m at rank 200, and the four approximations lie "
+    "on it."
 )
 ax.semilogy(ranks, best, color="0.6", label="best possible at this rank")
 errors = {r: np.sqrt(np.mean((A - B) ** 2)) for r, B in approximations.values()}

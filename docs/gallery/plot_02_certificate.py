@@ -2,15 +2,15 @@
 Read the certificate: estimate, bound and truth
 ===============================================
 
-A basis that grows until the error is small enough needs to know the error, and the true one costs as much
-as the work itself. This script shows the two numbers that stand for it, and what each can be trusted
-with.
+A basis that grows until the error is small enough needs to know the error, and the true one costs
+as much as the work itself. This script shows the two numbers that stand for it, and what each can
+be trusted with.
 """
 
 # %%
-# A matrix whose singular values are known, ``exp(−j/20)``, serves as the example: for it, the best that
-# any method can do is known too. A :class:`~lowrank.RangeFinder` holds a basis that grows; ``reach`` lets
-# it grow until the relative error is certified to be at most 1e-6.
+# A matrix whose singular values are known, ``exp(−j/20)``, serves as the example: for it, the best
+# that any method can do is known too. A :class:`~lowrank.RangeFinder` holds a basis that grows;
+# ``reach`` lets it grow until the relative error is certified to be at most 1e-6.
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -33,14 +33,15 @@ for look in found.history[::2]:
 # Where the numbers come from
 # ---------------------------
 #
-# Before new columns join the basis, they are looked at. They are products of A with random vectors that
-# the basis Q has never met; what is left of them outside of Q shows how much of A is outside of Q. The mean
-# of their squared lengths is the *estimate*, right on average. The *bound* is the estimate times a factor,
-# so large that the bound is below the truth with probability 1e-9 at most, over all looks of this object
-# together. The factor is about two here, and depends on neither A nor its size.
+# Before new columns join the basis, they are looked at. They are products of A with random vectors
+# that the basis Q has never met; what is left of them outside of Q shows how much of A is outside
+# of Q. The mean of their squared lengths is the *estimate*, right on average. The *bound* is the
+# estimate times a factor, so large that the bound is below the truth with probability 1e-9 at most,
+# over all looks of this object together. The factor is about two here, and depends on neither A nor
+# its size.
 #
-# The truth, for comparison, is computed from all of A. The first columns of Q are the basis as it was at
-# each look.
+# The truth, for comparison, is computed from all of A. The first columns of Q are the basis as it
+# was at each look.
 
 
 def error_at(rank):
@@ -58,9 +59,10 @@ assert np.all(truth <= bounds)
 
 fig, ax = plt.subplots()
 fig.set_label(
-    "Relative error on a logarithmic axis against the rank. The bound is a step line that lies by a "
-    "factor of two above the estimates; these lie on the curve of the true error, and that lies a "
-    "little above the best possible. The last bound is below the dashed line of the tolerance, 1e-6."
+    "Relative error on a logarithmic axis against the rank. The bound is a step line that lies by "
+    "a factor of two above the estimates; these lie on the curve of the true error, and that lies "
+    "a little above the best possible. The last bound is below the dashed line of the tolerance, "
+    "1e-6."
 )
 ax.semilogy(ranks, bounds, drawstyle="steps-post", label="bound")
 ax.semilogy(ranks, estimates, "o", label="estimate")
@@ -73,9 +75,10 @@ ax.set_ylabel("error relative to ‖A‖")
 ax.legend()
 
 # %%
-# Growth ends at the first look whose *bound* is below the tolerance. It could have ended some columns
-# earlier, had the truth been known: that is what certainty costs. ``lowrank.svd`` and ``lowrank.qb`` give
-# most of it back, since they cut the surplus off the factors that they compute in the end:
+# Growth ends at the first look whose *bound* is below the tolerance. It could have ended some
+# columns earlier, had the truth been known: that is what certainty costs. ``lowrank.svd`` and
+# ``lowrank.qb`` give most of it back, since they cut the surplus off the factors that they compute
+# in the end:
 
 trimmed = lowrank.svd(A, rtol=1e-6, rng=0)
 print("basis", found.rank, "svd", trimmed.rank, "best possible", gallery.best_rank(s, rtol=1e-6))
@@ -85,9 +88,10 @@ assert trimmed.rank <= gallery.best_rank(s, rtol=1e-6) + 3
 # How often they are wrong
 # ------------------------
 #
-# ``lowrank.residual_norm`` measures any approximation, also one of another library. Here one and the same
-# basis is measured 400 times with other random vectors. The estimates scatter about the truth to both
-# sides, by some per cent: good to plot, but half of them too small. The bounds are all above it.
+# ``lowrank.residual_norm`` measures any approximation, also one of another library. Here one and
+# the same basis is measured 400 times with other random vectors. The estimates scatter about the
+# truth to both sides, by some per cent: good to plot, but half of them too small. The bounds are
+# all above it.
 
 Q = found.Q[:, :128]
 true = error_at(128)
@@ -97,8 +101,8 @@ bounds = np.array([one.upper_bound for one in measured]) / true
 
 fig, ax = plt.subplots(figsize=(7.2, 3))
 fig.set_label(
-    "Histograms of 400 estimates and of 400 bounds, each divided by the true error. The estimates lie "
-    "between 0.9 and 1.1, around one; the bounds between 1.8 and 2.3, all to the right of one."
+    "Histograms of 400 estimates and of 400 bounds, each divided by the true error. The estimates "
+    "lie between 0.9 and 1.1, around one; the bounds between 1.8 and 2.3, all to the right of one."
 )
 bins = np.linspace(0.75, 2.5, 106)
 ax.hist(estimates, bins, color="C1", label="estimate")

@@ -2,8 +2,9 @@
 Below the root of eps: a stop rule that reports false success
 =============================================================
 
-There is a stop rule that costs nothing and needs no random numbers. It is right for large tolerances, and
-for small ones it reports success that did not happen. This script writes it out and watches.
+There is a stop rule that costs nothing and needs no random numbers. It is right for large
+tolerances, and for small ones it reports success that did not happen. This script writes it out and
+watches.
 """
 
 # %%
@@ -11,9 +12,9 @@ for small ones it reports success that did not happen. This script writes it out
 #
 #     ‖A − Q B‖² = ‖A‖² − ‖B‖²,
 #
-# and since B is needed anyway, one subtracts the norm of each of its blocks from a running total E, and
-# stops when E is below the square of the tolerance. This is the rule of randQB_EI (W. Yu, Y. Gu and
-# Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__), in our words:
+# and since B is needed anyway, one subtracts the squared norm of each block of it from a running total E,
+# and stops when E is below the square of the tolerance. This is the rule of randQB_EI (W. Yu, Y. Gu
+# and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__), in our words:
 
 import warnings
 
@@ -38,9 +39,9 @@ def qb_by_energies(A, tolerance, rng, block=16):
 
 
 # %%
-# In exact arithmetic there is nothing to object to. But E is the difference of two numbers of size ‖A‖²,
-# each rounded to eps·‖A‖². What is left of E below eps·‖A‖² is noise, of either sign, so that errors
-# below √eps·‖A‖ cannot be seen: 3.5e-4 in float32, and 1.5e-8 in float64.
+# In exact arithmetic there is nothing to object to. But E is the difference of two numbers of size
+# ‖A‖², each rounded to eps·‖A‖². What is left of E below eps·‖A‖² is noise, of either sign, so that
+# errors below √eps·‖A‖ cannot be seen: 3.5e-4 in float32, and 1.5e-8 in float64.
 #
 # A negative E is below the square of *any* tolerance.
 
@@ -62,23 +63,25 @@ for dtype, rtol in tolerances.items():
     print(f"{dtype}, tolerance {rtol:.0e}: {needed} columns are needed at least")
     for name, basis in (("energies", Q), ("lowrank ", found.Q)):
         verdict = "below it" if error(A, basis) <= rtol else "MISSED"
-        print(f"    {name} end with {basis.shape[1]} columns, error {error(A, basis):.1e}: {verdict}")
+        print(
+            f"    {name} end with {basis.shape[1]} columns, error {error(A, basis):.1e}: {verdict}"
+        )
     assert error(A, found.Q) <= found.error_bound / norm_A <= rtol
     # By chance the rule goes on to the last column instead of ending too early.
     assert error(A, Q) > rtol or Q.shape[1] > 780
     runs[dtype] = A, Q, energies, found
 
 # %%
-# The rule ended, and said nothing of a problem. In the picture the root of E follows the true error down
-# to the dotted line, √eps, and jumps off. The estimates of a sampled residual, which the library uses,
-# follow it further: a sample of ``A − Q QᵀA`` is wrong by eps·‖A‖, not by its root.
+# The rule ended, and said nothing of a problem. In the picture the root of E follows the true error
+# down to the dotted line, √eps, and jumps off. The estimates of a sampled residual, which the
+# library uses, follow it further: a sample of ``A − Q QᵀA`` is wrong by eps·‖A‖, not by its root.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 fig.set_label(
-    "Two panels, float32 and float64: errors on a logarithmic axis against the columns of the basis. "
-    "The root of the energies follows the true error down to the root of eps and ends there with a "
-    "negative energy, marked by a cross. The sampled estimates follow the truth below it, down to the "
-    "tolerance."
+    "Two panels, float32 and float64: errors on a logarithmic axis against the columns of the "
+    "basis. The root of the energies follows the true error down to the root of eps and ends there "
+    "with a negative energy, marked by a cross. The sampled estimates follow the truth below it, "
+    "down to the tolerance."
 )
 for ax, (dtype, (A, Q, energies, found)) in zip(axes, runs.items(), strict=True):
     norm_A, eps = np.linalg.norm(A), np.finfo(dtype).eps
@@ -106,7 +109,8 @@ axes[1].legend(loc="upper right")
 # Nobody can certify everything
 # -----------------------------
 #
-# The sample has a floor as well, some multiple of eps·‖A‖. The difference is that it is known, and said:
+# The sample has a floor as well, some multiple of eps·‖A‖. The difference is that it is known, and
+# said:
 
 A, *_ = runs["float32"]
 with warnings.catch_warnings():

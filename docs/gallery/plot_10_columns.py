@@ -2,20 +2,22 @@
 Choose sensors and survey lines: columns that stand for a matrix
 ================================================================
 
-Singular vectors are mixtures of all columns. Sometimes columns themselves are wanted: the pixels to measure,
-the lines to fly. This script chooses a few of them, and reconstructs the rest.
+Singular vectors are mixtures of all columns. Sometimes columns themselves are wanted: the pixels to
+measure, the lines to fly. This script chooses a few of them, and reconstructs the rest.
 """
 
 # %%
 # Which pixels tell the image?
 # ----------------------------
 #
-# The 1797 images of digits that come with scikit-learn have 64 pixels. A camera that may measure only 20 of
-# them should measure those from which the others follow. An *interpolative decomposition* finds them:
-# ``A ≈ A[:, J] X``, with columns J of A itself, and coefficients X that tell how all columns follow from these.
+# The 1797 images of digits that come with scikit-learn have 64 pixels. A camera that may measure
+# only 20 of them should measure those from which the others follow. An *interpolative
+# decomposition* finds them: ``A ≈ A[:, J] X``, with columns J of A itself, and coefficients X that
+# tell how all columns follow from these.
 #
 # They are chosen on 1200 images, and tried on the others.
 
+# sphinx_gallery_thumbnail_number = 2
 from importlib import resources
 
 import matplotlib.pyplot as plt
@@ -50,14 +52,16 @@ def error_of(pixels):
 rng = np.random.default_rng(0)
 by_chance = [error_of(rng.choice(64, 20, replace=False)) for _ in range(100)]
 print(f"error with the chosen pixels {relative(new - rebuilt):.0%}")
-print(f"with random pixels {np.mean(by_chance):.0%} on average, {min(by_chance):.0%} at best of 100")
+print(
+    f"with random pixels {np.mean(by_chance):.0%} on average, {min(by_chance):.0%} at best of 100"
+)
 assert relative(new - rebuilt) < min(by_chance)
 
-fig, axes = plt.subplots(2, 7, figsize=(7.2, 2.7))
+fig, axes = plt.subplots(2, 7, figsize=(7.2, 2), width_ratios=[2.1] + 6 * [1])
 fig.set_label(
-    "On the left a map of how much each pixel varies, with the 20 chosen pixels marked: all in the middle "
-    "columns, none at the edges. To the right six digits, above as they are and below as rebuilt "
-    "from 20 pixels: softer, but each can be read."
+    "On the left a map of how much each pixel varies, with the 20 chosen pixels marked: all in the "
+    "middle columns, none at the edges. To the right six digits, above as they are and below as "
+    "rebuilt from 20 pixels: softer, with the same strokes."
 )
 gs = axes[0, 0].get_gridspec()
 for ax in axes[:, 0]:
@@ -72,20 +76,21 @@ for column, image, again in zip(axes[:, 1:].T, new + mean, rebuilt + mean, stric
 axes[0, 1].set_ylabel("new")
 axes[1, 1].set_ylabel("rebuilt")
 for ax in fig.axes:
-    ax.set_xticks([])
-    ax.set_yticks([])
+    ax.set(xticks=[], yticks=[])
+    ax.spines[:].set_visible(False)
 
 # %%
-# The pixels that vary most would be another choice, but neighbours that vary in the same way tell the same
-# thing. An interpolative decomposition takes a column for what the others do not tell.
+# The pixels that vary most would be another choice, but neighbours that vary in the same way tell
+# the same thing. An interpolative decomposition takes a column for what the others do not tell.
 #
 # Which lines to survey?
 # ----------------------
 #
-# A *CUR decomposition* chooses rows as well: ``A ≈ C U R``, with columns C and rows R of A, and a small matrix U
-# that joins them. On the map of elevations of the :ref:`first script
-# <sphx_glr_auto_gallery_plot_01_elevation.py>`, the columns are lines from north to south and the rows lines
-# from west to east. Who has measured the heights along these lines, and knows U, has the map.
+# A *CUR decomposition* chooses rows as well: ``A ≈ C U R``, with columns C and rows R of A, and a
+# small matrix U that joins them. On the map of elevations of the :ref:`first script
+# <sphx_glr_auto_gallery_plot_01_elevation.py>`, the columns are lines from north to south and the
+# rows lines from west to east. Who has measured the heights along these lines, and knows U, has the
+# map.
 
 with (resources.files("lowrank") / "data" / "elevation.npz").open("rb") as file:
     A = np.load(file)["elevation"].astype(float)
@@ -101,11 +106,11 @@ best = lowrank.gallery.best_error(s, 40) / np.sqrt(m * n)
 print(f"root mean square error {metres:.1f} m; best possible of rank 40: {best:.1f} m")
 assert best < metres < 2 * best
 
-fig, axes = plt.subplots(1, 2, figsize=(7.2, 4), sharey=True)
+fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharey=True)
 fig.set_label(
     "Two maps of elevation. On the left the measured one with 40 vertical and 40 horizontal lines, "
-    "spread unevenly and denser in the hills; on the right the map rebuilt from these lines, which has "
-    "the same ridges and valleys with some streaks."
+    "spread unevenly; on the right the map rebuilt from these lines, which has the same ridges and "
+    "valleys with some streaks."
 )
 x, y = n * 0.0743, m * 0.0925  # kilometres
 shades = {"extent": (0, x, 0, y), "vmin": A.min(), "vmax": A.max()}
@@ -121,9 +126,10 @@ for ax in axes:
 fig.colorbar(heights, ax=axes, label="elevation (m)")
 
 # %%
-# Real columns cost something: at the same rank the error is larger than that of the singular vectors. What
-# they have in return is meaning: a unit, a place, a sign, and zeros where the data have them. With ``rtol``
-# or ``atol`` in place of the rank, both functions choose as many columns as a certified error needs:
+# Real columns cost something: at the same rank the error is larger than that of the singular
+# vectors. What they have in return is meaning: a unit, a place, a sign, and zeros where the data
+# have them. With ``rtol`` or ``atol`` in place of the rank, both functions choose as many columns
+# as a certified error needs:
 
 for metres in (40, 20):
     found = lowrank.cur(A, atol=metres * np.sqrt(m * n), rng=0)

@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import lowrank
@@ -19,7 +20,13 @@ extensions = [
     "sphinx_copybutton",
     "sphinx_gallery.gen_gallery",
 ]
-exclude_patterns = ["_build", "explanation/floor_table.md", "gallery"]
+exclude_patterns = [
+    "_build",
+    "capabilities_table.md",
+    "explanation/floor_table.md",
+    "explanation/scaling_table.md",
+    "gallery",
+]
 nitpicky = True
 # Indented formulas and tables are no Python.
 highlight_language = "none"
@@ -64,8 +71,23 @@ html_theme_options = {
 }
 # Parts that are single pages have nothing to unfold beside them.
 without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
-without_sidebar += ("tutorials/sharded",)
-html_sidebars = dict.fromkeys(without_sidebar, [])
+without_sidebar += ("tutorials/sharded", "policies")
+html_sidebars = {page: [] for page in without_sidebar}
+
+# The table of what takes what, of the declaration that the tests try.
+declared = tomllib.loads((Path(__file__).parent / "capabilities.toml").read_text(encoding="utf-8"))
+WORDS = {"both": "rank or tolerance", "rank": "rank", "yes": "yes", "no": "–"}
+lines = [
+    f"| | {' | '.join(declared['inputs'].values())} |",
+    "| :--- |" + " :--- |" * len(declared["inputs"]),
+    *(
+        f"| `{name}` | {' | '.join(WORDS[cell] for cell in row)} |"
+        for name, row in declared["functions"].items()
+    ),
+]
+(Path(__file__).parent / "capabilities_table.md").write_text(
+    "\n".join(lines) + "\n", encoding="utf-8"
+)
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")
 documented = re.findall(r"^\.\. auto\w+:: (?:lowrank\.)?(\w+)", reference, re.MULTILINE)

@@ -233,3 +233,65 @@ def test_large_and_small_entries(backend, dtype):
         w, V = backend.numpy(found.eigenvalues) / size, backend.numpy(found.eigenvectors)
         assert np.linalg.norm(A - (V * w) @ adjoint(V)) <= 1e-3 * np.linalg.norm(A)
         assert found.converged
+
+
+# -- what is not Hermitian, and not seen at once ------------------------------------------------
+
+
+def test_a_skew_part_outside_of_the_basis_is_found(backend, dtype):
+    """Columns of e₁(e₁ + e_j/2)ᵀ span e₁ alone: samples of them know nothing of row 1."""
+    A = np.zeros((200, 200), dtype)
+    A[0, 0], A[0, 150] = 1.0, 0.5
+    A = backend.asarray(A)
+    with pytest.raises(ValueError, match=r"QQᴴAQQᴴ is off by 0\.[45]"):
+        lowrank.eigh(A, rtol=1e-2, rng=0)
+    for options in ({"rank": 1, "oversampling": 0}, {"rtol": 0.1, "norm": "spectral"}):
+        with pytest.raises(ValueError, match="is not Hermitian: for Gaussian x and y"):
+            lowrank.eigh(A, rng=0, check=True, **options)
+
+
+def test_a_hermitian_matrix_passes_every_check(backend, dtype):
+    for spectrum in ("slow", "fast", "drop"):
+        A = hermitian(alternating(gallery.SPECTRA[spectrum](60)), dtype)
+        for rtol in (0.5, 1e-2, 1e-6):
+            quietly(lowrank.eigh, backend.asarray(A), rtol=rtol, rng=0, check=True)
+
+
+def test_a_member_that_is_not_hermitian_is_found_beside_a_large_one(backend, dtype):
+    for sizes in ((1e15, 1.0), (1.0, 1e15)):
+        A = np.stack([sizes[0] * np.eye(20), sizes[1] * np.eye(20)]).astype(dtype)
+        lowrank.eigh(backend.asarray(A), 20, rng=0)
+        small = int(np.argmin(sizes))
+        A[small, 3, 4] = 1.0
+        with pytest.raises(ValueError, match=r"skew part of norm 0\.707"):
+            lowrank.eigh(backend.asarray(A), 20, rng=0)
+
+
+def test_entries_below_the_normal_numbers(backend, dtype):
+    """Their products are rounded to multiples of the smallest number, which is no asymmetry."""
+    backend.skip_if_flushed(dtype)
+    A = hermitian(alternating(gallery.fast(30)), dtype)
+    single = dtype in ("float32", "complex64")
+    size = A.real.dtype.type(1e-41 if single else 1e-311)
+    A = (A * size).astype(dtype)
+    for options in ({"rank": 5}, {"rtol": 0.3}, {"rtol": 0.3, "norm": "spectral"}):
+        w = backend.numpy(lowrank.eigh(backend.asarray(A), rng=0, **options).eigenvalues)
+        assert w[0] == pytest.approx(float(size), rel=1e-2)
+
+
+def test_not_finite_and_not_checked(backend, dtype):
+    for bad in (np.nan, np.inf):
+        A = backend.asarray(np.full((12, 12), bad, dtype))
+        with pytest.raises(ValueError, match="is not finite"):
+            lowrank.eigh(A, 2, check_finite=False)
+
+
+@pytest.mark.parametrize("multiply", ["matmat", "__matmul__"])
+def test_a_product_is_enough(multiply):
+    """No adjoint in any form."""
+    A = hermitian(alternating(gallery.fast(60)), "complex128")
+    kind = type("Known", (), {"shape": A.shape, "dtype": A.dtype, multiply: lambda _, X: A @ X})
+    w, V = lowrank.eigh(kind(), rtol=1e-3, rng=0, check=True)
+    assert norm(A - (V * w) @ adjoint(V), "fro") <= 1e-3 * norm(A, "fro")
+    with pytest.raises(TypeError, match="without an adjoint"):
+        lowrank.svd(kind(), 3)

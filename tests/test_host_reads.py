@@ -73,3 +73,13 @@ def test_passes_and_products(A):
     assert found.products == found.rank + 64 * (1 + found.rank // 512)
     # and columns that are expected to be needed later come along in one pass
     assert found.passes <= len(ranks[1:]) + 1
+
+
+@pytest.mark.parametrize("norm", ["fro", "spectral"])
+def test_two_numbers_per_look_at_a_krylov_space(A, norm):
+    """Beside the error, how many columns are new, however many there are."""
+    options = {"norm": norm, "krylov": True, "rng": 0}
+    count, found = reads(lambda: lowrank.range_finder(A, rtol=5e-2, **options))
+    looks = len(found.history)
+    assert looks >= 2
+    assert looks < count <= 2 * looks + 2

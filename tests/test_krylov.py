@@ -168,3 +168,16 @@ def test_all_of_the_space_is_cut_down_to_the_rank():
 def test_refused():
     with pytest.raises(ValueError, match="give at least one of them"):
         lowrank.range_finder(np.eye(5), 2, krylov=True, power_iterations=0)
+
+
+@pytest.mark.parametrize("wrong", ["two", 1.5, -1])
+def test_wrong_powers_are_told(wrong):
+    for function in (lowrank.svd, lowrank.range_finder):
+        with pytest.raises((TypeError, ValueError), match="`power_iterations` must be"):
+            function(np.eye(5), 2, krylov=True, power_iterations=wrong)
+
+
+def test_any_truth_is_one_power_iteration():
+    for krylov in (True, 2, np.True_):
+        found = lowrank.range_finder(np.eye(9), 4, krylov=krylov, rng=0)
+        assert (found.passes, found.products) == (3, 6)

@@ -290,3 +290,21 @@ def test_nothing_is_modified(backend, dtype):
     nystrom(there[0], 3, oversampling=5, test_matrix=there[1])
     assert np.array_equal(backend.numpy(there[0]), A)
     assert np.array_equal(backend.numpy(there[1]), Omega)
+
+
+@pytest.mark.parametrize("multiply", ["matmat", "__matmul__"])
+def test_a_product_is_enough(multiply):
+    """No adjoint in any form."""
+    A = semidefinite(gallery.fast(60), "complex128")
+    kind = type("Known", (), {"shape": A.shape, "dtype": A.dtype, multiply: lambda _, X: A @ X})
+    found, dense = (nystrom(X, 20, rng=0).eigenvalues for X in (kind(), A))
+    assert np.allclose(found, dense)
+
+
+def test_entries_below_the_normal_numbers(backend, dtype):
+    """Their products are rounded to multiples of the smallest number, which is no asymmetry."""
+    backend.skip_if_flushed(dtype)
+    A = semidefinite(gallery.fast(30), dtype)
+    size = A.real.dtype.type(1e-41 if dtype in ("float32", "complex64") else 1e-311)
+    found = nystrom(backend.asarray((A * size).astype(dtype)), 3, rng=0)
+    assert backend.numpy(found.eigenvalues)[0] == pytest.approx(float(size), rel=1e-2)

@@ -12,9 +12,10 @@ watches.
 #
 #     ‖A − Q B‖² = ‖A‖² − ‖B‖²,
 #
-# and since B is needed anyway, one subtracts the squared norm of each block of it from a running total E,
-# and stops when E is below the square of the tolerance. This is the rule of randQB_EI (W. Yu, Y. Gu
-# and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__), in our words:
+# and since B is needed anyway, one subtracts the squared norm of each block of it from a running
+# total E, and stops when E is below the square of the tolerance. This is the rule of randQB_EI (W.
+# Yu, Y. Gu and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__), in
+# our words:
 
 import warnings
 

@@ -77,6 +77,11 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
             "and residual_norm take one. Pass a local array, for instance A.full_tensor()."
         )
         raise TypeError(message)
+    if hasattr(A, "__dask_graph__"):
+        message = (
+            f"`{name}` is an array of Dask, and this needs all entries; pass {name}.compute()."
+        )
+        raise TypeError(message)
     if isinstance(A, np.matrix | np.ma.MaskedArray):
         message = (
             f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
@@ -100,6 +105,12 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         if A.is_meta:
             message = f"`{name}` is on the meta device, where arrays have a shape and no numbers."
             raise ValueError(message)
+        if str(A.layout) != "torch.strided":
+            message = (
+                f"`{name}` is a sparse tensor ({A.layout}), and this needs all entries of it; pass "
+                f"{name}.to_dense()."
+            )
+            raise TypeError(message)
         A = A.detach()  # no derivatives are promised, and none shall be recorded
     xp = array_namespace(A)
     if A.ndim < 2 or (A.ndim > 2 and not stacks):

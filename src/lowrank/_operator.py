@@ -106,8 +106,11 @@ class Operator:
         return xp.zeros((*self.shape[:-2], rows, 0), dtype=self.dtype, device=self.device)
 
 
-def as_operator(A: Any, /) -> Operator:
-    """The operator of an array, a sparse matrix, or an object with products."""
+def as_operator(A: Any, /, *, hermitian: bool = False) -> Operator:
+    """The operator of an array, a sparse matrix, or an object with products.
+
+    A `hermitian` object needs no product with its adjoint.
+    """
     if isinstance(A, Operator):
         return A
     if hasattr(A, "__lowrank_operator__"):
@@ -122,7 +125,7 @@ def as_operator(A: Any, /) -> Operator:
         return _of_array(A)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
         if any(hasattr(A, name) for name in ("matmat", "rmatmat", "__matmul__")):
-            return _of_products(A)
+            return _of_products(A, hermitian=hermitian)
         if hasattr(A, "__getitem__") and len(A.shape) == 2:
             message = (
                 f"`A` is no array in memory, but a {type(A).__name__}; pass lowrank.RowBlocks(A), "
@@ -270,7 +273,7 @@ def _of_stored(
     )
 
 
-def _of_products(A: Any) -> Operator:
+def _of_products(A: Any, *, hermitian: bool) -> Operator:
     """An object with `shape`, `dtype` and products with it and with its adjoint.
 
     Its dtype (or `device`) tells where the first test matrix has to be.
@@ -291,7 +294,12 @@ def _of_products(A: Any) -> Operator:
         home = np.empty(0, dtype=numpy_dtype(A.dtype))
     home, xp = as_matrix(home[None, :])
     matmat = A.matmat if hasattr(A, "matmat") else lambda X: A @ X
-    rmatmat = A.rmatmat if hasattr(A, "rmatmat") else _product_with_adjoint(A, is_complex(home))
+    if hermitian:
+        rmatmat = matmat
+    elif hasattr(A, "rmatmat"):
+        rmatmat = A.rmatmat
+    else:
+        rmatmat = _product_with_adjoint(A, is_complex(home))
     return Operator(
         xp=xp,
         shape=shape,

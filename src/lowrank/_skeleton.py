@@ -5,11 +5,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import Array, adjoint, array_namespace, device_of, eps, is_finite, max_abs
+from lowrank._array import Array, adjoint, array_namespace, device_of, eps, max_abs
 from lowrank._check import as_count
 from lowrank._operator import Operator
 from lowrank._panel import orthonormalise
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
+from lowrank._small_svd import refuse_infinite
 from lowrank._trim import ENERGY_ROUNDING, MARGIN
 from lowrank.rangefinder import RangeFinder, find
 from lowrank.results import Status
@@ -204,12 +205,7 @@ def _counted(outcome: dict[str, Any], *reads: Columns) -> dict[str, Any]:
 def _sketch(finder: RangeFinder, columns: Columns, rows: Columns, norm: str) -> Sketch:
     Q = finder.basis()
     C = finder.image(Q)
-    if not is_finite(C):
-        message = (
-            "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the "
-            "largest number of its dtype; divide `A` by a constant."
-        )
-        raise ValueError(message)
+    refuse_infinite(C)
     finder.learn_norm(C)
     outcome = finder.outcome()
     residual = estimate = floor = 0.0

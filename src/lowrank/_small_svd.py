@@ -22,7 +22,7 @@ from lowrank._array import (
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import gaussian_source
 
-__all__ = ["SmallSVD", "robust_svd", "small_svd"]
+__all__ = ["SmallSVD", "refuse_infinite", "robust_svd", "small_svd"]
 
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.
 TURNS = 4
@@ -67,7 +67,7 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     and returns vectors that are orthonormal to a few dozen eps only: there the matrix is divided
     by its largest entry, and vectors are made orthonormal without another trial.
     """
-    _check_finite(M)
+    refuse_infinite(M)
     if not is_of_a_gpu(M) or 0 in M.shape:
         U, S, W = _svd(M, again=True)
     else:
@@ -76,11 +76,12 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
         largest = xp.maximum(largest, xp.full_like(largest, xp.finfo(M.dtype).smallest_normal))
         U, S, W = _svd(M / largest, again=False)
         S = S * largest[..., 0]
-    _check_finite(S)
+    refuse_infinite(S)
     return U, S, W
 
 
-def _check_finite(X: Array) -> None:
+def refuse_infinite(X: Array) -> None:
+    """Raise unless a product with A is finite."""
     if not is_finite(X):
         message = (
             "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the "

@@ -1,12 +1,15 @@
 """Truncated eigenvalue decomposition of a Hermitian matrix on a randomized range."""
 
+import math
 from dataclasses import replace
 from typing import Any
 
 from lowrank._array import Array, adjoint, adjoint_matmul, array_namespace, eps, safe_norm, signed
 from lowrank._check import as_count
+from lowrank._dot_test import check_adjoint
 from lowrank._operator import as_operator
-from lowrank._trim import GOAL, MARGIN, trim
+from lowrank._small_svd import refuse_infinite
+from lowrank._trim import ENERGY_ROUNDING, GOAL, MARGIN, trim
 from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
 from lowrank.results import EighResult, Status
 
@@ -57,7 +60,8 @@ def eigh(
         Products with A² that each block goes through. Default: 2 at a fixed rank; with a tolerance
         0 in the Frobenius and 1 in the spectral norm, and with `krylov`.
     krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
-        As for :class:`RangeFinder`; of an operator, `check` tests whether it is Hermitian.
+        As for :class:`RangeFinder`; `check` tests whether A is Hermitian, dense matrices too (but
+        no stacks).
 
     Returns
     -------
@@ -72,9 +76,9 @@ def eigh(
         If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
         belongs elsewhere.
     ValueError
-        If A is not square, or not Hermitian as far as the basis shows it (found with a tolerance or
-        with `check_finite`); if there is no stop rule, an option is out of range, or A holds NaN or
-        Inf.
+        If A is not square, or not Hermitian as far as the basis and the norm show it (found with a
+        tolerance or with `check_finite`; with `check` whatever they miss is found too); if there is
+        no stop rule, an option is out of range, or A holds NaN or Inf.
 
     Warns
     -----
@@ -105,10 +109,12 @@ def eigh(
     >>> w.round(6).tolist()
     [5.0, -4.0]
     """
-    operator = as_operator(A)
+    operator = as_operator(A, hermitian=True)
     if operator.shape[-1] != operator.shape[-2]:
         message = f"`A` must be Hermitian, and so square, got shape {operator.shape}."
         raise ValueError(message)
+    if check:
+        check_adjoint(operator, rng, hermitian=True)
     fixed = rtol is None and atol is None
     finder = find(
         replace(operator, rmatmat=operator.matmat),
@@ -126,19 +132,22 @@ def eigh(
         test_matrix=test_matrix,
         rng=rng,
         failure_probability=failure_probability,
-        check=check,
         check_finite=check_finite,
         callback=callback,
     )
     Q = finder.basis()
     C = finder.image(Q)
-    w, W, asymmetry, rounding = _small_eigh(adjoint_matmul(Q, C))
+    T = adjoint_matmul(Q, C)
+    refuse_infinite(T)
+    if not fixed or check_finite:
+        _check_hermitian(T, C)
+    w, W, asymmetry, rounding = _small_eigh(T)
     xp = array_namespace(w)
     finder.learn_norm(C)
     outcome = finder.outcome()
-    if not fixed or check_finite:
-        _check_hermitian(float(asymmetry), finder.rank, C)
     if not fixed:
+        if finder.norm_is_exact and outcome["error"] is not None:
+            _check_energy(w, outcome["norm_A"], outcome["error_bound"])
         outcome = trim(
             outcome,
             xp.abs(w),
@@ -173,11 +182,44 @@ def _small_eigh(T: Array) -> tuple[Array, Array, Array, Array]:
     return w, W, safe_norm(T - H), safe_norm(lost)
 
 
-def _check_hermitian(asymmetry: float, rank: int, C: Array) -> None:
-    limit = ASYMMETRY * eps(C) * (rank + 1) ** 0.5 * float(safe_norm(C))
-    if not asymmetry <= limit:
+def _check_hermitian(T: Array, C: Array) -> None:
+    """Raise unless ``T = QᴴC`` is Hermitian up to the rounding of ``C = AQ``, each of a stack."""
+    if 0 in T.shape:
+        return
+    xp, (n, r) = array_namespace(T), C.shape[-2:]
+    smallest = float(xp.finfo(T.dtype).smallest_normal)
+    largest = xp.max(xp.abs(C), axis=(-2, -1), keepdims=True)
+    largest = xp.maximum(largest, xp.full_like(largest, smallest))
+    skew, size = (
+        xp.linalg.vector_norm(X / xp.astype(largest, X.dtype), axis=(-2, -1))
+        for X in (T / 2.0 - adjoint(T) / 2.0, C)
+    )
+    largest = largest[..., 0, 0]
+    # products of numbers near the smallest ones are rounded to multiples of the smallest
+    limit = ASYMMETRY * eps(C) * (r + 1) ** 0.5 * (size + n**0.5 * (smallest / largest))
+    excess = xp.reshape(skew / limit, (-1,))
+    worst = xp.argmax(excess)
+    if not bool(excess[worst] > 1.0):
+        return
+    told, explained = (float(xp.reshape(X * largest, (-1,))[worst]) for X in (skew, limit))
+    message = (
+        f"`A` is not Hermitian: QᴴAQ has a skew part of norm {told:.3g}, where rounding explains "
+        f"{explained:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
+    )
+    raise ValueError(message)
+
+
+def _check_energy(w: Array, norm_A: float, bound: float) -> None:
+    """Raise where ``‖A − QQᴴAQQᴴ‖_F`` is more than the bound explains of a Hermitian A.
+
+    Its square is ``‖A‖² − ‖QᴴAQ‖²``, and no more than twice that of ``A − QQᴴA`` if A is Hermitian.
+    If not, what is left of the rows, ``QᴴA(I − QQᴴ)``, is in no sample of the columns.
+    """
+    share = float(safe_norm(w)) / norm_A if norm_A > 0 else 1.0
+    left = math.sqrt(max(0.0, (1.0 - share) * (1.0 + share) - ENERGY_ROUNDING * eps(w))) * norm_A
+    if left > math.sqrt(2.0) * bound:
         message = (
-            f"`A` is not Hermitian: QᴴAQ has a skew part of norm {asymmetry:.3g}, where rounding "
-            f"explains {limit:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
+            f"`A` is not Hermitian: QQᴴAQQᴴ is off by {left:.3g}, where a Hermitian A may lose "
+            f"{math.sqrt(2.0) * bound:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
         )
         raise ValueError(message)

@@ -114,7 +114,7 @@ def nystrom(
     >>> bool(np.allclose(w, 0.5 ** np.arange(5), atol=1e-3))
     True
     """
-    operator = as_operator(A)
+    operator = as_operator(A, hermitian=True)
     *batch, n, columns = operator.shape
     if n != columns:
         message = f"`A` must be square, got shape {operator.shape}."
@@ -164,7 +164,10 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     Y = product / xp.astype(largest, product.dtype)
     size = xp.sqrt(xp.sum(xp.abs(Y) ** 2, axis=(-2, -1), keepdims=True))
     # of a zero matrix any positive number will do
-    nu = float(real.eps) * float(Y.shape[-2]) ** 0.5 * xp.where(size > 0, size, size + 1)
+    n = float(Y.shape[-2])
+    nu = xp.where(size > 0, size, size + 1)
+    # products of numbers near the smallest ones are rounded to multiples of the smallest
+    nu = float(real.eps) * n**0.5 * (nu + n**0.5 * (float(real.smallest_normal) / largest))
 
     B = adjoint_matmul(Omega, Y)
     skew = xp.sqrt(xp.sum(xp.abs(B - adjoint(B)) ** 2, axis=(-2, -1)))

@@ -159,6 +159,7 @@ class RangeFinder:
             raise ValueError(message)
         self._norm = as_norm(norm)
         self._delta = as_failure_probability(failure_probability)
+        krylov = bool(krylov)
         if power_iterations is None:
             power_iterations = 1 if norm == "spectral" or krylov else 0
         self._power_iterations = as_count(power_iterations, "power_iterations")
@@ -680,21 +681,20 @@ class RangeFinder:
         if self._norm == "fro":
             block = self._iterate(block).block[..., :columns]
         elif self._depth > 1:
-            rest = rest[
-                ..., :0
-            ]  # what is left of a Krylov space lies nearly in the part that joins
+            # what is left of a Krylov space lies nearly in the part that joins
+            rest = rest[..., :0]
         wy, (_, D) = self._wy, self._reflectors
         lower = reflect(block, self._block_size)
         if drop:
             xp, size = self._A.xp, self._A.xp.linalg.vector_norm(block, axis=-2)
-            new = xp.abs(xp.linalg.diagonal(lower.R)) > LEAST_NEW * size
+            old = xp.abs(xp.linalg.diagonal(lower.R)) <= LEAST_NEW * size
+            old = xp.astype(old, xp.int32)
             if self._A.far is not None:
-                new = self._A.far.agree(xp.astype(new, xp.int32))
-            kept = [column for column in range(columns) if column == 0 or bool(new[column])]
-            if len(kept) < columns:
-                columns = len(kept)
-                indices = xp.asarray(kept, device=self._A.device)
-                lower = reflect(xp.take(block, indices, axis=-1), self._block_size)
+                old = self._A.far.agree(old)
+            kept = max(1, columns - int(xp.sum(old)))
+            if kept < columns:
+                columns, order = kept, xp.argsort(old, stable=True)
+                lower = reflect(xp.take(block, order[:kept], axis=-1), self._block_size)
         rest = lower.wy.apply_adjoint(rest)[..., columns:, :]
         self._reflectors, self._pending = (wy.append(lower.wy, room=0.25), D + lower.D), rest
 
@@ -829,7 +829,7 @@ def range_finder(
     pass. See :func:`svd`.
 
     With `krylov` and q power iterations, k columns come from k/(q + 1) that are multiplied, in the
-    same 2q + 1 passes.
+    same 2q + 1 passes. With a tolerance, a second number is read per look: how many are new.
 
     Does not support derivatives, or stacks with a tolerance.
 
@@ -961,7 +961,9 @@ def find(
         if rank is None:
             message = "no stop rule: give `rank`, `rtol` or `atol`."
             raise ValueError(message)
-        power = max(fixed_power, krylov) if power_iterations is None else power_iterations
+        power = max(fixed_power, 1 if krylov else 0)
+        if power_iterations is not None:
+            power = as_count(power_iterations, "power_iterations")
         if krylov and cuts:
             rank *= power + 1
         return RangeFinder(A, power_iterations=power, krylov=krylov, **options).extend(rank)

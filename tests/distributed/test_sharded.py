@@ -3,7 +3,7 @@
 import factorizing
 import numpy as np
 import pytest
-from processes import FailedError
+from processes import FailedError, World
 
 SHAPES = [(103, 40), (40, 103), (30, 30)]
 
@@ -116,6 +116,17 @@ def test_half_precision(world, name):
 def test_replicas_of_shards(worlds):
     *_, message = agree(worlds[4].run(factorizing.two_dimensions))
     assert "may be sharded along one dimension of the mesh only" in message
+
+
+def test_a_rank_that_dies_ends_the_others():
+    world = World(2, timeout=10.0)
+    try:
+        world.send(factorizing.killed)
+        ended, told = world.answer(0)
+    finally:
+        world.close(kill=True)
+    assert not ended
+    assert "RuntimeError" in told or "DistBackendError" in told
 
 
 def test_failures_are_told(worlds):

@@ -63,6 +63,8 @@ sphinx_gallery_conf = {
 
 html_theme = "pydata_sphinx_theme"
 html_title = "lowrank"
+html_static_path = ["_style"]
+html_css_files = ["gallery.css"]
 html_theme_options = {
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],

@@ -72,12 +72,14 @@ for metres in (40, 10, 5, 2):
 
 x, y = n * 0.0743, m * 0.0925  # kilometres: 3 seconds of arc at 36.6° N
 fig, axes = plt.subplots(2, 2, figsize=(6.8, 6.2), sharex=True, sharey=True)
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Four maps. The elevation as measured, its approximation with a root mean square error of 40 "
     "m, which is blurred and streaky, that with 10 m, which lacks only the finest valleys, and the "
     "difference of the first and the last: a fine texture all over the map, within 40 m nearly "
     "everywhere."
 )
+# sphinx_gallery_end_ignore
 shades = {"extent": (0, x, 0, y), "vmin": A.min(), "vmax": A.max()}
 pictures = {"as measured": A}
 pictures |= {f"{k} m: rank {approximations[k][0]}": approximations[k][1] for k in (40, 10)}
@@ -107,11 +109,13 @@ ranks = np.arange(1, 200)
 best = [lowrank.gallery.best_error(s, r) / np.sqrt(m * n) for r in ranks]
 
 fig, ax = plt.subplots()
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Root mean square error in metres, on a logarithmic axis, against the rank. The curve of the "
     "best possible falls from 80 m at rank 1 to 1 m at rank 200, and the four approximations lie "
     "on it."
 )
+# sphinx_gallery_end_ignore
 ax.semilogy(ranks, best, color="0.6", label="best possible at this rank")
 errors = {r: np.sqrt(np.mean((A - B) ** 2)) for r, B in approximations.values()}
 ax.semilogy(list(errors), list(errors.values()), "o", label="lowrank.svd(A, atol=…)")

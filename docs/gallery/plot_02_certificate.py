@@ -58,12 +58,14 @@ best = np.array([gallery.best_error(s, rank) for rank in range(ranks[-1] + 1)]) 
 assert np.all(truth <= bounds)
 
 fig, ax = plt.subplots()
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Relative error on a logarithmic axis against the rank. The bound is a step line that lies by "
     "a factor of two above the estimates; these lie on the curve of the true error, and that lies "
     "a little above the best possible. The last bound is below the dashed line of the tolerance, "
     "1e-6."
 )
+# sphinx_gallery_end_ignore
 ax.semilogy(ranks, bounds, drawstyle="steps-post", label="bound")
 ax.semilogy(ranks, estimates, "o", label="estimate")
 ax.semilogy(ranks, truth, color="k", linewidth=1, label="truth")
@@ -100,10 +102,12 @@ estimates = np.array([one.value for one in measured]) / true
 bounds = np.array([one.upper_bound for one in measured]) / true
 
 fig, ax = plt.subplots(figsize=(7.2, 3))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Histograms of 400 estimates and of 400 bounds, each divided by the true error. The estimates "
     "lie between 0.9 and 1.1, around one; the bounds between 1.8 and 2.3, all to the right of one."
 )
+# sphinx_gallery_end_ignore
 bins = np.linspace(0.75, 2.5, 106)
 ax.hist(estimates, bins, color="C1", label="estimate")
 ax.hist(bounds, bins, color="C0", label="bound")

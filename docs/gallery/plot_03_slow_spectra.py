@@ -22,11 +22,13 @@ spectra = {"exp(−j/7)": gallery.fast, "1/j": gallery.slower, "all equal": gall
 ranks = np.arange(501)
 
 fig, ax = plt.subplots()
+# sphinx_gallery_start_ignore
 fig.set_label(
     "The best possible relative error against the rank, on a linear axis, for three spectra. The "
     "exponential one is below 10 % from rank 17 on, 1/j from rank 54 on, and the flat one only "
     "near the full rank of 500. Markers show that lowrank.svd finds these ranks."
 )
+# sphinx_gallery_end_ignore
 for (name, spectrum), label_at in zip(
     spectra.items(), ((24, 0.03), (85, 0.13), (320, 0.63)), strict=True
 ):
@@ -84,11 +86,13 @@ power = [excess(power_iterations=q) for q in range(6)]
 krylov = [excess(power_iterations=q, krylov=True) for q in range(1, 4)]
 
 fig, ax = plt.subplots()
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Error beyond the best possible, on a logarithmic axis, against the columns multiplied by A or "
     "its transpose. Oversampling alone goes from 0.4 to 0.01 with 360 columns, power iterations "
     "reach 2e-6 with 360, and block Krylov 3e-9 with 330."
 )
+# sphinx_gallery_end_ignore
 for points, name, marker in (
     (plain, "more oversampling", "s"),
     (power, "more power iterations", "o"),

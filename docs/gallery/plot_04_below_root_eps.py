@@ -78,12 +78,14 @@ for dtype, rtol in tolerances.items():
 # library uses, follow it further: a sample of ``A − Q QᵀA`` is wrong by eps·‖A‖, not by its root.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Two panels, float32 and float64: errors on a logarithmic axis against the columns of the "
     "basis. The root of the energies follows the true error down to the root of eps and ends there "
     "with a negative energy, marked by a cross. The sampled estimates follow the truth below it, "
     "down to the tolerance."
 )
+# sphinx_gallery_end_ignore
 for ax, (dtype, (A, Q, energies, found)) in zip(axes, runs.items(), strict=True):
     norm_A, eps = np.linalg.norm(A), np.finfo(dtype).eps
     basis = found.Q if found.rank > Q.shape[1] else Q

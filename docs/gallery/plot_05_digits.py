@@ -45,10 +45,12 @@ assert kept >= share
 # same pictures and not their negatives.
 
 fig, axes = plt.subplots(2, 6, figsize=(7.2, 2.9))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "The mean image, a blurred blob, and the first eleven components as images of 8 by 8 pixels "
     "with red and blue parts; the later ones have finer patterns."
 )
+# sphinx_gallery_end_ignore
 axes[0, 0].imshow(found.mean.reshape(8, 8), cmap="gray_r")
 axes[0, 0].set_title("mean")
 for j, ax in enumerate(axes.flat[1:]):
@@ -65,10 +67,12 @@ for ax in axes.flat:
 
 scores = U * S
 fig, ax = plt.subplots(figsize=(7.2, 5))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "The images in the plane of the first two components, each as a small coloured digit. Zeros, "
     "threes, fours and sixes form groups at the rim; ones, fives and eights overlap in the middle."
 )
+# sphinx_gallery_end_ignore
 colours = plt.get_cmap("tab10")
 for digit in range(10):
     chosen = np.flatnonzero(digits == digit)[:60]
@@ -87,11 +91,13 @@ ax.set_ylabel("score of component 2 (grey values)")
 
 shares = (0.5, 0.8, 0.95, 0.99)
 fig, axes = plt.subplots(5, 6, figsize=(7.2, 5.8))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Six digits in five rows. With half of the variance, by 5 components, most are smudges; with "
     "80 % and 13 components they can be told; with 95 % and 99 %, 29 and 41 components, they look "
     "nearly as the originals in the last row."
 )
+# sphinx_gallery_end_ignore
 sample = [10, 11, 12, 13, 14, 16]
 for row, share in zip(axes, (*shares, 1), strict=True):
     if share < 1:

@@ -77,10 +77,12 @@ assert found.converged
 # them hardly.
 
 fig, ax = plt.subplots(figsize=(7.2, 3.2))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Singular values relative to the first, on a logarithmic axis, against their number: 28 points "
     "that fall from 1 to 1e-8, at first by a factor of four each, later by 1.6."
 )
+# sphinx_gallery_end_ignore
 ax.semilogy(np.arange(1, S.size + 1), S / S[0], "o")
 ax.set_xlabel("number of the singular value")
 ax.set_ylabel("singular value over the first")
@@ -94,11 +96,13 @@ assert S[9] < 1e-3 * S[0]
 # value over the first.
 
 fig, axes = plt.subplots(1, 4, figsize=(7.2, 2.8), sharey=True)
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Four maps of the plate. In the left third are source patterns with one, two, three and four "
     "stripes of alternating sign from bottom to top, strongest at the edge of the region that "
     "faces the sensors; in the right half the temperatures that they cause, with as many stripes."
 )
+# sphinx_gallery_end_ignore
 for j, ax in enumerate(axes):
     plate = np.full(n * n, np.nan)
     sign = np.sign(U[np.argmax(np.abs(U[:, j])), j])

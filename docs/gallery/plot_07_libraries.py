@@ -83,12 +83,14 @@ for (name, bits), rows in found.items():
 # tolerance are equal.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8), sharex=True, sharey=True)
+# sphinx_gallery_start_ignore
 fig.set_label(
     "True error against tolerance, both logarithmic, in a panel for float32 and one for float64. "
     "All certified results, full markers, lie just below the diagonal, for each library alike. In "
     "float32 tolerances from 1e-6 on are not certified: empty markers, with errors of about 1e-6. "
     "In float64 all down to 1e-13 are."
 )
+# sphinx_gallery_end_ignore
 for ax, bits in zip(axes, (32, 64), strict=True):
     ax.loglog([1e-14, 1], [1e-14, 1], color="0.6", linewidth=1)
     series = [(name, rows) for (name, b), rows in found.items() if b == bits]

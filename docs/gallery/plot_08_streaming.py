@@ -72,11 +72,13 @@ print(f"true error      {true / np.linalg.norm(A):.2%}")
 assert true <= found.error_bound
 
 fig, axes = plt.subplots(1, 3, figsize=(7.2, 4.2), sharey=True)
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Temperature over place and time: a wave-shaped hot trace that swings between both ends of the "
     "rod. The approximation of rank 15 beside it looks the same; their difference is a faint "
     "pattern of ripples along the trace."
 )
+# sphinx_gallery_end_ignore
 where = {"extent": (0, 1, steps * seconds, 0), "aspect": "auto"}
 for ax, field, title in zip(
     axes, (A, (U * S) @ Vh), ("simulated", "seen once, rank 15"), strict=False
@@ -107,11 +109,13 @@ numbers = (steps + points) * (2 * k + size + rows) + size**2
 print(f"at most {numbers:,} numbers in place of {A.size:,}")
 
 fig, ax = plt.subplots()
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Relative error on a logarithmic axis against the rank. The estimates follow the best possible "
     "curve from 0.3 at rank 1 to 0.0007 at rank 30, and the bounds run in parallel at twice the "
     "value."
 )
+# sphinx_gallery_end_ignore
 ax.semilogy(ranks, [error.upper_bound / sketch.norm for error in errors], label="bound")
 ax.semilogy(ranks, [error.value / sketch.norm for error in errors], "o", label="estimate")
 ax.semilogy(ranks, best, color="0.6", label="best possible")
@@ -136,11 +140,13 @@ print(f"{matrix.rows} rows in memory at a time, {found.passes} passes, rank {fou
 assert found.converged
 
 fig, ax = plt.subplots(figsize=(7.2, 2.8))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Rows read so far within a pass, against the blocks read in all: saw teeth, each from zero to "
     "6000. The first is the norm, the last the product with the transpose, those between are "
     "products with A."
 )
+# sphinx_gallery_end_ignore
 names = {"norm": "norm of A", "matmat": "A times random vectors", "rmatmat": "Aᵀ times the basis"}
 for j, (product, name) in enumerate(names.items()):
     at = [i for i, progress in enumerate(heard, 1) if progress.product == product]

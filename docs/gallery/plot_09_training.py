@@ -94,11 +94,13 @@ for name, (_, tests, right, size, _) in runs.items():
 print(runs["LowRankMomentum"][-1].report())
 
 fig, (ax, bars) = plt.subplots(1, 2, width_ratios=(2, 1), figsize=(7.2, 3.6))
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Left: held-out loss on a logarithmic axis against the step. All three curves fall from 2 to "
     "about 0.1 within 200 steps and cross one another often. Right: bars of the state in "
     "kilobytes, 2409 for AdamW, 51 for LowRankMomentum, and 67 for LowRank around AdamW."
 )
+# sphinx_gallery_end_ignore
 for j, (name, (_, tests, _, size, _)) in enumerate(runs.items()):
     ax.semilogy(range(5, 201, 5), tests, color=f"C{j}", label=name)
     bars.bar(j, size / 1000, color=f"C{j}", width=0.6)

@@ -58,11 +58,13 @@ print(
 assert relative(new - rebuilt) < min(by_chance)
 
 fig, axes = plt.subplots(2, 7, figsize=(7.2, 2), width_ratios=[2.1] + 6 * [1])
+# sphinx_gallery_start_ignore
 fig.set_label(
     "On the left a map of how much each pixel varies, with the 20 chosen pixels marked: all in the "
     "middle columns, none at the edges. To the right six digits, above as they are and below as "
     "rebuilt from 20 pixels: softer, with the same strokes."
 )
+# sphinx_gallery_end_ignore
 gs = axes[0, 0].get_gridspec()
 for ax in axes[:, 0]:
     ax.remove()
@@ -107,11 +109,13 @@ print(f"root mean square error {metres:.1f} m; best possible of rank 40: {best:.
 assert best < metres < 2 * best
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharey=True)
+# sphinx_gallery_start_ignore
 fig.set_label(
     "Two maps of elevation. On the left the measured one with 40 vertical and 40 horizontal lines, "
     "spread unevenly; on the right the map rebuilt from these lines, which has the same ridges and "
     "valleys with some streaks."
 )
+# sphinx_gallery_end_ignore
 x, y = n * 0.0743, m * 0.0925  # kilometres
 shades = {"extent": (0, x, 0, y), "vmin": A.min(), "vmax": A.max()}
 axes[0].imshow(A, **shades)

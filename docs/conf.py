@@ -1,6 +1,7 @@
 """Configuration of the documentation; ``nox -s docs`` builds it."""
 
 import re
+import sys
 import tomllib
 from pathlib import Path
 
@@ -17,6 +18,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = [
     "_build",
@@ -24,6 +26,7 @@ exclude_patterns = [
     "explanation/factorizations_tables.md",
     "explanation/floor_table.md",
     "explanation/scaling_table.md",
+    "gallery",
 ]
 nitpicky = True
 # Indented formulas and tables are no Python.
@@ -39,8 +42,30 @@ autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 copybutton_exclude = ".linenos, .gp, .go"
 
+sys.path.insert(0, str(Path(__file__).parent))  # of pictures.py
+sphinx_gallery_conf = {
+    "examples_dirs": "gallery",
+    "gallery_dirs": "auto_gallery",
+    "within_subsection_order": "FileNameSortKey",
+    "backreferences_dir": "auto_gallery/backreferences",
+    "doc_module": ("lowrank",),
+    "reference_url": {"lowrank": None},
+    "image_scrapers": ("pictures.scrape",),
+    "image_srcset": ["2x"],
+    "reset_modules": ("matplotlib", "pictures.set_style"),
+    "capture_repr": (),
+    "abort_on_example_error": True,
+    "download_all_examples": False,
+    "show_signature": False,
+    "remove_config_comments": True,
+    "min_reported_time": 5,
+    "write_computation_times": False,
+}
+
 html_theme = "pydata_sphinx_theme"
 html_title = "lowrank"
+html_static_path = ["_style"]
+html_css_files = ["gallery.css"]
 html_theme_options = {
     "show_prev_next": False,
     "secondary_sidebar_items": ["page-toc"],

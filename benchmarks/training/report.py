@@ -235,8 +235,9 @@ def by_bytes(axes: Any, lines: list[Line]) -> None:
     axes.margins(x=0.15)
     axes.set_xscale("log")
     axes.set_xlabel("state of the matrices, bytes (peak)")
-    axes.set_ylabel("held-out nats per byte (mean and range over seeds)")
-    axes.legend(frameon=False)
+    axes.set_ylabel("held-out nats per byte (mean, range of seeds)")
+    # below the axes, where no method lies
+    axes.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
 
 
 def by_steps(axes: Any, lines: list[Line]) -> None:

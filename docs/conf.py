@@ -40,6 +40,14 @@ autodoc_typehints = "none"
 autodoc_preserve_defaults = True
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
+# All but: sections that would be empty words (See Also, an extended summary, examples of results),
+# sections of methods that return the object, groups of options that share one line, and summaries
+# that begin with a formula or are no sentence of command.
+numpydoc_validation_checks = {
+    "all", "ES01", "EX01", "PR01", "PR04", "PR07", "PR09", "RT01", "RT03", "SA01", "SS02", "SS05",
+}  # fmt: skip
+# Fields of a named tuple, and what a module imports.
+numpydoc_validation_exclude = {r"\.Deviation\.", r"gallery\.(Mapping|array_namespace|device_of)$"}
 copybutton_exclude = ".linenos, .gp, .go"
 
 sys.path.insert(0, str(Path(__file__).parent))  # of pictures.py

@@ -1,34 +1,54 @@
-"""The README's comparison with other libraries: time and error, on this machine.
+"""Comparisons with other libraries: time and error, on this machine.
 
-    python benchmarks/peers.py
+    OMP_NUM_THREADS=1 python benchmarks/peers.py [--quick] [SECTION ...]
 
-Needs SciPy, scikit-learn and PyTorch, and takes about two minutes on one thread. All calls are
-interleaved, on one matrix, with their defaults; medians of five. Errors are in the Frobenius norm.
+Sections (all by default): `svd` and `tolerance`, the README's; `interpolative`, `eigh`, `nystrom`,
+`center` at equal rank, columns and products; `stacks`, many small matrices at once. Needs SciPy,
+scikit-learn and PyTorch; fbpca and librla are used where they are installed. Takes about three
+minutes on one thread, and with --quick, on small matrices, ten seconds; nothing else should run.
+
+The calls of a table take turns on one matrix; medians of five after a first that warms up. Errors
+are in the Frobenius norm. Options are defaults unless the name tells.
 """
 
+import argparse
 import platform
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from importlib.metadata import version
+from importlib.util import find_spec
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.linalg import interpolative
+from scipy.linalg import qr as scipy_qr
 from scipy.sparse.linalg import svds
+from sklearn.decomposition import PCA
 from sklearn.utils.extmath import randomized_svd
 
 import lowrank
 from lowrank import gallery
 
-N, RANK, REPEATS = 2000, 50, 5
+N, RANK, OVER, REPEATS = 2000, 50, 10, 5
 TOLERANCES = {"slow": 1e-2, "fast": 1e-6}
+SPECTRA = ("slow", "slower")
+STACK, STACK_SIZE, STACK_RANK = 32, 512, 32
+
+Calls = dict[str, Callable[[int], Any]]
 
 
-def measured(calls: dict[str, Callable[[int], Any]], A: Any) -> dict[str, tuple[float, float, int]]:
-    """Median seconds, median error and rank of each call; the argument of a call is a seed."""
+def measured(
+    calls: Calls, A: Any, form: Callable[[Any], Any]
+) -> dict[str, tuple[float, float, int]]:
+    """Median seconds, median error and rank of each call; the argument of a call is a seed.
+
+    `form` makes one matrix of what a call returns, and is not timed.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     errors: dict[str, list[float]] = {name: [] for name in calls}
     ranks = {}
@@ -37,16 +57,33 @@ def measured(calls: dict[str, Callable[[int], Any]], A: Any) -> dict[str, tuple[
             if name == "numpy.linalg.svd" and repeat > 1:
                 continue  # a few seconds each
             start = time.perf_counter()
-            U, S, Vh = (np.asarray(X) for X in call(repeat))
+            found = call(repeat)
             duration = time.perf_counter() - start
             if repeat > 0:  # the first call of each warms up
+                matrix, rank = form(found)
                 seconds[name].append(duration)
-                errors[name].append(float(np.linalg.norm(A - (U * S) @ Vh)))
-                ranks[name] = len(S)
+                errors[name].append(float(np.linalg.norm(A - matrix)))
+                ranks[name] = rank
     return {name: (median(seconds[name]), median(errors[name]), ranks[name]) for name in calls}
 
 
-def at_a_rank(A: Any) -> dict[str, Callable[[int], Any]]:
+def of_svd(found: Any) -> tuple[Any, int]:
+    U, S, Vh = (np.asarray(X) for X in found)
+    return (U * S) @ Vh, len(S)
+
+
+def of_eigen(found: Any) -> tuple[Any, int]:
+    w, V, *more = found
+    if more:  # an SVD all the same
+        return of_svd(found)
+    return (V * w) @ V.conj().T, len(w)
+
+
+def is_here(package: str) -> bool:
+    return find_spec(package) is not None
+
+
+def at_a_rank(A: Any) -> Calls:
     At = torch.asarray(A)
 
     def of_torch(seed: int, q: int) -> Any:
@@ -71,8 +108,8 @@ def at_a_rank(A: Any) -> dict[str, Callable[[int], Any]]:
         "randomized_svd, n_iter=2, QR": lambda seed: randomized_svd(
             A, RANK, n_iter=2, power_iteration_normalizer="QR", random_state=seed
         ),
-        "torch.svd_lowrank, q=50": lambda seed: of_torch(seed, RANK),
-        "torch.svd_lowrank, q=60": lambda seed: of_torch(seed, RANK + 10),
+        f"torch.svd_lowrank, q={RANK}": lambda seed: of_torch(seed, RANK),
+        f"torch.svd_lowrank, q={RANK + 10}": lambda seed: of_torch(seed, RANK + 10),
         "svds, ARPACK": lambda seed: svds(A, RANK, rng=seed),
         "svds, PROPACK": lambda seed: svds(A, RANK, solver="propack", rng=seed),
         "interpolative.svd": by_interpolation,
@@ -80,7 +117,7 @@ def at_a_rank(A: Any) -> dict[str, Callable[[int], Any]]:
     }
 
 
-def to_a_tolerance(A: Any, rtol: float) -> dict[str, Callable[[int], Any]]:
+def to_a_tolerance(A: Any, rtol: float) -> Calls:
     def by_interpolation(seed: int, eps: float) -> Any:
         U, S, V = interpolative.svd(A, eps, rng=seed)
         return U, S, V.T.conj()
@@ -92,38 +129,281 @@ def to_a_tolerance(A: Any, rtol: float) -> dict[str, Callable[[int], Any]]:
     }
 
 
-def main() -> None:
-    warnings.simplefilter("ignore")
-    packages = ("numpy", "scipy", "scikit-learn", "torch")
-    print(
-        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, ",
-        end="",
-    )
-    print(", ".join(f"{name} {version(name)}" for name in packages))
-    for spectrum in ("slow", "slower"):
+def of_columns(A: Any) -> Calls:
+    """Indices and coefficients of an interpolative decomposition."""
+
+    def scipy(seed: int, *, rand: bool = True) -> Any:
+        J, projection = interpolative.interp_decomp(A, RANK, rand=rand, rng=seed)
+        return J[:RANK], interpolative.reconstruct_interp_matrix(J, projection)
+
+    def librla(seed: int) -> Any:
+        rank, order, T = import_module("librla").id_sketch(
+            A, RANK, extra_samples=OVER, rng=np.random.default_rng(seed)
+        )
+        return order[:rank], with_identity(order, T)
+
+    def lapack(_: int) -> Any:
+        R, order = scipy_qr(A, mode="r", pivoting=True)
+        T = np.linalg.solve(R[:RANK, :RANK], R[:RANK, RANK:])
+        return order[:RANK], with_identity(order, T)
+
+    calls: Calls = {
+        "lowrank.interpolative": lambda seed: lowrank.interpolative(A, RANK, rng=seed),
+        "lowrank, power_iterations=0": lambda seed: lowrank.interpolative(
+            A, RANK, power_iterations=0, rng=seed
+        ),
+        "scipy interp_decomp": scipy,
+        "scipy interp_decomp, rand=False": partial(scipy, rand=False),
+    }
+    if is_here("librla"):
+        calls["librla.id_sketch"] = librla
+    return calls | {"scipy.linalg.qr, pivoting": lapack}
+
+
+def with_identity(order: Any, T: Any) -> Any:
+    X = np.zeros((T.shape[0], len(order)))
+    X[:, order[: len(T)]] = np.eye(len(T))
+    X[:, order[len(T) :]] = T
+    return X
+
+
+def of_hermitian(A: Any) -> Calls:
+    """Eigenvalues of both signs."""
+    calls: Calls = {
+        "lowrank.eigh": lambda seed: lowrank.eigh(A, RANK, rng=seed),
+        "lowrank.eigh, krylov": lambda seed: lowrank.eigh(
+            A, RANK, krylov=True, power_iterations=2, rng=seed
+        ),
+        "lowrank.svd": lambda seed: lowrank.svd(A, RANK, rng=seed),
+        "numpy.linalg.eigh": lambda _: largest(np.linalg.eigh(A)),
+    }
+    if is_here("fbpca"):
+        for n_iter in (2, 4):  # single products with A
+            calls[f"fbpca.eigens, n_iter={n_iter}"] = partial(of_fbpca, "eigens", A, n_iter)
+    return calls
+
+
+def of_semidefinite(A: Any) -> Calls:
+    def two(seed: int) -> Any:
+        Q = lowrank.range_finder(A, RANK + OVER, rng=seed).Q
+        return lowrank.nystrom(A, RANK, oversampling=OVER, test_matrix=Q)
+
+    calls: Calls = {
+        "lowrank.nystrom": lambda seed: lowrank.nystrom(A, RANK, rng=seed),
+        "lowrank.nystrom, two passes": two,
+        "lowrank.eigh": lambda seed: lowrank.eigh(A, RANK, rng=seed),
+    }
+    if is_here("fbpca"):
+        for n_iter in (0, 1, 4):
+            calls[f"fbpca.eigenn, n_iter={n_iter}"] = partial(of_fbpca, "eigenn", A, n_iter)
+    return calls
+
+
+def of_fbpca(name: str, A: Any, n_iter: int, seed: int) -> Any:
+    np.random.seed(seed)  # noqa: NPY002 the only seed it knows
+    return getattr(import_module("fbpca"), name)(A, RANK, n_iter=n_iter, l=RANK + OVER)
+
+
+def largest(found: Any) -> Any:
+    w, V = found
+    order = np.argsort(-np.abs(w))[:RANK]
+    return w[order], V[:, order]
+
+
+def of_components(A: Any) -> Calls:
+    """SVDs of A less the mean of its rows."""
+
+    def sklearn(seed: int, **options: Any) -> Any:
+        pca = PCA(RANK, svd_solver="randomized", random_state=seed, **options)
+        scores = pca.fit_transform(A)
+        S = pca.singular_values_
+        return scores / S, S, pca.components_
+
+    def fbpca(seed: int) -> Any:
+        np.random.seed(seed)  # noqa: NPY002
+        return import_module("fbpca").pca(A, RANK, raw=False, n_iter=2, l=RANK + OVER)
+
+    calls: Calls = {
+        "lowrank.svd, center": lambda seed: lowrank.svd(A, RANK, center=True, rng=seed),
+        "lowrank.svd of A - A.mean(0)": lambda seed: lowrank.svd(A - A.mean(0), RANK, rng=seed),
+        "PCA, randomized": sklearn,
+        "PCA, iterated_power=2, QR": lambda seed: sklearn(
+            seed, iterated_power=2, power_iteration_normalizer="QR"
+        ),
+    }
+    if is_here("fbpca"):
+        calls["fbpca.pca, raw=False, n_iter=2"] = fbpca
+    return calls
+
+
+# -- sections -------------------------------------------------------------------------------------
+
+
+def table(title: str, calls: Calls, A: Any, best: float, form: Callable[[Any], Any]) -> None:
+    """Times relative to the first call, and errors over the best."""
+    found = measured(calls, A, form)
+    first = next(iter(calls))
+    unit = found[first][0]
+    print(f"\n{title}; {first} takes {unit * 1e3:.0f} ms")
+    print(f"{'':34} {'time':>6} {'error/best − 1':>15}")
+    for name, (seconds, error, _) in found.items():
+        print(f"{name:34} {seconds / unit:6.2f} {max(0.0, error / best - 1):15.1e}", flush=True)
+
+
+def symmetric(w: Any) -> Any:
+    V = lowrank.qr(np.random.default_rng(0).standard_normal((len(w), len(w)))).Q
+    A = (V * w) @ V.T
+    return (A + A.T) / 2
+
+
+def section_svd() -> None:
+    for spectrum in SPECTRA:
         s = getattr(gallery, spectrum)(N)
         A = gallery.matrix(s, (N, N), rng=0)
-        best = gallery.best_error(s, RANK)
-        found = measured(at_a_rank(A), A)
-        unit = found["lowrank.svd"][0]
-        print(f"\n{spectrum}, {N}×{N}, rank {RANK}; lowrank.svd takes {unit * 1e3:.0f} ms")
-        print(f"{'':32} {'time':>6} {'error/best − 1':>15}")
-        for name, (seconds, error, _) in found.items():
-            print(f"{name:32} {seconds / unit:6.2f} {max(0.0, error / best - 1):15.1e}")
+        title = f"{spectrum}, {N}×{N}, rank {RANK}"
+        table(title, at_a_rank(A), A, gallery.best_error(s, RANK), of_svd)
+
+
+def section_tolerance() -> None:
     for spectrum, rtol in TOLERANCES.items():
         s = getattr(gallery, spectrum)(N)
         A = gallery.matrix(s, (N, N), rng=0)
         best_rank = gallery.best_rank(s, rtol=rtol)
-        found = measured(to_a_tolerance(A, rtol), A)
+        found = measured(to_a_tolerance(A, rtol), A, of_svd)
         unit = found["lowrank.svd, rtol"][0]
         print(
             f"\n{spectrum}, {N}×{N}, to {rtol:g}, best rank {best_rank}; lowrank.svd takes "
             f"{unit * 1e3:.0f} ms"
         )
-        print(f"{'':32} {'time':>6} {'error/tolerance':>15} {'rank':>5}")
+        print(f"{'':34} {'time':>6} {'error/tolerance':>15} {'rank':>5}")
         for name, (seconds, error, rank) in found.items():
             missed = error / (rtol * float(np.linalg.norm(s)))
-            print(f"{name:32} {seconds / unit:6.2f} {missed:15.2f} {rank:5d}")
+            print(f"{name:34} {seconds / unit:6.2f} {missed:15.2f} {rank:5d}")
+
+
+def section_interpolative() -> None:
+    for spectrum in SPECTRA:
+        s = getattr(gallery, spectrum)(N)
+        A = gallery.matrix(s, (N, N), rng=0)
+
+        def form(found: Any, A: Any = A) -> tuple[Any, int]:
+            J, X = found
+            return A[:, J] @ X, len(J)
+
+        title = f"columns of {spectrum}, {N}×{N}, rank {RANK}"
+        table(title, of_columns(A), A, gallery.best_error(s, RANK), form)
+
+
+def section_eigh() -> None:
+    for spectrum in SPECTRA:
+        s = getattr(gallery, spectrum)(N)
+        A = symmetric(s * (-1.0) ** np.arange(N))
+        title = f"{spectrum} of both signs, {N}×{N}, rank {RANK}"
+        table(title, of_hermitian(A), A, gallery.best_error(s, RANK), of_eigen)
+
+
+def section_nystrom() -> None:
+    for spectrum in SPECTRA:
+        s = getattr(gallery, spectrum)(N)
+        A = symmetric(s)
+        title = f"{spectrum}, semidefinite, {N}×{N}, rank {RANK}"
+        table(title, of_semidefinite(A), A, gallery.best_error(s, RANK), of_eigen)
+
+
+def section_center() -> None:
+    for spectrum in SPECTRA:
+        rest = gallery.matrix(getattr(gallery, spectrum)(N), (N, N), rng=0)
+        rest -= rest.mean(axis=0)
+        A = rest + np.random.default_rng(1).standard_normal(N)
+        s = np.linalg.svd(rest, compute_uv=False)
+        title = f"{spectrum} and a mean, {N}×{N}, rank {RANK}"
+        table(title, of_components(A), rest, gallery.best_error(s, RANK), of_svd)
+
+
+def section_stacks() -> None:
+    """The basis of each matrix of a stack, beside what it cannot do without."""
+    for spectrum in ("gaussian", "slow"):
+        for library in ("numpy", "torch"):
+            for dtype in ("float32", "float64"):
+                stacks_of(spectrum, library, dtype)
+
+
+def stacks_of(spectrum: str, library: str, dtype: str) -> None:
+    xp, n, k = import_module(library), STACK_SIZE, STACK_RANK
+    if spectrum == "gaussian":
+        stack = np.random.default_rng(0).standard_normal((STACK, n, n))
+    else:
+        stack = np.stack([gallery.matrix(gallery.slow(n), rng=seed) for seed in range(STACK)])
+    A = xp.asarray(stack.astype(dtype))
+
+    def draw(seed: int, *shape: int) -> Any:
+        if library == "numpy":
+            return np.random.default_rng(seed).standard_normal(shape, dtype=A.dtype)
+        return torch.randn(shape, dtype=A.dtype)
+
+    def loop(seed: int) -> Any:
+        return [xp.linalg.qr(A[i] @ draw(seed + i, n, k))[0] for i in range(STACK)]
+
+    calls: Calls = {
+        "range_finder of the stack": lambda seed: lowrank.range_finder(A, k, rng=seed),
+        f"{STACK} calls of range_finder": lambda seed: [
+            lowrank.range_finder(A[i], k, rng=seed) for i in range(STACK)
+        ],
+        "draw and A @ Omega": lambda seed: A @ draw(seed, STACK, n, k),
+        f"{library}.linalg.qr in a loop": loop,
+        f"{library}.linalg.qr of the stack": lambda seed: xp.linalg.qr(A @ draw(seed, STACK, n, k)),
+        "svd of the stack": lambda seed: lowrank.svd(A, k, rng=seed),
+        f"{STACK} calls of svd": lambda seed: [
+            lowrank.svd(A[i], k, rng=seed) for i in range(STACK)
+        ],
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(REPEATS + 1):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call(repeat)
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    unit = median(seconds["range_finder of the stack"])
+    print(f"\n{STACK} {spectrum} matrices {n}×{n}, rank {k}, {library}, {dtype}")
+    print(f"{'':34} {'ms':>8} {'time':>6}")
+    for name, each in seconds.items():
+        print(f"{name:34} {median(each) * 1e3:8.1f} {median(each) / unit:6.2f}", flush=True)
+
+
+SECTIONS: dict[str, Callable[[], None]] = {
+    "svd": section_svd,
+    "tolerance": section_tolerance,
+    "interpolative": section_interpolative,
+    "eigh": section_eigh,
+    "nystrom": section_nystrom,
+    "center": section_center,
+    "stacks": section_stacks,
+}
+
+
+def main() -> None:
+    global N, RANK, REPEATS, STACK_SIZE, STACK_RANK
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="small matrices, for a trial")
+    parser.add_argument("section", nargs="*", help=f"of {', '.join(SECTIONS)}; all by default")
+    options = parser.parse_args()
+    if unknown := set(options.section) - set(SECTIONS):
+        parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
+    if options.quick:
+        N, RANK, REPEATS, STACK_SIZE, STACK_RANK = 300, 20, 2, 64, 8
+    packages = ("numpy", "scipy", "scikit-learn", "torch", "fbpca", "librla")
+    print(
+        f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, ",
+        end="",
+    )
+    here = [name for name in packages if name == "scikit-learn" or is_here(name)]
+    print(", ".join(f"{name} {version(name)}" for name in here))
+    for name in options.section or SECTIONS:
+        start = time.perf_counter()
+        SECTIONS[name]()
+        print(f"({name}: {time.perf_counter() - start:.0f} s)")
 
 
 if __name__ == "__main__":

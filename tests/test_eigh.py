@@ -133,25 +133,33 @@ def test_cap_below_what_the_tolerance_needs(backend, dtype):
     assert true <= 1.15 * gallery.best_error(s, 20)
 
 
-@pytest.mark.parametrize("tail", [0.0, 0.5])
-def test_the_spectral_bound_of_both_sides_is_attained(tail):
-    """[[t, ε], [ε, c]]: what is outside of the basis enters twice, beside what is cut off."""
-    residual = 0.25
-    outcome = {
-        "norm_A": 1.0,
-        "tolerance": 0.0,
-        "error": residual,
-        "error_bound": residual,
-        "status": Status.FULL_RANK,
-    }
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("size", [1e-3, 1.0, 30.0])
+def test_bound_of_both_sides(kind, size):
+    """[[D, Bᴴ], [B, C]]: what is outside of the basis enters twice, beside what is cut off."""
+    rng = np.random.default_rng(0)
     options = {"floor": 0.0, "rounding": 0.0, "norm_is_exact": False, "hermitian": True}
-    S = np.asarray([1.0, tail])
-    found = trim(outcome, S, "spectral", 1, **options)
-    assert found["error_bound"] == pytest.approx(residual + np.hypot(residual, tail))
-    block = np.asarray([[tail, residual], [residual, 0.0]])
-    assert np.linalg.norm(block, 2) <= found["error_bound"]
-    found = trim(outcome, S, "fro", 1, **options)
-    assert found["error_bound"] == pytest.approx(np.linalg.norm(block))
+    for _ in range(50):
+        n, k = rng.integers(2, 6), rng.integers(1, 6)
+        left_over = gaussian((n + k, n + k), "complex128", int(rng.integers(1000)))
+        left_over = left_over + adjoint(left_over)
+        left_over[:k, :k] *= size
+        if kind == "fro":  # whose bound is attained where C is zero
+            left_over[k:, k:] = 0
+        residual, D = norm(left_over[k:], kind), left_over[:k, :k]
+        outcome = {
+            "norm_A": 1e3,
+            "tolerance": 0.0,
+            "error": residual,
+            "error_bound": residual,
+            "status": Status.FULL_RANK,
+        }
+        S = np.concatenate([[1e3], np.linalg.svd(D, compute_uv=False)])
+        found = trim(outcome, S, kind, 1, **options)
+        true = norm(left_over, kind)
+        assert true <= found["error_bound"] * (1 + 1e-12)
+        if kind == "fro":
+            assert found["error_bound"] == pytest.approx(true)
 
 
 def test_operators_use_one_product(backend, dtype):

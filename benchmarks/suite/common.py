@@ -13,6 +13,7 @@ from statistics import median
 
 import numpy as np
 
+import lowrank
 from lowrank import gallery
 
 SPECTRA = ("slow", "fast", "s_shaped")
@@ -36,6 +37,14 @@ def matrix(spectrum, shape):
     if spectrum == "gaussian":
         return np.random.default_rng(0).standard_normal(shape)
     return gallery.matrix(getattr(gallery, spectrum)(min(shape)), shape, rng=0)
+
+
+@cache
+def hermitian(spectrum, n):
+    """With the singular values of the gallery as eigenvalues."""
+    V = lowrank.qr(matrix("gaussian", (n, n))).Q
+    A = (V * getattr(gallery, spectrum)(n)) @ V.T
+    return (A + A.T) / 2
 
 
 def moved(A, kind):

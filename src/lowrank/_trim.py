@@ -40,8 +40,9 @@ def trim(
 
     A `hermitian` A is projected from both sides, with ``T = QᴴAQ`` in place of B and the absolute
     values of its eigenvalues as S. With ``E = A − QQᴴA``, ``A − Q T_r Qᴴ`` has the orthogonal parts
-    E, ``QQᴴA(I − QQᴴ)``, no larger than E, and ``Q(T − T_r)Qᴴ``; in the spectral norm, the last
-    two are at right angles, and E adds to them.
+    E, ``F = QQᴴA(I − QQᴴ)``, no larger than E, and ``D = Q(T − T_r)Qᴴ``. In the spectral norm too
+    ``‖E + F + D‖² ≤ 2 ‖E‖² + ‖D‖²``: the range of E is orthogonal to that of F + D, and F and D
+    act on orthogonal spaces.
     """
     if outcome["error"] is None:  # the test matrix had no columns for a single look
         return outcome
@@ -52,30 +53,25 @@ def trim(
     norm_A, tolerance = outcome["norm_A"], outcome["tolerance"]
     residual = max(0.0, outcome["error_bound"] - floor)
     floor = (1 + hermitian) * floor + rounding  # a projection from each side
-    estimate, adds = outcome["error"], hermitian and norm == "spectral"
-    if hermitian and not adds:
-        residual, estimate = math.sqrt(2.0) * residual, math.sqrt(2.0) * estimate
+    sides = math.sqrt(2.0) if hermitian else 1.0
+    residual, estimate = sides * residual, sides * outcome["error"]
     if norm_is_exact and norm_A > 0:
         share = largest * float(errors[0]) / norm_A
         energy = max(0.0, (1.0 - share) * (1.0 + share)) + ENERGY_ROUNDING * epsilon
         residual = min(residual, norm_A * math.sqrt(energy))
 
     rank = k
-    if largest > 0 and residual * (1 + adds) + floor <= tolerance:
+    if largest > 0 and residual + floor <= tolerance:
         room = tolerance - floor
-        if adds:  # residual + hypot(residual, tail) ≤ room
-            budget = math.sqrt(max(0.0, room - 2.0 * residual)) * math.sqrt(room)
-        else:
-            budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
+        budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
         # a few eps short, since these errors are rounded in the dtype of S
         cut = budget / largest * (1 - 8 * epsilon)
         rank = int(xp.sum(xp.astype(errors > cut, xp.int32)))
     if cap is not None:
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
-    bound = math.hypot(residual, tail) + floor + adds * residual
-    estimate = min(estimate, residual)
-    error = math.hypot(estimate, tail) + adds * estimate
+    bound = math.hypot(residual, tail) + floor
+    error = math.hypot(min(estimate, residual), tail)
     if rank == 0 and norm_is_exact:  # the error is the norm itself, whatever is lost in B
         error, bound = norm_A, min(bound, norm_A * (1.0 + 32.0 * epsilon))
     status = outcome["status"]

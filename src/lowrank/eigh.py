@@ -89,8 +89,8 @@ def eigh(
     -----
     Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
     2n²(k + p) flops each. With a tolerance the basis grows until its certified error E leaves room
-    for both sides: ``‖A − QQᴴAQQᴴ‖`` is at most √2 ‖E‖ in the Frobenius, 2 ‖E‖ in the spectral
-    norm. Then it is cut to the smallest rank that the tolerance allows.
+    for both sides: ``‖A − QQᴴAQQᴴ‖ ≤ √2 ‖E‖``. Then it is cut to the smallest rank that the
+    tolerance allows.
 
     Eigenvalues are those of the projected matrix: none is larger than the largest of A, or smaller
     than the smallest. Does not support derivatives, or stacks with a tolerance.
@@ -126,7 +126,7 @@ def eigh(
         krylov=krylov,
         extra=as_count(oversampling, "oversampling") if fixed else MARGIN,
         cuts=True,
-        goal=GOAL * (0.5 if norm == "spectral" else 0.5**0.5),
+        goal=GOAL * 0.5**0.5,
         norm=norm,
         block_size=block_size,
         test_matrix=test_matrix,

@@ -91,7 +91,9 @@ class RangeFinder:
     krylov : bool
         Keep the block as it was before each of its power iterations too: a block Krylov space, of
         ``power_iterations + 1`` times the columns for the same products with A. Its error is never
-        larger, and for slowly falling singular values much smaller.
+        larger, and for slowly falling singular values much smaller. Meant for factorizations of a
+        fixed rank, which cut the basis: to a tolerance it takes fewer products to let it grow. Of
+        more equal singular values than a block has columns, only as many are found.
     block_size : int, optional
         Panel width of the Householder QR; by default 64 on a CPU and 128 elsewhere.
     side : {"left", "right"}

@@ -1,0 +1,321 @@
+"""Errors and products of the factorizations, for the page that explains them.
+
+    python benchmarks/factorizations.py > docs/explanation/factorizations_tables.md
+
+Takes about a minute on one thread; nothing is timed. Matrices are 500×500 in float64 where nothing
+else is said, with the slowly falling singular values of the gallery, and the rank is 20. *Excess*
+is ‖A − Â‖_F over the best possible error at that rank, less one, the median over seeds.
+"""
+
+import warnings
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+from scipy.linalg import qr as pivoted
+from scipy.sparse.linalg import aslinearoperator
+
+import lowrank
+from lowrank import gallery, rangefinder
+
+N, RANK, WIDTH, SEEDS = 500, 20, 30, 10
+SPECTRA = ("slow", "slower", "medium")
+
+
+def spectrum(name: str, n: int = N) -> Any:
+    return gallery.SPECTRA[name](n)
+
+
+def hermitian(s: Any, *, signs: bool = False) -> Any:
+    """With the eigenvalues s, or every other one of them negative."""
+    V = lowrank.qr(np.random.default_rng(0).standard_normal((len(s), len(s)))).Q
+    w = s * (-1.0) ** np.arange(len(s)) if signs else s
+    A = (V * w) @ V.T
+    return (A + A.T) / 2
+
+
+def product(found: Any) -> Any:
+    left, *middle, right = found
+    if middle:
+        left = left * middle[0] if middle[0].ndim == 1 else left @ middle[0]
+    return left @ right
+
+
+def of_eigen(found: Any) -> Any:
+    w, V = found
+    return (V * w) @ V.T
+
+
+def of_columns(A: Any, found: Any) -> Any:
+    J, X = found
+    return A[:, J] @ X
+
+
+def excess(A: Any, s: Any, call: Callable[[int], Any]) -> float:
+    best = gallery.best_error(s, RANK)
+    errors = [float(np.linalg.norm(A - call(seed))) for seed in range(SEEDS)]
+    return max(0.0, median(errors) / best - 1.0)
+
+
+def cell(value: float) -> str:
+    return f"{value:.1e}" if value else "0"
+
+
+def begin(name: str, *columns: str) -> None:
+    """Between these marks, the page includes a table."""
+    print(f"<!-- {name} -->\n\n| " + " | ".join(columns) + " |")
+    print("|---" * len(columns) + "|")
+
+
+def row(*cells: Any) -> None:
+    print("| " + " | ".join(str(each) for each in cells) + " |", flush=True)
+
+
+def end(name: str) -> None:
+    print(f"\n<!-- end of {name} -->\n")
+
+
+# -- tables ---------------------------------------------------------------------------------------
+
+
+def krylov() -> None:
+    matrices = {name: gallery.matrix(spectrum(name), rng=0) for name in SPECTRA}
+    options: list[dict[str, Any]] = [{"power_iterations": q} for q in (1, 2, 3, 4, 5, 6)]
+    options += [{"power_iterations": q, "krylov": True} for q in (1, 2, 3, 4)]
+    options += [{"power_iterations": 2, "oversampling": 20}]
+    rows = []
+    for option in options:
+        found = lowrank.svd(matrices["slow"], RANK, rng=0, **option)
+        excesses = [
+            excess(
+                A,
+                spectrum(name),
+                lambda seed, A=A, option=option: product(lowrank.svd(A, RANK, rng=seed, **option)),
+            )
+            for name, A in matrices.items()
+        ]
+        shown = ", ".join(f"`{key}={value}`" for key, value in option.items())
+        rows.append((found.products, found.passes, shown, *map(cell, excesses)))
+    begin("krylov", "products", "passes", "options of `svd(A, 20)`", *SPECTRA)
+    for each in sorted(rows):
+        row(*each)
+    end("krylov")
+
+
+def tolerances() -> None:
+    """Products of `svd` to a tolerance, and its rank."""
+    options: list[dict[str, Any]] = [
+        {"power_iterations": 0},
+        {"power_iterations": 1},
+        {"power_iterations": 1, "krylov": True},
+        {"power_iterations": 2, "krylov": True},
+    ]
+    begin("tolerances", "", "q = 0", "q = 1", "Krylov, q = 1", "Krylov, q = 2")
+    for norm, rtol in (("fro", 1e-1), ("fro", 1e-2), ("spectral", 1e-1), ("spectral", 1e-2)):
+        for name in SPECTRA:
+            A = gallery.matrix(spectrum(name), rng=0)
+            cells = []
+            for option in options:
+                found = lowrank.svd(A, rtol=rtol, norm=norm, rng=0, **option)
+                assert found.converged
+                cells.append(f"{found.products} ({found.rank})")
+            row(f"{name}, {rtol:g}, {'Frobenius' if norm == 'fro' else norm}", *cells)
+    end("tolerances")
+
+
+def clusters() -> None:
+    """A quarter of all singular values is equal, and a block has no more than 64 columns."""
+    s = gallery.steps(N)
+    A = gallery.matrix(s, rng=0)
+    kept = rangefinder.LEAST_NEW
+    begin("clusters", "", "rank", "products")
+    for name, least, options in (
+        ("power iterations", kept, {}),
+        ("Krylov, dependent columns dropped", kept, {"krylov": True}),
+        ("Krylov, all columns kept", 0.0, {"krylov": True}),
+    ):
+        rangefinder.LEAST_NEW = least
+        found = lowrank.range_finder(A, rtol=1e-3, power_iterations=3, rng=0, **options)
+        row(name, found.rank, found.products)
+    rangefinder.LEAST_NEW = kept
+    row("best possible", gallery.best_rank(s, rtol=1e-3), "")
+    end("clusters")
+
+
+def two_sides() -> None:
+    begin("two sides", "", *SPECTRA, "counted")
+    for norm, order in (("Frobenius", "fro"), ("spectral", 2)):
+        cells = []
+        for name in SPECTRA:
+            A = hermitian(spectrum(name), signs=True)
+            ratios = []
+            for seed in range(SEEDS):
+                Q = lowrank.range_finder(A, WIDTH, rng=seed).Q
+                E = A - Q @ (Q.T @ A)
+                both = A - Q @ (Q.T @ A @ Q) @ Q.T
+                ratios.append(float(np.linalg.norm(both, order) / np.linalg.norm(E, order)))
+            cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
+        row(norm, *cells, "1.41" if order == "fro" else "2")
+    end("two sides")
+
+
+def semidefinite() -> None:
+    def one(A: Any, seed: int) -> Any:
+        return of_eigen(lowrank.nystrom(A, RANK, rng=seed))
+
+    def two(A: Any, seed: int) -> Any:
+        Q = lowrank.range_finder(A, WIDTH, rng=seed).Q
+        return of_eigen(lowrank.nystrom(A, RANK, test_matrix=Q))
+
+    def eigh(A: Any, seed: int, **options: Any) -> Any:
+        return of_eigen(lowrank.eigh(A, RANK, rng=seed, **options))
+
+    methods: dict[str, tuple[int, int, Any]] = {
+        "`nystrom(A, 20)`": (1, WIDTH, one),
+        "`nystrom`, a basis of the range as test matrix": (2, 2 * WIDTH, two),
+        "`eigh(A, 20, power_iterations=0)`": (
+            2,
+            2 * WIDTH,
+            lambda A, seed: eigh(A, seed, power_iterations=0),
+        ),
+        "`eigh(A, 20)`": (6, 6 * WIDTH, eigh),
+        "`eigh(A, 20, krylov=True, power_iterations=2)`": (
+            6,
+            8 * WIDTH,
+            lambda A, seed: eigh(A, seed, krylov=True, power_iterations=2),
+        ),
+    }
+    begin("semidefinite", "method", "passes", "products", *SPECTRA)
+    for name, (passes, products, call) in methods.items():
+        cells = []
+        for kind in SPECTRA:
+            A = hermitian(spectrum(kind))
+            cells.append(excess(A, spectrum(kind), lambda seed, A=A, call=call: call(A, seed)))
+        row(name, passes, products, *map(cell, cells))
+    end("semidefinite")
+
+
+def skeletons() -> None:
+    def by_basis(A: Any, seed: int, q: int) -> tuple[Any, Any, Any]:
+        Q = lowrank.range_finder(A, WIDTH, power_iterations=q, rng=seed).Q
+        found = lowrank.interpolative(A, RANK, power_iterations=q, rng=seed)
+        return Q, Q.T @ A, found.indices
+
+    def of_B(A: Any, seed: int, q: int) -> Any:
+        _, B, J = by_basis(A, seed, q)
+        return A[:, J] @ (np.linalg.pinv(B[:, J]) @ B)
+
+    def of_A(A: Any, seed: int, q: int) -> Any:
+        _, _, J = by_basis(A, seed, q)
+        return A[:, J] @ (np.linalg.pinv(A[:, J]) @ A)
+
+    def lapack(A: Any, _: int, __: int) -> Any:
+        J = pivoted(A, mode="economic", pivoting=True)[2][:RANK]
+        return A[:, J] @ (np.linalg.pinv(A[:, J]) @ A)
+
+    def of_rank(call: Any) -> Callable[[Any, int, int], Any]:
+        return lambda A, seed, q: call(A, RANK, power_iterations=q, rng=seed)
+
+    svd, both, ours = map(of_rank, (lowrank.svd, lowrank.cur, lowrank.interpolative))
+    methods: dict[str, Any] = {
+        "`svd(A, 20)`": lambda A, seed, q: product(svd(A, seed, q)),
+        "`interpolative(A, 20)`, X = A_J⁺QB": lambda A, *more: of_columns(A, ours(A, *more)),
+        "the same columns, X = B_J⁺B": of_B,
+        "the same columns, X = A_J⁺A, the best": of_A,
+        "`cur(A, 20)`": lambda A, seed, q: product(both(A, seed, q)),
+        "QR of A with pivots (LAPACK), X = A_J⁺A": lapack,
+    }
+    names = [f"{name}, q = {q}" for q in (0, 2) for name in SPECTRA]
+    begin("skeletons", "method", *names)
+    for name, call in methods.items():
+        cells = []
+        for q in (0, 2):
+            for kind in SPECTRA:
+                A, s = gallery.matrix(spectrum(kind), rng=0), spectrum(kind)
+                over = excess(A, s, lambda seed, A=A, call=call, q=q: call(A, seed, q))
+                cells.append(f"{1 + over:.3f}")
+        row(name, *cells)
+    end("skeletons")
+
+
+def limits() -> None:
+    """The smallest tolerance certified, of the powers of √10."""
+    tolerances = [10.0 ** (-half / 2) for half in range(2, 29)]
+    names = ("svd", "interpolative", "cur")
+    begin("limits", "", *(f"`{name}`" for name in names))
+    for dtype in ("float32", "float64"):
+        A = gallery.matrix(gallery.fast(N), rng=0).astype(dtype)
+        cells = []
+        for name in names:
+            least = 1.0
+            for rtol in tolerances:
+                if not getattr(lowrank, name)(A, rtol=rtol, rng=0).converged:
+                    break
+                least = rtol
+            root = float(np.finfo(dtype).eps) ** 0.5
+            cells.append(f"{least:.1e} ({least / root:.2g} √eps)")
+        row(dtype, *cells)
+    end("limits")
+
+
+def centring() -> None:
+    """A mean that is 10⁶ times as large as the rest of the matrix; all of its rank is kept."""
+    begin("centring", "", "array", "operator", "operator, relative to ‖A‖")
+    rest = gallery.matrix(gallery.fast(N), rng=0)
+    rest -= rest.mean(axis=0)
+    mean = np.random.default_rng(1).standard_normal(N)
+    mean *= 1e6 * np.linalg.norm(rest) / np.linalg.norm(mean) / N**0.5
+    for dtype in ("float32", "float64"):
+        A = (rest + mean).astype(dtype)
+        cells = []
+        for matrix in (A, aslinearoperator(A)):
+            found = lowrank.svd(matrix, N, center=True, rng=0)
+            centred = A.astype(np.float64) - found.mean.astype(np.float64)
+            error = float(np.linalg.norm(centred - product(X.astype(np.float64) for X in found)))
+            cells.append(f"{error / np.linalg.norm(centred):.1e}")
+        row(dtype, *cells, f"{error / np.linalg.norm(A.astype(np.float64)):.1e}")
+    end("centring")
+
+
+def streaming() -> None:
+    begin("streaming", "", *SPECTRA)
+    sizes: dict[str, dict[str, int]] = {
+        "k = 81, s = 163 (default)": {},
+        "k = 41, s = 83": {"sketch_size": 41, "core_size": 83},
+        "k = 81, s = 81": {"core_size": 81},
+    }
+    for name, options in sizes.items():
+        cells = []
+        for kind in SPECTRA:
+            s, A = spectrum(kind), gallery.matrix(spectrum(kind), rng=0)
+            errors, bounds = [], []
+            for seed in range(SEEDS):
+                sketch = lowrank.SketchedMatrix(A.shape, RANK, rng=seed, **options).update(A)
+                found = sketch.svd()
+                errors.append(float(np.linalg.norm(A - product(found))))
+                bounds.append(found.error_bound / errors[-1])
+            best = gallery.best_error(s, RANK)
+            cells.append(f"{median(errors) / best:.3g} ({min(bounds):.2f} to {max(bounds):.2f})")
+        row(name, *cells)
+    end("streaming")
+
+
+def main() -> None:
+    warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
+    for table in (
+        krylov,
+        tolerances,
+        clusters,
+        two_sides,
+        semidefinite,
+        skeletons,
+        limits,
+        centring,
+        streaming,
+    ):
+        table()
+
+
+if __name__ == "__main__":
+    main()

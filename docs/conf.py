@@ -73,13 +73,11 @@ html_theme_options = {
     "footer_end": [],
 }
 # Parts that are single pages have nothing to unfold beside them.
-without_sidebar = ("index", "reference", "peers", "how-to/training", "how-to/operators")
-without_sidebar += ("tutorials/sharded", "policies")
-html_sidebars = {page: [] for page in without_sidebar}
+html_sidebars = {page: [] for page in ("index", "reference", "benchmarks")}
 
 # The table of what takes what, of the declaration that the tests try.
 declared = tomllib.loads((Path(__file__).parent / "capabilities.toml").read_text(encoding="utf-8"))
-WORDS = {"both": "rank or tolerance", "rank": "rank", "yes": "yes", "no": "–"}
+WORDS = {"both": "both", "rank": "rank", "yes": "yes", "no": "–"}
 lines = [
     f"| | {' | '.join(declared['inputs'].values())} |",
     "| :--- |" + " :--- |" * len(declared["inputs"]),
@@ -87,6 +85,8 @@ lines = [
         f"| `{name}` | {' | '.join(WORDS[cell] for cell in row)} |"
         for name, row in declared["functions"].items()
     ),
+    "",
+    declared["legend"],
 ]
 (Path(__file__).parent / "capabilities_table.md").write_text(
     "\n".join(lines) + "\n", encoding="utf-8"

@@ -126,7 +126,7 @@ def test_public_functions_have_examples():
         assert example.examples
 
 
-PEERS = (ROOT / "docs" / "peers.md").read_text(encoding="utf-8")
+PEERS = (ROOT / "docs" / "how-to" / "peers.md").read_text(encoding="utf-8")
 ROWS = [
     [cell.strip() for cell in line.split("|")[1:-1]]
     for line in PEERS.splitlines()

@@ -1,0 +1,66 @@
+"""The first tutorial, line by line, as a newcomer types it."""
+
+import re
+import shlex
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import lowrank
+
+PAGE = Path(__file__).parent.parent / "docs" / "tutorials" / "first.md"
+BLOCKS = re.findall(
+    r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+)
+NUMBER = r"\d+\.\d+"
+
+
+def numbers(text):
+    return [float(number) for number in re.findall(NUMBER, text)]
+
+
+def test_every_block(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    names, printed = {}, ""
+    for language, body in BLOCKS:
+        if language == "python":
+            with warnings.catch_warnings(record=True) as told:
+                warnings.simplefilter("always")
+                exec(compile(body, PAGE.name, "exec"), names)
+            if "noise" in body:
+                (warning,) = told
+                assert warning.category is lowrank.ConvergenceWarning
+                start = "the tolerance 4.01 (absolute) was not certified: "
+                assert str(warning.message).startswith(start)
+            else:
+                assert not told
+            printed = capsys.readouterr().out
+        elif language == "text":
+            assert re.sub(NUMBER, "#", printed) == re.sub(NUMBER, "#", body)
+            assert numbers(printed) == pytest.approx(numbers(body), rel=2e-3)
+        elif language == "console":
+            command = shlex.split(body.removeprefix("$ "))[1:]
+            ended = subprocess.run(
+                [sys.executable, *command], capture_output=True, text=True, check=True
+            )
+            assert re.search(r"0\.01 +8 .*\n +1e-06 +20 ", ended.stdout)
+        else:
+            assert language == "sh"
+    found = names["found"]
+    assert not found.converged
+    assert found.error_bound > 0.8 * np.linalg.norm(names["noise"])
+
+
+def test_what_the_page_says_of_one_s_own_matrix():
+    A = np.vander(np.linspace(0, 1, 400))
+    found = lowrank.svd(A, rtol=0.1, center=True, rng=0)
+    centred = A - A.mean(axis=0)
+    kept = np.sum(found.S**2) / np.linalg.norm(centred) ** 2
+    assert kept >= 0.99
+    x = np.ones(400)
+    product = found.U @ (found.S * (found.Vh @ x))
+    assert np.linalg.norm(centred @ x - product) <= found.error_bound * np.linalg.norm(x)

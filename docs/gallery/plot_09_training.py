@@ -88,8 +88,8 @@ for name, (_, tests, right, size, _) in runs.items():
 # Where the bytes are
 # -------------------
 #
-# The report of an optimizer lists the parameters. What is left is mostly the layers at both ends,
-# whose short side is small.
+# The report of an optimizer lists the parameters. The layer in the middle, which had most of the
+# state, needs a hundredth of it.
 
 print(runs["LowRankMomentum"][-1].report())
 
@@ -124,9 +124,9 @@ for name in ("LowRankMomentum", "LowRank(AdamW)"):
 # What this does and does not show
 # --------------------------------
 #
-# The state is a fortieth, and the network learns. Which of the three ends lowest here depends on
-# the seed and the learning rate, and says nothing about other tasks: digits are easy. A comparison
-# on text, with seeds, tuned rates and other optimizers, is :doc:`on its own page
+# The state is about a fortieth, and the network learns. Which of the three ends lowest here depends
+# on the seed and the learning rate, and says nothing about other tasks: digits are easy. A
+# comparison on text, with seeds, tuned rates and other optimizers, is :doc:`on its own page
 # </explanation/training>`. Memory is what such optimizers are for; a step takes longer than one of
 # AdamW.
 

@@ -18,6 +18,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
+    "sphinxcontrib.bibtex",
     "sphinx_gallery.gen_gallery",
 ]
 exclude_patterns = [
@@ -29,6 +30,7 @@ exclude_patterns = [
     "gallery",
 ]
 nitpicky = True
+bibtex_bibfiles = ["references.bib"]
 # Indented formulas and tables are no Python.
 highlight_language = "none"
 

@@ -144,3 +144,16 @@ def test_every_feature_of_a_peer_has_a_test_or_a_reason(feature, here, test):
     assert here.startswith("yes, ")
     file, name = test.strip("`").split("::")
     assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
+
+
+def test_every_source_is_in_the_bibliography():
+    """Each DOI and arXiv number of the code and of the pages."""
+    listed = (ROOT / "docs" / "references.bib").read_text(encoding="utf-8")
+    files = [*ROOT.glob("src/**/*.py"), *ROOT.glob("docs/[a-z]*/*.md"), *ROOT.glob("docs/*.md")]
+    text = "\n".join(file.read_text(encoding="utf-8") for file in files)
+    found = re.findall(r"doi:(10\.\d+/[A-Za-z0-9./()-]*[A-Za-z0-9])", text)
+    found += re.findall(r"arXiv[: ](\d{4}\.\d{4,5})", text)
+    # the later paper of the same has a DOI
+    missing = {source for source in found if source not in listed} - {"1902.08651"}
+    assert not missing
+    assert len(set(found)) > 30

@@ -162,6 +162,34 @@ def test_bound_of_both_sides(kind, size):
             assert found["error_bound"] == pytest.approx(true)
 
 
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_the_rank_is_the_smallest_that_the_bound_allows(kind):
+    """The bound of each rank by hand: what is outside of the basis and rounding count twice."""
+    residual, floor, rounding, S = 0.25, 0.01, 0.005, np.asarray([1.0, 0.5, 0.1])
+    options = {"floor": floor, "rounding": rounding, "norm_is_exact": False, "hermitian": True}
+    for rank in (1, 2):
+        cut = S[rank] if kind == "spectral" else np.linalg.norm(S[rank:])
+        if kind == "spectral":
+            error = residual + np.hypot(residual, cut)
+        else:
+            error = np.hypot(2**0.5 * residual, cut)
+        bound = error + 2 * floor + rounding
+        for tolerance, expected in ((1.001 * bound, rank), (0.999 * bound, rank + 1)):
+            outcome = {
+                "norm_A": 1.0,
+                "tolerance": tolerance,
+                "error": residual,
+                "error_bound": residual + floor,
+                "status": Status.CONVERGED,
+            }
+            found = trim(outcome, S, kind, None, **options)
+            assert found["rank"] == expected
+            if expected == rank:
+                assert found["error_bound"] == pytest.approx(bound)
+                assert found["error"] == pytest.approx(error)
+                assert found["converged"]
+
+
 def test_operators_use_one_product(backend, dtype):
     """The adjoint is never asked for, and results are where products are."""
     A = hermitian(alternating(gallery.fast(80)), dtype)

@@ -83,3 +83,10 @@ def test_two_numbers_per_look_at_a_krylov_space(A, norm):
     looks = len(found.history)
     assert looks >= 2
     assert looks < count <= 2 * looks + 2
+
+
+def test_eigh_reads_three_flags(A):
+    """Whether the basis and QᴴAQ are finite, and whether that is Hermitian."""
+    H = A + A.mT
+    assert reads(lambda: lowrank.eigh(H, 10, rng=0))[0] == 3
+    assert reads(lambda: lowrank.eigh(H, 10, rng=0, check_finite=False))[0] == 1

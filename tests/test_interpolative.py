@@ -11,7 +11,7 @@ from test_operators import Operator
 from lowrank import ConvergenceWarning, Status, gallery
 from lowrank._operator import as_operator
 from lowrank._pivots import Pivoted, interpolate, pivoted_qr
-from lowrank._skeleton import Columns, Sketch
+from lowrank._skeleton import Columns, Sketch, errors_of
 from lowrank.interpolative import _build, interpolative
 
 
@@ -336,3 +336,37 @@ def test_what_is_refused(backend):
     for options in ({"rank": 2}, {"rank": 2, "check_finite": False}, {"rtol": 1e-2}):
         with pytest.raises(ValueError, match="holds NaN"):
             interpolative(backend.asarray(A), **options)
+
+
+def test_no_swap_more_than_doubles_the_volume(dtype_of_numpy):
+    """By determinants, from pivots that are none: all that the bound of Gu and Eisenstat needs."""
+    k, n = 3, 9
+    for seed in range(40):
+        B = gaussian((6, n), dtype_of_numpy, seed) * 3.0 ** -np.arange(n)
+        J, _ = interpolate(B, [8, 7, 6])
+        assert len(J) == k
+
+        def volume(columns, B=B):
+            return np.prod(np.linalg.svd(B[:, columns], compute_uv=False))
+
+        for i in range(k):
+            for j in set(range(n)) - set(J):
+                assert volume([*J[:i], j, *J[i + 1 :]]) <= 2.001 * volume(J)
+
+
+@pytest.fixture(params=["float64", "complex128"])
+def dtype_of_numpy(request):
+    return request.param
+
+
+def test_errors_outside_of_the_basis_add_up():
+    """The error of the basis and that of the columns may point one way: (2 + 1) there, 0 inside."""
+    Q, B = np.eye(3, 1), np.zeros((1, 2))
+    sketch = Sketch(
+        Q=Q, B=B, scale=1.0, pivoted=pivoted_qr(B), columns=None, rows=None, norm="fro",
+        residual=2.0, estimate=2.0, floor=0.0, fixed=False,
+    )  # fmt: skip
+    A = np.asarray([[0.0, 0.0], [2.0, 0.0], [0.0, 0.0]])  # 2 from the basis
+    L, T = np.asarray([[0.0], [1.0], [0.0]]), np.asarray([[-1.0, 0.0]])
+    built = errors_of(sketch, L, Q.T @ L, T, lost=0.0, factors=())
+    assert norm(A - L @ T, "fro") <= built.bound == pytest.approx(3.0)

@@ -181,3 +181,41 @@ def test_any_truth_is_one_power_iteration():
     for krylov in (True, 2, np.True_):
         found = lowrank.range_finder(np.eye(9), 4, krylov=krylov, rng=0)
         assert (found.passes, found.products) == (3, 6)
+
+
+def test_the_best_of_the_space_comes_first(backend, dtype):
+    """Where fewer columns are asked for than it has, ``A Ω`` itself is what is cut off."""
+    A = with_spectrum(np.linspace(1, 0.1, 60), (70, 60), dtype)
+    Omega = gaussian((60, 4), dtype, seed=1)
+    wide = A.astype(np.complex128)
+    for kind in ("fro", "spectral"):
+        finder = lowrank.RangeFinder(
+            backend.asarray(A),
+            test_matrix=backend.asarray(Omega),
+            norm=kind,
+            power_iterations=2,
+            krylov=True,
+        )
+        first = backend.numpy(finder.extend(6).Q)
+        E = residual(wide, first.astype(np.complex128))
+        Q = backend.numpy(finder.extend(4).Q)
+        once = E @ (adjoint(E) @ (E @ Omega[:, 2:]))
+        both = np.hstack([once, E @ (adjoint(E) @ once)])
+        both /= np.linalg.norm(both, axis=0)
+        assert Q.shape == (70, 10)
+        assert norm(residual(both, Q), "fro") <= 1e4 * backend.eps(dtype)
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("q", [1, 2])
+def test_bounds_scale_with_the_matrix(backend, dtype, kind, q):
+    A = with_spectrum(gallery.slow(150), (160, 150), dtype)
+    options = {"norm": kind, "power_iterations": q, "krylov": True, "rtol": 0.05}
+    options["test_matrix"] = backend.asarray(gaussian((150, 1200), dtype))
+    one, large = (
+        lowrank.range_finder(backend.asarray((c * A).astype(dtype)), **options) for c in (1, 1024)
+    )
+    assert one.rank == large.rank
+    for found, again in zip(one.history, large.history, strict=True):
+        assert 1024 * found.bound == pytest.approx(again.bound, rel=1e-3)
+        assert 1024 * found.estimate == pytest.approx(again.estimate, rel=1e-3)

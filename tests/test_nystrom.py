@@ -308,3 +308,26 @@ def test_entries_below_the_normal_numbers(backend, dtype):
     size = A.real.dtype.type(1e-41 if dtype in ("float32", "complex64") else 1e-311)
     found = nystrom(backend.asarray((A * size).astype(dtype)), 3, rng=0)
     assert backend.numpy(found.eigenvalues)[0] == pytest.approx(float(size), rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", ["skew", "negative"])
+def test_small_departures_are_found(dtype_of_numpy, kind):
+    """A thousand times the rounding of the product, and not the rounding itself."""
+    n = 50
+    A = semidefinite(np.ones(n), dtype_of_numpy)
+    nystrom(A, n, rng=0)
+    size = 1e3 * n**0.5 * np.finfo(dtype_of_numpy).eps * np.linalg.norm(A)
+    B = A.copy()
+    if kind == "skew":
+        B[0, 1] += size
+    else:
+        B[0, 0] = -size
+        B[0, 1:] = B[1:, 0] = 0.0
+    told = "not Hermitian" if kind == "skew" else "not positive semidefinite"
+    with pytest.raises(ValueError, match=told):
+        nystrom(B, n, rng=0)
+
+
+@pytest.fixture(params=["float32", "float64", "complex64", "complex128"])
+def dtype_of_numpy(request):
+    return request.param

@@ -300,6 +300,10 @@ def test_refused():
         RowBlocks(A.ravel())
     with pytest.raises(TypeError, match=r"`dtype` must be .*, got int32"):
         RowBlocks(A, dtype="int32")
+    torch = pytest.importorskip("torch")
+    for C in (A + 1j, torch.asarray(A + 1j)):
+        with pytest.raises(TypeError, match=r"float32 would lose its imaginary part"):
+            RowBlocks(C, dtype="float32")
     for options in ({"rows": 0}, {"block_bytes": 0}):
         with pytest.raises(ValueError, match=r"must be at least 1, got 0"):
             RowBlocks(A, **options)

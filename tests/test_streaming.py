@@ -474,6 +474,9 @@ def test_refused():
         SketchedMatrix((30, 20), 2, sketch_size=1)
     with pytest.raises(ValueError, match="`core_size` must be at least 9, got 8"):
         SketchedMatrix((30, 20), 2, core_size=8)
+    for shape in (30, (30,), (30, 20, 2)):
+        with pytest.raises(ValueError, match="`shape` must be a pair of numbers, got"):
+            SketchedMatrix(shape, 2)
     with pytest.raises(ValueError, match="`error_rows` must be at least 1, got 0"):
         SketchedMatrix((30, 20), 2, error_rows=0)
     with pytest.raises(ValueError, match="`failure_probability` must lie between 0 and 1"):

@@ -10,31 +10,51 @@ __all__ = ["centred"]
 
 # Rows of a dense matrix that are centred at a time, or a sixteenth of it if more.
 ROWS = 512
+# Rows of other matrices are added up in so many groups at most, of no fewer rows than follows.
+GROUPS, LEAST = 16, 4096
 
 
-def centred(A: Operator) -> tuple[Operator, Array]:
-    """``A − 1μᵀ`` with μ the mean of the rows of A, and μ itself (a mean for each of a stack)."""
+def centred(A: Operator) -> tuple[Operator, Array, int]:
+    """``A − 1μᵀ`` with μ the mean of the rows of A, and μ itself (a mean for each of a stack).
+
+    And how many columns were multiplied by Aᴴ to find it.
+    """
     return _of_products(A) if A.array is None else _of_array(A, A.array)
 
 
-def _of_array(A: Operator, X: Array) -> tuple[Operator, Array]:
+def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     """By blocks of rows: ``AX − 1(μᵀX)`` would lose what μ is larger than the rest."""
     xp, m = A.xp, A.shape[-2]
     rows = max(ROWS, m // 16)
     parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
-    sums = [xp.sum(X[..., part, :] / max(1, m), axis=-2, keepdims=True) for part in parts]
-    mean = xp.sum(xp.concat(sums, axis=-2), axis=-2, keepdims=True)
+    weighted = [_mean(X[..., part, :]) * ((part.stop - part.start) / max(1, m)) for part in parts]
+    mean = xp.sum(xp.concat(weighted, axis=-2), axis=-2, keepdims=True)
 
     difference = of_row_blocks(lambda part: X[..., part, :] - mean, A.shape, rows, like=mean)
-    return difference, mean[..., 0, :]
+    return difference, mean[..., 0, :], 0
 
 
-def _of_products(A: Operator) -> tuple[Operator, Array]:
-    """``AX − 1(μᵀX)`` and ``AᴴY − μ̄(1ᵀY)``, whose rounding is relative to both terms."""
+def _mean(X: Array) -> Array:
+    """Mean of rows, and of what they differ from it: NumPy adds them in sequence, not in pairs."""
+    xp, m = array_namespace(X), max(1, X.shape[-2])
+    mean = xp.sum(X / m, axis=-2, keepdims=True)
+    return mean + xp.sum((X - mean) / m, axis=-2, keepdims=True)
+
+
+def _of_products(A: Operator) -> tuple[Operator, Array, int]:
+    """``AX − 1(μᵀX)`` and ``AᴴY − μ̄(1ᵀY)``, whose rounding is relative to both terms.
+
+    The rows are added up in groups first: sparse products add in sequence, and lose the last two
+    digits of a mean of 10⁶ rows in single precision.
+    """
     m, _ = A.shape
-    sums = A.rmatmat(A.xp.ones((m, 1), dtype=A.dtype, device=A.device))
+    groups = min(GROUPS, 1 + m // LEAST)
+    of_row, every = (A.xp.arange(length, device=A.device) for length in (m, groups))
+    members = A.xp.astype(of_row[:, None] % groups == every[None, :], A.dtype)
+    sums = A.rmatmat(members)
     xp = array_namespace(sums)
-    conjugate = sums / max(1, m)  # Aᴴ1 is the conjugate of what the columns add up to
+    # Aᴴ1 is the conjugate of what the columns add up to
+    conjugate = xp.sum(sums / max(1, m), axis=1, keepdims=True)
     row = xp.matrix_transpose(conjugate)
     row = xp.conj(row) if xp.isdtype(row.dtype, "complex floating") else row
 
@@ -49,4 +69,4 @@ def _of_products(A: Operator) -> tuple[Operator, Array]:
         max_abs=lambda: math.nan,
         offset=math.sqrt(m) * float(safe_norm(row)),
     )
-    return difference, row[0, :]
+    return difference, row[0, :], groups

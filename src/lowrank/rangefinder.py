@@ -112,7 +112,7 @@ class RangeFinder:
     check : bool
         Of an operator or a sparse matrix, test first whether `rmatmat` is the adjoint of `matmat`,
         by ``⟨y, A x⟩ = ⟨Aᴴ y, x⟩`` for four Gaussian x and y, and raise a ValueError if it is not.
-        One pass with A and one with Aᴴ.
+        One pass with A and one with Aᴴ, which the results do not count.
     check_finite : bool
         At fixed rank, read one flag from the device at the end; if it tells of numbers that are
         not finite, raise if A holds them (or is an operator), else repeat with scaled products.

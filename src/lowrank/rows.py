@@ -82,7 +82,8 @@ class RowBlocks:
     Raises
     ------
     TypeError
-        If A cannot be sliced, or holds integers and no `dtype` was given.
+        If A cannot be sliced, or holds integers and no `dtype` was given, or complex numbers and a
+        real one.
     ValueError
         If A has not two dimensions, or an option is out of range.
 
@@ -222,6 +223,12 @@ class RowBlocks:
             block = np.asarray(block)
         if self._cast is not None:
             xp = array_namespace(block)
+            if is_complex(block) and self._cast.kind != "c":
+                message = (
+                    f"`A` has dtype {block.dtype}, and `dtype` {self._cast.name} would lose its "
+                    "imaginary part; compute in complex64 or complex128."
+                )
+                raise TypeError(message)
             block = xp.astype(block, getattr(xp, self._cast.name), copy=False)
         try:
             return as_matrix(block)[0]

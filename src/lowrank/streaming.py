@@ -156,7 +156,11 @@ class SketchedMatrix:
         failure_probability: float = 1e-9,
     ) -> None:
         home = _home(dtype, like)
-        m, n = (as_count(length, "shape") for length in shape)
+        lengths: Any = shape
+        if not isinstance(lengths, tuple | list) or len(lengths) != 2:
+            message = f"`shape` must be a pair of numbers, got {shape!r}."
+            raise ValueError(message)
+        m, n = (as_count(length, "shape") for length in lengths)
         self.shape = (m, n)
         self.rank = as_count(rank, "rank")
         of_complex = is_complex(home)

@@ -103,8 +103,9 @@ def svd(
     a time each process gives n·b numbers (m·b if sharded by columns) to a sum for every other pass,
     and b² to a gather. All processes stop at the same look, and raise the same errors.
 
-    With `center` one more pass over A finds the mean. Dense matrices are then centred by blocks of
-    512 rows (a sixteenth of them, if more) at each pass.
+    With `center` one more pass over A finds the mean, of a sparse matrix or operator by a product
+    of Aᴴ with up to 16 columns. Dense matrices are then centred by blocks of 512 rows (a sixteenth
+    of them, if more) at each pass.
 
     References
     ----------
@@ -123,14 +124,14 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
-    mean, shards = None, shards_of(A, test_matrix=test_matrix)
+    mean, added, shards = None, 0, shards_of(A, test_matrix=test_matrix)
     if shards is not None:
         if center:
             message = "`center` takes no DTensor; subtract the mean first: A - A.mean(0)."
             raise ValueError(message)
         A, rng = shards.operator, shards.seed(rng)
     if center:
-        A, mean = centred(as_operator(A))
+        A, mean, added = centred(as_operator(A))
     U, S, Vh, outcome = decompose(
         A,
         rank,
@@ -151,6 +152,7 @@ def svd(
     )
     if center:
         outcome["passes"] += 1
+        outcome["products"] += added
     warn_unless_converged(outcome)
     if shards is not None:
         U, S, Vh = shards.factors(U, S, Vh)

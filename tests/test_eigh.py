@@ -169,10 +169,7 @@ def test_the_rank_is_the_smallest_that_the_bound_allows(kind):
     options = {"floor": floor, "rounding": rounding, "norm_is_exact": False, "hermitian": True}
     for rank in (1, 2):
         cut = S[rank] if kind == "spectral" else np.linalg.norm(S[rank:])
-        if kind == "spectral":
-            error = residual + np.hypot(residual, cut)
-        else:
-            error = np.hypot(2**0.5 * residual, cut)
+        error = np.hypot(2**0.5 * residual, cut)
         bound = error + 2 * floor + rounding
         for tolerance, expected in ((1.001 * bound, rank), (0.999 * bound, rank + 1)):
             outcome = {

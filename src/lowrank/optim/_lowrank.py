@@ -17,6 +17,7 @@ from lowrank.optim._loading import check_saved, copied
 from lowrank.optim._options import DEFAULTS, Member, is_asked, member, parse
 from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
+from lowrank.optim._sharding import agreed, is_elementwise, local, unfit_placements
 from lowrank.optim._update import (
     add_to_weight,
     change_of_weight,
@@ -233,8 +234,13 @@ class LowRank(torch.optim.Optimizer):
             wrong = None
             if type(parameter).__name__ == "FlatParameter":
                 wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
-            elif is_asked(group) and hasattr(parameter, "placements"):
-                wrong = "DTensor, of which each rank holds a part only"
+            elif hasattr(parameter, "placements") and member(group, parameter, 0) is not None:
+                wrong = unfit_placements(parameter)
+                if wrong is None and not self._is_elementwise(parameter.device):
+                    wrong = (
+                        f"DTensor, of whose coordinates each rank steps a part, and a step of "
+                        f"{self.defaults['optimizer']} needs them all"
+                    )
             if wrong is not None:
                 self.param_groups.pop()
                 message = (
@@ -262,6 +268,11 @@ class LowRank(torch.optim.Optimizer):
         self._made = None
         self._hooks: ExitStack | None = None
         self._skipped = False
+
+    def _is_elementwise(self, device: torch.device) -> bool:
+        if self._shows_the_weight:
+            return False
+        return is_elementwise(lambda params: self._make(params, **self._options), device)
 
     @property
     def _shows_the_weight(self) -> bool:
@@ -398,10 +409,11 @@ class LowRank(torch.optim.Optimizer):
             for each, _ in present
         ]
         first, bases = present[0][0], [state["basis"] for state in states]
-        R = bases[0].new_empty(len(present), bases[0].shape[1], first.M)
+        R = bases[0].new_empty(len(present), bases[0].shape[1], first.here[1])
         start = torch.empty_like(R) if self._shows_the_weight else None
         for (each, _), Q, row in zip(present, bases, R, strict=True):
             coordinates(each, Q, each.gradient, row)
+        R = first.sum_k(R)
         if start is not None:
             for (each, _), Q, row in zip(present, bases, start, strict=True):
                 coordinates(each, Q, each.parameter.data, row)
@@ -458,8 +470,8 @@ class LowRank(torch.optim.Optimizer):
         if group["residual"] is None:
             X.mul_(scale)
         else:
-            squares, change, rate = column_squares, change_of_weight, lr
-            if compiling:
+            squares, change, rate, first = column_squares, change_of_weight, lr, members[0]
+            if compiling and first.blocks is None:
                 squares, change = compiled(column_squares), compiled(change_of_weight)
                 # a number would be a constant of the compiled code, which a scheduler changes
                 rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
@@ -472,7 +484,10 @@ class LowRank(torch.optim.Optimizer):
             )
             sign = -1.0 if group.get("maximize") else 1.0
             before = torch.stack(norms)
-            X, t, sizes = change(X, R, whole, members[0].k, rate, sign, scale, before)
+            total = None if first.along_M is None else first.sum_M
+            X, t, sizes = change(
+                X, R, first.sum_k(whole), first.k, rate, sign, scale, before, total
+            )
             torch._foreach_copy_(norms, list(sizes))
         kept = 1.0 - lr * decay if decay else 1.0
         for i, (each, state) in enumerate(zip(members, states, strict=True)):
@@ -504,11 +519,11 @@ class LowRank(torch.optim.Optimizer):
                     "can't be used with step_in_backward; train in bfloat16, without one."
                 )
                 raise RuntimeError(message)
-            finite = not bool(found)
+            finite = bool(agreed(found == 0, parameters))
             if finite and scale is not None:
                 for parameter in parameters:
                     if parameter.grad is not None:
-                        parameter.grad.mul_(1.0 / scale.to(parameter.device, torch.float32))
+                        local(parameter.grad).mul_(1.0 / scale.to(parameter.device, torch.float32))
         else:
             finite = self.nonfinite == "ignore" or self._are_finite(parameters)
         if not finite and found is None and self.nonfinite == "raise":
@@ -519,19 +534,18 @@ class LowRank(torch.optim.Optimizer):
     def _are_finite(self, parameters: list[torch.Tensor]) -> bool:
         """Whether the squares of all gradients have a finite sum: one number read by the host."""
         alike = defaultdict(list)
-        for grad in (_values(p.grad) for p in parameters if p.grad is not None):
+        for grad in (_values(local(p.grad)) for p in parameters if p.grad is not None):
             alike[type(grad), grad.device, grad.dtype].append(grad)
         sizes = []
         for (_, _, dtype), grads in alike.items():
             # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
             wide = torch.float32 if dtype == torch.float16 else None
             norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
-            norms = norms.full_tensor() if hasattr(norms, "full_tensor") else norms
             sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
         if not sizes:
             return True
         together = torch.cat([size.to(sizes[0].device) for size in sizes])
-        return bool((together < 1).all())
+        return bool(agreed((together < 1).all(), parameters))
 
     def _raise_nonfinite(self) -> None:
         bad = [i for i, p in enumerate(self._parameters()) if not self._are_finite([p])]
@@ -594,7 +608,10 @@ class LowRank(torch.optim.Optimizer):
         alike = defaultdict(list)
         for number, each in members:
             own = each.index if alone or each.policy.energy is not None else None
-            alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
+            spread = each.along_k, each.along_M
+            alike[number, each.k, each.M, each.dtype, each.parameter.device, spread, own].append(
+                each
+            )
         largest = max((p.numel() * p.element_size() for p in self._taken), default=0)
         for (number, *_), same in alike.items():
             group, each = self.param_groups[number], same[0]
@@ -674,7 +691,7 @@ class LowRank(torch.optim.Optimizer):
     def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:
         rank = int(state["basis"].shape[1]) if state else each.rank
         theirs = [state[key] for key in state if key not in OURS]
-        return sum(_unwound(value, rank, each.k) for value in theirs)
+        return sum(_unwound(value, rank, each.here[0]) for value in theirs)
 
     def _check_saved(
         self, saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
@@ -698,6 +715,14 @@ class LowRank(torch.optim.Optimizer):
             name = self._name(index).strip("'")
             rows.append(Row(name, tuple(parameter.shape), rank, here, whole))
         return Report(tuple(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; parts of what is spread over ranks are DTensors in it."""
+        saved = super().state_dict()
+        for _, each in self._members():
+            if state := saved["state"].get(each.index):
+                saved["state"][each.index] = {name: each.saved(name, state[name]) for name in state}
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy a state; nothing is shared with it, and every dtype stays as it was saved.
@@ -736,7 +761,10 @@ class LowRank(torch.optim.Optimizer):
                 continue
             index, group = places[key]
             parameter = parameters[index]
-            self._check_saved(saved, parameter, self._name(index), members.get(index))
+            each = members.get(index)
+            self._check_saved(saved, parameter, self._name(index), each)
+            if each is not None:
+                saved = {name: each.loaded(name, saved[name]) for name in saved}  # noqa: PLW2901
             on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
                 name: copied(value, None if name == "step" and on_host else parameter.device)

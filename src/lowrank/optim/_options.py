@@ -1,12 +1,14 @@
 """What a parameter group may say about compression, checked, and what it means for a parameter."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from lowrank._check import as_count
 from lowrank.compress import Subspace
+from lowrank.optim._sharding import Blocks, blocks_of, local
 
 __all__ = ["DEFAULTS", "Member", "is_asked", "member", "parse"]
 
@@ -34,13 +36,18 @@ CHOICES = {
     "side": (None, "short", "long", "left", "right"),
     "state_dtype": (None, "float32", "bfloat16", "float16", "float64"),
 }
+# State with a row for each of the short side; of all else the last dimension is the long side.
+OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 # GaLore's names: https://github.com/jiaweizhao/GaLore
 SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """A compressed parameter: its place among all, and its matrix, k×M on the short side."""
+    """A compressed parameter: its place among all, and its matrix, k×M on the short side.
+
+    k and M are those of the whole, of which this rank may have a part only.
+    """
 
     index: int
     parameter: torch.Tensor
@@ -61,9 +68,61 @@ class Member:
         return torch.float32 if half else self.parameter.dtype
 
     @property
+    def weight(self) -> torch.Tensor:
+        """What this rank has of the parameter."""
+        return local(self.parameter).data
+
+    @property
     def gradient(self) -> torch.Tensor:
         assert self.parameter.grad is not None
-        return self.parameter.grad
+        return local(self.parameter.grad)
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """The rows of the weight that the ranks have, None where each has all."""
+        return blocks_of(self.parameter)
+
+    @property
+    def along_k(self) -> Blocks | None:
+        return self.blocks if self.left else None
+
+    @property
+    def along_M(self) -> Blocks | None:
+        return None if self.left else self.blocks
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """Rows and columns of the k×M matrix on this rank."""
+        k, M = self.along_k, self.along_M
+        return (self.k if k is None else k.size), (self.M if M is None else M.size)
+
+    def sum_k(self, X: torch.Tensor) -> torch.Tensor:
+        """The whole of a sum over the short side; X may be overwritten."""
+        return X if self.along_k is None else self.along_k.total(X)
+
+    def sum_M(self, X: torch.Tensor) -> torch.Tensor:
+        """The whole of a sum over the long side; X may be overwritten."""
+        return X if self.along_M is None else self.along_M.total(X)
+
+    def sharded_dim(self, name: str, X: Any) -> int | None:
+        """The dimension of a tensor of state along which each rank has its part only."""
+        if self.blocks is None or not isinstance(X, torch.Tensor) or X.ndim == 0:
+            return None
+        if name in OF_THE_SHORT_SIDE:
+            return 0 if self.left else None
+        return None if self.left else X.ndim - 1
+
+    def saved(self, name: str, X: Any) -> Any:
+        """A tensor of state for a checkpoint: a DTensor where this rank has a part only."""
+        dim = self.sharded_dim(name, X)
+        return X if dim is None or self.blocks is None else self.blocks.distributed(X, dim)
+
+    def loaded(self, name: str, X: Any) -> Any:
+        """What this rank keeps of a tensor of state in a checkpoint."""
+        dim = self.sharded_dim(name, X)
+        if dim is None or self.blocks is None:
+            return X.full_tensor() if hasattr(X, "full_tensor") else X
+        return self.blocks.taken(X, dim)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
@@ -124,7 +183,8 @@ def member(group: dict[str, Any], parameter: torch.Tensor, index: int) -> Member
     """How a parameter is compressed; None where it is not, or where nothing would be saved."""
     if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
-    m, n = parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
+    m = parameter.shape[0]
+    n = parameter.numel() // m if m else 0
     left = m <= n
     if group["side"] in ("left", "right"):
         left = group["side"] == "left"

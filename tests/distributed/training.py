@@ -89,3 +89,10 @@ def weights(model: torch.nn.Module) -> list[torch.Tensor]:
 
 def assert_alike(found: Any, wanted: Any, *, rtol: float = 1e-7) -> None:
     torch.testing.assert_close(found, wanted, rtol=rtol, atol=rtol)
+
+
+def gathered(X: torch.Tensor) -> list[torch.Tensor]:
+    """A tensor of the same shape on every rank, as each has it."""
+    every = [torch.empty_like(X) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(every, X.contiguous())
+    return every

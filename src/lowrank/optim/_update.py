@@ -48,7 +48,7 @@ def _slices(length: int, X: torch.Tensor) -> list[slice]:
     if X.device.type != "cpu":
         count = min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
     width = max(1, -(-length // max(1, count)))
-    return [slice(start, start + width) for start in range(0, length, width)]
+    return [slice(start, start + width) for start in range(0, max(1, length), width)]
 
 
 def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]]:

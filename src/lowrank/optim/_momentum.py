@@ -206,6 +206,7 @@ class LowRankMomentum(LowRank):
             return
         beta, square_beta = group["betas"]
         states = [_begun(each, self.state.get(each.parameter, {}), group) for each in members]
+        first = members[0]
         old = [state["basis"] for state in states]
         dtype = old[0].dtype
         before = torch.stack([state["exp_avg"].to(dtype) for state in states])
@@ -215,9 +216,13 @@ class LowRankMomentum(LowRank):
             coordinates(each, Q, each.gradient, X)
         both = torch.stack(new), torch.stack(old)
         stays = [Q is P for Q, P in zip(new, old, strict=True)]
-        after, M = members[0].sum_k(after), before
-        if not all(stays):
-            C = members[0].sum_k(_of_stacks(lambda Q, P: Q.mT @ P, *both))
+        rows, columns = _squares(members, dtype)
+        rows, M = first.sum_M(rows), before
+        if all(stays):
+            after, columns = first.sum_k(after, columns)
+        else:
+            C = _of_stacks(lambda Q, P: Q.mT @ P, *both)
+            after, columns, C = first.sum_k(after, columns, C)
             M = _of_stacks(torch.matmul, C, before)
         if any(stays) and not all(stays):
             M = torch.where(torch.tensor(stays, device=M.device)[:, None, None], before, M)
@@ -227,11 +232,13 @@ class LowRankMomentum(LowRank):
         if kind != dtype:  # the step takes what is kept, and so pays out what is not
             largest = min(torch.finfo(kind).max, torch.finfo(dtype).max)
             after = after.clamp(-largest, largest).to(kind).to(dtype)
-        for name, squares in zip(("row_sq", "col_sq"), _squares(members, dtype), strict=True):
+        for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
+            squares = sums.div_(count).unbind()
             means = torch._foreach_lerp(squares, [state[name] for state in states], square_beta)
             for state, mean in zip(states, means, strict=True):
                 state[name] = mean
-        a, b = _factors(members[0], states, square_beta, group["eps"])
+        del rows, columns, sums, squares
+        a, b = _factors(first, states, square_beta, group["eps"])
         sizes = _mean_squares(members, a, b)
         # Adafactor's clipping, Algorithm 5: for steps that the means have not followed yet, and
         # where squares are far from a matrix of rank 1
@@ -277,16 +284,15 @@ class LowRankMomentum(LowRank):
         if (first := members[0]).along_M is not None:
             sizes = first.sum_M(sizes.square()).sqrt()
         R = M / torch.where(sizes > 0, sizes, 1.0)
-        C = first.sum_M(M @ R.mT)
-        Y = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
-        if first.along_M is not None:
-            Y = list(first.sum_M(torch.stack(Y)))
+        parts = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
+        C, Y = first.sum_M(M @ R.mT, torch.stack(parts))
+        del parts
         for n, i in enumerate(turns):
             Y[n].mul_(1.0 - beta).addmm_(bases[i], C[n], alpha=beta)
         if first.along_k is None:
-            found = _of_stacks(lambda Y: orthonormalise(Y).Q, torch.stack(Y))
+            found = _of_stacks(lambda Y: orthonormalise(Y).Q, Y)
         else:
-            found = orthonormal(torch.stack(Y), first.along_k)
+            found = orthonormal(Y, first.along_k)
         for n, i in enumerate(turns):
             bases[i] = torch.where(sizes[n] > 0, found[n], bases[i])
         return bases
@@ -316,16 +322,12 @@ def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[s
     return state
 
 
-def _squares(
-    members: list[Member], dtype: torch.dtype
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Means of the squares of the rows and of the columns of the gradients."""
-    first = members[0]
+def _squares(members: list[Member], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of the squares of the rows and of the columns of the gradients."""
     gradients = [each.oriented(each.gradient) for each in members]
     rows = torch.stack([column_squares(G.mT, dtype) for G in gradients])
     columns = torch.stack([column_squares(G, dtype) for G in gradients])
-    rows, columns = first.sum_M(rows) / first.M, first.sum_k(columns) / first.k
-    return rows.unbind(), columns.unbind()
+    return rows, columns
 
 
 def _mean_squares(members: list[Member], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
@@ -351,10 +353,8 @@ def _factors(
         torch.stack([state[name] / one for state, one in zip(states, bias, strict=True)])
         for name in ("row_sq", "col_sq")
     )
-    if first.along_k is None:
-        of_all = rows.mean(-1, keepdim=True).sqrt()
-    else:
-        of_all = (first.sum_k(rows.sum(-1, keepdim=True)) / first.k).sqrt()
+    # the mean of the ones is that of the others, and one of them is whole on this rank
+    of_all = (rows if first.along_k is None else columns).mean(-1, keepdim=True).sqrt()
     least = torch.finfo(rows.dtype).eps * of_all
     a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)
     b = torch.where(columns > 0, of_all / (columns.sqrt() + least), 0.0)

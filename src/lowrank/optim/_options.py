@@ -96,13 +96,13 @@ class Member:
         k, M = self.along_k, self.along_M
         return (self.k if k is None else k.size), (self.M if M is None else M.size)
 
-    def sum_k(self, X: torch.Tensor) -> torch.Tensor:
-        """The whole of a sum over the short side; X may be overwritten."""
-        return X if self.along_k is None else self.along_k.total(X)
+    def sum_k(self, *several: torch.Tensor) -> Any:
+        """Sums over the short side, of this rank's part made whole; they may be overwritten."""
+        return _summed(self.along_k, several)
 
-    def sum_M(self, X: torch.Tensor) -> torch.Tensor:
-        """The whole of a sum over the long side; X may be overwritten."""
-        return X if self.along_M is None else self.along_M.total(X)
+    def sum_M(self, *several: torch.Tensor) -> Any:
+        """Sums over the long side, of this rank's part made whole; they may be overwritten."""
+        return _summed(self.along_M, several)
 
     def sharded_dim(self, name: str, X: Any) -> int | None:
         """The dimension of a tensor of state along which each rank has its part only."""
@@ -128,6 +128,12 @@ class Member:
         """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
         X = X.flatten(1)
         return X if self.left else X.mT
+
+
+def _summed(blocks: Blocks | None, several: tuple[torch.Tensor, ...]) -> Any:
+    if blocks is not None:
+        return blocks.total(*several)
+    return several if len(several) > 1 else several[0]
 
 
 def parse(group: dict[str, Any]) -> dict[str, Any]:

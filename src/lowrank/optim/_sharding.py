@@ -64,11 +64,16 @@ class Blocks:
     def size(self) -> int:
         return self.here.stop - self.here.start
 
-    def total(self, X: torch.Tensor) -> torch.Tensor:
-        """The sum of the ranks' X, which may be overwritten."""
-        X = X.contiguous()
-        distributed.all_reduce(X, group=self.group)
-        return X
+    def total(self, *several: torch.Tensor) -> Any:
+        """Sums over the ranks, with one message; what is given may be overwritten."""
+        together = several[0].contiguous()
+        if len(several) > 1:
+            together = torch.cat([X.flatten() for X in several])
+        distributed.all_reduce(together, group=self.group)
+        if len(several) == 1:
+            return together
+        parts = torch.split(together, [X.numel() for X in several])
+        return [part.view(X.shape) for part, X in zip(parts, several, strict=True)]
 
     def part(self, X: torch.Tensor, dim: int = 0) -> torch.Tensor:
         """The block of X of this rank, as a view."""

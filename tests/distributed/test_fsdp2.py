@@ -21,34 +21,36 @@ from training import (
 from lowrank.optim import LowRank, LowRankMomentum, select
 from lowrank.optim._sharding import Blocks, orthonormal
 
-STEPS = 20
 MAKES = pytest.mark.parametrize("make", [momentum, around_adamw])
 
 
-def _follows_one_process(make, options):
+def _follows_one_process(make, steps, options):
     alone, start = network(), weights(network())
     model = sharded(alone)
     one, many = make(alone.parameters(), **options), make(model.parameters(), **options)
-    wanted = train(alone, one, range(STEPS), whole=True)
-    assert_alike(train(model, many, range(STEPS), whole=False), wanted)
+    wanted = train(alone, one, range(steps), whole=True)
+    assert_alike(train(model, many, range(steps), whole=False), wanted)
     assert_alike(weights(model), weights(alone))
     changes = [(p - q).abs().max() for p, q in zip(weights(alone), start, strict=True)]
     assert min(changes) > 1e-2
 
 
+@MAKES
+def test_steps_are_those_of_one_process_with_the_whole_batch(world, make):
+    world.run(_follows_one_process, make, 20, {})
+
+
 @pytest.mark.parametrize(
     ("make", "options"),
     [
-        (momentum, {}),
         (momentum, {"refresh_every": 3, "side": "long"}),
-        (around_adamw, {}),
-        (around_adamw, {"average": 0.5, "warm_start": True}),
+        (around_adamw, {"average": 0.5, "warm_start": True, "refresh_every": 4}),
         (around_adamw, {"rank": None, "energy": 0.6, "max_rank": 0.6, "residual": None}),
     ],
-    ids=lambda value: getattr(value, "__name__", None) or "-".join(value) or "default",
+    ids=["other sides", "averages", "adaptive ranks"],
 )
-def test_steps_are_those_of_one_process_with_the_whole_batch(world, make, options):
-    world.run(_follows_one_process, make, options)
+def test_options_mean_what_they_mean_in_one_process(worlds, make, options):
+    worlds[4].run(_follows_one_process, make, 9, options)
 
 
 def _replicas_are_sharded():
@@ -158,7 +160,7 @@ def test_a_gradient_that_is_not_finite_on_one_rank_stops_all(worlds, make, nonfi
 
 def _steps_in_the_backward_pass(make):
     """Which FSDP2 tells when it has averaged a gradient; and a NaN skips a parameter everywhere."""
-    ordinary, model = sharded(network()), sharded(network())
+    ordinary, model = sharded(network()), sharded(network(), by_layer=True)
     theirs, ours = make(ordinary.parameters()), make(model.parameters())
     losses = train(ordinary, theirs, range(10), whole=False)
     with ours.step_in_backward():
@@ -186,8 +188,8 @@ def _steps_in_the_backward_pass(make):
 
 
 @MAKES
-def test_steps_in_the_backward_pass(world, make):
-    world.run(_steps_in_the_backward_pass, make)
+def test_steps_in_the_backward_pass(worlds, make):
+    worlds[2].run(_steps_in_the_backward_pass, make)
 
 
 def _refuses():

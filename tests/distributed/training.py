@@ -24,14 +24,14 @@ def network() -> torch.nn.Module:
     return torch.nn.Sequential(*layers).double()
 
 
-def sharded(model: torch.nn.Module, mesh: Any = None, **options: Any) -> torch.nn.Module:
-    """A copy of the model under FSDP2."""
+def sharded(model: torch.nn.Module, mesh: Any = None, *, by_layer: bool = False) -> torch.nn.Module:
+    """A copy of the model under FSDP2, which gathers it at once or layer by layer."""
     model = copy.deepcopy(model)
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),)) if mesh is None else mesh
-    for layer in model:
+    for layer in model if by_layer else ():
         if list(layer.parameters()):
-            fully_shard(layer, mesh=mesh, **options)
-    return fully_shard(model, mesh=mesh, **options)
+            fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def momentum(parameters: Any, **options: Any) -> LowRank:

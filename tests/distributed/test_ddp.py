@@ -3,9 +3,14 @@
 import copy
 
 import pytest
-import torch
-from torch.nn.parallel import DistributedDataParallel
-from training import around_adamw, assert_alike, gathered, momentum, network, train, weights
+
+torch = pytest.importorskip("torch")
+
+import ranks  # noqa: E402
+from torch.nn.parallel import DistributedDataParallel  # noqa: E402
+from training import around_adamw, assert_alike, gathered, momentum, network, train, weights  # noqa: E402
+
+worlds = ranks.worlds
 
 
 def _stays_the_same(make):

@@ -3,11 +3,14 @@
 import copy
 
 import pytest
-import torch
-from torch import distributed
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
-from training import (
+
+torch = pytest.importorskip("torch")
+
+import ranks  # noqa: E402
+from torch import distributed  # noqa: E402
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
+from training import (  # noqa: E402
     around_adamw,
     assert_alike,
     gathered,
@@ -18,9 +21,11 @@ from training import (
     weights,
 )
 
-from lowrank.optim import LowRank, LowRankMomentum, select
-from lowrank.optim._sharding import Blocks, orthonormal
+from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
+from lowrank.optim._sharding import Blocks, orthonormal  # noqa: E402
 
+world = ranks.world
+worlds = ranks.worlds
 MAKES = pytest.mark.parametrize("make", [momentum, around_adamw])
 
 

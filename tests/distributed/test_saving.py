@@ -6,19 +6,23 @@ import signal
 import time
 
 import pytest
-import torch
-from processes import World
-from torch import distributed
-from torch.distributed import checkpoint
-from torch.distributed.checkpoint.state_dict import (
+
+torch = pytest.importorskip("torch")
+
+import ranks  # noqa: E402
+from processes import World  # noqa: E402
+from torch import distributed  # noqa: E402
+from torch.distributed import checkpoint  # noqa: E402
+from torch.distributed.checkpoint.state_dict import (  # noqa: E402
     StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
-from training import around_adamw, assert_alike, momentum, network, sharded, train, weights
+from training import around_adamw, assert_alike, momentum, network, sharded, train, weights  # noqa: E402
 
+worlds = ranks.worlds
 MAKES = pytest.mark.parametrize("make", [momentum, around_adamw])
 # of torch, when it reads a checkpoint without a process group
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is ")

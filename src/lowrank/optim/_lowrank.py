@@ -114,7 +114,8 @@ class LowRank(torch.optim.Optimizer):
     ------
     TypeError, ValueError
         For options that are out of range or unknown to the inner optimizer, for the flattened
-        parameters of FSDP1, and for DTensors in groups that are to be compressed.
+        parameters of FSDP1, and for DTensors that would be compressed but are cut in another way
+        than by rows, or whose inner optimizer is not element by element.
 
     Warns
     -----
@@ -133,6 +134,13 @@ class LowRank(torch.optim.Optimizer):
     convolutions in channels-last format, and twice with `average`, adaptive ranks of half precision
     weights or a `state_dtype` wider than the weight. Gradients are not changed, but by the
     unscaling of a GradScaler. The ranks and sides of groups are settled in the first step.
+
+    Of weights that FSDP2 (or HSDP) spreads over ranks each rank compresses its rows: sides, ranks,
+    budgets and random numbers are those of the whole, and so are the steps, up to rounding. All
+    ranks must step together. Where the rows are the long side, every rank has the basis and a part
+    of the coordinates; where they are the short side, all coordinates, of which r·M numbers are
+    summed over the ranks in each step, and its rows of the basis. A refresh needs M·(r +
+    oversampling) numbers on each rank.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.
@@ -325,8 +333,9 @@ class LowRank(torch.optim.Optimizer):
         ------
         RuntimeError
             If it is in force already. In a process group of several ranks, unless the parameters
-            are DTensors: DDP averages gradients after the backward pass has reached them. And by
-            `step`, if it is called by a GradScaler, whose factor is divided out after it, too.
+            are DTensors: DDP averages gradients after the backward pass has reached them, FSDP2
+            before it tells. And by `step`, if it is called by a GradScaler, whose factor is divided
+            out after it, too.
 
         Notes
         -----
@@ -679,7 +688,10 @@ class LowRank(torch.optim.Optimizer):
     # -- state --------------------------------------------------------------------------------
 
     def state_bytes(self) -> int:
-        """Bytes that the state keeps alive, whole storages: 0 before the first step."""
+        """Bytes that the state keeps alive, whole storages: 0 before the first step.
+
+        Of weights that are spread over ranks, those on this rank.
+        """
         return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
 
     @staticmethod
@@ -702,7 +714,8 @@ class LowRank(torch.optim.Optimizer):
         """The rank and the bytes of state of every parameter, and the bytes it would have.
 
         The latter are those of the inner optimizer's state with k rows in place of r, without the
-        basis. Before the first step the state is empty.
+        basis. Before the first step the state is empty. Shapes are those of whole weights, bytes
+        those on this rank.
         """
         compressed = {each.index: each for _, each in self._members()}
         rows = []

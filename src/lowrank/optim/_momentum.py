@@ -93,7 +93,8 @@ class LowRankMomentum(LowRank):
     Beyond the state it needs less memory than the largest of the weights, or 16 MiB (64 on a GPU),
     up to r = k/16 (k/32 for weights of half precision), and up to three times as much for
     convolutions in channels-last format.
-    Steps in the backward pass, checkpoints, and what is refused are as for :class:`LowRank`;
+    Steps in the backward pass, sharded weights, checkpoints, and what is refused are as for
+    :class:`LowRank`; of sharded weights about k·r or M·r numbers are summed over ranks in a step.
     torch.compile leaves the step as it is.
 
     References

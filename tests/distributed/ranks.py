@@ -1,4 +1,7 @@
-"""Two and four ranks, started when first asked for."""
+"""Two and four ranks for the tests of a file, started when first asked for.
+
+Not in a conftest, which would hide the one above from tests that import it.
+"""
 
 from collections.abc import Iterator
 
@@ -6,7 +9,7 @@ import pytest
 from processes import World
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def worlds() -> Iterator[dict[int, World]]:
     made = {count: World(count) for count in (2, 4)}
     yield made

@@ -49,5 +49,5 @@ def _run_blocks(blocks, folder):
 def test_blocks_run(worlds, tmp_path):
     blocks = [block for block in BLOCKS if "torch.distributed" in block]
     assert len(blocks) == 2
-    for ranks in worlds[2].run(_run_blocks, blocks, str(tmp_path)):
-        assert ranks == [8] * 3 + [None] * 6
+    for found in worlds[2].run(_run_blocks, blocks, str(tmp_path)):
+        assert found == [8] * 3 + [None] * 6

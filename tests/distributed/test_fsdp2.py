@@ -106,14 +106,20 @@ def _are_on_every_rank_what_they_should_be(make):
         left, r = p.shape[0] <= p[0].numel(), row.rank
         rows, columns = p.to_local().flatten(1).shape
         k, M = (rows, columns) if left else (columns, rows)
-        moments = r * M + M + k if make is momentum else 2 * r * M + 1
+        if make is momentum:
+            moments = r * M + M + k
+        else:  # stepped by columns, whichever side is cut
+            cut = torch.arange(p[0].numel()).chunk(distributed.get_world_size()) if left else []
+            cut = [len(part) for part in cut] + [0] * distributed.get_world_size()
+            moments = 2 * r * (cut[distributed.get_rank()] if left else M) + 1
         needed += (r * k + moments) * size
         needed += 4 if "step" in state and isinstance(state["step"], torch.Tensor) else 0
         for name, value in state.items():
             whole = saved[index][name]
             if isinstance(whole, DTensor):
                 assert isinstance(value, torch.Tensor)
-                assert whole.shape[0 if name == "basis" else -1] == p.shape[0]
+                sides = p.shape[0], p[0].numel()
+                assert whole.shape[0 if name == "basis" else -1] in sides
             elif isinstance(value, torch.Tensor):
                 assert all(torch.equal(value, other) for other in gathered(value))
     assert compressed == 8

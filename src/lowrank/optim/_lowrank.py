@@ -137,10 +137,10 @@ class LowRank(torch.optim.Optimizer):
 
     Of weights that FSDP2 (or HSDP) spreads over ranks each rank compresses its rows: sides, ranks,
     budgets and random numbers are those of the whole, and so are the steps, up to rounding. All
-    ranks must step together. Where the rows are the long side, every rank has the basis and a part
-    of the coordinates; where they are the short side, all coordinates, of which r·M numbers are
-    summed over the ranks in each step, and its rows of the basis. A refresh needs M·(r +
-    oversampling) numbers on each rank.
+    ranks must step together. Each has the moments of some columns of the coordinates. Where the
+    rows are the long side, it has the whole basis; where they are the short side, its rows of it,
+    and r·M numbers are summed over the ranks in each step, and gathered. A refresh needs
+    M·(r + oversampling) numbers on each rank, a step those of its coordinates.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.
@@ -167,6 +167,7 @@ class LowRank(torch.optim.Optimizer):
     """
 
     _made: list[Batch | torch.optim.Optimizer] | None
+    _spread = True  # coordinates over the ranks, where these have rows of the short side
     _temporaries = 6  # of a step of a batch, in stacks of coordinates
     _places: dict[torch.Tensor, Batch | torch.optim.Optimizer]
     _taken: set[torch.Tensor]
@@ -422,7 +423,7 @@ class LowRank(torch.optim.Optimizer):
         start = torch.empty_like(R) if self._shows_the_weight else None
         for (each, _), Q, row in zip(present, bases, R, strict=True):
             coordinates(each, Q, each.gradient, row)
-        R = first.sum_k(R)
+        R = first.own(first.sum_k(R))
         if start is not None:
             for (each, _), Q, row in zip(present, bases, start, strict=True):
                 coordinates(each, Q, each.parameter.data, row)
@@ -475,11 +476,11 @@ class LowRank(torch.optim.Optimizer):
     ) -> None:
         """Change the weights as the inner optimizer changed the coordinates."""
         lr, scale, decay = group.get("lr", 1.0), group["scale"], group.get("weight_decay", 0.0)
-        X, t = changes, None
+        X, t, first = changes, None, members[0]
         if group["residual"] is None:
             X.mul_(scale)
         else:
-            squares, change, rate, first = column_squares, change_of_weight, lr, members[0]
+            squares, change, rate = column_squares, change_of_weight, lr
             if compiling and first.blocks is None:
                 squares, change = compiled(column_squares), compiled(change_of_weight)
                 # a number would be a constant of the compiled code, which a scheduler changes
@@ -493,11 +494,13 @@ class LowRank(torch.optim.Optimizer):
             )
             sign = -1.0 if group.get("maximize") else 1.0
             before = torch.stack(norms)
-            total = None if first.along_M is None else first.sum_M
+            total = None if first.columns is None else first.columns.total
             X, t, sizes = change(
-                X, R, first.sum_k(whole), first.k, rate, sign, scale, before, total
+                X, R, first.own(first.sum_k(whole)), first.k, rate, sign, scale, before, total
             )
             torch._foreach_copy_(norms, list(sizes))
+        if first.along_k is not None:
+            X, t = first.every(X), None if t is None else first.every(t.unsqueeze(-2)).squeeze(-2)
         kept = 1.0 - lr * decay if decay else 1.0
         for i, (each, state) in enumerate(zip(members, states, strict=True)):
             add_to_weight(each, state["basis"], X[i], kept=kept, t=None if t is None else t[i])
@@ -573,7 +576,7 @@ class LowRank(torch.optim.Optimizer):
         """Compressed parameters with their groups."""
         indices = iter(range(len(self._parameters())))
         found = [
-            (number, member(group, parameter, next(indices)))
+            (number, member(group, parameter, next(indices), spread=self._spread))
             for number, group in enumerate(self.param_groups)
             for parameter in group["params"]
         ]
@@ -703,7 +706,7 @@ class LowRank(torch.optim.Optimizer):
     def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:
         rank = int(state["basis"].shape[1]) if state else each.rank
         theirs = [state[key] for key in state if key not in OURS]
-        return sum(_unwound(value, rank, each.here[0]) for value in theirs)
+        return sum(_unwound(value, rank, each.k) for value in theirs)
 
     def _check_saved(
         self, saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None

@@ -94,7 +94,8 @@ class LowRankMomentum(LowRank):
     up to r = k/16 (k/32 for weights of half precision), and up to three times as much for
     convolutions in channels-last format.
     Steps in the backward pass, sharded weights, checkpoints, and what is refused are as for
-    :class:`LowRank`; of sharded weights about k·r or M·r numbers are summed over ranks in a step.
+    :class:`LowRank`; of sharded weights about k·r or M·r numbers are summed over ranks in a step,
+    and the coordinates of the momentum are whole on every rank where rows are the short side.
     torch.compile leaves the step as it is.
 
     References
@@ -118,6 +119,7 @@ class LowRankMomentum(LowRank):
     True
     """
 
+    _spread = False  # they are small, and a step needs the old ones whole
     _temporaries = 12
 
     def __init__(

@@ -1,6 +1,6 @@
 """What a parameter group may say about compression, checked, and what it means for a parameter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -55,6 +55,7 @@ class Member:
     M: int
     left: bool
     policy: Subspace
+    spread: bool = False  # over the ranks: coordinates too, where these have rows of the short side
 
     @property
     def rank(self) -> int:
@@ -90,9 +91,16 @@ class Member:
     def along_M(self) -> Blocks | None:
         return None if self.left else self.blocks
 
+    @cached_property
+    def columns(self) -> Blocks | None:
+        """The columns of the coordinates that the ranks have, None where each has all."""
+        if self.along_k is None or not self.spread:
+            return self.along_M
+        return replace(self.along_k, length=self.M)
+
     @property
     def here(self) -> tuple[int, int]:
-        """Rows and columns of the k×M matrix on this rank."""
+        """Rows and columns of the k×M gradient on this rank."""
         k, M = self.along_k, self.along_M
         return (self.k if k is None else k.size), (self.M if M is None else M.size)
 
@@ -104,25 +112,35 @@ class Member:
         """Sums over the long side, of this rank's part made whole; they may be overwritten."""
         return _summed(self.along_M, several)
 
-    def sharded_dim(self, name: str, X: Any) -> int | None:
-        """The dimension of a tensor of state along which each rank has its part only."""
-        if self.blocks is None or not isinstance(X, torch.Tensor) or X.ndim == 0:
-            return None
-        if name in OF_THE_SHORT_SIDE:
-            return 0 if self.left else None
-        return None if self.left else X.ndim - 1
+    def own(self, X: torch.Tensor) -> torch.Tensor:
+        """Of coordinates, or other numbers for each column, those that this rank steps."""
+        if self.along_k is None or self.columns is None:
+            return X
+        return self.columns.part(X, -1).contiguous()
+
+    def every(self, X: torch.Tensor) -> torch.Tensor:
+        """What `own` has taken a part of, from all ranks."""
+        if self.along_k is None or self.columns is None:
+            return X
+        return self.columns.whole(X.mT).mT
+
+    def _spread(self, name: str, X: Any) -> tuple[Blocks | None, int]:
+        """How a tensor of state is spread over the ranks, and along which dimension."""
+        if not isinstance(X, torch.Tensor) or X.ndim == 0:
+            return None, 0
+        return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
 
     def saved(self, name: str, X: Any) -> Any:
         """A tensor of state for a checkpoint: a DTensor where this rank has a part only."""
-        dim = self.sharded_dim(name, X)
-        return X if dim is None or self.blocks is None else self.blocks.distributed(X, dim)
+        blocks, dim = self._spread(name, X)
+        return X if blocks is None else blocks.distributed(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
         """What this rank keeps of a tensor of state in a checkpoint."""
-        dim = self.sharded_dim(name, X)
-        if dim is None or self.blocks is None:
+        blocks, dim = self._spread(name, X)
+        if blocks is None:
             return X.full_tensor() if hasattr(X, "full_tensor") else X
-        return self.blocks.taken(X, dim)
+        return blocks.taken(X, dim)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
@@ -185,7 +203,9 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
     )
 
 
-def member(group: dict[str, Any], parameter: torch.Tensor, index: int) -> Member | None:
+def member(
+    group: dict[str, Any], parameter: torch.Tensor, index: int, *, spread: bool = False
+) -> Member | None:
     """How a parameter is compressed; None where it is not, or where nothing would be saved."""
     if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
@@ -197,6 +217,7 @@ def member(group: dict[str, Any], parameter: torch.Tensor, index: int) -> Member
     elif group["side"] == "long":
         left = not left
     k, M = (m, n) if left else (n, m)
-    found = Member(index, parameter, k, M, left, _policy(group, "left" if left else "right", index))
+    policy = _policy(group, "left" if left else "right", index)
+    found = Member(index, parameter, k, M, left, policy, spread)
     r = found.rank
     return found if 0 < r < k and r * k + 2 * r * M < 2 * k * M else None

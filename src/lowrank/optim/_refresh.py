@@ -87,5 +87,5 @@ def _moved(
     """The inner optimizer's state, moved from the basis `old` to Q."""
     R = old.new_empty(old.shape[1], each.here[1])
     coordinates(each, old, each.gradient, R)
-    outside = mean_square_outside(each, each.sum_k(R))
+    outside = mean_square_outside(each, each.own(each.sum_k(R)))
     return transported(theirs, each.sum_k(Q.mT @ old), group.get("betas", (0.0, 0.0))[:2], outside)

@@ -197,7 +197,8 @@ def add_to_weight(
 
 def mean_square_outside(member: Member, R: torch.Tensor) -> torch.Tensor:
     """Mean square of a coordinate of every column of the gradient outside the basis."""
-    squares = member.sum_k(column_squares(member.oriented(member.gradient), R.dtype))
+    squares = column_squares(member.oriented(member.gradient), R.dtype)
+    squares = member.own(member.sum_k(squares))
     rest = squares - column_squares(R, R.dtype)
     return rest.clamp(min=0) / max(1, member.k - R.shape[0])
 

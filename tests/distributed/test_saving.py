@@ -20,8 +20,11 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.tensor import Shard, distribute_tensor  # noqa: E402
 from training import around_adamw, assert_alike, momentum, network, sharded, train, weights  # noqa: E402
 
+world = ranks.world
 worlds = ranks.worlds
 MAKES = pytest.mark.parametrize("make", [momentum, around_adamw])
 # of torch, when it reads a checkpoint without a process group
@@ -116,6 +119,43 @@ def test_a_state_of_one_process_goes_to_many_and_back(worlds, tmp_path, make):
         assert {key: getattr(value, "shape", ()) for key, value in state[name].items()} == {
             key: getattr(value, "shape", ()) for key, value in values.items()
         }
+
+
+def _loads_what_another_optimizer_holds(make):
+    """State dicts without a detour: of whole tensors into parts, and of parts into a whole."""
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    numbers = torch.Generator().manual_seed(0)
+
+    def draw():
+        shapes = (6, 10), (10, 6), (2, 3)
+        return [torch.randn(shape, generator=numbers, dtype=torch.float64) for shape in shapes]
+
+    start = draw()
+    ones = [torch.nn.Parameter(W.clone()) for W in start]
+    many = [torch.nn.Parameter(distribute_tensor(W, mesh, [Shard(0)])) for W in start]
+    one, other = make(ones), make(many)
+
+    def step(both):
+        for p, q, G in zip(ones, many, draw(), strict=True):
+            p.grad = G
+            q.grad = distribute_tensor(G, mesh, [Shard(0)])
+        one.step()
+        if both:
+            other.step()
+
+    step(both=False)
+    other.load_state_dict(one.state_dict())
+    for p, q in zip(ones, many, strict=True):
+        q.data.copy_(distribute_tensor(p.data, mesh, [Shard(0)]))
+    step(both=True)
+    one.load_state_dict(other.state_dict())
+    step(both=True)
+    assert_alike([q.full_tensor() for q in many], [p.detach() for p in ones])
+
+
+@MAKES
+def test_a_state_dict_goes_to_sharded_weights_and_back(world, make):
+    world.run(_loads_what_another_optimizer_holds, make)
 
 
 def _loses_a_rank(path, how):

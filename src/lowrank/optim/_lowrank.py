@@ -17,6 +17,7 @@ from lowrank.optim._loading import check_saved, copied
 from lowrank.optim._options import DEFAULTS, Member, is_asked, member, parse
 from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
+from lowrank.optim._sharding import agreed, is_elementwise, local, unfit_placements
 from lowrank.optim._update import (
     add_to_weight,
     change_of_weight,
@@ -113,7 +114,8 @@ class LowRank(torch.optim.Optimizer):
     ------
     TypeError, ValueError
         For options that are out of range or unknown to the inner optimizer, for the flattened
-        parameters of FSDP1, and for DTensors in groups that are to be compressed.
+        parameters of FSDP1, and for DTensors that would be compressed but are cut in another way
+        than by rows, or whose inner optimizer is not element by element.
 
     Warns
     -----
@@ -132,6 +134,13 @@ class LowRank(torch.optim.Optimizer):
     convolutions in channels-last format, and twice with `average`, adaptive ranks of half precision
     weights or a `state_dtype` wider than the weight. Gradients are not changed, but by the
     unscaling of a GradScaler. The ranks and sides of groups are settled in the first step.
+
+    Of weights that FSDP2 (or HSDP) spreads over ranks each rank compresses its rows: sides, ranks,
+    budgets and random numbers are those of the whole, and so are the steps, up to rounding. All
+    ranks must step together. Each has the moments of some columns of the coordinates. Where the
+    rows are the long side, it has the whole basis; where they are the short side, its rows of it,
+    and r·M numbers are summed over the ranks in each step, and gathered. A refresh needs
+    M·(r + oversampling) numbers on each rank, a step those of its coordinates.
 
     The state of a parameter is one flat dict of tensors and integers. Given the same state,
     gradients, software and device model, steps are the same bit by bit.
@@ -158,6 +167,7 @@ class LowRank(torch.optim.Optimizer):
     """
 
     _made: list[Batch | torch.optim.Optimizer] | None
+    _spread = True  # coordinates over the ranks, where these have rows of the short side
     _temporaries = 6  # of a step of a batch, in stacks of coordinates
     _places: dict[torch.Tensor, Batch | torch.optim.Optimizer]
     _taken: set[torch.Tensor]
@@ -233,8 +243,13 @@ class LowRank(torch.optim.Optimizer):
             wrong = None
             if type(parameter).__name__ == "FlatParameter":
                 wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
-            elif is_asked(group) and hasattr(parameter, "placements"):
-                wrong = "DTensor, of which each rank holds a part only"
+            elif hasattr(parameter, "placements") and member(group, parameter, 0) is not None:
+                wrong = unfit_placements(parameter)
+                if wrong is None and not self._is_elementwise(parameter.device):
+                    wrong = (
+                        f"DTensor, of whose coordinates each rank steps a part, and a step of "
+                        f"{self.defaults['optimizer']} needs them all"
+                    )
             if wrong is not None:
                 self.param_groups.pop()
                 message = (
@@ -262,6 +277,11 @@ class LowRank(torch.optim.Optimizer):
         self._made = None
         self._hooks: ExitStack | None = None
         self._skipped = False
+
+    def _is_elementwise(self, device: torch.device) -> bool:
+        if self._shows_the_weight:
+            return False
+        return is_elementwise(lambda params: self._make(params, **self._options), device)
 
     @property
     def _shows_the_weight(self) -> bool:
@@ -314,8 +334,9 @@ class LowRank(torch.optim.Optimizer):
         ------
         RuntimeError
             If it is in force already. In a process group of several ranks, unless the parameters
-            are DTensors: DDP averages gradients after the backward pass has reached them. And by
-            `step`, if it is called by a GradScaler, whose factor is divided out after it, too.
+            are DTensors: DDP averages gradients after the backward pass has reached them, FSDP2
+            before it tells. And by `step`, if it is called by a GradScaler, whose factor is divided
+            out after it, too.
 
         Notes
         -----
@@ -398,10 +419,11 @@ class LowRank(torch.optim.Optimizer):
             for each, _ in present
         ]
         first, bases = present[0][0], [state["basis"] for state in states]
-        R = bases[0].new_empty(len(present), bases[0].shape[1], first.M)
+        R = bases[0].new_empty(len(present), bases[0].shape[1], first.here[1])
         start = torch.empty_like(R) if self._shows_the_weight else None
         for (each, _), Q, row in zip(present, bases, R, strict=True):
             coordinates(each, Q, each.gradient, row)
+        R = first.own(first.sum_k(R))
         if start is not None:
             for (each, _), Q, row in zip(present, bases, start, strict=True):
                 coordinates(each, Q, each.parameter.data, row)
@@ -454,12 +476,12 @@ class LowRank(torch.optim.Optimizer):
     ) -> None:
         """Change the weights as the inner optimizer changed the coordinates."""
         lr, scale, decay = group.get("lr", 1.0), group["scale"], group.get("weight_decay", 0.0)
-        X, t = changes, None
+        X, t, first = changes, None, members[0]
         if group["residual"] is None:
             X.mul_(scale)
         else:
             squares, change, rate = column_squares, change_of_weight, lr
-            if compiling:
+            if compiling and first.blocks is None:
                 squares, change = compiled(column_squares), compiled(change_of_weight)
                 # a number would be a constant of the compiled code, which a scheduler changes
                 rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
@@ -472,8 +494,13 @@ class LowRank(torch.optim.Optimizer):
             )
             sign = -1.0 if group.get("maximize") else 1.0
             before = torch.stack(norms)
-            X, t, sizes = change(X, R, whole, members[0].k, rate, sign, scale, before)
+            total = None if first.columns is None else first.columns.total
+            X, t, sizes = change(
+                X, R, first.own(first.sum_k(whole)), first.k, rate, sign, scale, before, total
+            )
             torch._foreach_copy_(norms, list(sizes))
+        if first.along_k is not None:
+            X, t = first.every(X), None if t is None else first.every(t.unsqueeze(-2)).squeeze(-2)
         kept = 1.0 - lr * decay if decay else 1.0
         for i, (each, state) in enumerate(zip(members, states, strict=True)):
             add_to_weight(each, state["basis"], X[i], kept=kept, t=None if t is None else t[i])
@@ -504,11 +531,11 @@ class LowRank(torch.optim.Optimizer):
                     "can't be used with step_in_backward; train in bfloat16, without one."
                 )
                 raise RuntimeError(message)
-            finite = not bool(found)
+            finite = bool(agreed(found == 0, parameters))
             if finite and scale is not None:
                 for parameter in parameters:
                     if parameter.grad is not None:
-                        parameter.grad.mul_(1.0 / scale.to(parameter.device, torch.float32))
+                        local(parameter.grad).mul_(1.0 / scale.to(parameter.device, torch.float32))
         else:
             finite = self.nonfinite == "ignore" or self._are_finite(parameters)
         if not finite and found is None and self.nonfinite == "raise":
@@ -519,19 +546,18 @@ class LowRank(torch.optim.Optimizer):
     def _are_finite(self, parameters: list[torch.Tensor]) -> bool:
         """Whether the squares of all gradients have a finite sum: one number read by the host."""
         alike = defaultdict(list)
-        for grad in (_values(p.grad) for p in parameters if p.grad is not None):
+        for grad in (_values(local(p.grad)) for p in parameters if p.grad is not None):
             alike[type(grad), grad.device, grad.dtype].append(grad)
         sizes = []
         for (_, _, dtype), grads in alike.items():
             # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
             wide = torch.float32 if dtype == torch.float16 else None
             norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
-            norms = norms.full_tensor() if hasattr(norms, "full_tensor") else norms
             sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
         if not sizes:
             return True
         together = torch.cat([size.to(sizes[0].device) for size in sizes])
-        return bool((together < 1).all())
+        return bool(agreed((together < 1).all(), parameters))
 
     def _raise_nonfinite(self) -> None:
         bad = [i for i, p in enumerate(self._parameters()) if not self._are_finite([p])]
@@ -550,7 +576,7 @@ class LowRank(torch.optim.Optimizer):
         """Compressed parameters with their groups."""
         indices = iter(range(len(self._parameters())))
         found = [
-            (number, member(group, parameter, next(indices)))
+            (number, member(group, parameter, next(indices), spread=self._spread))
             for number, group in enumerate(self.param_groups)
             for parameter in group["params"]
         ]
@@ -594,7 +620,10 @@ class LowRank(torch.optim.Optimizer):
         alike = defaultdict(list)
         for number, each in members:
             own = each.index if alone or each.policy.energy is not None else None
-            alike[number, each.k, each.M, each.dtype, each.parameter.device, own].append(each)
+            spread = each.along_k, each.along_M
+            alike[number, each.k, each.M, each.dtype, each.parameter.device, spread, own].append(
+                each
+            )
         largest = max((p.numel() * p.element_size() for p in self._taken), default=0)
         for (number, *_), same in alike.items():
             group, each = self.param_groups[number], same[0]
@@ -662,7 +691,10 @@ class LowRank(torch.optim.Optimizer):
     # -- state --------------------------------------------------------------------------------
 
     def state_bytes(self) -> int:
-        """Bytes that the state keeps alive, whole storages: 0 before the first step."""
+        """Bytes that the state keeps alive, whole storages: 0 before the first step.
+
+        Of weights that are spread over ranks, those on this rank.
+        """
         return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
 
     @staticmethod
@@ -685,7 +717,8 @@ class LowRank(torch.optim.Optimizer):
         """The rank and the bytes of state of every parameter, and the bytes it would have.
 
         The latter are those of the inner optimizer's state with k rows in place of r, without the
-        basis. Before the first step the state is empty.
+        basis. Before the first step the state is empty. Shapes are those of whole weights, bytes
+        those on this rank.
         """
         compressed = {each.index: each for _, each in self._members()}
         rows = []
@@ -698,6 +731,14 @@ class LowRank(torch.optim.Optimizer):
             name = self._name(index).strip("'")
             rows.append(Row(name, tuple(parameter.shape), rank, here, whole))
         return Report(tuple(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; parts of what is spread over ranks are DTensors in it."""
+        saved = super().state_dict()
+        for _, each in self._members():
+            if state := saved["state"].get(each.index):
+                saved["state"][each.index] = {name: each.saved(name, state[name]) for name in state}
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Copy a state; nothing is shared with it, and every dtype stays as it was saved.
@@ -736,7 +777,10 @@ class LowRank(torch.optim.Optimizer):
                 continue
             index, group = places[key]
             parameter = parameters[index]
-            self._check_saved(saved, parameter, self._name(index), members.get(index))
+            each = members.get(index)
+            self._check_saved(saved, parameter, self._name(index), each)
+            if each is not None:
+                saved = {name: each.loaded(name, saved[name]) for name in saved}  # noqa: PLW2901
             on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
                 name: copied(value, None if name == "step" and on_host else parameter.device)

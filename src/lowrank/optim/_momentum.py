@@ -8,6 +8,8 @@ import torch
 from lowrank._panel import orthonormalise
 from lowrank.optim._lowrank import Batch, LowRank
 from lowrank.optim._options import Member
+from lowrank.optim._refresh import found_basis
+from lowrank.optim._sharding import orthonormal
 from lowrank.optim._update import (
     add_to_weight,
     column_squares,
@@ -91,7 +93,9 @@ class LowRankMomentum(LowRank):
     Beyond the state it needs less memory than the largest of the weights, or 16 MiB (64 on a GPU),
     up to r = k/16 (k/32 for weights of half precision), and up to three times as much for
     convolutions in channels-last format.
-    Steps in the backward pass, checkpoints, and what is refused are as for :class:`LowRank`;
+    Steps in the backward pass, sharded weights, checkpoints, and what is refused are as for
+    :class:`LowRank`; of sharded weights about k·r or M·r numbers are summed over ranks in a step,
+    and the coordinates of the momentum are whole on every rank where rows are the short side.
     torch.compile leaves the step as it is.
 
     References
@@ -115,6 +119,7 @@ class LowRankMomentum(LowRank):
     True
     """
 
+    _spread = False  # they are small, and a step needs the old ones whole
     _temporaries = 12
 
     def __init__(
@@ -178,7 +183,7 @@ class LowRankMomentum(LowRank):
 
     @staticmethod
     def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:  # noqa: ARG004
-        return 2 * each.parameter.numel() * each.parameter.element_size()
+        return 2 * each.weight.numel() * each.parameter.element_size()
 
     def _check_saved(
         self, saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
@@ -204,6 +209,7 @@ class LowRankMomentum(LowRank):
             return
         beta, square_beta = group["betas"]
         states = [_begun(each, self.state.get(each.parameter, {}), group) for each in members]
+        first = members[0]
         old = [state["basis"] for state in states]
         dtype = old[0].dtype
         before = torch.stack([state["exp_avg"].to(dtype) for state in states])
@@ -213,7 +219,14 @@ class LowRankMomentum(LowRank):
             coordinates(each, Q, each.gradient, X)
         both = torch.stack(new), torch.stack(old)
         stays = [Q is P for Q, P in zip(new, old, strict=True)]
-        M = before if all(stays) else _of_stacks(_moved, *both, before)
+        rows, columns = _squares(members, dtype)
+        rows, M = first.sum_M(rows), before
+        if all(stays):
+            after, columns = first.sum_k(after, columns)
+        else:
+            C = _of_stacks(lambda Q, P: Q.mT @ P, *both)
+            after, columns, C = first.sum_k(after, columns, C)
+            M = _of_stacks(torch.matmul, C, before)
         if any(stays) and not all(stays):
             M = torch.where(torch.tensor(stays, device=M.device)[:, None, None], before, M)
         # two roundings: a fused one would depend on the place of a number in the stack
@@ -222,11 +235,13 @@ class LowRankMomentum(LowRank):
         if kind != dtype:  # the step takes what is kept, and so pays out what is not
             largest = min(torch.finfo(kind).max, torch.finfo(dtype).max)
             after = after.clamp(-largest, largest).to(kind).to(dtype)
-        for name, squares in zip(("row_sq", "col_sq"), _squares(members, dtype), strict=True):
+        for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
+            squares = sums.div_(count).unbind()
             means = torch._foreach_lerp(squares, [state[name] for state in states], square_beta)
             for state, mean in zip(states, means, strict=True):
                 state[name] = mean
-        a, b = _factors(states, square_beta, group["eps"])
+        del rows, columns, sums, squares
+        a, b = _factors(first, states, square_beta, group["eps"])
         sizes = _mean_squares(members, a, b)
         # Adafactor's clipping, Algorithm 5: for steps that the means have not followed yet, and
         # where squares are far from a matrix of rank 1
@@ -269,12 +284,18 @@ class LowRankMomentum(LowRank):
         M = moments if len(turns) == len(moments) else moments[turns]
         # of size 1, so that no product leaves the range of its dtype
         sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+        if (first := members[0]).along_M is not None:
+            sizes = first.sum_M(sizes.square()).sqrt()
         R = M / torch.where(sizes > 0, sizes, 1.0)
-        C = M @ R.mT
-        Y = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
+        parts = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
+        C, Y = first.sum_M(M @ R.mT, torch.stack(parts))
+        del parts
         for n, i in enumerate(turns):
             Y[n].mul_(1.0 - beta).addmm_(bases[i], C[n], alpha=beta)
-        found = _of_stacks(lambda Y: orthonormalise(Y).Q, torch.stack(Y))
+        if first.along_k is None:
+            found = _of_stacks(lambda Y: orthonormalise(Y).Q, Y)
+        else:
+            found = orthonormal(Y, first.along_k)
         for n, i in enumerate(turns):
             bases[i] = torch.where(sizes[n] > 0, found[n], bases[i])
         return bases
@@ -290,43 +311,40 @@ def _of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> 
     return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
 
 
-def _moved(Q: torch.Tensor, old: torch.Tensor, M: torch.Tensor) -> torch.Tensor:
-    return Q.mT @ old @ M
-
-
 def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
     """A copy of the state for this step, or the first one."""
     state = dict(state)
     if not state:
-        basis: Any = each.policy.refresh(each.gradient.flatten(1)).basis
+        basis = found_basis(each, each.policy)
         kind = basis.dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
         state = {"step": 0, "basis": basis}
-        state["exp_avg"] = basis.new_zeros((basis.shape[1], each.M), dtype=kind)
-        state["row_sq"], state["col_sq"] = basis.new_zeros(each.k), basis.new_zeros(each.M)
+        k, M = each.here
+        state["exp_avg"] = basis.new_zeros((basis.shape[1], M), dtype=kind)
+        state["row_sq"], state["col_sq"] = basis.new_zeros(k), basis.new_zeros(M)
     state["step"] += 1
     return state
 
 
-def _squares(
-    members: list[Member], dtype: torch.dtype
-) -> tuple[tuple[torch.Tensor, ...], tuple[torch.Tensor, ...]]:
-    """Means of the squares of the rows and of the columns of the gradients."""
-    k, M = members[0].k, members[0].M
+def _squares(members: list[Member], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Sums of the squares of the rows and of the columns of the gradients."""
     gradients = [each.oriented(each.gradient) for each in members]
-    rows = torch.stack([column_squares(G.mT, dtype) for G in gradients]) / M
-    columns = torch.stack([column_squares(G, dtype) for G in gradients]) / k
-    return rows.unbind(), columns.unbind()
+    rows = torch.stack([column_squares(G.mT, dtype) for G in gradients])
+    columns = torch.stack([column_squares(G, dtype) for G in gradients])
+    return rows, columns
 
 
 def _mean_squares(members: list[Member], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     """Of the matrices ``diag(a) G diag(b)``."""
     gradients = [each.oriented(each.gradient) for each in members]
     squares = torch.stack([weighted_column_squares(G, a[i]) for i, G in enumerate(gradients)])
-    return _of_stacks(lambda X: X.mean(-1), squares * b.square()) / members[0].k
+    squares, first = squares * b.square(), members[0]
+    if first.blocks is not None:
+        return first.blocks.total(squares.sum(-1)) / (first.k * first.M)
+    return _of_stacks(lambda X: X.mean(-1), squares) / first.k
 
 
 def _factors(
-    states: list[dict[str, Any]], beta: float, eps: float
+    first: Member, states: list[dict[str, Any]], beta: float, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors a and b of rows and columns; zero where no gradient has ever been seen.
 
@@ -338,7 +356,8 @@ def _factors(
         torch.stack([state[name] / one for state, one in zip(states, bias, strict=True)])
         for name in ("row_sq", "col_sq")
     )
-    of_all = rows.mean(-1, keepdim=True).sqrt()
+    # the mean of the ones is that of the others, and one of them is whole on this rank
+    of_all = (rows if first.along_k is None else columns).mean(-1, keepdim=True).sqrt()
     least = torch.finfo(rows.dtype).eps * of_all
     a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)
     b = torch.where(columns > 0, of_all / (columns.sqrt() + least), 0.0)

@@ -1,12 +1,14 @@
 """What a parameter group may say about compression, checked, and what it means for a parameter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
 
 from lowrank._check import as_count
 from lowrank.compress import Subspace
+from lowrank.optim._sharding import Blocks, blocks_of, local
 
 __all__ = ["DEFAULTS", "Member", "is_asked", "member", "parse"]
 
@@ -34,13 +36,18 @@ CHOICES = {
     "side": (None, "short", "long", "left", "right"),
     "state_dtype": (None, "float32", "bfloat16", "float16", "float64"),
 }
+# State with a row for each of the short side; of all else the last dimension is the long side.
+OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 # GaLore's names: https://github.com/jiaweizhao/GaLore
 SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
 
 
 @dataclass(frozen=True)
 class Member:
-    """A compressed parameter: its place among all, and its matrix, k×M on the short side."""
+    """A compressed parameter: its place among all, and its matrix, k×M on the short side.
+
+    k and M are those of the whole, of which this rank may have a part only.
+    """
 
     index: int
     parameter: torch.Tensor
@@ -48,6 +55,7 @@ class Member:
     M: int
     left: bool
     policy: Subspace
+    spread: bool = False  # over the ranks: coordinates too, where these have rows of the short side
 
     @property
     def rank(self) -> int:
@@ -61,14 +69,89 @@ class Member:
         return torch.float32 if half else self.parameter.dtype
 
     @property
+    def weight(self) -> torch.Tensor:
+        """What this rank has of the parameter."""
+        return local(self.parameter).data
+
+    @property
     def gradient(self) -> torch.Tensor:
         assert self.parameter.grad is not None
-        return self.parameter.grad
+        return local(self.parameter.grad)
+
+    @cached_property
+    def blocks(self) -> Blocks | None:
+        """The rows of the weight that the ranks have, None where each has all."""
+        return blocks_of(self.parameter)
+
+    @property
+    def along_k(self) -> Blocks | None:
+        return self.blocks if self.left else None
+
+    @property
+    def along_M(self) -> Blocks | None:
+        return None if self.left else self.blocks
+
+    @cached_property
+    def columns(self) -> Blocks | None:
+        """The columns of the coordinates that the ranks have, None where each has all."""
+        if self.along_k is None or not self.spread:
+            return self.along_M
+        return replace(self.along_k, length=self.M)
+
+    @property
+    def here(self) -> tuple[int, int]:
+        """Rows and columns of the k×M gradient on this rank."""
+        k, M = self.along_k, self.along_M
+        return (self.k if k is None else k.size), (self.M if M is None else M.size)
+
+    def sum_k(self, *several: torch.Tensor) -> Any:
+        """Sums over the short side, of this rank's part made whole; they may be overwritten."""
+        return _summed(self.along_k, several)
+
+    def sum_M(self, *several: torch.Tensor) -> Any:
+        """Sums over the long side, of this rank's part made whole; they may be overwritten."""
+        return _summed(self.along_M, several)
+
+    def own(self, X: torch.Tensor) -> torch.Tensor:
+        """Of coordinates, or other numbers for each column, those that this rank steps."""
+        if self.along_k is None or self.columns is None:
+            return X
+        return self.columns.part(X, -1).contiguous()
+
+    def every(self, X: torch.Tensor) -> torch.Tensor:
+        """What `own` has taken a part of, from all ranks."""
+        if self.along_k is None or self.columns is None:
+            return X
+        return self.columns.whole(X.mT).mT
+
+    def _spread(self, name: str, X: Any) -> tuple[Blocks | None, int]:
+        """How a tensor of state is spread over the ranks, and along which dimension."""
+        if not isinstance(X, torch.Tensor) or X.ndim == 0:
+            return None, 0
+        return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
+
+    def saved(self, name: str, X: Any) -> Any:
+        """A tensor of state for a checkpoint: a DTensor where this rank has a part only."""
+        blocks, dim = self._spread(name, X)
+        return X if blocks is None else blocks.distributed(X, dim)
+
+    def loaded(self, name: str, X: Any) -> Any:
+        """What this rank keeps of a tensor of state in a checkpoint."""
+        blocks, dim = self._spread(name, X)
+        if blocks is None:
+            return X.full_tensor() if hasattr(X, "full_tensor") else X
+        return blocks.taken(X, dim)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
         X = X.flatten(1)
         return X if self.left else X.mT
+
+
+def _summed(blocks: Blocks | None, several: tuple[torch.Tensor, ...]) -> Any:
+    if blocks is not None:
+        return blocks.total(*several)
+    return several if len(several) > 1 else several[0]
 
 
 def parse(group: dict[str, Any]) -> dict[str, Any]:
@@ -120,17 +203,21 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
     )
 
 
-def member(group: dict[str, Any], parameter: torch.Tensor, index: int) -> Member | None:
+def member(
+    group: dict[str, Any], parameter: torch.Tensor, index: int, *, spread: bool = False
+) -> Member | None:
     """How a parameter is compressed; None where it is not, or where nothing would be saved."""
     if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
-    m, n = parameter.shape[0], parameter[0].numel() if parameter.shape[0] else 0
+    m = parameter.shape[0]
+    n = parameter.numel() // m if m else 0
     left = m <= n
     if group["side"] in ("left", "right"):
         left = group["side"] == "left"
     elif group["side"] == "long":
         left = not left
     k, M = (m, n) if left else (n, m)
-    found = Member(index, parameter, k, M, left, _policy(group, "left" if left else "right", index))
+    policy = _policy(group, "left" if left else "right", index)
+    found = Member(index, parameter, k, M, left, policy, spread)
     r = found.rank
     return found if 0 < r < k and r * k + 2 * r * M < 2 * k * M else None

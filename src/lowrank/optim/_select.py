@@ -107,9 +107,8 @@ def _usual(model: torch.nn.Module) -> set[torch.nn.Parameter]:
         is_head = module is output or name.rpartition(".")[2] in HEADS
         if is_head or isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
             heads |= set(module.parameters())
-        elif (
-            isinstance(module, (*LINEAR, torch.nn.MultiheadAttention))
-            or type(module).__name__ in LINEAR_NAMES
+        elif isinstance(module, (*LINEAR, torch.nn.MultiheadAttention)) or any(
+            kind.__name__ in LINEAR_NAMES for kind in type(module).__mro__
         ):
             found |= set(weights)
     return found - heads

@@ -47,8 +47,8 @@ def _slices(length: int, X: torch.Tensor) -> list[slice]:
     count = PIECES
     if X.device.type != "cpu":
         count = min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
-    width = -(-length // max(1, count))
-    return [slice(start, start + width) for start in range(0, length, width)]
+    width = max(1, -(-length // max(1, count)))
+    return [slice(start, start + width) for start in range(0, max(1, length), width)]
 
 
 def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]]:
@@ -66,7 +66,7 @@ def coordinates(member: Member, Q: torch.Tensor, X: torch.Tensor, out: torch.Ten
     X = member.oriented(X)
     if X.dtype == Q.dtype:
         M = X.shape[1]
-        width = COLUMNS if X.device.type == "cpu" else M
+        width = COLUMNS if X.device.type == "cpu" else max(1, M)
         for start in range(0, M, width):
             part = slice(start, start + width)
             torch.mm(Q.mT, X[:, part], out=out[:, part])
@@ -126,12 +126,14 @@ def change_of_weight(
     sign: float,
     scale: float,
     before: torch.Tensor,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """X and t, such that the weight changes by ``Q X − G diag(t)``, and the norm of the residual.
 
     For a stack of b weights: `change` (b×r×M) is what the inner optimizer did to coordinates whose
     gradients were R (downhill, or uphill where `sign` is −1), and `squares` (b×M) are those of the
-    columns of the whole gradients G. A column of ``G − QR`` is scaled as its coordinates were, by
+    columns of the whole gradients G. Where this rank has a part of the columns, `total` sums over
+    the ranks. A column of ``G − QR`` is scaled as its coordinates were, by
     ``s = ‖change‖/(lr ‖R‖)``; all of them less where the norm of ``(G − QR) diag(s)`` would exceed
     1.01 times the norm `before` (b), unless that is zero. (X. Chen et al., Fira: can we achieve
     full-rank training of LLMs under low-rank constraint?, 2024, arXiv:2410.01623, Algorithm 1.)
@@ -150,6 +152,8 @@ def change_of_weight(
     divisor = lr * torch.maximum(inside, least).sqrt()
     s = torch.where(divisor > 0, column_squares(change, R.dtype).sqrt() / divisor, 0.0)
     size = torch.linalg.vector_norm(s * outside.sqrt(), dim=-1)
+    if total is not None:
+        size = total(size.square()).sqrt()
     limit = LARGEST_GROWTH * before
     factor = torch.where((before > 0) & (size > limit), limit / size, 1.0)
     t = s * (sign * lr * factor.unsqueeze(-1))
@@ -173,7 +177,7 @@ def add_to_weight(
 
     Or ``… − diag(rows) G diag(t)``.
     """
-    flat = member.parameter.data.flatten(1)
+    flat = member.weight.flatten(1)
     W, G = flat if member.left else flat.mT, member.oriented(member.gradient)
     for part in _pieces(W, whole=W.dtype == Q.dtype and (rows is None or W.numel() <= CACHED)):
         here, columns = part
@@ -187,14 +191,16 @@ def add_to_weight(
             w.addcmul_(_scaled(G[part], factor, Q.dtype), t[columns], value=-1.0)
         if w.dtype != W.dtype:
             W[part] = w
-    if flat.untyped_storage().data_ptr() != member.parameter.untyped_storage().data_ptr():
-        member.parameter.data.copy_(flat.view_as(member.parameter))
+    if flat.untyped_storage().data_ptr() != member.weight.untyped_storage().data_ptr():
+        member.weight.copy_(flat.view_as(member.weight))
 
 
-def mean_square_outside(Q: torch.Tensor, R: torch.Tensor, G: torch.Tensor) -> torch.Tensor:
-    """Mean square of a coordinate of every column of G outside the basis."""
-    rest = column_squares(G, Q.dtype) - column_squares(R, Q.dtype)
-    return rest.clamp(min=0) / max(1, Q.shape[0] - Q.shape[1])
+def mean_square_outside(member: Member, R: torch.Tensor) -> torch.Tensor:
+    """Mean square of a coordinate of every column of the gradient outside the basis."""
+    squares = column_squares(member.oriented(member.gradient), R.dtype)
+    squares = member.own(member.sum_k(squares))
+    rest = squares - column_squares(R, R.dtype)
+    return rest.clamp(min=0) / max(1, member.k - R.shape[0])
 
 
 def transported(

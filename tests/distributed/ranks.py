@@ -4,7 +4,6 @@ Not in a conftest, which would hide the one above from tests that import it.
 """
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from processes import World
@@ -15,10 +14,8 @@ WORLDS = {count: World(count) for count in (2, 4)}
 @pytest.fixture(scope="module")
 def worlds(request: pytest.FixtureRequest) -> Iterator[dict[int, World]]:
     yield WORLDS
-    here = Path(__file__).parent
-    if [item.path for item in request.session.items if item.path.parent == here][
-        -1
-    ] == request.path:
+    users = [item.path for item in request.session.items if "worlds" in item.fixturenames]
+    if users[-1] == request.path:
         for world in WORLDS.values():
             world.close()
 

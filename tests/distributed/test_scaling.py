@@ -5,7 +5,10 @@ from pathlib import Path
 
 import factorizing
 import pytest
+import ranks
 
+world = ranks.world
+worlds = ranks.worlds
 MODEL = Path(__file__).parents[2] / "benchmarks" / "scaling.py"
 
 

@@ -3,8 +3,11 @@
 import factorizing
 import numpy as np
 import pytest
+import ranks
 from processes import FailedError, World
 
+world = ranks.world
+worlds = ranks.worlds
 SHAPES = [(103, 40), (40, 103), (30, 30)]
 
 

@@ -44,6 +44,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -815,6 +816,28 @@ def tested(bench: Bench, seconds: float) -> dict[str, Any]:
     return {"status": status, "seconds": seconds, **counts(shown), "output": shown[-3000:]}
 
 
+def over_processes(bench: Bench) -> None:
+    """The script of the tutorial on a sharded matrix, one process for each GPU (NCCL)."""
+    processes = torch.cuda.device_count() if bench.device.type == "cuda" else 2
+    if processes < 2:
+        found: dict[str, Any] = {"skipped": f"the machine has {processes} GPU"}
+    else:
+        bench.say(f"a sharded matrix on {processes} processes")
+        page = (ROOT / "docs" / "tutorials" / "sharded.md").read_text("utf-8")
+        with tempfile.TemporaryDirectory() as folder:
+            script = page.partition("```python\n")[2].partition("```")[0]
+            Path(folder, "sharded.py").write_text(script, "utf-8")
+            command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+            command += ["--nproc-per-node", str(processes), "sharded.py"]
+            limit = min(CHILD_SECONDS, bench.budget.left())
+            start = time.perf_counter()
+            status, shown = run_for(limit, command, cwd=Path(folder), environment=environment())
+        found = {"processes": processes, "status": status, "output": shown[-1000:]}
+        found |= {"seconds": time.perf_counter() - start, "converged": "CONVERGED" in shown}
+    bench.results.header["processes"] = found
+    bench.results.save()
+
+
 def counts(shown: str) -> dict[str, int]:
     """Passed, failed and skipped tests, from the summary or else from the dots."""
     summary = shown.strip().rpartition("\n")[2]
@@ -1048,6 +1071,7 @@ def measure_all(bench: Bench, test_seconds: float, only: list[str] | None) -> No
         "optimizer": lambda: with_optimizer(bench, keeping=later / 2.0),
         "kernels": lambda: count_kernels(bench, keeping=later / 2.0),
         "compile": lambda: in_a_child(bench, "compile"),
+        "processes": lambda: over_processes(bench),
     }
     for name in only or parts:
         parts[name]()

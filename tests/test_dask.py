@@ -84,6 +84,14 @@ def test_every_function(name):
     assert estimate.value == lowrank.residual_norm(A, np.linalg.qr(A[:, :12]).Q, rng=0).value
 
 
+def test_half_precision():
+    A = with_spectrum(gallery.fast(40), (60, 40), "float32").astype("float16")
+    found = lowrank.svd(da.from_array(A, chunks=(25, 40)), rtol=1e-2, rng=0)
+    assert found.U.dtype == "float32"
+    wide = A.astype("float64")
+    assert norm(wide - (found.U * found.S) @ found.Vh, "fro") <= 1e-2 * norm(wide, "fro")
+
+
 def test_on_workers_of_their_own():
     """The distributed scheduler, with products in its processes."""
     distributed = pytest.importorskip("distributed")

@@ -65,7 +65,8 @@ def found_basis(
     if blocks is not None and sketch is None:
         A = sharded_operator(A, blocks)
     Q: Any = policy.refresh(A, step=step).basis
-    return Q if along_k is None else along_k.part(Q).clone()
+    # stored by rows, as it comes out of a checkpoint: products round by the order in memory
+    return (Q if along_k is None else along_k.part(Q).clone()).contiguous()
 
 
 def _sketch(each: Member, group: dict[str, Any], state: dict[str, Any]) -> None:

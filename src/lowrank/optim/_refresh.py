@@ -10,7 +10,7 @@ from lowrank._array import array_namespace
 from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace
 from lowrank.optim._options import Member
-from lowrank.optim._sharding import sharded_operator
+from lowrank.optim._sharding import by_rows, sharded_operator
 from lowrank.optim._update import coordinates, mean_square_outside, product, transported
 
 __all__ = ["OURS", "found_basis", "refreshed"]
@@ -65,8 +65,7 @@ def found_basis(
     if blocks is not None and sketch is None:
         A = sharded_operator(A, blocks)
     Q: Any = policy.refresh(A, step=step).basis
-    # stored by rows, as it comes out of a checkpoint: products round by the order in memory
-    return (Q if along_k is None else along_k.part(Q).clone()).contiguous()
+    return by_rows(Q if along_k is None else along_k.part(Q))
 
 
 def _sketch(each: Member, group: dict[str, Any], state: dict[str, Any]) -> None:

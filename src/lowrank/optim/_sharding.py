@@ -14,6 +14,7 @@ __all__ = [
     "Blocks",
     "agreed",
     "blocks_of",
+    "by_rows",
     "is_elementwise",
     "local",
     "orthonormal",
@@ -109,9 +110,14 @@ class Blocks:
         """The part of this rank of a whole tensor, or of a DTensor, along `dim`."""
         if hasattr(X, "placements"):
             if X.device_mesh == self.mesh and X.placements[self.dim].is_shard(dim):
-                return local(X)
+                return by_rows(local(X))
             X = X.full_tensor()
         return self.part(X, dim)
+
+
+def by_rows(X: torch.Tensor) -> torch.Tensor:
+    """A copy stored by rows, also along sides of length 1: products round by the strides."""
+    return X.new_empty(X.shape).copy_(X)
 
 
 def local(X: Any) -> torch.Tensor:

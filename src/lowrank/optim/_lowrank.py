@@ -17,7 +17,13 @@ from lowrank.optim._loading import check_saved, copied
 from lowrank.optim._options import DEFAULTS, Member, is_asked, member, parse
 from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
-from lowrank.optim._sharding import agreed, is_elementwise, local, unfit_placements
+from lowrank.optim._sharding import (
+    agreed,
+    is_elementwise,
+    local,
+    placed_as,
+    unfit_placements,
+)
 from lowrank.optim._update import (
     add_to_weight,
     change_of_weight,
@@ -781,6 +787,8 @@ class LowRank(torch.optim.Optimizer):
             self._check_saved(saved, parameter, self._name(index), each)
             if each is not None:
                 saved = {name: each.loaded(name, saved[name]) for name in saved}  # noqa: PLW2901
+            else:
+                saved = {name: placed_as(parameter, saved[name]) for name in saved}  # noqa: PLW2901
             on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
                 name: copied(value, None if name == "step" and on_host else parameter.device)

@@ -18,6 +18,7 @@ __all__ = [
     "is_elementwise",
     "local",
     "orthonormal",
+    "placed_as",
     "sharded_operator",
     "unfit_placements",
 ]
@@ -123,6 +124,25 @@ def by_rows(X: torch.Tensor) -> torch.Tensor:
 def local(X: Any) -> torch.Tensor:
     """What this rank has of a tensor."""
     return X.to_local() if hasattr(X, "to_local") else X
+
+
+def placed_as(parameter: Any, X: Any) -> Any:
+    """A tensor of the parameter's shape, whole where that is, and cut where that is cut."""
+    if parameter.ndim == 0 or getattr(X, "shape", None) != parameter.shape:  # a count, say
+        return X
+    mesh, wanted = (getattr(parameter, name, None) for name in ("device_mesh", "placements"))
+    if hasattr(X, "placements"):
+        if (X.device_mesh, X.placements) == (mesh, wanted):
+            return X
+        X = X.full_tensor()
+    if mesh is None or hasattr(X, "__tensor_flatten__"):
+        return X
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+    whole = DTensor.from_local(
+        X.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False
+    )
+    return whole.redistribute(placements=wanted)
 
 
 def unfit_placements(parameter: Any) -> str | None:

@@ -203,6 +203,32 @@ def test_steps_in_the_backward_pass(worlds, make):
     worlds[2].run(_steps_in_the_backward_pass, make)
 
 
+def _adapts_to_small_and_large():
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    for shape in ((32, 48), (48, 32)):
+        G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for size in (1e-30, 1.0, 1e17):
+            alone, spread = (
+                torch.zeros(shape),
+                distribute_tensor(torch.zeros(shape), mesh, [Shard(0)]),
+            )
+            found = []
+            for W, one in (
+                (alone, G * size),
+                (spread, distribute_tensor(G * size, mesh, [Shard(0)])),
+            ):
+                p = torch.nn.Parameter(W)
+                optimizer = around_adamw([p], rank=None, energy=0.9, max_rank=0.6)
+                p.grad = one
+                optimizer.step()
+                found.append(optimizer.report().rows[0].rank)
+            assert found[0] == found[1] > 8, (size, found)
+
+
+def test_adaptive_ranks_do_not_depend_on_the_size_of_gradients(worlds):
+    worlds[2].run(_adapts_to_small_and_large)
+
+
 def _refuses():
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     square = init_device_mesh("cpu", (2, distributed.get_world_size() // 2))

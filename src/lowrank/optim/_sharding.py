@@ -184,7 +184,7 @@ def sharded_operator(G: torch.Tensor, blocks: Blocks) -> Operator:
     A = as_operator(G)
 
     def norm() -> float:
-        square = torch.linalg.vector_norm(G, dtype=A.dtype).square()
+        square = torch.linalg.vector_norm(G, dtype=torch.float64).square()  # no under- or overflow
         return float(blocks.total(square)) ** 0.5
 
     return Operator(

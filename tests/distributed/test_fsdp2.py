@@ -203,6 +203,25 @@ def test_steps_in_the_backward_pass(worlds, make):
     worlds[2].run(_steps_in_the_backward_pass, make)
 
 
+def _waits_for_no_gradient(make):
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    W = torch.ones(6, 10, dtype=torch.float64)
+    spread = torch.nn.Parameter(distribute_tensor(W, mesh, [Shard(0)]))
+    own = torch.nn.Parameter(W.clone())
+    optimizer = make([spread, own])
+    if distributed.get_rank() == 0:
+        own.grad = torch.ones_like(own)
+    optimizer.step()
+    assert torch.equal(spread.full_tensor(), W)
+    assert torch.equal(own, W) == (distributed.get_rank() != 0)
+
+
+@MAKES
+def test_a_rank_without_a_gradient_is_not_waited_for(worlds, make):
+    """Of a weight that each rank has for itself."""
+    worlds[2].run(_waits_for_no_gradient, make)
+
+
 def _adapts_to_small_and_large():
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     for shape in ((32, 48), (48, 32)):

@@ -560,8 +560,9 @@ class LowRank(torch.optim.Optimizer):
             wide = torch.float32 if dtype == torch.float16 else None
             norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
             sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
-        if not sizes:
-            return True
+        if not sizes:  # on this rank: others may have gradients of weights that are not spread
+            device = parameters[0].device if parameters else None
+            sizes.append(torch.zeros(1, device=device))
         together = torch.cat([size.to(sizes[0].device) for size in sizes])
         return bool(agreed((together < 1).all(), parameters))
 

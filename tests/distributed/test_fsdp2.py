@@ -203,6 +203,43 @@ def test_steps_in_the_backward_pass(worlds, make):
     worlds[2].run(_steps_in_the_backward_pass, make)
 
 
+def _takes_gradients_cut_in_another_way(make):
+    """As autograd leaves them: what the inputs' places make of them, and sums yet to be made."""
+    count, rank = distributed.get_world_size(), distributed.get_rank()
+    mesh = init_device_mesh("cpu", (count,))
+    replicas = init_device_mesh("cpu", (count, 1))
+    numbers = torch.Generator().manual_seed(0)
+    for shape in ((6, 10), (10, 6), (10,)):
+        W, *parts = torch.randn(1 + count, *shape, generator=numbers, dtype=torch.float64).unbind()
+        places = (mesh, [Shard(0)]), (replicas, [Replicate(), Shard(0)])
+        for on, where in places:
+            alone = torch.nn.Parameter(W.clone())
+            one = make([alone])
+            spread = torch.nn.Parameter(distribute_tensor(W, on, where))
+            many = make([spread])
+            for _ in range(2):
+                alone.grad = sum(parts)
+                spread.grad = DTensor.from_local(parts[rank], on, [Partial(), *where[1:]])
+                one.step()
+                many.step()
+            assert_alike(spread.full_tensor(), alone.detach())
+    X = torch.randn(4 * count, 10, generator=numbers, dtype=torch.float64)
+    alone = torch.nn.Parameter(torch.ones(6, 10, dtype=torch.float64))
+    spread = torch.nn.Parameter(distribute_tensor(alone.data, mesh, [Shard(0)]))
+    one, many = make([alone]), make([spread])
+    many.step_in_backward()
+    for p, x in ((alone, X), (spread, distribute_tensor(X, mesh, [Shard(0)]))):
+        torch.nn.functional.linear(x, p).square().sum().backward()
+    one.step()
+    assert spread.grad is None
+    assert_alike(spread.full_tensor(), alone.detach())
+
+
+@MAKES
+def test_gradients_that_are_not_cut_as_their_weights(worlds, make):
+    worlds[2].run(_takes_gradients_cut_in_another_way, make)
+
+
 def _waits_for_no_gradient(make):
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     W = torch.ones(6, 10, dtype=torch.float64)

@@ -19,6 +19,7 @@ from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import (
     agreed,
+    align,
     is_elementwise,
     local,
     placed_as,
@@ -311,7 +312,7 @@ class LowRank(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         workers = self._workers()
-        self._refuse_sparse(self._parameters())
+        self._prepare(self._parameters())
         if self._gradients_allow():
             for worker in workers:
                 self._work(worker, compiling=compiling)
@@ -384,7 +385,7 @@ class LowRank(torch.optim.Optimizer):
             if when is not None and not when():
                 return
             self._workers()
-            self._refuse_sparse([parameter])
+            self._prepare([parameter])
             if self.nonfinite == "ignore" or self._are_finite([parameter]):
                 self._work(self._places[parameter])
             elif self.nonfinite == "raise":
@@ -513,8 +514,10 @@ class LowRank(torch.optim.Optimizer):
 
     # -- gradients ----------------------------------------------------------------------------
 
-    def _refuse_sparse(self, parameters: list[torch.Tensor]) -> None:
+    def _prepare(self, parameters: list[torch.Tensor]) -> None:
+        """Refuse sparse gradients, and cut those of weights that are spread as these are."""
         for parameter in parameters:
+            align(parameter)
             grad = parameter.grad
             if grad is not None and grad.layout is not torch.strided and parameter in self._taken:
                 name = self._name(self._parameters().index(parameter))

@@ -13,6 +13,7 @@ from lowrank._panel import orthonormalise
 __all__ = [
     "Blocks",
     "agreed",
+    "align",
     "blocks_of",
     "by_rows",
     "is_elementwise",
@@ -124,6 +125,16 @@ def by_rows(X: torch.Tensor) -> torch.Tensor:
 def local(X: Any) -> torch.Tensor:
     """What this rank has of a tensor."""
     return X.to_local() if hasattr(X, "to_local") else X
+
+
+def align(parameter: Any) -> None:
+    """Cut a gradient as its parameter is, and make the sum over ranks if autograd left it open.
+
+    Autograd leaves what the last operation has made: where inputs are DTensors too, `Partial`.
+    """
+    grad = parameter.grad
+    if hasattr(grad, "placements") and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
 
 
 def placed_as(parameter: Any, X: Any) -> Any:

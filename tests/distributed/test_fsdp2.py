@@ -306,6 +306,12 @@ def _refuses():
         assert len(optimizer.param_groups) == 1
         LowRank([p], torch.optim.AdamW)  # which leaves it whole
         assert select(torch.nn.ParameterList([p]), rank=4, include=".")[0]["rank"] == 4
+    height = 24 // distributed.get_world_size() + (-1, 1)[distributed.get_rank() % 2]
+    uneven = DTensor.from_local(
+        W[:height], mesh, [Shard(0)], run_check=False, shape=W.shape, stride=W.stride()
+    )
+    with pytest.raises(TypeError, match=rf"has {height}, and not 6, as torch\.chunk cuts them"):
+        LowRankMomentum([torch.nn.Parameter(uneven)], rank=4)
     for inner in (torch.optim.Adafactor, torch.optim.Muon):
         with pytest.raises(TypeError, match=f"a step of {inner.__name__} needs them all"):
             LowRank([fit], inner, rank=4, lr=0.1)

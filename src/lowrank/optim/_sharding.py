@@ -160,9 +160,15 @@ def unfit_placements(parameter: Any) -> str | None:
     """What a DTensor is that can't be compressed; None where it can be."""
     placements = parameter.placements
     kinds = sorted(type(one).__name__ for one in placements if not one.is_replicate())
-    if kinds == ["Shard"] and all(one.is_replicate() or one.dim == 0 for one in placements):
-        return None
-    return f"DTensor with placements {tuple(placements)}, and not one cut by rows, Shard(0)"
+    if kinds != ["Shard"] or not all(one.is_replicate() or one.dim == 0 for one in placements):
+        return f"DTensor with placements {tuple(placements)}, and not one cut by rows, Shard(0)"
+    blocks, rows = blocks_of(parameter), local(parameter).shape[0]
+    if blocks is not None and blocks.size != rows:
+        return (
+            f"DTensor of whose {blocks.length} rows rank {blocks.rank} has {rows}, and not "
+            f"{blocks.size}, as torch.chunk cuts them"
+        )
+    return None
 
 
 def blocks_of(parameter: Any) -> Blocks | None:

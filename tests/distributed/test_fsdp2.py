@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 import ranks  # noqa: E402
 from torch import distributed  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
 from training import (  # noqa: E402
     around_adamw,
@@ -297,6 +298,10 @@ def _refuses():
     unfit.append(on(square, Shard(0), Shard(1)))
     unfit.append(torch.nn.Parameter(DTensor.from_local(W, mesh, [Partial()])))
     fit = on(mesh, Shard(0))
+    with torch.device("meta"):
+        model = fully_shard(torch.nn.Linear(40, 24), mesh=mesh)
+    assert model.weight.is_meta
+    LowRankMomentum(model.parameters(), rank=4)
     for p in unfit:
         with pytest.raises(TypeError, match=r"DTensor with placements .* cut by rows"):
             LowRankMomentum([p], rank=4)

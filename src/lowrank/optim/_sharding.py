@@ -232,6 +232,7 @@ def is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.dev
 
     And whether its state is made of plain tensors of the parameter's shape, and numbers.
     """
+    device = torch.device("cpu") if device.type == "meta" else device  # weights yet to be made
     G = torch.linspace(-1.0, 2.0, 64 * 128, device=device).view(64, 128)
     found = []
     for parts in ([G], list(G.chunk(2, dim=1))):

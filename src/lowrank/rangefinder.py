@@ -450,11 +450,18 @@ class RangeFinder:
                 if sample.shape[-1] == 0:
                     return Status.STOPPED
                 self._look(sample, of_complex)
-            try:
-                if self._callback is not None:
-                    self._callback(self._history[-1])
-            except StopIteration:
+            if self._is_stopped():
                 return Status.STOPPED
+
+    def _is_stopped(self) -> bool:
+        """What the callback says; that of the first process, for all go on or none."""
+        is_stopped = False
+        try:
+            if self._callback is not None:
+                self._callback(self._history[-1])
+        except StopIteration:
+            is_stopped = True
+        return bool(self._A.agreed(float(is_stopped)))
 
     def _look_width(self) -> int:
         # 64 real or 32 complex samples bound the error within a factor of 2.02 at 1e-9. Looks

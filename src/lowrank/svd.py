@@ -101,7 +101,8 @@ def svd(
     A DTensor, sharded by rows or by columns along one dimension of its mesh, is never gathered: U
     is sharded as its rows are, Vh as its columns are, and all else is replicated. With b columns at
     a time each process gives n·b numbers (m·b if sharded by columns) to a sum for every other pass,
-    and b² to a gather. All processes stop at the same look, and raise the same errors.
+    and b² to a gather. All processes stop at the same look, and raise the same errors; of the
+    callbacks the one of the first process can stop them.
 
     With `center` one more pass over A finds the mean, of a sparse matrix or operator by a product
     of Aᴴ with up to 16 columns. Dense matrices are then centred by blocks of 512 rows (a sixteenth

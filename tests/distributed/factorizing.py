@@ -201,6 +201,23 @@ def bad_on_one_rank(value, rule):
     return messages
 
 
+def stopped(rank):
+    """The status and the looks where the callback of one rank wants to stop at the second look."""
+    A = sharded(matrix(gallery.slow(300), (400, 300), "float64"), 0)
+    looks = []
+
+    def stop(look):
+        looks.append(look.rank)
+        if len(looks) == 2:
+            raise StopIteration
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
+        callback = stop if dist.get_rank() == rank else None
+        found = lowrank.range_finder(A, rtol=1e-12, rank=250, callback=callback, rng=0)
+    return found.status.name, len(found.history)
+
+
 def refusals():
     """Messages of what is refused, each raised on every rank."""
     mesh = mesh_of_all()

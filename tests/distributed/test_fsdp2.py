@@ -9,6 +9,7 @@ torch = pytest.importorskip("torch")
 import ranks  # noqa: E402
 from torch import distributed  # noqa: E402
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
+from torch.distributed.fsdp import fully_shard  # noqa: E402
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor  # noqa: E402
 from training import (  # noqa: E402
     around_adamw,
@@ -203,6 +204,88 @@ def test_steps_in_the_backward_pass(worlds, make):
     worlds[2].run(_steps_in_the_backward_pass, make)
 
 
+def _takes_gradients_cut_in_another_way(make):
+    """As autograd leaves them: what the inputs' places make of them, and sums yet to be made."""
+    count, rank = distributed.get_world_size(), distributed.get_rank()
+    mesh = init_device_mesh("cpu", (count,))
+    replicas = init_device_mesh("cpu", (count, 1))
+    numbers = torch.Generator().manual_seed(0)
+    for shape in ((6, 10), (10, 6), (10,)):
+        W, *parts = torch.randn(1 + count, *shape, generator=numbers, dtype=torch.float64).unbind()
+        places = (mesh, [Shard(0)]), (replicas, [Replicate(), Shard(0)])
+        for on, where in places:
+            alone = torch.nn.Parameter(W.clone())
+            one = make([alone])
+            spread = torch.nn.Parameter(distribute_tensor(W, on, where))
+            many = make([spread])
+            for _ in range(2):
+                alone.grad = sum(parts)
+                spread.grad = DTensor.from_local(parts[rank], on, [Partial(), *where[1:]])
+                one.step()
+                many.step()
+            assert_alike(spread.full_tensor(), alone.detach())
+    X = torch.randn(4 * count, 10, generator=numbers, dtype=torch.float64)
+    alone = torch.nn.Parameter(torch.ones(6, 10, dtype=torch.float64))
+    spread = torch.nn.Parameter(distribute_tensor(alone.data, mesh, [Shard(0)]))
+    one, many = make([alone]), make([spread])
+    many.step_in_backward()
+    for p, x in ((alone, X), (spread, distribute_tensor(X, mesh, [Shard(0)]))):
+        torch.nn.functional.linear(x, p).square().sum().backward()
+    one.step()
+    assert spread.grad is None
+    assert_alike(spread.full_tensor(), alone.detach())
+
+
+@MAKES
+def test_gradients_that_are_not_cut_as_their_weights(worlds, make):
+    worlds[2].run(_takes_gradients_cut_in_another_way, make)
+
+
+def _waits_for_no_gradient(make):
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    W = torch.ones(6, 10, dtype=torch.float64)
+    spread = torch.nn.Parameter(distribute_tensor(W, mesh, [Shard(0)]))
+    own = torch.nn.Parameter(W.clone())
+    optimizer = make([spread, own])
+    if distributed.get_rank() == 0:
+        own.grad = torch.ones_like(own)
+    optimizer.step()
+    assert torch.equal(spread.full_tensor(), W)
+    assert torch.equal(own, W) == (distributed.get_rank() != 0)
+
+
+@MAKES
+def test_a_rank_without_a_gradient_is_not_waited_for(worlds, make):
+    """Of a weight that each rank has for itself."""
+    worlds[2].run(_waits_for_no_gradient, make)
+
+
+def _adapts_to_small_and_large():
+    mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
+    for shape in ((32, 48), (48, 32)):
+        G = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+        for size in (1e-30, 1.0, 1e17):
+            alone, spread = (
+                torch.zeros(shape),
+                distribute_tensor(torch.zeros(shape), mesh, [Shard(0)]),
+            )
+            found = []
+            for W, one in (
+                (alone, G * size),
+                (spread, distribute_tensor(G * size, mesh, [Shard(0)])),
+            ):
+                p = torch.nn.Parameter(W)
+                optimizer = around_adamw([p], rank=None, energy=0.9, max_rank=0.6)
+                p.grad = one
+                optimizer.step()
+                found.append(optimizer.report().rows[0].rank)
+            assert found[0] == found[1] > 8, (size, found)
+
+
+def test_adaptive_ranks_do_not_depend_on_the_size_of_gradients(worlds):
+    worlds[2].run(_adapts_to_small_and_large)
+
+
 def _refuses():
     mesh = init_device_mesh("cpu", (distributed.get_world_size(),))
     square = init_device_mesh("cpu", (2, distributed.get_world_size() // 2))
@@ -215,6 +298,10 @@ def _refuses():
     unfit.append(on(square, Shard(0), Shard(1)))
     unfit.append(torch.nn.Parameter(DTensor.from_local(W, mesh, [Partial()])))
     fit = on(mesh, Shard(0))
+    with torch.device("meta"):
+        model = fully_shard(torch.nn.Linear(40, 24), mesh=mesh)
+    assert model.weight.is_meta
+    LowRankMomentum(model.parameters(), rank=4)
     for p in unfit:
         with pytest.raises(TypeError, match=r"DTensor with placements .* cut by rows"):
             LowRankMomentum([p], rank=4)
@@ -224,6 +311,12 @@ def _refuses():
         assert len(optimizer.param_groups) == 1
         LowRank([p], torch.optim.AdamW)  # which leaves it whole
         assert select(torch.nn.ParameterList([p]), rank=4, include=".")[0]["rank"] == 4
+    height = 24 // distributed.get_world_size() + (-1, 1)[distributed.get_rank() % 2]
+    uneven = DTensor.from_local(
+        W[:height], mesh, [Shard(0)], run_check=False, shape=W.shape, stride=W.stride()
+    )
+    with pytest.raises(TypeError, match=rf"has {height}, and not 6, as torch\.chunk cuts them"):
+        LowRankMomentum([torch.nn.Parameter(uneven)], rank=4)
     for inner in (torch.optim.Adafactor, torch.optim.Muon):
         with pytest.raises(TypeError, match=f"a step of {inner.__name__} needs them all"):
             LowRank([fit], inner, rank=4, lr=0.1)

@@ -21,7 +21,7 @@ from torch.distributed.checkpoint.state_dict import (  # noqa: E402
     set_optimizer_state_dict,
 )
 from torch.distributed.device_mesh import init_device_mesh  # noqa: E402
-from torch.distributed.tensor import Shard, distribute_tensor  # noqa: E402
+from torch.distributed.tensor import DTensor, Shard, distribute_tensor  # noqa: E402
 from training import around_adamw, assert_alike, momentum, network, sharded, train, weights  # noqa: E402
 
 world = ranks.world
@@ -127,7 +127,7 @@ def _loads_what_another_optimizer_holds(make):
     numbers = torch.Generator().manual_seed(0)
 
     def draw():
-        shapes = (6, 10), (10, 6), (2, 3)
+        shapes = (6, 10), (10, 6), (2, 3), (5,)
         return [torch.randn(shape, generator=numbers, dtype=torch.float64) for shape in shapes]
 
     start = draw()
@@ -151,6 +151,12 @@ def _loads_what_another_optimizer_holds(make):
     one.load_state_dict(other.state_dict())
     step(both=True)
     assert_alike([q.full_tensor() for q in many], [p.detach() for p in ones])
+    saved = other.state_dict()
+    moments = saved["state"][3]
+    moments["exp_avg"] = moments["exp_avg"][:4]
+    assert isinstance(moments["exp_avg"], DTensor)
+    with pytest.raises(ValueError, match="`exp_avg` of parameter 3 has shape"):
+        other.load_state_dict(saved)
 
 
 @MAKES

@@ -59,7 +59,8 @@ def test_communication_does_not_grow_with_the_long_side(world, rule):
     # the small factors of each QR along the long side, and some numbers
     widest = max(64, products // passes) + 64
     assert counts["all_gather"] <= passes * widest**2 + 8
-    assert counts["broadcast"] <= looks + 8
+    # the size of a sample, and whether to stop
+    assert counts["broadcast"] <= 2 * looks + 8
     assert counts["all_reduce"] + counts["all_gather"] < 200 * products
     # the ranks may differ by a column, as the test matrices do
     for name in counts:
@@ -72,6 +73,13 @@ def test_bad_numbers_on_one_rank_are_an_error_on_all(world, value, rule):
     messages = agree(world.run(factorizing.bad_on_one_rank, value, rule))
     assert len(messages) == 6
     assert all("NaN or Inf" in message for message in messages)
+
+
+def test_the_callback_of_the_first_rank_stops_all(world):
+    assert agree(world.run(factorizing.stopped, 0)) == ("STOPPED", 3)
+    status, looks = agree(world.run(factorizing.stopped, 1))
+    assert status != "STOPPED"
+    assert looks > 3
 
 
 def test_refused(world):

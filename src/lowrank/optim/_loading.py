@@ -39,7 +39,8 @@ def check_saved(
         for key, value in saved.items():
             if not isinstance(value, torch.Tensor) or value.ndim != parameter.ndim:
                 continue
-            if hasattr(value, "__tensor_flatten__"):  # quantised, perhaps padded
+            if hasattr(value, "__tensor_flatten__") and not hasattr(value, "placements"):
+                # quantised, perhaps padded
                 fits = value.numel() <= parameter.numel()
             else:
                 pairs = zip(value.shape, parameter.shape, strict=True)

@@ -17,7 +17,14 @@ from lowrank.optim._loading import check_saved, copied
 from lowrank.optim._options import DEFAULTS, Member, is_asked, member, parse
 from lowrank.optim._refresh import OURS, refreshed
 from lowrank.optim._report import Report, Row, storage_bytes
-from lowrank.optim._sharding import agreed, is_elementwise, local, unfit_placements
+from lowrank.optim._sharding import (
+    agreed,
+    align,
+    is_elementwise,
+    local,
+    placed_as,
+    unfit_placements,
+)
 from lowrank.optim._update import (
     add_to_weight,
     change_of_weight,
@@ -305,7 +312,7 @@ class LowRank(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         workers = self._workers()
-        self._refuse_sparse(self._parameters())
+        self._prepare(self._parameters())
         if self._gradients_allow():
             for worker in workers:
                 self._work(worker, compiling=compiling)
@@ -378,7 +385,7 @@ class LowRank(torch.optim.Optimizer):
             if when is not None and not when():
                 return
             self._workers()
-            self._refuse_sparse([parameter])
+            self._prepare([parameter])
             if self.nonfinite == "ignore" or self._are_finite([parameter]):
                 self._work(self._places[parameter])
             elif self.nonfinite == "raise":
@@ -507,8 +514,10 @@ class LowRank(torch.optim.Optimizer):
 
     # -- gradients ----------------------------------------------------------------------------
 
-    def _refuse_sparse(self, parameters: list[torch.Tensor]) -> None:
+    def _prepare(self, parameters: list[torch.Tensor]) -> None:
+        """Refuse sparse gradients, and cut those of weights that are spread as these are."""
         for parameter in parameters:
+            align(parameter)
             grad = parameter.grad
             if grad is not None and grad.layout is not torch.strided and parameter in self._taken:
                 name = self._name(self._parameters().index(parameter))
@@ -554,8 +563,9 @@ class LowRank(torch.optim.Optimizer):
             wide = torch.float32 if dtype == torch.float16 else None
             norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
             sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
-        if not sizes:
-            return True
+        if not sizes:  # on this rank: others may have gradients of weights that are not spread
+            device = parameters[0].device if parameters else None
+            sizes.append(torch.zeros(1, device=device))
         together = torch.cat([size.to(sizes[0].device) for size in sizes])
         return bool(agreed((together < 1).all(), parameters))
 
@@ -781,6 +791,8 @@ class LowRank(torch.optim.Optimizer):
             self._check_saved(saved, parameter, self._name(index), each)
             if each is not None:
                 saved = {name: each.loaded(name, saved[name]) for name in saved}  # noqa: PLW2901
+            else:
+                saved = {name: placed_as(parameter, saved[name]) for name in saved}  # noqa: PLW2901
             on_host = not any(group.get(name) for name in ("capturable", "fused"))
             state[parameter] = {
                 name: copied(value, None if name == "step" and on_host else parameter.device)

@@ -13,11 +13,13 @@ from lowrank._panel import orthonormalise
 __all__ = [
     "Blocks",
     "agreed",
+    "align",
     "blocks_of",
     "by_rows",
     "is_elementwise",
     "local",
     "orthonormal",
+    "placed_as",
     "sharded_operator",
     "unfit_placements",
 ]
@@ -125,13 +127,48 @@ def local(X: Any) -> torch.Tensor:
     return X.to_local() if hasattr(X, "to_local") else X
 
 
+def align(parameter: Any) -> None:
+    """Cut a gradient as its parameter is, and make the sum over ranks if autograd left it open.
+
+    Autograd leaves what the last operation has made: where inputs are DTensors too, `Partial`.
+    """
+    grad = parameter.grad
+    if hasattr(grad, "placements") and grad.placements != parameter.placements:
+        parameter.grad = grad.redistribute(placements=parameter.placements)
+
+
+def placed_as(parameter: Any, X: Any) -> Any:
+    """A tensor of the parameter's shape, whole where that is, and cut where that is cut."""
+    if parameter.ndim == 0 or getattr(X, "shape", None) != parameter.shape:  # a count, say
+        return X
+    mesh, wanted = (getattr(parameter, name, None) for name in ("device_mesh", "placements"))
+    if hasattr(X, "placements"):
+        if (X.device_mesh, X.placements) == (mesh, wanted):
+            return X
+        X = X.full_tensor()
+    if mesh is None or hasattr(X, "__tensor_flatten__"):
+        return X
+    from torch.distributed.tensor import DTensor, Replicate  # noqa: PLC0415
+
+    whole = DTensor.from_local(
+        X.to(parameter.device), mesh, [Replicate()] * mesh.ndim, run_check=False
+    )
+    return whole.redistribute(placements=wanted)
+
+
 def unfit_placements(parameter: Any) -> str | None:
     """What a DTensor is that can't be compressed; None where it can be."""
     placements = parameter.placements
     kinds = sorted(type(one).__name__ for one in placements if not one.is_replicate())
-    if kinds == ["Shard"] and all(one.is_replicate() or one.dim == 0 for one in placements):
-        return None
-    return f"DTensor with placements {tuple(placements)}, and not one cut by rows, Shard(0)"
+    if kinds != ["Shard"] or not all(one.is_replicate() or one.dim == 0 for one in placements):
+        return f"DTensor with placements {tuple(placements)}, and not one cut by rows, Shard(0)"
+    blocks, rows = blocks_of(parameter), local(parameter).shape[0]
+    if blocks is not None and blocks.size != rows:
+        return (
+            f"DTensor of whose {blocks.length} rows rank {blocks.rank} has {rows}, and not "
+            f"{blocks.size}, as torch.chunk cuts them"
+        )
+    return None
 
 
 def blocks_of(parameter: Any) -> Blocks | None:
@@ -164,7 +201,7 @@ def sharded_operator(G: torch.Tensor, blocks: Blocks) -> Operator:
     A = as_operator(G)
 
     def norm() -> float:
-        square = torch.linalg.vector_norm(G, dtype=A.dtype).square()
+        square = torch.linalg.vector_norm(G, dtype=torch.float64).square()  # no under- or overflow
         return float(blocks.total(square)) ** 0.5
 
     return Operator(
@@ -195,6 +232,7 @@ def is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.dev
 
     And whether its state is made of plain tensors of the parameter's shape, and numbers.
     """
+    device = torch.device("cpu") if device.type == "meta" else device  # weights yet to be made
     G = torch.linspace(-1.0, 2.0, 64 * 128, device=device).view(64, 128)
     found = []
     for parts in ([G], list(G.chunk(2, dim=1))):

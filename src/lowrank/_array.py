@@ -44,6 +44,7 @@ __all__ = [
     "is_sharded",
     "is_torch_array",
     "is_torch_namespace",
+    "largest_of_each",
     "loaded",
     "matrix_norm_by_rows",
     "max_abs",
@@ -292,6 +293,13 @@ def _scale_of(size: Array) -> Array:
     xp = array_namespace(size)
     largest = xp.max(size)
     return xp.maximum(largest, xp.full_like(largest, xp.finfo(size.dtype).smallest_normal))
+
+
+def largest_of_each(X: Array) -> Array:
+    """Largest absolute value of a matrix (1×1), or of each of a stack; normal, to divide by."""
+    xp = array_namespace(X)
+    largest = xp.max(xp.abs(X), axis=(-2, -1), keepdims=True)
+    return xp.maximum(largest, xp.full_like(largest, xp.finfo(X.dtype).smallest_normal))
 
 
 def max_abs(X: Array) -> float:

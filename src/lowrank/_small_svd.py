@@ -15,6 +15,7 @@ from lowrank._array import (
     is_finite,
     is_of_a_gpu,
     is_torch_namespace,
+    largest_of_each,
     loaded,
     phases,
     safe_norm,
@@ -71,9 +72,7 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     if not is_of_a_gpu(M) or 0 in M.shape:
         U, S, W = _svd(M, again=True)
     else:
-        xp = array_namespace(M)
-        largest = xp.max(xp.abs(M), axis=(-2, -1), keepdims=True)
-        largest = xp.maximum(largest, xp.full_like(largest, xp.finfo(M.dtype).smallest_normal))
+        largest = largest_of_each(M)
         U, S, W = _svd(M / largest, again=False)
         S = S * largest[..., 0]
     refuse_infinite(S)

@@ -4,7 +4,16 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from lowrank._array import Array, adjoint, adjoint_matmul, array_namespace, eps, safe_norm, signed
+from lowrank._array import (
+    Array,
+    adjoint,
+    adjoint_matmul,
+    array_namespace,
+    eps,
+    largest_of_each,
+    safe_norm,
+    signed,
+)
 from lowrank._check import as_count
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import as_operator
@@ -188,8 +197,7 @@ def _check_hermitian(T: Array, C: Array) -> None:
         return
     xp, (n, r) = array_namespace(T), C.shape[-2:]
     smallest = float(xp.finfo(T.dtype).smallest_normal)
-    largest = xp.max(xp.abs(C), axis=(-2, -1), keepdims=True)
-    largest = xp.maximum(largest, xp.full_like(largest, smallest))
+    largest = largest_of_each(C)
     skew, size = (
         xp.linalg.vector_norm(X / xp.astype(largest, X.dtype), axis=(-2, -1))
         for X in (T / 2.0 - adjoint(T) / 2.0, C)

@@ -10,6 +10,7 @@ from lowrank._array import (
     adjoint,
     adjoint_matmul,
     is_complex,
+    largest_of_each,
     same_place,
 )
 from lowrank._check import as_count
@@ -17,16 +18,13 @@ from lowrank._operator import Operator, as_operator
 from lowrank._panel import orthonormalise
 from lowrank._sketch import TestMatrix
 from lowrank._small_svd import robust_svd
+from lowrank.rangefinder import NOT_FINITE
 from lowrank.results import EighResult, Status
 
 __all__ = ["nystrom"]
 
 # ΩᴴAΩ may lack symmetry, or have negative eigenvalues, by this many shifts.
 SLACK = 8.0
-NOT_FINITE = (
-    "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
-    "or Inf."
-)
 NOT_HERMITIAN = (
     "`A` is not Hermitian: ΩᴴAΩ is not, for an orthonormal Ω. Pass (A + Aᴴ)/2 if that is rounding."
 )
@@ -159,8 +157,7 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     product = A.matmat(Omega)
     same_place(product, Omega, names=("A.matmat(X)", "test_matrix"))
     real = xp.finfo(product.dtype)
-    largest = xp.max(xp.abs(product), axis=(-2, -1), keepdims=True)
-    largest = xp.maximum(largest, xp.full_like(largest, real.smallest_normal))
+    largest = largest_of_each(product)
     Y = product / xp.astype(largest, product.dtype)
     size = xp.sqrt(xp.sum(xp.abs(Y) ** 2, axis=(-2, -1), keepdims=True))
     # of a zero matrix any positive number will do

@@ -53,6 +53,15 @@ def docs(session: nox.Session) -> None:
 
 
 @nox.session(default=False)
+def links(session: nox.Session) -> None:
+    """Look up every address in the documentation; needs a network."""
+    session.install(*TESTED, ".", *group("docs"))
+    session.run(
+        "sphinx-build", "-b", "linkcheck", "-D", "plot_gallery=0", "docs", "docs/_build/links"
+    )
+
+
+@nox.session(default=False)
 def bench(session: nox.Session) -> None:
     """Run every benchmark once on what is installed here; arguments go to ``asv run``."""
     session.install(*TESTED, ".", *group("bench"))

@@ -16,6 +16,7 @@ extensions = [
     "myst_parser",
     "numpydoc",
     "sphinx.ext.autodoc",
+    "sphinx.ext.intersphinx",
     "sphinx.ext.mathjax",
     "sphinx_copybutton",
     "sphinxcontrib.bibtex",
@@ -34,6 +35,23 @@ bibtex_bibfiles = ["references.bib"]
 # Indented formulas and tables are no Python.
 highlight_language = "none"
 
+# The names of other projects that the pages link to, each with its page there. They are kept here, and
+# not loaded: a build needs no network, and does not depend on what others have moved today.
+# `nox -s links` looks whether the pages are where they were.
+INVENTORIES = {
+    "numpy": "https://numpy.org/doc/stable",
+    "python": "https://docs.python.org/3",
+    "scikit-learn": "https://scikit-learn.org/stable",
+    "scipy": "https://docs.scipy.org/doc/scipy",
+    "torch": "https://docs.pytorch.org/docs/stable",
+}
+intersphinx_mapping = {
+    name: (address, f"inventories/{name}.inv") for name, address in INVENTORIES.items()
+}
+# Publishers refuse robots; their addresses are made of the DOIs, which are looked at by people.
+linkcheck_ignore = [r"https://doi\.org/"]
+linkcheck_timeout = 20
+
 myst_enable_extensions = ["dollarmath"]
 myst_heading_anchors = 3
 
@@ -50,6 +68,33 @@ numpydoc_validation_checks = {
 }  # fmt: skip
 # Fields of a named tuple, and what a module imports.
 numpydoc_validation_exclude = {r"\.Deviation\.", r"gallery\.(Mapping|array_namespace|device_of)$"}
+# Types in the lists of parameters are links, where they name a class. `array` is of any library.
+numpydoc_xref_param_type = True
+numpydoc_xref_ignore = "all"
+PLAIN = (
+    "array",
+    "array_like",
+    "callable",
+    "generator",
+    "iterable",
+    "scalar",
+    "sequence",
+    "None",
+    "True",
+    "False",
+)
+numpydoc_xref_aliases = (
+    {word: word for word in PLAIN}
+    | {"bool": ":class:`bool`", "float": ":class:`float`", "int": ":class:`int`"}
+    | {"list": ":class:`list`", "str": ":class:`str`", "tuple": ":class:`tuple`"}
+    | {"ValueError": ":exc:`ValueError`", "TypeError": ":exc:`TypeError`"}
+    | {"RuntimeError": ":exc:`RuntimeError`"}
+    | {
+        name: f":class:`{name}`"
+        for name in ("numpy.random.Generator", "torch.dtype", "torch.nn.Module")
+    }
+    | {name: f":class:`~lowrank.{name}`" for name in lowrank.__all__ if name[0].isupper()}
+)
 copybutton_exclude = ".linenos, .gp, .go"
 
 sys.path.insert(0, str(Path(__file__).parent))  # of pictures.py

@@ -35,8 +35,8 @@ bibtex_bibfiles = ["references.bib"]
 # Indented formulas and tables are no Python.
 highlight_language = "none"
 
-# The names of other projects that the pages link to, each with its page there. They are kept here, and
-# not loaded: a build needs no network, and does not depend on what others have moved today.
+# The names of other projects that the pages link to, each with its page there. They are kept here,
+# and not loaded: a build needs no network, and does not depend on what others have moved today.
 # `nox -s links` looks whether the pages are where they were.
 INVENTORIES = {
     "numpy": "https://numpy.org/doc/stable",

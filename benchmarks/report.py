@@ -1045,8 +1045,15 @@ def page(files: list[Row], out: Path) -> str:
         (
             f"This page is written by `{COMMAND}` from the files in `benchmarks/results`; nothing "
             "on it is typed by hand. Times are medians of calls that took turns on one input, and "
-            "mostly shown as ratios: those can be compared between machines."
+            "mostly shown as ratios: those can be compared between machines. "
+            "[Over time](over_time.md) compares commits."
         ),
+        "",
+        "```{toctree}",
+        ":hidden:",
+        "",
+        "over_time",
+        "```",
         "",
     ]
     cpus = select(files, kind="cpu")

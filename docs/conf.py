@@ -128,7 +128,7 @@ html_theme_options = {
     "footer_end": [],
 }
 # Parts that are single pages have nothing to unfold beside them.
-html_sidebars = {page: [] for page in ("index", "reference", "benchmarks")}
+html_sidebars = {page: [] for page in ("index", "reference", "benchmarks", "over_time")}
 
 # The table of what takes what, of the declaration that the tests try.
 declared = tomllib.loads((Path(__file__).parent / "capabilities.toml").read_text(encoding="utf-8"))

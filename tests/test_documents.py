@@ -157,3 +157,11 @@ def test_every_source_is_in_the_bibliography():
     missing = {source for source in found if source not in listed} - {"1902.08651"}
     assert not missing
     assert len(set(found)) > 30
+
+
+def test_asv_measures_the_tested_versions():
+    tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
+    (needs,) = re.findall(r'"req": {(.*?)}', (ROOT / "asv.conf.json").read_text("utf-8"), re.DOTALL)
+    pinned = re.findall(r'"([\w-]+)": \["([\d.]+)"\]', needs)
+    assert pinned
+    assert {f"{name}=={version}" for name, version in pinned} <= set(tested)

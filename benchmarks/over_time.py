@@ -1,0 +1,208 @@
+"""Makes the page of the documentation that compares commits, and its plot, of what asv measured.
+
+    python benchmarks/over_time.py [--results benchmarks/results/asv] [--out docs]
+
+asv writes its results there (`asv run`); this reads those of the first machine, in the order of the
+commits. Needs matplotlib.
+"""
+
+import argparse
+import itertools
+import json
+import math
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+from measuring import ROOT
+from report import BLACK, BLUE, GREEN, GREY, ORANGE, number, plain, save, table
+
+COMMAND = "python benchmarks/over_time.py"
+Values = dict[tuple[str, str], float]
+TIMES, RATIOS, COUNTS = "times", "ratios", "counts"
+TITLES = {
+    RATIOS: (
+        "Ratios",
+        (
+            "Of times that were taken in turns in one process, and of memory. Below one is a gain, "
+            "where the unit names what would be done without `lowrank`."
+        ),
+    ),
+    COUNTS: (
+        "What does not depend on the machine",
+        (
+            "Errors and ranks over the best possible, passes, columns multiplied, operations that "
+            "torch starts, numbers that are read from a device, and rounding."
+        ),
+    ),
+    TIMES: ("Times", "Medians, one thread. Commits were measured one after another."),
+}
+# What the plot shows, by name: all on NumPy in double precision.
+SHOWN = {
+    "bench_svd.Factorizations.time_svd": ("svd, rank", BLUE),
+    "bench_svd.Factorizations.time_svd_to_tolerance": ("svd, tolerance", ORANGE),
+    "bench_rangefinder.RangeFinder.time_rank": ("range finder, rank", GREEN),
+    "bench_rangefinder.RangeFinder.time_tolerance": ("range finder, tolerance", BLACK),
+    "bench_householder.Square.time_qr": ("qr", GREY),
+}
+
+
+def read(folder: Path) -> tuple[dict[str, str], list[dict[str, Any]], dict[str, dict[str, Any]]]:
+    """The machine, the results of its commits from the oldest on, and what each benchmark is."""
+    units = json.loads((folder / "benchmarks.json").read_text("utf-8"))
+    place = min(folder.glob("*/machine.json"))
+    found = [
+        json.loads(path.read_text("utf-8"))
+        for path in place.parent.glob("*.json")
+        if path.name != "machine.json"
+    ]
+    found.sort(key=lambda content: content["date"])
+    return json.loads(place.read_text("utf-8")), found, units
+
+
+def values(content: dict[str, Any]) -> Values:
+    """What was measured: a number for each benchmark and choice of its parameters."""
+    columns, kept = content["result_columns"], {}
+    for name, fields in content["results"].items():
+        row = dict(zip(columns, fields, strict=False))
+        choices = [" ".join(choice) for choice in itertools.product(*row["params"])]
+        for choice, value in zip(choices, row["result"] or (), strict=False):
+            if value is not None and math.isfinite(value):
+                kept[name, choice.replace("'", "")] = float(value)
+    return kept
+
+
+def kind(name: str, unit: str) -> str:
+    if unit == "seconds":
+        return TIMES
+    of_time = ("bench_ratios", "bench_stacks", "bench_optim", "bench_memory")
+    return RATIOS if name.startswith(of_time) else COUNTS
+
+
+def cell(value: float | None, unit: str) -> str:
+    if value is None:
+        return "–"
+    if unit == "seconds":
+        return f"{1e3 * value:.3g} ms"
+    if unit == "bytes":
+        return f"{value / 2**20:.0f} MiB"
+    return str(int(value)) if value == int(value) and value > 1 else number(value)
+
+
+def heading(content: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(content["date"] / 1e3, UTC)
+    return f"`{content['commit_hash'][:8]}` {when:%d %b %H:%M}"
+
+
+def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> list[str]:
+    measured = [values(content) for content in found]
+    keys = sorted(key for key in measured[-1] if key[0] in units)
+    lines = []
+    for group, (title, text) in TITLES.items():
+        mine = [key for key in keys if kind(key[0], units[key[0]]["unit"]) == group]
+        lines += [f"## {title}", "", text, ""]
+        head = ["benchmark", "of", *map(heading, found)]
+        rows = []
+        for name, choice in mine:
+            unit = units[name]["unit"]
+            cells = [cell(kept.get((name, choice)), unit) for kept in measured]
+            told = "" if unit in ("seconds", "bytes") else f", {unit}"
+            rows.append([f"`{name.removeprefix('bench_')}`{told}", choice, *cells])
+        lines += table(head, rows, left=2)
+    return lines
+
+
+def plot(found: list[dict[str, Any]], path: Path) -> None:
+    measured = [values(content) for content in found]
+    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    ends = []
+    for name, (told, color) in SHOWN.items():
+        key = (name, "numpy float64")
+        points = [(x, kept[key]) for x, kept in enumerate(measured) if key in kept]
+        x, y = zip(*points, strict=True)
+        last = [1e3 * value for value in y]
+        ax.plot(x, last, color=color, marker="o", markersize=5, linewidth=1.5)
+        ends.append((last[-1], told, color))
+    ax.set_ylim(bottom=0.0)
+    ax.set_xlim(right=len(found) - 1)
+    height, least = -math.inf, 0.06 * ax.get_ylim()[1]
+    for value, told, color in sorted(ends):
+        height = max(value, height + least)
+        ax.annotate(
+            told,
+            (len(found) - 1, height),
+            xytext=(9, 0),
+            textcoords="offset points",
+            va="center",
+            color=color,
+            annotation_clip=False,
+        )
+    ax.set_xticks(range(len(found)), [heading(content).replace("`", "") for content in found])
+    ax.tick_params(axis="x", labelsize=8)
+    ax.set_title("milliseconds, NumPy in double precision", loc="left", fontsize=10)
+    plain(ax)
+    save(figure, path)
+
+
+def page(folder: Path, out: Path) -> str:
+    machine, found, units = read(folder)
+    picture = out / "_static" / "benchmarks-over-time.svg"
+    plot(found, picture)
+    needs = ", ".join(f"{key} {value}" for key, value in found[-1]["requirements"].items())
+    commits = " ".join(content["commit_hash"][:8] for content in found)
+    return "\n".join(
+        [
+            f"<!-- Written by {COMMAND}: change that, or the results it reads, not this page. -->",
+            "",
+            "# Over time",
+            "",
+            (
+                "What [asv](https://asv.readthedocs.io) measures in `benchmarks/suite`, at some "
+                "commits with the benchmarks of the last one: a dash stands where a function did "
+                "not exist or had other arguments. Matrices are small here (up to 1000×1000), so "
+                "that the whole suite takes minutes; [Benchmarks](benchmarks.md) has larger ones, "
+                "and other libraries."
+            ),
+            "",
+            (
+                f"{machine['cpu']}, {machine['num_cpu']} cores, one thread; Python "
+                f"{found[-1]['python']}, {needs}. All numbers, with their spread, are in "
+                f"`benchmarks/results/asv/{machine['machine']}`; `asv publish` and `asv preview` "
+                "show them as plots."
+            ),
+            "",
+            "```sh",
+            f"printf '%s\\n' {commits} > commits",
+            "asv run HASHFILE:commits",
+            COMMAND,
+            "```",
+            "",
+            f"```{{image}} {picture.relative_to(out)}",
+            (
+                ":alt: Milliseconds of five calls at each of the commits, one line for each; the "
+                "table of times below has them all."
+            ),
+            "```",
+            "",
+            *tables(found, units),
+        ]
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "asv")
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    mpl.use("Agg")
+    # the same results give the same files
+    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": GREY})
+    text = page(options.results, options.out)
+    (options.out / "over_time.md").write_text(text, "utf-8")
+    print(f"{options.out / 'over_time.md'} has {len(text.splitlines())} lines")
+
+
+if __name__ == "__main__":
+    main()

@@ -91,6 +91,13 @@ def cell(value: float | None, unit: str) -> str:
     return str(int(value)) if value == int(value) and value > 1 else number(value)
 
 
+def named(name: str, unit: str) -> str:
+    """The subject of the benchmark, what it calls, and the unit where the numbers lack it."""
+    _, subject, call = name.split(".") if name.count(".") == 2 else ("", *name.split("."))
+    told = f"{subject.removeprefix('bench_')}: {call.partition('_')[2].replace('_', ' ')}"
+    return told if unit in ("seconds", "bytes") else f"{told}, {unit}"
+
+
 def heading(content: dict[str, Any]) -> str:
     when = datetime.fromtimestamp(content["date"] / 1e3, UTC)
     return f"`{content['commit_hash'][:8]}` {when:%d %b %H:%M}"
@@ -104,12 +111,14 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
         mine = [key for key in keys if kind(key[0], units[key[0]]["unit"]) == group]
         lines += [f"## {title}", "", text, ""]
         head = ["benchmark", "of", *map(heading, found)]
-        rows = []
-        for name, choice in mine:
-            unit = units[name]["unit"]
-            cells = [cell(kept.get((name, choice)), unit) for kept in measured]
-            told = "" if unit in ("seconds", "bytes") else f", {unit}"
-            rows.append([f"`{name.removeprefix('bench_')}`{told}", choice, *cells])
+        rows = [
+            [
+                named(name, units[name]["unit"]),
+                choice.replace(" ", "\N{NO-BREAK SPACE}"),
+                *(cell(kept.get((name, choice)), units[name]["unit"]) for kept in measured),
+            ]
+            for name, choice in mine
+        ]
         lines += table(head, rows, left=2)
     return lines
 

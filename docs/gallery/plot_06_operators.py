@@ -139,8 +139,8 @@ assert difference <= found.error_bound
 # ------------------------------------
 #
 # With sources and sensors everywhere the matrix is the whole inverse of L, which is symmetric and
-# positive definite. Its eigenvectors are the modes in which the plate cools down, the slowest first.
-# ``lowrank.eigh`` needs one kind of product only, and goes to the operator several times;
+# positive definite. Its eigenvectors are the modes in which the plate cools down, the slowest
+# first. ``lowrank.eigh`` needs one kind of product only, and goes to the operator several times;
 # ``lowrank.nystrom`` goes once. With 128 solutions each, this is how far their eigenvalues are from
 # the true ones, which are known here.
 

@@ -38,7 +38,7 @@ CHOICES = {
 }
 # State with a row for each of the short side; of all else the last dimension is the long side.
 OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
-# GaLore's names: https://github.com/jiaweizhao/GaLore
+# GaLore's names: https://github.com/jiaweizzhao/GaLore
 SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
 
 

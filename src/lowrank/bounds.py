@@ -187,9 +187,9 @@ def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -
     Notes
     -----
     Frobenius norm: ``min_k (1 + k/(ℓ−k−1)) τ_k²``, Theorem 10.5 in the form that its proof gives.
-    Spectral norm: ``min_k (1 + 2k/(ℓ−k−1)) (σ_{k+1}² + e²/(ℓ−k) τ_k²)`` (P.-G. Martinsson and
-    J. A. Tropp, Randomized numerical linear algebra, 2020, doi:10.1017/S0962492920000021). The
-    smallest is taken over k ≤ ℓ − 2. Without power iterations.
+    Spectral norm: ``min_k (1 + 2k/(ℓ−k−1)) (σ_{k+1}² + e²/(ℓ−k) τ_k²)`` (from Lemma B.3 of
+    J. A. Tropp and R. J. Webber, Randomized algorithms for low-rank matrix approximation, 2023,
+    arXiv:2306.12418). The smallest is taken over k ≤ ℓ − 2. Without power iterations.
 
     Examples
     --------

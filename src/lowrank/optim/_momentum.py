@@ -100,8 +100,8 @@ class LowRankMomentum(LowRank):
 
     References
     ----------
-    N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the means of squares, Algorithm 4,
-    and the shortening, Algorithm 5).
+    N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the means of squares, Section 3,
+    and the shortening, Section 6).
     T. Vogels, S. P. Karimireddy and M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of
     subspace iteration). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982
     (0.2). Truncated momentum is also in K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what was
@@ -243,7 +243,7 @@ class LowRankMomentum(LowRank):
         del rows, columns, sums, squares
         a, b = _factors(first, states, square_beta, group["eps"])
         sizes = _mean_squares(members, a, b)
-        # Adafactor's clipping, Algorithm 5: for steps that the means have not followed yet, and
+        # Adafactor's clipping, Section 6: for steps that the means have not followed yet, and
         # where squares are far from a matrix of rank 1
         b = b / sizes.clamp(min=1.0).sqrt().unsqueeze(-1)
         b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))

@@ -51,7 +51,7 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
 
     N. J. Higham and T. Mary, A new approach to probabilistic rounding error analysis, 2019,
     doi:10.1137/18M1226312, and I. C. F. Ipsen and H. Zhou, Probabilistic error analysis for inner
-    products, 2020, arXiv:1906.10465 (the λ √n u).
+    products, 2020, doi:10.1137/19M1270434 (the λ √n u).
     """
     has_adjoint = A.array is not None and not hermitian
     if has_adjoint or A.is_stack or A.far is not None or 0 in A.shape:

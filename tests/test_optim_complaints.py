@@ -470,7 +470,7 @@ def test_optax_1028_any_optimizer_of_ones_own():
 
 
 def test_golore_noise_larger_than_the_signal_does_not_stop_the_training():
-    """A basis of one noisy gradient never holds the signal (He et al., 2025, arXiv:2410.11289)."""
+    """A basis of one noisy gradient never holds the signal (He et al., 2024, arXiv:2410.11289)."""
     n, signal = 10, 3
 
     def gap(**options):

@@ -281,7 +281,7 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
 
     Coordinates are taken for random variables with this mean and mean square, uncorrelated with
     one another (T. Robert, M. Safaryan, I.-V. Modoranu and D. Alistarh, LDAdam: adaptive
-    optimization from low-dimensional gradient statistics, 2025, arXiv:2410.16103, Algorithm 1).
+    optimization from low-dimensional gradient statistics, 2024, arXiv:2410.16103, Algorithm 1).
 
     Parameters
     ----------

@@ -159,7 +159,7 @@ class LowRank(torch.optim.Optimizer):
     References
     ----------
     J. Zhao et al., GaLore, 2024, arXiv:2403.03507. X. Chen et al., Fira, 2024, arXiv:2410.01623
-    (the residual). T. Robert et al., LDAdam, 2025, arXiv:2410.16103 (transport).
+    (the residual). T. Robert et al., LDAdam, 2024, arXiv:2410.16103 (transport).
 
     Examples
     --------

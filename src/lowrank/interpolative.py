@@ -98,8 +98,9 @@ def interpolative(
     References
     ----------
     N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
-    doi:10.1137/090771806, Section 5.2. M. Gu and S. C. Eisenstat, Efficient algorithms for
-    computing a strong rank-revealing QR factorization, 1996, doi:10.1137/0917055, Algorithm 4.
+    doi:10.1137/090771806, Section 5.2 (rows of A by those of Q). M. Gu and S. C. Eisenstat,
+    Efficient algorithms for computing a strong rank-revealing QR factorization, 1996,
+    doi:10.1137/0917055, Algorithm 4.
 
     Examples
     --------

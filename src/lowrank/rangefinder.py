@@ -932,7 +932,7 @@ def block_krylov(
 
     The blocks are orthonormal, but not to one another before the end. Where they are nearly
     dependent, the columns that the last QR takes for new are rounding errors; there power iteration
-    alone has found what there is. (Musco & Musco, Algorithm 2; Tropp & Webber, Algorithm A.1,
+    alone has found what there is. (Musco & Musco, Algorithm 2. Tropp & Webber, Algorithm A.1,
     orthogonalise every block against the others, for the same errors on all spectra of the
     gallery.)
     """

@@ -25,6 +25,7 @@ extensions = [
 exclude_patterns = [
     "_build",
     "capabilities_table.md",
+    "explanation/bounds_table.md",
     "explanation/factorizations_tables.md",
     "explanation/floor_table.md",
     "explanation/scaling_table.md",

@@ -84,7 +84,7 @@ def nystrom(
     Notes
     -----
     The approximation ``A Ω (ΩᴴAΩ)⁺ ΩᴴA``, cut to `rank`, from one product of 2n²k flops with
-    ``k = rank + oversampling`` columns and 6nk² to 10nk² flops more. It lies below A: the
+    ``k = rank + oversampling`` columns and 10nk² to 16nk² flops more. It lies below A: the
     eigenvalues never exceed those of A, but for rounding. In every unitarily invariant norm it is
     at least as near to A as ``QQᴴAQQᴴ`` and ``QQᴴA`` are for a basis Q of the range of Ω. For a
     Gaussian Ω the expected error in the trace norm is at most ``1 + rank/(oversampling − 1)``
@@ -96,7 +96,7 @@ def nystrom(
     factor, which can fail, this takes eigenvalues of ``ΩᴴAΩ`` and raises none of them but those
     that rounding has put below zero.
 
-    Memory beyond A: about 6nk entries. Does not support derivatives.
+    Memory beyond A: less than 7nk + 15k² entries. Does not support derivatives.
 
     References
     ----------

@@ -60,13 +60,11 @@ class CompactWY:
             return X
         return _added_to(self.V @ -adjoint_matmul(self.T, adjoint_matmul(self.V, X)), X)
 
-    def thin(self, D: tuple[Array, ...] = ()) -> Array:
-        """The first k columns of ``H diag(D, I)`` (of H without D): an orthonormal basis."""
+    def thin(self, D: tuple[Array, ...]) -> Array:
+        """The first k columns of ``H diag(D, I)``: an orthonormal basis."""
         k = self.columns
-        top = eye(k, k, like=self.T)
-        small = self.T @ adjoint(self.V[..., :k, :])
-        if D:
-            top, small = _times_blocks(top, D), _times_blocks(small, D)
+        top = _times_blocks(eye(k, k, like=self.T), D)
+        small = _times_blocks(self.T @ adjoint(self.V[..., :k, :]), D)
         Q = self.V @ -small
         Q[..., :k, :] = Q[..., :k, :] + top
         return Q
@@ -147,22 +145,20 @@ def _block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -
     return xp.concat([upper, xp.concat([lower_left, lower_right], axis=-1)], axis=-2)
 
 
-def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:
-    """``diag(D)ᴴ X``, for an X of as many rows as D has."""
-    return _by_block_rows(D, X, adjoint_blocks=True)
-
-
-def _by_block_rows(D: tuple[Array, ...], X: Array, *, adjoint_blocks: bool) -> Array:
+def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
+    """``diag(D) X``, for an X of as many rows as D has."""
     if not D:
         return X
-    xp = array_namespace(X)
     parts, start = [], 0
     for block in D:
         stop = start + block.shape[-1]
-        factor = adjoint(block) if adjoint_blocks else block
-        parts.append(factor @ X[..., start:stop, :])
+        parts.append(block @ X[..., start:stop, :])
         start = stop
-    return xp.concat(parts, axis=-2)
+    return array_namespace(X).concat(parts, axis=-2)
+
+
+def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:
+    return _blocks_times(tuple(map(adjoint, D)), X)
 
 
 def _times_blocks(X: Array, D: tuple[Array, ...]) -> Array:
@@ -243,13 +239,9 @@ class HouseholderQR:
         ValueError, TypeError
             If X does not have m rows, or another dtype or array library than the factorization.
         """
-        X = self._check(X)
-        k = self.rank
-        if k == 0:
-            return _copy(X)
-        xp = array_namespace(X)
-        top = _by_block_rows(self.D, X[..., :k, :], adjoint_blocks=False)
-        return self._factor.wy.apply(xp.concat([top, X[..., k:, :]], axis=-2))
+        X, k = self._check(X), self.rank
+        top = _blocks_times(self.D, X[..., :k, :])
+        return self._factor.wy.apply(array_namespace(X).concat([top, X[..., k:, :]], axis=-2))
 
     def apply_adjoint(self, X: Array, /) -> Array:
         """``Qᴴ X`` for an m×c array X (or stack). Cost: 4mkc flops.
@@ -259,14 +251,10 @@ class HouseholderQR:
         ValueError, TypeError
             If X does not have m rows, or another dtype or array library than the factorization.
         """
-        X = self._check(X)
-        k = self.rank
-        if k == 0:
-            return _copy(X)
-        xp = array_namespace(X)
+        X, k = self._check(X), self.rank
         Z = self._factor.wy.apply_adjoint(X)
         top = _blocks_adjoint_times(self.D, Z[..., :k, :])
-        return xp.concat([top, Z[..., k:, :]], axis=-2)
+        return array_namespace(X).concat([top, Z[..., k:, :]], axis=-2)
 
     def thin(self) -> Array:
         """The first k columns of Q, m×k, orthonormal to rounding: ``A == thin() @ R``.
@@ -298,10 +286,6 @@ class HouseholderQR:
             message = f"expected {self.shape[0]} rows, got an array of shape {tuple(X.shape)}."
             raise ValueError(message)
         return X
-
-
-def _copy(X: Array) -> Array:
-    return array_namespace(X).asarray(X, copy=True)
 
 
 def householder_qr(A: Array, /, *, block_size: int | None = None) -> HouseholderQR:

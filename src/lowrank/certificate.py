@@ -76,18 +76,22 @@ def spread_factor(samples: int, failure_probability: float, *, is_complex: bool)
     return math.exp(t / 2)
 
 
-def rounding_floor(limits: Any, shape: tuple[int, ...], rank: int, norm: float) -> float:
+def rounding_floor(
+    limits: Any, shape: tuple[int, ...], rank: int, norm: float, factor: float = 1.0
+) -> float:
     """What rounding alone may add to the error of a basis of `rank` columns.
 
     Besides the part relative to ‖A‖, an absolute one: the products of numbers near the smallest
-    ones of the dtype are rounded to multiples of the smallest.
+    ones of the dtype are rounded to multiples of the smallest. Rounding may hide in few samples,
+    which carry a large `factor`: the constants have room for three, and 64 samples carry two.
     """
     if norm == 0.0:
         return 0.0
     columns = rank + FLOOR_COLUMNS
     quantum = float(limits.smallest_normal) * float(limits.eps)
     relative = FLOOR * float(limits.eps) * math.sqrt(columns) * norm
-    return relative + quantum * math.sqrt(2.0 * columns * math.prod(shape))
+    floor = relative + quantum * math.sqrt(2.0 * columns * math.prod(shape))
+    return floor * max(1.0, factor / 3.0)
 
 
 def spectral_norm(X: Array, xp: Namespace) -> Array:
@@ -210,10 +214,8 @@ def residual_norm(
             )
             raise ValueError(message)
     factor = safety_factor(samples, delta, is_complex=is_complex(near))
-    floor = rounding_floor(xp.finfo(near.dtype), operator.shape, k, size)
-    # Rounding may hide in few samples, which carry a large factor; the floor has room for three.
-    bound = value * factor + floor * max(1.0, factor / 3.0)
-    return ErrorEstimate(value, bound, norm, samples, delta)
+    floor = rounding_floor(xp.finfo(near.dtype), operator.shape, k, size, factor)
+    return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
 
 def _of_arrays(

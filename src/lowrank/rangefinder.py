@@ -553,7 +553,7 @@ class RangeFinder:
         estimate = size / self._scale / math.sqrt(samples) ** root
         if self._norm_is_sampled and math.isnan(self._norm_A):
             self._sample_norm(sample, of_complex, estimate, estimate * factor)
-        bound = estimate * factor**root + self._floor_under(factor)
+        bound = estimate * factor**root + self.floor(factor)
         if self._norm == "fro" and not self._norm_is_sampled:
             bound = min(bound, self._norm_bound())
         self._keep(sample)
@@ -576,18 +576,12 @@ class RangeFinder:
         """‖A‖_F, and what its own summation may have lost."""
         return self._norm_A * (1.0 + 32.0 * self._epsilon)
 
-    def floor(self) -> float:
-        """What rounding may add to the error of this basis."""
+    def floor(self, factor: float = 1.0) -> float:
+        """What rounding may add to the error of this basis, where samples carry this factor."""
         norm = self._norm_above if self._norm_is_sampled else self._norm_A
         norm += self._A.offset
-        return rounding_floor(self._A.xp.finfo(self._A.dtype), self._A.shape, self.rank, norm)
-
-    def _floor_under(self, factor: float) -> float:
-        """The floor, larger where few samples carry a large factor: rounding may hide in them.
-
-        The constants of the floor have room for three, and the usual 64 samples carry two.
-        """
-        return self.floor() * max(1.0, factor / 3.0)
+        limits = self._A.xp.finfo(self._A.dtype)
+        return rounding_floor(limits, self._A.shape, self.rank, norm, factor)
 
     def _bound_norm_below(self, sample: Array) -> float:
         """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones."""

@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowrank._array import Array, adjoint, array_namespace, device_of, eps, max_abs
-from lowrank._check import as_count
 from lowrank._operator import Operator
 from lowrank._panel import orthonormalise
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
@@ -119,7 +118,6 @@ def approximate(
     rtol: float | None,
     atol: float | None,
     norm: str,
-    oversampling: int,
     **options: Any,
 ) -> tuple[Built, dict[str, Any]]:
     """What `build` makes of a sketch of A, of the given rank or of one that keeps the tolerance.
@@ -134,20 +132,7 @@ def approximate(
         )
         raise ValueError(message)
     fixed = rtol is None and atol is None
-    oversampling = as_count(oversampling, "oversampling")
-    extra = oversampling if fixed else MARGIN
-    finder = find(
-        A,
-        rank,
-        rtol=rtol,
-        atol=atol,
-        fixed_power=2,
-        cuts=True,
-        extra=extra,
-        goal=GOAL,
-        norm=norm,
-        **options,
-    )
+    finder = find(A, rank, rtol=rtol, atol=atol, margin=MARGIN, goal=GOAL, norm=norm, **options)
     reads = Columns(A, finder.basis()), Columns(A.adjoint(), finder.basis())
     if fixed:
         sketch = _sketch(finder, *reads, norm)
@@ -231,7 +216,7 @@ def _sketch(finder: RangeFinder, columns: Columns, rows: Columns, norm: str) -> 
         residual=residual,
         estimate=estimate,
         floor=floor,
-        fixed=finder.outcome()["tolerance"] is None,
+        fixed=outcome["tolerance"] is None,
     )
 
 

@@ -37,8 +37,8 @@ class TestMatrix:
         self._operator = operator
         self._salt = 0.0
         self._gaussian: Source | None = None
-        self._draw: Callable[[tuple[int, ...]], Array]
         self._given: Array | None = None
+        self._asked: Callable[..., Array] | None = None
         self._last: Array | None = None
         self._used = 0
         if is_array_api_obj(test_matrix):
@@ -46,11 +46,8 @@ class TestMatrix:
             self._check(self._given)
         elif test_matrix is None:
             self._rng = as_generator(rng, operator.xp, operator.device)
-            self._draw = self._draw_gaussian
         elif callable(test_matrix):
-            self._draw = lambda shape: test_matrix(
-                shape, self._operator.dtype, self._operator.device
-            )
+            self._asked = test_matrix
         else:
             message = (
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
@@ -65,13 +62,17 @@ class TestMatrix:
             self._used = min(start + columns, self._given.shape[-1])
             self._last = self._given[..., start : self._used]
             return self._last
-        *batch, _, _ = self._operator.shape
-        n = self._operator.test_rows
-        Omega, _ = as_matrix(self._draw((*batch, n, columns)), name="test_matrix", stacks=True)
+        operator = self._operator
+        shape = (*operator.shape[:-2], operator.test_rows, columns)
+        if self._asked is None:
+            Omega = self._draw_gaussian(shape)
+        else:
+            Omega = self._asked(shape, operator.dtype, operator.device)
+        Omega, _ = as_matrix(Omega, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
             raise ValueError(message)
-        self._last = None if self._draw == self._draw_gaussian else Omega
+        self._last = None if self._asked is None else Omega
         return Omega
 
     def again(self, columns: int) -> Array:
@@ -83,7 +84,7 @@ class TestMatrix:
 
     def probe(self) -> Array | None:
         """One column of a stream of its own; None where the test matrix is the caller's."""
-        if self._given is not None or self._draw != self._draw_gaussian:
+        if self._given is not None or self._asked is not None:
             return None
         operator = self._operator
         source = gaussian_source(self._rng, operator.xp, operator.device, purpose="probe")
@@ -111,10 +112,9 @@ class TestMatrix:
     def _check(self, Omega: Array) -> int:
         operator = self._operator
         same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
-        *batch, _, _ = operator.shape
-        n = operator.test_rows
-        if tuple(Omega.shape[:-1]) != (*batch, n):
-            expected = ", ".join(map(str, (*batch, n)))
+        shape = (*operator.shape[:-2], operator.test_rows)
+        if tuple(Omega.shape[:-1]) != shape:
+            expected = ", ".join(map(str, shape))
             message = (
                 f"the test matrix must have shape ({expected}, columns), got {tuple(Omega.shape)}."
             )

@@ -14,7 +14,6 @@ from lowrank._array import (
     safe_norm,
     signed,
 )
-from lowrank._check import as_count
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import as_operator
 from lowrank._small_svd import refuse_infinite
@@ -131,10 +130,9 @@ def eigh(
         rtol=rtol,
         atol=atol,
         power_iterations=power_iterations,
-        fixed_power=2,
         krylov=krylov,
-        extra=as_count(oversampling, "oversampling") if fixed else MARGIN,
-        cuts=True,
+        oversampling=oversampling,
+        margin=MARGIN,
         goal=GOAL * 0.5**0.5,
         norm=norm,
         block_size=block_size,

@@ -104,7 +104,7 @@ def qb(
         atol=atol,
         power_iterations=power_iterations,
         krylov=krylov,
-        extra=0 if fixed else MARGIN,
+        margin=MARGIN,
         goal=GOAL,
         norm=norm,
         block_size=block_size,

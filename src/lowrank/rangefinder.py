@@ -309,7 +309,7 @@ class RangeFinder:
     def _begin_with(self, columns: int) -> None:
         # No name is given to a sketch or a test matrix, so that they are freed while Q is made.
         q, matmat, rmatmat = self._power_iterations, self._matmat, self._rmatmat
-        width, iterate = -(-columns // self._depth), subspace_iteration
+        width, iterate = -(-columns // self._depth), subspace_iteration  # `partial` would keep it
         if self._depth > 1:
             iterate = partial(block_krylov, columns=columns)
         if self._A.far is not None:
@@ -483,7 +483,7 @@ class RangeFinder:
         Y = self._matmat(Omega)
         width = min(width, Y.shape[-1])  # a given test matrix may have run out
         self._ahead = Y[..., width:], is_complex(Omega)
-        return self._wy.apply_adjoint(Y[..., :width])[..., self.rank :, :]
+        return self._deflated(Y[..., :width])
 
     def _fresh_sample(self, columns: int, missing: int) -> tuple[Array, bool]:
         """Rows `rank` and on of QᴴAΩ, for an Ω that nothing in the basis depends on.
@@ -501,7 +501,7 @@ class RangeFinder:
         columns = min(columns, Y.shape[-1])  # a given test matrix may have run out
         # copied, so that the columns that are used up are freed
         self._ahead = self._A.xp.asarray(Y[..., columns:], copy=True), of_complex
-        return self._wy.apply_adjoint(Y[..., :columns])[..., self.rank :, :], of_complex
+        return self._deflated(Y[..., :columns]), of_complex
 
     def _missing(self, rule: StopRule, look: int) -> int:
         """Columns that the basis lacks, by the decay between the last two looks; whole looks.
@@ -627,18 +627,17 @@ class RangeFinder:
         self._products += X.shape[-1]
         return self._A.rmatmat(X if self._scale == 1.0 else X * self._scale)
 
-    def _sample(self, Omega: Array) -> Array:
-        """Rows `rank` and on of QᴴAΩ: a sample of the residual, in the coordinates of the basis."""
-        if Omega.shape[-1] == 0:
-            return self._A.empty(self._A.shape[-2] - self.rank)
-        Y = self._matmat(Omega)  # may move the basis, so it comes first
+    def _deflated(self, Y: Array) -> Array:
+        """Rows `rank` and on of QᴴY; of ``Y = AΩ`` they are a sample of the residual."""
         return self._wy.apply_adjoint(Y)[..., self.rank :, :]
 
     def _block(self, Omega: Array) -> Array:
         """A sample as it waits: after its power iterations in the spectral norm, whose look needs
         them, and before them in the Frobenius norm, whose look does not.
         """
-        sample = self._sample(Omega)
+        sample = self._A.empty(self._A.shape[-2] - self.rank)
+        if Omega.shape[-1] > 0:
+            sample = self._deflated(self._matmat(Omega))
         return self._iterate(sample).block if self._norm == "spectral" else sample
 
     def _keep(self, block: Array) -> None:
@@ -648,7 +647,7 @@ class RangeFinder:
         else:
             self._pending = self._A.xp.concat([self._pending, block], axis=-1)
 
-    def _iterate(self, sample: Array) -> "Iterated":
+    def _iterate(self, sample: Array) -> Iterated:
         """Power iterations on a sample.
 
         Each product with A is deflated (the basis projected out of it); otherwise the block would
@@ -660,7 +659,7 @@ class RangeFinder:
             left = orthonormalise(sample)
             Y = self._wy.apply(rows_below(left.Q, self.rank))
             right = self.far_qr(self._rmatmat(Y))
-            sample = self._wy.apply_adjoint(self._matmat(right.Q))[..., self.rank :, :]
+            sample = self._deflated(self._matmat(right.Q))
             factors += [left.R, right.R]
             earlier.append(left.Q)
         last = sample
@@ -946,25 +945,27 @@ def find(
     rtol: float | None,
     atol: float | None,
     power_iterations: int | None,
-    fixed_power: int = 0,
     krylov: bool = False,
-    extra: int = 0,
+    oversampling: int | None = None,
+    margin: int = 0,
     goal: float = 1.0,
-    cuts: bool = False,
     **options: Any,
 ) -> RangeFinder:
-    """The finder after its work: `rank + extra` columns, or `goal` times the tolerance.
+    """The finder after its work: a basis of the rank, or for `goal` times the tolerance.
 
-    `fixed_power` is the default number of power iterations at a fixed rank. A caller that `cuts`
-    the basis down to the rank is given the whole of the Krylov space.
+    A caller that cuts the basis down to the rank asks for `oversampling`: so many columns beyond a
+    fixed rank, two power iterations by default, and the whole of the Krylov space. With a
+    tolerance, the basis may have `margin` columns more than the cap.
     """
+    cuts, fixed = oversampling is not None, rtol is None and atol is None
+    extra = 0 if oversampling is None else as_count(oversampling, "oversampling")
     if rank is not None:
-        rank = as_count(rank, "rank") + extra
-    if rtol is None and atol is None:
+        rank = as_count(rank, "rank") + (extra if fixed else margin)
+    if fixed:
         if rank is None:
             message = "no stop rule: give `rank`, `rtol` or `atol`."
             raise ValueError(message)
-        power = max(fixed_power, 1 if krylov else 0)
+        power = 2 if cuts else 1 if krylov else 0
         if power_iterations is not None:
             power = as_count(power_iterations, "power_iterations")
         if krylov and cuts:

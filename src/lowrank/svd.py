@@ -4,7 +4,6 @@ from typing import Any
 
 from lowrank._array import Array, adjoint, signed
 from lowrank._centre import centred
-from lowrank._check import as_count
 from lowrank._operator import as_operator
 from lowrank._sharded import shards_of
 from lowrank._small_svd import small_svd
@@ -173,15 +172,13 @@ def decompose(
 ) -> tuple[Array, Array, Array, dict[str, Any]]:
     """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
     fixed = rtol is None and atol is None
-    oversampling = as_count(oversampling, "oversampling")
     finder = find(
         A,
         rank,
         rtol=rtol,
         atol=atol,
-        fixed_power=2,
-        cuts=True,
-        extra=oversampling if fixed else MARGIN,
+        oversampling=oversampling,
+        margin=MARGIN,
         goal=GOAL,
         norm=norm,
         **options,

@@ -224,10 +224,9 @@ def signed(X: Array) -> Array:
 
     Unique unless two entries are the largest.
     """
-    if 0 in X.shape:
-        xp = array_namespace(X)
-        return xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
     xp = array_namespace(X)
+    if 0 in X.shape:
+        return xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
     where = xp.argmax(xp.abs(X), axis=-1, keepdims=True)
     largest = phases(xp.take_along_axis(X, where, axis=-1)[..., 0])
     return xp.conj(largest) if is_complex(X) else largest
@@ -288,18 +287,16 @@ def split_scale(X: Array) -> tuple[Array, Array]:
     return X / array_namespace(X).astype(scale, X.dtype), scale
 
 
-def _scale_of(size: Array) -> Array:
+def _scale_of(size: Array, **over: Any) -> Array:
     """The largest entry, but no less than the smallest normal number: quotients may overflow."""
     xp = array_namespace(size)
-    largest = xp.max(size)
+    largest = xp.max(size, **over)
     return xp.maximum(largest, xp.full_like(largest, xp.finfo(size.dtype).smallest_normal))
 
 
 def largest_of_each(X: Array) -> Array:
     """Largest absolute value of a matrix (1×1), or of each of a stack; normal, to divide by."""
-    xp = array_namespace(X)
-    largest = xp.max(xp.abs(X), axis=(-2, -1), keepdims=True)
-    return xp.maximum(largest, xp.full_like(largest, xp.finfo(X.dtype).smallest_normal))
+    return _scale_of(array_namespace(X).abs(X), axis=(-2, -1), keepdims=True)
 
 
 def max_abs(X: Array) -> float:

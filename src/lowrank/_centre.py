@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import Array, array_namespace, device_of, safe_norm
+from lowrank._array import Array, adjoint, array_namespace, device_of, safe_norm
 from lowrank._operator import Operator, of_row_blocks
 
 __all__ = ["centred"]
@@ -55,8 +55,7 @@ def _of_products(A: Operator) -> tuple[Operator, Array, int]:
     xp = array_namespace(sums)
     # Aᴴ1 is the conjugate of what the columns add up to
     conjugate = xp.sum(sums / max(1, m), axis=1, keepdims=True)
-    row = xp.matrix_transpose(conjugate)
-    row = xp.conj(row) if xp.isdtype(row.dtype, "complex floating") else row
+    row = adjoint(conjugate)
 
     difference = replace(
         A,

@@ -121,7 +121,7 @@ def as_operator(A: Any, /, *, hermitian: bool = False) -> Operator:
         return _of_sparse(A)  # first, because those of PyData call themselves arrays
     if hasattr(A, "__dask_graph__"):
         return _of_dask(A)
-    if is_array_api_obj(A) or isinstance(A, np.ndarray):
+    if is_array_api_obj(A) or isinstance(A, np.ndarray):  # numpy.matrix is only the second
         return _of_array(A)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
         if any(hasattr(A, name) for name in ("matmat", "rmatmat", "__matmul__")):

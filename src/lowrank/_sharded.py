@@ -225,7 +225,7 @@ def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
     else:
         by_rows = A.placements[dim].dim == 0
         group, position = mesh.get_group(dim), mesh.get_local_rank(dim)
-    sizes = _gathered([part.shape[0 if by_rows else 1]], part, group)
+    sizes = _gathered(part.shape[0 if by_rows else 1], part, group)
     m, n = (int(length) for length in A.shape)
     shards = Shards(
         mesh=mesh,
@@ -270,10 +270,10 @@ def _operator(shards: Shards, part: Operator) -> Operator:
 
     def norm() -> float:
         own = math.nan if part.norm is None else part.norm()
-        return math.hypot(*_gathered([own], part, shards.group))
+        return math.hypot(*_gathered(own, part, shards.group))
 
     def max_abs() -> float:
-        sizes = _gathered([part.max_abs()], part, shards.group)
+        sizes = _gathered(part.max_abs(), part, shards.group)
         return math.nan if any(map(math.isnan, sizes)) else max(sizes)
 
     far = Far(
@@ -293,15 +293,15 @@ def _operator(shards: Shards, part: Operator) -> Operator:
     )
 
 
-def _gathered(values: list[float], part: Operator, group: Any) -> list[float]:
-    """Numbers of every process, in their order."""
+def _gathered(value: float, part: Operator, group: Any) -> list[float]:
+    """A number of every process, in their order."""
     if group is None:
-        return values
+        return [value]
     torch, dist = loaded("torch"), loaded("torch.distributed")
-    own = torch.tensor(values, dtype=torch.float64, device=part.device)
+    own = torch.tensor([value], dtype=torch.float64, device=part.device)
     parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(parts, own, group=group)
-    return [float(value) for part in parts for value in part]
+    return [float(found) for found in parts]
 
 
 def _agreed(X: Array, mesh: Any) -> Array:

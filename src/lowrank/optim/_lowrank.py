@@ -177,7 +177,7 @@ class LowRank(torch.optim.Optimizer):
     _spread = True  # coordinates over the ranks, where these have rows of the short side
     _temporaries = 6  # of a step of a batch, in stacks of coordinates
     _places: dict[torch.Tensor, Batch | torch.optim.Optimizer]
-    _taken: set[torch.Tensor]
+    _turns: dict[torch.Tensor, float]  # of the compressed parameters
 
     # A GradScaler then leaves unscaling and skipping to `step`, and nothing is read twice.
     _step_supports_amp_scaling = True
@@ -386,7 +386,7 @@ class LowRank(torch.optim.Optimizer):
                 return
             self._workers()
             self._prepare([parameter])
-            if self.nonfinite == "ignore" or self._are_finite([parameter]):
+            if self.nonfinite == "ignore" or _are_finite([parameter]):
                 self._work(self._places[parameter])
             elif self.nonfinite == "raise":
                 self._raise_nonfinite()
@@ -422,7 +422,7 @@ class LowRank(torch.optim.Optimizer):
             return
         self._tell(inner.param_groups[0], group, weight_decay=0.0)
         states = [
-            refreshed(each, group, self.state.get(each.parameter, {}), self._turns[each.index])
+            refreshed(each, group, self.state.get(each.parameter, {}), self._turns[each.parameter])
             for each, _ in present
         ]
         first, bases = present[0][0], [state["basis"] for state in states]
@@ -519,7 +519,7 @@ class LowRank(torch.optim.Optimizer):
         for parameter in parameters:
             align(parameter)
             grad = parameter.grad
-            if grad is not None and grad.layout is not torch.strided and parameter in self._taken:
+            if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
                 name = self._name(self._parameters().index(parameter))
                 message = (
                     f"parameter {name} has a sparse gradient, which cannot be compressed; put it "
@@ -546,31 +546,14 @@ class LowRank(torch.optim.Optimizer):
                     if parameter.grad is not None:
                         local(parameter.grad).mul_(1.0 / scale.to(parameter.device, torch.float32))
         else:
-            finite = self.nonfinite == "ignore" or self._are_finite(parameters)
+            finite = self.nonfinite == "ignore" or _are_finite(parameters)
         if not finite and found is None and self.nonfinite == "raise":
             self._raise_nonfinite()
         self.param_groups[0]["skipped_steps"] += not finite or skipped
         return finite
 
-    def _are_finite(self, parameters: list[torch.Tensor]) -> bool:
-        """Whether the squares of all gradients have a finite sum: one number read by the host."""
-        alike = defaultdict(list)
-        for grad in (_values(local(p.grad)) for p in parameters if p.grad is not None):
-            alike[type(grad), grad.device, grad.dtype].append(grad)
-        sizes = []
-        for (_, _, dtype), grads in alike.items():
-            # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
-            wide = torch.float32 if dtype == torch.float16 else None
-            norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
-            sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
-        if not sizes:  # on this rank: others may have gradients of weights that are not spread
-            device = parameters[0].device if parameters else None
-            sizes.append(torch.zeros(1, device=device))
-        together = torch.cat([size.to(sizes[0].device) for size in sizes])
-        return bool(agreed((together < 1).all(), parameters))
-
     def _raise_nonfinite(self) -> None:
-        bad = [i for i, p in enumerate(self._parameters()) if not self._are_finite([p])]
+        bad = [i for i, p in enumerate(self._parameters()) if not _are_finite([p])]
         message = (
             "the gradients of these parameters hold NaN, Inf or numbers whose squares overflow: "
             f"{', '.join(map(self._name, bad))}."
@@ -609,10 +592,9 @@ class LowRank(torch.optim.Optimizer):
                 "vectors, into which FSDP1 and ZeRO flatten them."
             )
             warnings.warn(message, UserWarning, stacklevel=2)
-        self._turns = {each.index: (i + 1) / len(members) for i, (_, each) in enumerate(members)}
-        self._taken = {each.parameter for _, each in members}
+        self._turns = {each.parameter: i / len(members) for i, (_, each) in enumerate(members, 1)}
         left = [
-            (number, [p for p in group["params"] if p not in self._taken])
+            (number, [p for p in group["params"] if p not in self._turns])
             for number, group in enumerate(self.param_groups)
         ]
         if alone:
@@ -634,7 +616,7 @@ class LowRank(torch.optim.Optimizer):
             alike[number, each.k, each.M, each.dtype, each.parameter.device, spread, own].append(
                 each
             )
-        largest = max((p.numel() * p.element_size() for p in self._taken), default=0)
+        largest = max((p.numel() * p.element_size() for p in self._turns), default=0)
         for (number, *_), same in alike.items():
             group, each = self.param_groups[number], same[0]
             wide = getattr(torch, group["state_dtype"] or "float16").itemsize
@@ -675,11 +657,10 @@ class LowRank(torch.optim.Optimizer):
         members = [(self.param_groups[number], each) for number, each in self._members()]
 
         def needed(fraction: float) -> int:
-            total = 0
-            for group, each in members:
-                r = as_rank(fraction, each.k, "budget_bytes")
-                total += self._bytes(each, r, group)
-            return total
+            return sum(
+                self._bytes(each, as_rank(fraction, each.k, "budget_bytes"), group)
+                for group, each in members
+            )
 
         low, high = 0.0, 0.5
         if members and needed(high) > budget:
@@ -734,7 +715,8 @@ class LowRank(torch.optim.Optimizer):
         rows = []
         for index, parameter in enumerate(self._parameters()):
             state, each = self.state.get(parameter, {}), compressed.get(index)
-            here, rank, whole = storage_bytes(state.values()), None, storage_bytes(state.values())
+            here, rank = storage_bytes(state.values()), None
+            whole = here
             if each is not None:
                 rank = int(state["basis"].shape[1]) if "basis" in state else each.rank
                 whole = self._uncompressed_bytes(each, state)
@@ -812,6 +794,24 @@ def _first(worker: Batch | torch.optim.Optimizer) -> torch.Tensor:
         return worker.members[0].parameter
     first: torch.Tensor = worker.param_groups[0]["params"][0]
     return first
+
+
+def _are_finite(parameters: list[torch.Tensor]) -> bool:
+    """Whether the squares of all gradients have a finite sum: one number read by the host."""
+    alike = defaultdict(list)
+    for grad in (_values(local(p.grad)) for p in parameters if p.grad is not None):
+        alike[type(grad), grad.device, grad.dtype].append(grad)
+    sizes = []
+    for (_, _, dtype), grads in alike.items():
+        # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
+        wide = torch.float32 if dtype == torch.float16 else None
+        norms = torch.stack(torch._foreach_norm(grads, 2.0, wide))
+        sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
+    if not sizes:  # on this rank: others may have gradients of weights that are not spread
+        device = parameters[0].device if parameters else None
+        sizes.append(torch.zeros(1, device=device))
+    together = torch.cat([size.to(sizes[0].device) for size in sizes])
+    return bool(agreed((together < 1).all(), parameters))
 
 
 def _values(grad: torch.Tensor) -> torch.Tensor:

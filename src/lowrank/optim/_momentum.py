@@ -177,9 +177,8 @@ class LowRankMomentum(LowRank):
 
     @staticmethod
     def _bytes(each: Member, r: int, group: dict[str, Any]) -> int:
-        of_state = each.dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
         whole = (r + 1) * each.k + each.M
-        return whole * each.dtype.itemsize + r * each.M * of_state.itemsize
+        return whole * each.dtype.itemsize + r * each.M * _kind(group, each.dtype).itemsize
 
     @staticmethod
     def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:  # noqa: ARG004
@@ -231,7 +230,7 @@ class LowRankMomentum(LowRank):
             M = torch.where(torch.tensor(stays, device=M.device)[:, None, None], before, M)
         # two roundings: a fused one would depend on the place of a number in the stack
         after.mul_(1.0 - beta).add_(M * beta)
-        kind = dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
+        kind = _kind(group, dtype)
         if kind != dtype:  # the step takes what is kept, and so pays out what is not
             largest = min(torch.finfo(kind).max, torch.finfo(dtype).max)
             after = after.clamp(-largest, largest).to(kind).to(dtype)
@@ -276,7 +275,7 @@ class LowRankMomentum(LowRank):
         turns = [
             i
             for i, (each, state) in enumerate(zip(members, states, strict=True))
-            if (state["step"] + int(self._turns[each.index] * every)) % every == 0
+            if (state["step"] + int(self._turns[each.parameter] * every)) % every == 0
         ]
         turns = [i for i in turns if states[i]["step"] > 1]  # else found in this step
         if not turns:
@@ -316,10 +315,9 @@ def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[s
     state = dict(state)
     if not state:
         basis = found_basis(each, each.policy)
-        kind = basis.dtype if group["state_dtype"] is None else _dtype(group["state_dtype"])
         state = {"step": 0, "basis": basis}
         k, M = each.here
-        state["exp_avg"] = basis.new_zeros((basis.shape[1], M), dtype=kind)
+        state["exp_avg"] = basis.new_zeros((basis.shape[1], M), dtype=_kind(group, basis.dtype))
         state["row_sq"], state["col_sq"] = basis.new_zeros(k), basis.new_zeros(M)
     state["step"] += 1
     return state
@@ -364,6 +362,7 @@ def _factors(
     return a, b
 
 
-def _dtype(name: str) -> torch.dtype:
-    found: torch.dtype = getattr(torch, name)
-    return found
+def _kind(group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
+    """The dtype of the coordinates of a momentum, by default that of its basis."""
+    name = group["state_dtype"]
+    return dtype if name is None else getattr(torch, name)

@@ -1,7 +1,7 @@
 """Weights whose rows are spread over the ranks of a process group, and sums over these."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -204,15 +204,14 @@ def sharded_operator(G: torch.Tensor, blocks: Blocks) -> Operator:
         square = torch.linalg.vector_norm(G, dtype=torch.float64).square()  # no under- or overflow
         return float(blocks.total(square)) ** 0.5
 
-    return Operator(
-        xp=A.xp,
+    return replace(
+        A,
         shape=(blocks.length, A.shape[1]),
-        dtype=A.dtype,
-        device=A.device,
         matmat=lambda X: blocks.whole(A.matmat(X)),
         rmatmat=lambda Y: blocks.total(A.rmatmat(blocks.part(Y))),
         norm=norm,
         max_abs=norm,  # which bounds it
+        array=None,
     )
 
 

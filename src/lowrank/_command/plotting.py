@@ -14,7 +14,7 @@ from lowrank._command.reading import Matrix, as_numpy
 from lowrank._command.working import Answer
 from lowrank._trim import tails
 
-__all__ = ["check_plot", "curves", "picture"]
+__all__ = ["curves", "picture"]
 
 Double = np.ndarray[Any, np.dtype[Any]]
 
@@ -23,11 +23,6 @@ Double = np.ndarray[Any, np.dtype[Any]]
 FULL_SVD = 1e10
 # The true error needs m·n·rank multiplications, also of a sparse matrix; up to here about a minute.
 TRUTH = 1e12
-
-
-def check_plot() -> None:
-    """Say before the work, rather than after it, that matplotlib is missing."""
-    required("matplotlib", "--plot")
 
 
 def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:

@@ -7,8 +7,8 @@ import numpy as np
 
 import lowrank
 from lowrank._command.arguments import Options
-from lowrank._command.errors import BAD_INPUT, NOT_MET, InputError
-from lowrank._command.plotting import check_plot, picture
+from lowrank._command.errors import BAD_INPUT, NOT_MET, InputError, required
+from lowrank._command.plotting import picture
 from lowrank._command.reading import Matrix, Source, as_numpy, sources
 from lowrank._command.reporting import Progress, Table, as_json, entry, missed_line
 from lowrank._command.streams import complain, tell
@@ -73,7 +73,7 @@ def _check_targets(options: Options, matrices: int) -> None:
             raise InputError(message)
         check_target(path, source=options.file, force=options.force)
     if options.plot is not None:
-        check_plot()
+        required("matplotlib", "--plot")
 
 
 def _solve(

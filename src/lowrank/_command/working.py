@@ -15,7 +15,7 @@ from lowrank.certificate import residual_norm
 from lowrank.results import Look, SVDResult
 from lowrank.svd import svd
 
-__all__ = ["Answer", "answers", "bytes_of_factors", "relative"]
+__all__ = ["Answer", "answers", "relative"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,6 @@ class Answer:
     @property
     def missed(self) -> bool:
         return self.factors.converged is False
-
-
-def bytes_of_factors(shape: tuple[int, ...], rank: int, itemsize: int) -> int:
-    m, n = shape
-    return rank * (m + n + 1) * itemsize
 
 
 def relative(error: float, norm_A: float) -> float:
@@ -79,7 +74,7 @@ def _answer(
         norm_A = _norm(A, found, options.norm)
     else:
         error, bound, norm_A = map(_known, (found.error, found.error_bound, found.norm_A))
-    nbytes = bytes_of_factors(A.shape, found.rank, matrix.itemsize)
+    nbytes = found.rank * (sum(A.shape) + 1) * matrix.itemsize  # of U, S and Vh
     return Answer(rtol, found, error, bound, norm_A, nbytes, seconds)
 
 

@@ -30,24 +30,23 @@ class Columns:
         # the products of an operator tell its library, device and dtype
         xp = array_namespace(like)
         self._A = replace(A, xp=xp, dtype=like.dtype, device=device_of(like))
-        self._held: list[int] = []
+        self._place: dict[int, int] = {}  # of the columns that are held, in the block of them
         self._block = self._A.empty(A.shape[0])
         self.passes = self.products = 0
 
     def __call__(self, indices: list[int]) -> Array:
         """``A[:, indices]``, a copy."""
         xp = self._A.xp
-        held = set(self._held)
-        missing = [j for j in indices if j not in held]
+        missing = [j for j in indices if j not in self._place]
         if missing:
             fresh = self._A.columns(as_indices(missing, self._block))
             self._block = xp.concat([self._block, fresh], axis=1)
-            self._held += missing
+            self._place |= {j: len(self._place) + i for i, j in enumerate(missing)}
             if self._A.array is None:
                 self.passes += 1
                 self.products += len(missing)
-        place = {j: i for i, j in enumerate(self._held)}
-        return xp.take(self._block, as_indices([place[j] for j in indices], self._block), axis=1)
+        places = as_indices([self._place[j] for j in indices], self._block)
+        return xp.take(self._block, places, axis=1)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

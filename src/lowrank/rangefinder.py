@@ -185,9 +185,8 @@ class RangeFinder:
         self._frobenius = math.nan  # until it is needed
         self._norm_A = math.nan
         self._norm_above = math.nan  # where ‖A‖_F is known from samples only
-        self._rule: StopRule | None = None
+        self._rule: StopRule | None = None  # the last one that work has ended with
         self._probed = False
-        self._tolerance: float | None = None
         self._status = Status.RANK_REACHED
         self._history: list[Look] = []
         self._sampled_looks = self._passes = self._products = 0
@@ -204,9 +203,8 @@ class RangeFinder:
         self._pending = empty
         # Columns of AΩ that no look has been taken at, and whether Ω is complex.
         self._ahead = empty, self._A.is_complex
-        limits = A.xp.finfo(A.dtype)
-        self._epsilon, self._largest = float(limits.eps), float(limits.max)
-        self._smallest = float(limits.smallest_normal)
+        self._limits = A.xp.finfo(A.dtype)
+        self._epsilon = float(self._limits.eps)
 
     @property
     def rank(self) -> int:
@@ -255,6 +253,10 @@ class RangeFinder:
             "products": self._products,
             "history": tuple(self._history),
         }
+
+    @property
+    def _tolerance(self) -> float | None:
+        return None if self._rule is None else self._rule.tolerance(self._norm_A)
 
     def _is_converged(self) -> bool | None:
         if self._tolerance is None:
@@ -406,7 +408,6 @@ class RangeFinder:
                 # Without a basis the error is the norm itself; that look costs no sample.
                 self._record(self._norm_A, self._norm_bound())
             self._rule, self._status = rule, self._grow(rule)
-        self._tolerance = rule.tolerance(self._norm_A)
 
     @property
     def norm_is_exact(self) -> bool:
@@ -418,7 +419,6 @@ class RangeFinder:
         if self._rule is not None and self._norm_is_sampled:
             lower = float(safe_norm(C)) * (1.0 - 32.0 * self._epsilon)
             self._norm_A = max(self._norm_A, lower)
-            self._tolerance = self._rule.tolerance(self._norm_A)
 
     @property
     def _norm_is_sampled(self) -> bool:
@@ -580,8 +580,7 @@ class RangeFinder:
         """What rounding may add to the error of this basis, where samples carry this factor."""
         norm = self._norm_above if self._norm_is_sampled else self._norm_A
         norm += self._A.offset
-        limits = self._A.xp.finfo(self._A.dtype)
-        return rounding_floor(limits, self._A.shape, self.rank, norm, factor)
+        return rounding_floor(self._limits, self._A.shape, self.rank, norm, factor)
 
     def _bound_norm_below(self, sample: Array) -> float:
         """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones."""
@@ -731,10 +730,11 @@ class RangeFinder:
         self._test_matrix.restart(salt=norm)
         if self._norm == "fro" or norm == 0.0:
             self._norm_A = norm
-        _, exponent = math.frexp(self._largest)  # 128 for float32, 1024 for float64
-        if norm > self._largest * 2.0**-32:
+        largest, smallest = float(self._limits.max), float(self._limits.smallest_normal)
+        _, exponent = math.frexp(largest)  # 128 for float32, 1024 for float64
+        if norm > largest * 2.0**-32:
             self._scale = 2.0 ** (-exponent // 2)
-        elif 0.0 < norm < self._smallest / self._epsilon:
+        elif 0.0 < norm < smallest / self._epsilon:
             # to a norm of about one, but no X to the range's end
             self._scale = 2.0 ** min(-math.frexp(norm)[1], exponent - 16)
 

@@ -38,7 +38,6 @@ class Far(NamedTuple):
     rows: int  # on this process
     orthonormalise: Callable[[Array], Any]  # QR of a matrix of such rows
     agree: Callable[[Array], Array]  # what the first process has, instead of one's own
-    position: int  # of this process among them
 
 
 @dataclass(frozen=True, slots=True)

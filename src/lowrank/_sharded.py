@@ -280,7 +280,6 @@ def _operator(shards: Shards, part: Operator) -> Operator:
         rows=part.shape[1],
         orthonormalise=shards.orthonormalise,
         agree=lambda X: _agreed(X, shards.mesh),
-        position=shards.position,
     )
     return replace(
         part,

@@ -17,6 +17,7 @@ __all__ = [
     "coordinates",
     "mean_square_outside",
     "product",
+    "put_back",
     "transported",
     "weighted_column_squares",
 ]
@@ -193,6 +194,45 @@ def add_to_weight(
             W[part] = w
     if flat.untyped_storage().data_ptr() != member.weight.untyped_storage().data_ptr():
         member.weight.copy_(flat.view_as(member.weight))
+
+
+def put_back(
+    members: list[Member],
+    states: list[dict[str, Any]],
+    changes: torch.Tensor,
+    R: torch.Tensor,
+    group: dict[str, Any],
+    *,
+    compiling: bool,
+) -> None:
+    """Change the weights as the inner optimizer changed the coordinates."""
+    lr, scale, decay = group.get("lr", 1.0), group["scale"], group.get("weight_decay", 0.0)
+    X, t, first = changes, None, members[0]
+    if group["residual"] is None:
+        X.mul_(scale)
+    else:
+        squares, change, rate = column_squares, change_of_weight, lr
+        if compiling and first.blocks is None:
+            squares, change = compiled(column_squares), compiled(change_of_weight)
+            # a number would be a constant of the compiled code, which a scheduler changes
+            rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
+        for state in states:
+            if "residual_norm" not in state:
+                state["residual_norm"] = R.new_zeros(())
+        norms = [state["residual_norm"] for state in states]
+        whole = torch.stack([squares(each.oriented(each.gradient), R.dtype) for each in members])
+        sign = -1.0 if group.get("maximize") else 1.0
+        before = torch.stack(norms)
+        total = None if first.columns is None else first.columns.total
+        X, t, sizes = change(
+            X, R, first.own(first.sum_k(whole)), first.k, rate, sign, scale, before, total
+        )
+        torch._foreach_copy_(norms, list(sizes))
+    if first.along_k is not None:
+        X, t = first.every(X), None if t is None else first.every(t.unsqueeze(-2)).squeeze(-2)
+    kept = 1.0 - lr * decay if decay else 1.0
+    for i, (each, state) in enumerate(zip(members, states, strict=True)):
+        add_to_weight(each, state["basis"], X[i], kept=kept, t=None if t is None else t[i])
 
 
 def mean_square_outside(member: Member, R: torch.Tensor) -> torch.Tensor:

@@ -472,12 +472,11 @@ class RangeFinder:
     def _unseen_block(self, most: int) -> Array:
         """Columns for the basis without a look at them, at most as many as are missing.
 
-        In the Frobenius norm the sample of the first look is multiplied along with them: a product
-        is the faster for being wide.
+        In the Frobenius norm, whose first look may have no sample; in the spectral norm that of the
+        last look waits. The sample of the next look is multiplied along with them: a product is the
+        faster for being wide.
         """
         width = min(self._look_width(), -(-most // self._depth))
-        if self._norm == "spectral":
-            return self._block(self._test_matrix.draw(width))
         seen = self._look_width() if width < self._A.shape[-2] - self.rank else 0
         Omega = self._test_matrix.draw(width + seen)
         Y = self._matmat(Omega)
@@ -634,9 +633,7 @@ class RangeFinder:
         """A sample as it waits: after its power iterations in the spectral norm, whose look needs
         them, and before them in the Frobenius norm, whose look does not.
         """
-        sample = self._A.empty(self._A.shape[-2] - self.rank)
-        if Omega.shape[-1] > 0:
-            sample = self._deflated(self._matmat(Omega))
+        sample = self._deflated(self._matmat(Omega))
         return self._iterate(sample).block if self._norm == "spectral" else sample
 
     def _keep(self, block: Array) -> None:

@@ -2,10 +2,12 @@
 
 import re
 import sys
-import tomllib
 from pathlib import Path
 
 import lowrank
+
+sys.path.insert(0, str(Path(__file__).parent))  # of capabilities.py and pictures.py
+import capabilities
 
 project = "lowrank"
 author = "The lowrank developers"
@@ -98,7 +100,6 @@ numpydoc_xref_aliases = (
 )
 copybutton_exclude = ".linenos, .gp, .go"
 
-sys.path.insert(0, str(Path(__file__).parent))  # of pictures.py
 sphinx_gallery_conf = {
     "examples_dirs": "gallery",
     "gallery_dirs": "auto_gallery",
@@ -131,21 +132,8 @@ html_theme_options = {
 # Parts that are single pages have nothing to unfold beside them.
 html_sidebars = {page: [] for page in ("index", "reference", "benchmarks", "over_time")}
 
-# The table of what takes what, of the declaration that the tests try.
-declared = tomllib.loads((Path(__file__).parent / "capabilities.toml").read_text(encoding="utf-8"))
-WORDS = {"both": "both", "rank": "rank", "yes": "yes", "no": "–"}
-lines = [
-    f"| | {' | '.join(declared['inputs'].values())} |",
-    "| :--- |" + " :--- |" * len(declared["inputs"]),
-    *(
-        f"| `{name}` | {' | '.join(WORDS[cell] for cell in row)} |"
-        for name, row in declared["functions"].items()
-    ),
-    "",
-    declared["legend"],
-]
 (Path(__file__).parent / "capabilities_table.md").write_text(
-    "\n".join(lines) + "\n", encoding="utf-8"
+    f"{capabilities.functions_table()}\n{capabilities.libraries_table()}", encoding="utf-8"
 )
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")

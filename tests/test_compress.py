@@ -253,6 +253,8 @@ def test_misuse():
         space.project(gaussian((21, 30), "float64"))
     with pytest.raises(TypeError, match="float32"):
         space.refresh(A.astype("float32"))
+    with pytest.raises(TypeError, match=r"`G` has dtype int64.*cast it to float32"):
+        space.refresh(A.astype("int64"))
     with pytest.raises(TypeError, match="must be an integer"):
         Subspace(rank=2.5)
     with pytest.raises(ValueError, match=r"two dimensions"):

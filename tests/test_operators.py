@@ -351,7 +351,7 @@ def test_refused():
     wrong.matmat = lambda X: A @ X[:20]
     with pytest.raises(ValueError, match=message):
         lowrank.svd(wrong, rtol=0.1)
-    with pytest.raises(TypeError, match="must be an array"):
+    with pytest.raises(TypeError, match=r"must be an array.*A\.matmat\(numpy\.eye\(20\)\)"):
         lowrank.qr(Operator(A))
 
 

@@ -75,7 +75,7 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     if is_sharded(A):
         message = (
             f"`{name}` is a DTensor, of which this process has a part; range_finder, qb, svd, qr "
-            "and residual_norm take one. Pass a local array, for instance A.full_tensor()."
+            f"and residual_norm take one. Pass a local array, for instance {name}.full_tensor()."
         )
         raise TypeError(message)
     if hasattr(A, "__dask_graph__"):
@@ -93,6 +93,8 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         convert = f"numpy.asarray({name}, dtype=float)"
         if hasattr(A, "toarray"):
             convert = f"{name}.toarray()"  # NumPy makes an array of one object of a sparse matrix
+        elif hasattr(A, "matmat") and hasattr(A, "shape"):
+            convert = f"{name}.matmat(numpy.eye({A.shape[-1]}))"
         message = (
             f"`{name}` must be an array of NumPy, PyTorch, CuPy or another array-API library, got "
             f"{type(A).__name__}; convert it, for instance with {convert}."

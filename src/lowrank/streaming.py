@@ -373,7 +373,7 @@ class SketchedMatrix:
         return sizes
 
     def _as_operator(self, A: Any, name: str, shape: tuple[int, int] | None) -> Operator:
-        operator = as_operator(A)
+        operator = as_operator(A, name=name)
         if operator.is_stack or shape not in (None, operator.shape):
             expected = "two dimensions" if shape is None else f"shape {shape}"
             message = f"`{name}` must have {expected}, got shape {operator.shape}."

@@ -206,17 +206,16 @@ def test_bound_knows_of_pieces_too_small_to_add(dtype):
 def test_bound_knows_of_what_underflows_in_the_error_sketch(backend, dtype):
     """A direction that its one row all but misses, by 1/100, of a size of 40 smallest numbers."""
     backend.skip_if_flushed(dtype)
-    limits = np.finfo(dtype)
-    quantum = float(limits.smallest_subnormal)
-    A = np.diag([4096.0, 40.0])
-    options = {"sketch_size": 2, "error_rows": 1, "rng": 0, "failure_probability": 1e-4}
+    quantum, up = float(np.finfo(dtype).smallest_subnormal), 2.0**600
+    A = (np.diag([4096.0, 40.0]) * quantum).astype(dtype)
+    options = {"sketch_size": 2, "error_rows": 1, "rng": 0, "failure_probability": 0.05}
     sketch = made(backend, dtype, (2, 2), 1, **options)
     sketch._left[0, 2:], sketch._left[1, 2:] = 0.02, 0.01
-    sketch.update(backend.asarray((A * quantum).astype(dtype)))
+    sketch.update(backend.asarray(A))
     found = sketch.svd(1)
-    assert found.error == 0.0
-    true = np.linalg.norm(A - product(backend, found) / quantum)
-    assert 39 < true <= found.error_bound / quantum
+    assert found.error <= quantum
+    true = np.linalg.norm(wide(A) * up - product(backend, found) * up)
+    assert 39 * quantum * up < true <= found.error_bound * up
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])

@@ -365,6 +365,40 @@ def test_merging_adds(backend, dtype):
     assert np.linalg.norm(A + B - product(backend, merged.svd())) <= merged.svd().error_bound
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("into", ["the large", "the small"])
+def test_bound_knows_of_what_merging_loses(dtype, into):
+    """Parts too small to add to what is there, or to have it added to them, 800 of them."""
+    eps, shape = float(np.finfo(dtype).eps), (30, 20)
+    A = with_spectrum(gallery.low_rank(20, 2), shape, dtype)
+    options = {"dtype": dtype, "rng": 0, "failure_probability": DRAWN}
+    sketch = SketchedMatrix(shape, 4, **options).update(A)
+    small = SketchedMatrix(shape, 4, **options).update(A, eta=0.1 * eps)
+    for _ in range(800):
+        sketch = sketch.merge(small) if into == "the large" else copy.deepcopy(small).merge(sketch)
+    found = sketch.svd()
+    lost = 80 * eps * np.linalg.norm(A)
+    assert np.linalg.norm(wide(A) - (wide(found.U) * found.S) @ found.Vh) <= 0.2 * lost
+    assert found.error <= 0.2 * lost
+    # of each merge eps, ten times what is lost, times a factor below 3
+    assert lost <= found.error_bound <= 40 * lost
+
+
+def test_merging_counts_what_was_cancelled_in_both(backend, dtype):
+    """Rounding of parts is that of all that was added to them, whatever is left of it."""
+    shape = (60, 50)
+    large = (1e4 * gaussian(shape, dtype, 1)).astype(dtype)
+    small = with_spectrum(gallery.low_rank(50, 2), shape, dtype)
+    for of_mine in (True, False):
+        parts = [made(backend, dtype, shape, 2, rng=0) for _ in range(2)]
+        through = parts[0] if of_mine else parts[1]
+        for H, eta in ((large, 1), (small, 1), (large, -1)):
+            through.update(backend.asarray(H), eta=eta)
+        alone = through.error().upper_bound
+        merged = parts[0].merge(parts[1]).error().upper_bound
+        assert merged >= alone
+
+
 def test_only_the_same_sketches_are_merged(backend):
     def sketch(shape=(30, 20), rank=2, dtype="float32", **options):
         return made(backend, dtype, shape, rank, **options)

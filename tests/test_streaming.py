@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -492,6 +493,56 @@ def test_rows_of_a_long_matrix_cost_their_own_size():
     assert np.all(Y[:10] != 0)
 
 
+class NoAdjoint:
+    shape, dtype = (30, 20), np.dtype("complex128")
+
+    def matmat(self, X):
+        return X
+
+
+class WrongShape(NoAdjoint):
+    def rmatmat(self, Y):
+        return Y
+
+
+class Rows:
+    shape, dtype = (30, 20), np.dtype("float64")
+
+    def __getitem__(self, part):
+        return np.ones((30, 20))[part]
+
+
+def pieces_of_a_wrong_kind():
+    import scipy.sparse  # noqa: PLC0415
+
+    H = np.ones((30, 20))
+    yield from ([[1.0]], None, H.astype(int), np.ma.array(H), H[0, :5], H[None])
+    yield from (NoAdjoint(), WrongShape(), Rows(), scipy.sparse.csr_array(H.astype(int)))
+    torch = pytest.importorskip("torch")
+    there = torch.ones((30, 20, 3), dtype=torch.float64)
+    yield from (there.to_sparse(), there.to_sparse(2), there[..., 0].to("meta"), there[..., 0])
+    dask = pytest.importorskip("dask.array")
+    yield from (dask.ones((30, 20), dtype=int), dask.ones((30, 20, 3)))
+
+
+def test_errors_call_a_piece_by_its_name():
+    sketch = SketchedMatrix((30, 20), 2, rng=0)
+    calls = {
+        "H": sketch.update,
+        "block": lambda piece: sketch.update_rows(0, piece),
+        "u": lambda piece: sketch.update_rank_one(piece, np.ones(20)),
+        "v": lambda piece: sketch.update_rank_one(np.ones(30), piece),
+        "other": sketch.merge,
+    }
+    for piece in pieces_of_a_wrong_kind():
+        for name, call in calls.items():
+            with pytest.raises((TypeError, ValueError)) as caught:
+                call(piece)
+            assert f"`{name}" in str(caught.value)
+            assert not re.search(r"\bA\b", str(caught.value))
+    assert sketch.norm == 0.0
+
+
 def test_refused():
     sketch = SketchedMatrix((30, 20), 2, rng=0)
     H = np.ones((30, 20))
@@ -499,6 +550,8 @@ def test_refused():
         sketch.update(H.T)
     with pytest.raises(ValueError, match=r"`H` must have shape \(30, 20\), got shape \(1, 30"):
         sketch.update(H[None])
+    with pytest.raises(ValueError, match=r"`block` must have two dimensions, got shape \(20,\)"):
+        sketch.update_rows(2, H[0])
     with pytest.raises(TypeError, match=r"array of dtype float64.*`H` is a numpy array of dtype f"):
         sketch.update(H.astype("float32"))
     with pytest.raises(TypeError, match="cast it to float32"):

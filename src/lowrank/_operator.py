@@ -106,39 +106,39 @@ class Operator:
         return xp.zeros((*self.shape[:-2], rows, 0), dtype=self.dtype, device=self.device)
 
 
-def as_operator(A: Any, /, *, hermitian: bool = False) -> Operator:
+def as_operator(A: Any, /, *, name: str = "A", hermitian: bool = False) -> Operator:
     """The operator of an array, a sparse matrix, or an object with products.
 
-    A `hermitian` object needs no product with its adjoint.
+    Errors call it by its `name`. A `hermitian` object needs no product with its adjoint.
     """
     if isinstance(A, Operator):
         return A
     if hasattr(A, "__lowrank_operator__"):
         return A.__lowrank_operator__()
     if is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
-        return _of_torch_sparse(A)
+        return _of_torch_sparse(A, name)
     if hasattr(A, "tocsr") or hasattr(A, "to_scipy_sparse"):
-        return _of_sparse(A)  # first, because those of PyData call themselves arrays
+        return _of_sparse(A, name)  # first, because those of PyData call themselves arrays
     if hasattr(A, "__dask_graph__"):
-        return _of_dask(A)
+        return _of_dask(A, name)
     if is_array_api_obj(A) or isinstance(A, np.ndarray):
-        return _of_array(A)
+        return _of_array(A, name)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
-        if any(hasattr(A, name) for name in ("matmat", "rmatmat", "__matmul__")):
-            return _of_products(A, hermitian=hermitian)
+        if any(hasattr(A, product) for product in ("matmat", "rmatmat", "__matmul__")):
+            return _of_products(A, name, hermitian=hermitian)
         if hasattr(A, "__getitem__") and len(A.shape) == 2:
             message = (
-                f"`A` is no array in memory, but a {type(A).__name__}; pass lowrank.RowBlocks(A), "
-                "which reads some rows of it at a time."
+                f"`{name}` is no array in memory, but a {type(A).__name__}; pass "
+                f"lowrank.RowBlocks({name}), which reads some rows of it at a time."
             )
             raise TypeError(message)
-    return _of_array(A)  # which says what is accepted
+    return _of_array(A, name)  # which says what is accepted
 
 
-def _of_array(A: Array) -> Operator:
+def _of_array(A: Array, name: str) -> Operator:
     if is_array_api_obj(A) and A.ndim == 2 and is_half(A):
         return _of_half(A)
-    A, xp = as_matrix(A, stacks=True)
+    A, xp = as_matrix(A, name=name, stacks=True)
     return Operator(
         xp=xp,
         shape=tuple(int(length) for length in A.shape),
@@ -185,16 +185,16 @@ def of_row_blocks(
     )
 
 
-def _of_dask(A: Any) -> Operator:
+def _of_dask(A: Any, name: str) -> Operator:
     """An array of Dask, multiplied where its blocks are, by whatever scheduler is at work.
 
     A plan to make an array: each pass computes every block once, and nothing is persisted. Factors
     and products are NumPy arrays here.
     """
     if len(A.shape) != 2 or any(math.isnan(length) for length in A.shape):
-        message = f"`A` must be a matrix of known lengths, got shape {tuple(A.shape)}."
+        message = f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}."
         raise ValueError(message)
-    home, _ = as_matrix(np.empty((0, 0), dtype=A.dtype))
+    home, _ = as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
     m, n = (int(length) for length in A.shape)
 
@@ -222,15 +222,15 @@ def _norm_of_block(block: Any) -> Any:
     return np.full((1, 1), matrix_norm_by_rows(block))
 
 
-def _of_sparse(A: Any) -> Operator:
+def _of_sparse(A: Any, name: str) -> Operator:
     if len(A.shape) != 2:
-        message = f"`A` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
+        message = f"`{name}` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
         raise ValueError(message)
     csr = A.tocsr() if hasattr(A, "tocsr") else A.to_scipy_sparse().tocsr()
     if not csr.has_canonical_format:  # entries stored twice count twice in a norm
         csr = csr.copy()
         csr.sum_duplicates()
-    values, xp = as_matrix(csr.data[None, : csr.nnz])  # the storage may be longer
+    values, xp = as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
 
     def rmatmat(Y: Array) -> Array:
         # the transpose is a view of the same data, the conjugate would be a copy
@@ -239,16 +239,19 @@ def _of_sparse(A: Any) -> Operator:
     return _of_stored(values, A.shape, lambda X: csr @ X, rmatmat)
 
 
-def _of_torch_sparse(A: Array) -> Operator:
+def _of_torch_sparse(A: Array, name: str) -> Operator:
     if A.ndim != 2:
-        message = f"a sparse `A` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
+        message = f"`{name}` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
         raise ValueError(message)
     with loaded("torch").no_grad():
         coo = A.detach().to_sparse_coo().coalesce()
     if coo.dense_dim():
-        message = "a sparse `A` must not have dense dimensions; pass A.to_dense() or A.to_sparse()."
+        message = (
+            f"a sparse `{name}` must not have dense dimensions; pass {name}.to_dense() or "
+            f"{name}.to_sparse()."
+        )
         raise ValueError(message)
-    values, _ = as_matrix(coo.values()[None, :])
+    values, _ = as_matrix(coo.values()[None, :], name=name)
     coo = coo.to(values.dtype)
     conj = coo.t().conj_physical() if is_complex(values) else coo.t()
     return _of_stored(values, A.shape, lambda X: coo @ X, lambda Y: conj @ Y)
@@ -273,14 +276,14 @@ def _of_stored(
     )
 
 
-def _of_products(A: Any, *, hermitian: bool) -> Operator:
+def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
     """An object with `shape`, `dtype` and products with it and with its adjoint.
 
     Its dtype (or `device`) tells where the first test matrix has to be.
     """
     shape = tuple(int(length) for length in A.shape)
     if len(shape) != 2:
-        message = f"`A` must be an operator of two dimensions, got shape {shape}."
+        message = f"`{name}` must be an operator of two dimensions, got shape {shape}."
         raise ValueError(message)
     device: Any = getattr(A, "device", None)
     home: Array
@@ -292,31 +295,31 @@ def _of_products(A: Any, *, hermitian: bool) -> Operator:
             home = loaded("cupy").empty(0, dtype=A.dtype)
     else:
         home = np.empty(0, dtype=numpy_dtype(A.dtype))
-    home, xp = as_matrix(home[None, :])
+    home, xp = as_matrix(home[None, :], name=name)
     matmat = A.matmat if hasattr(A, "matmat") else lambda X: A @ X
     if hermitian:
         rmatmat = matmat
     elif hasattr(A, "rmatmat"):
         rmatmat = A.rmatmat
     else:
-        rmatmat = _product_with_adjoint(A, is_complex(home))
+        rmatmat = _product_with_adjoint(A, name, is_complex(home))
     return Operator(
         xp=xp,
         shape=shape,
         dtype=home.dtype,
         device=device_of(home),
-        matmat=lambda X: _product(matmat, X, shape[0], "matmat"),
-        rmatmat=lambda Y: _product(rmatmat, Y, shape[1], "rmatmat"),
+        matmat=lambda X: _product(matmat, X, shape[0], f"{name}.matmat"),
+        rmatmat=lambda Y: _product(rmatmat, Y, shape[1], f"{name}.rmatmat"),
         norm=None,
         max_abs=lambda: math.nan,
     )
 
 
-def _product_with_adjoint(A: Any, is_complex_: bool) -> Callable[[Array], Array]:
+def _product_with_adjoint(A: Any, name: str, is_complex_: bool) -> Callable[[Array], Array]:
     """``Aᴴ Y`` for an object that offers its adjoint in one of the usual ways."""
-    for name in ("H", "mH", "adjoint"):
-        if hasattr(A, name):
-            adjoint_of_A = A.adjoint() if name == "adjoint" else getattr(A, name)
+    for way in ("H", "mH", "adjoint"):
+        if hasattr(A, way):
+            adjoint_of_A = A.adjoint() if way == "adjoint" else getattr(A, way)
             return lambda Y: adjoint_of_A @ Y
     # A class of complex matrices that knows no `conj` may mean either by its transpose.
     if hasattr(A, "T") and (hasattr(A, "conj") or not is_complex_):
@@ -332,9 +335,9 @@ def _product_with_adjoint(A: Any, is_complex_: bool) -> Callable[[Array], Array]
         return rmatmat
     alone = " (its `T` does not say whether it conjugates)" if hasattr(A, "T") else ""
     message = (
-        f"`A` is a {type(A).__name__} without an adjoint{alone}: give it a method `rmatmat(Y)` "
-        "that multiplies by the conjugate transpose, or an attribute `H` or a method `adjoint()` "
-        "that is the conjugate transpose; `T` is enough for a real matrix."
+        f"`{name}` is a {type(A).__name__} without an adjoint{alone}: give it a method "
+        "`rmatmat(Y)` that multiplies by the conjugate transpose, or an attribute `H` or a method "
+        "`adjoint()` that is the conjugate transpose; `T` is enough for a real matrix."
     )
     raise TypeError(message)
 
@@ -350,10 +353,10 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
 def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
     if X.shape[-1] == 0:  # of which not every operator can make a product
         return zeros((rows, 0), X)
-    Y, _ = as_matrix(multiply(X), name=f"A.{name}(X)")
+    Y, _ = as_matrix(multiply(X), name=f"{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):
         message = (
-            f"`A.{name}` of an array of shape {tuple(X.shape)} must have shape "
+            f"`{name}` of an array of shape {tuple(X.shape)} must have shape "
             f"{(rows, X.shape[1])}, got {tuple(Y.shape)}."
         )
         raise ValueError(message)

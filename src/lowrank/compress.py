@@ -183,7 +183,7 @@ class Subspace:
         ValueError
             If G holds NaN or Inf (or overflows when it is multiplied), or is no matrix.
         """
-        A = as_operator(G)
+        A = as_operator(G, name="G")
         if A.is_stack:
             message = f"`G` must be a matrix (two dimensions), got shape {A.shape}."
             raise ValueError(message)

@@ -309,6 +309,9 @@ def test_half_precision(half):
         found = interpolative(A, rtol=1e-2, select=select, rng=0)
         assert found.coefficients.dtype == found.skeleton.dtype == torch.float32
         wide, J = A.to(torch.float32), found.indices
+        expected = interpolative(wide, rtol=1e-2, select=select, rng=0)
+        assert (found.passes, found.products) == (expected.passes, expected.products)
+        assert bool((expected.indices == J).all())
         kept = wide[:, J] if select == "columns" else wide[J, :]
         assert bool((found.skeleton == kept).all())
         product = kept @ found.coefficients if select == "columns" else found.coefficients @ kept

@@ -501,6 +501,8 @@ class NoAdjoint:
 
 
 class WrongShape(NoAdjoint):
+    dtype = np.dtype("float64")
+
     def rmatmat(self, Y):
         return Y
 

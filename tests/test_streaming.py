@@ -77,6 +77,8 @@ def test_exact_up_to_the_rank(backend, dtype, rank):
     found = made(backend, dtype, (90, 110), 5, rng=0).update(backend.asarray(A)).svd()
     assert np.linalg.norm(wide(A) - product(backend, found)) <= 50 * backend.eps(dtype) * size
     assert found.error_bound <= 300 * backend.eps(dtype) * size
+    # rounding: eps of what was added, by a factor below 3, and 3 eps √(21 + 32)
+    assert found.error_bound <= 3 * found.error + 25 * backend.eps(dtype) * found.norm_A
 
 
 def test_any_matrix_is_known_by_a_full_sketch(backend, dtype):
@@ -568,6 +570,11 @@ def test_refused():
         sketch.update_rows(-1, H[:20])
     with pytest.raises(ValueError, match=r"`u` and `v` must have 30 and 20 rows.*\(20, 1\)"):
         sketch.update_rank_one(np.ones(20), np.ones(30))
+    for name in ("u", "v"):
+        pair = {"u": H[:, 0], "v": H[0]}
+        pair[name] = pair[name].astype("float32")
+        with pytest.raises(TypeError, match=f"float64 on cpu, but `{name}` is .* float32"):
+            sketch.update_rank_one(*pair.values())
     with pytest.raises(ValueError, match=r"as many columns, got shapes \(30, 2\) and \(20, 3\)"):
         sketch.update_rank_one(np.ones((30, 2)), np.ones((20, 3)))
     with pytest.raises(ValueError, match="at most the sketch size, 9, got 10"):

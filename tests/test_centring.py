@@ -103,6 +103,29 @@ def test_a_mean_far_above_the_rest_costs_no_digits(backend, dtype):
     assert norm(error, "fro") <= 1e-4 * norm(less, "fro") * (1 + 1e-2)
 
 
+@pytest.mark.parametrize("half", ["numpy-float16", "torch-float16", "torch-bfloat16"])
+def test_half_precision_is_centred_before_it_is_multiplied(half):
+    """As in single precision, by blocks of rows: not a pass or a product more."""
+    A = data("fast", 1100, 40, "float32", 2.0)
+    library, _, name = half.partition("-")
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        given_A = torch.as_tensor(A).to(getattr(torch, name))
+        single = given_A.to(torch.float32)
+    else:
+        given_A = A.astype(name)
+        single = given_A.astype(np.float32)
+    for rule in ({"rank": 5}, {"rtol": 0.3}):
+        found = lowrank.svd(given_A, center=True, rng=0, **rule)
+        expected = lowrank.svd(single, center=True, rng=0, **rule)
+        assert (found.passes, found.products) == (expected.passes, expected.products)
+        assert found.rank == expected.rank > 0
+        assert found.converged == expected.converged
+        for one, other in zip((*found, found.mean), (*expected, expected.mean), strict=True):
+            assert one.dtype == other.dtype == single.dtype
+            assert float(abs(one - other).max()) <= 1e-4 * float(abs(other).max())
+
+
 def test_rounding_of_products_is_relative_to_the_mean_too():
     """Of an operator whose mean is 1e10 times the rest no digits are left to certify."""
     backendless = 1e10 + gaussian((80, 40), "float64")

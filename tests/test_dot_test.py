@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from matrices import adjoint, gaussian
+from matrices import adjoint, gaussian, norm
 
 import lowrank
 from lowrank._dot_test import check_adjoint
@@ -105,6 +105,31 @@ def test_the_error_shows_both_numbers_and_a_remedy():
         check(Products(A, lambda A, Y: A @ Y))
     with pytest.raises(ValueError, match="is a conjugate missing"):
         check(Products(1j * A, lambda A, Y: A @ Y))
+
+
+@pytest.mark.parametrize("shape", [(300, 20), (20, 300), (150, 170)], ids=str)
+@pytest.mark.parametrize("offset", [False, True])
+def test_what_is_allowed_is_four_times_the_rounding_of_a_product(backend, dtype, shape, offset):
+    """An adjoint that is (1 + c) times the right one, c = 128 eps √(m + n) where the line is.
+
+    The same of a matrix whose products subtract those of one 1,000 times as large.
+    """
+    A = gaussian(shape, dtype)
+    line = 128 * backend.eps(dtype) * sum(shape) ** 0.5
+    for seed in range(5):
+        for c in (0.6 * line, -0.6 * line):
+            check(scaled(backend, A, c, offset), seed)
+        for c in (1.6 * line, -1.6 * line):
+            with pytest.raises(ValueError, match="is not the adjoint"):
+                check(scaled(backend, A, c, offset), seed)
+
+
+def scaled(backend, A, c, offset):
+    """A with an adjoint that is 1 + c times its own, or off by that much of the offset."""
+    c = 1001 * c if offset else c
+    multiply = lambda A, Y: (1 + c) * (adjoint(A) @ Y)  # noqa: E731
+    operator = as_operator(Products(A, multiply, backend=backend))
+    return replace(operator, offset=1000 * norm(A, "fro")) if offset else operator
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])

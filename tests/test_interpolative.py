@@ -180,6 +180,19 @@ def test_pivots_of_columns_far_below_the_first(backend):
         assert pivoted.rest <= 5e-15
 
 
+def test_pivots_are_orthogonal_to_those_before(backend, dtype):
+    """So R is triangular in their order, up to the rounding of one product of unit vectors.
+
+    Remainders alone, kept for a block of columns, leave at least four times as much.
+    """
+    for condition in (backend.eps(dtype) ** -0.5, backend.eps(dtype) ** -0.7):
+        B = with_spectrum(gallery.geometric(60, condition), (60, 90), dtype)
+        pivoted = pivoted_qr(backend.asarray(B))
+        assert len(pivoted.indices) == 60
+        R = backend.numpy(pivoted.R)[:, pivoted.indices]
+        assert np.max(np.abs(np.tril(R, -1))) <= backend.eps(dtype)
+
+
 def test_coefficients_stay_bounded_where_the_basis_errs_in_one_direction(backend):
     """E_J is huge but along v, so the least-squares solution is v vᵀx, with an entry of 3."""
     v = np.asarray([0.85, 0.26, 0.26, 0.26, 0.26])
@@ -296,6 +309,9 @@ def test_half_precision(half):
         found = interpolative(A, rtol=1e-2, select=select, rng=0)
         assert found.coefficients.dtype == found.skeleton.dtype == torch.float32
         wide, J = A.to(torch.float32), found.indices
+        expected = interpolative(wide, rtol=1e-2, select=select, rng=0)
+        assert (found.passes, found.products) == (expected.passes, expected.products)
+        assert bool((expected.indices == J).all())
         kept = wide[:, J] if select == "columns" else wide[J, :]
         assert bool((found.skeleton == kept).all())
         product = kept @ found.coefficients if select == "columns" else found.coefficients @ kept

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import re
 
 import numpy as np
 import pytest
@@ -76,6 +77,8 @@ def test_exact_up_to_the_rank(backend, dtype, rank):
     found = made(backend, dtype, (90, 110), 5, rng=0).update(backend.asarray(A)).svd()
     assert np.linalg.norm(wide(A) - product(backend, found)) <= 50 * backend.eps(dtype) * size
     assert found.error_bound <= 300 * backend.eps(dtype) * size
+    # rounding: eps of what was added, by a factor below 3, and 3 eps √(21 + 32)
+    assert found.error_bound <= 3 * found.error + 25 * backend.eps(dtype) * found.norm_A
 
 
 def test_any_matrix_is_known_by_a_full_sketch(backend, dtype):
@@ -201,6 +204,21 @@ def test_bound_knows_of_pieces_too_small_to_add(dtype):
     assert np.linalg.norm(wide(A) - (wide(found.U) * found.S) @ found.Vh) <= 0.2 * lost
     assert found.error <= 0.2 * lost
     assert lost <= found.error_bound
+
+
+def test_bound_knows_of_what_underflows_in_the_error_sketch(backend, dtype):
+    """A direction that its one row all but misses, by 1/100, of a size of 40 smallest numbers."""
+    backend.skip_if_flushed(dtype)
+    quantum, up = float(np.finfo(dtype).smallest_subnormal), 2.0**600
+    A = (np.diag([4096.0, 40.0]) * quantum).astype(dtype)
+    options = {"sketch_size": 2, "error_rows": 1, "rng": 0, "failure_probability": 0.05}
+    sketch = made(backend, dtype, (2, 2), 1, **options)
+    sketch._left[0, 2:], sketch._left[1, 2:] = 0.02, 0.01
+    sketch.update(backend.asarray(A))
+    found = sketch.svd(1)
+    assert found.error <= quantum
+    true = np.linalg.norm(wide(A) * up - product(backend, found) * up)
+    assert 39 * quantum * up < true <= found.error_bound * up
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -350,6 +368,40 @@ def test_merging_adds(backend, dtype):
     assert np.linalg.norm(A + B - product(backend, merged.svd())) <= merged.svd().error_bound
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
+@pytest.mark.parametrize("into", ["the large", "the small"])
+def test_bound_knows_of_what_merging_loses(dtype, into):
+    """Parts too small to add to what is there, or to have it added to them, 800 of them."""
+    eps, shape = float(np.finfo(dtype).eps), (30, 20)
+    A = with_spectrum(gallery.low_rank(20, 2), shape, dtype)
+    options = {"dtype": dtype, "rng": 0, "failure_probability": DRAWN}
+    sketch = SketchedMatrix(shape, 4, **options).update(A)
+    small = SketchedMatrix(shape, 4, **options).update(A, eta=0.1 * eps)
+    for _ in range(800):
+        sketch = sketch.merge(small) if into == "the large" else copy.deepcopy(small).merge(sketch)
+    found = sketch.svd()
+    lost = 80 * eps * np.linalg.norm(A)
+    assert np.linalg.norm(wide(A) - (wide(found.U) * found.S) @ found.Vh) <= 0.2 * lost
+    assert found.error <= 0.2 * lost
+    # of each merge eps, ten times what is lost, times a factor below 3
+    assert lost <= found.error_bound <= 40 * lost
+
+
+def test_merging_counts_what_was_cancelled_in_both(backend, dtype):
+    """Rounding of parts is that of all that was added to them, whatever is left of it."""
+    shape = (60, 50)
+    large = (1e4 * gaussian(shape, dtype, 1)).astype(dtype)
+    small = with_spectrum(gallery.low_rank(50, 2), shape, dtype)
+    for of_mine in (True, False):
+        parts = [made(backend, dtype, shape, 2, rng=0) for _ in range(2)]
+        through = parts[0] if of_mine else parts[1]
+        for H, eta in ((large, 1), (small, 1), (large, -1)):
+            through.update(backend.asarray(H), eta=eta)
+        alone = through.error().upper_bound
+        merged = parts[0].merge(parts[1]).error().upper_bound
+        assert merged >= alone
+
+
 def test_only_the_same_sketches_are_merged(backend):
     def sketch(shape=(30, 20), rank=2, dtype="float32", **options):
         return made(backend, dtype, shape, rank, **options)
@@ -443,6 +495,58 @@ def test_rows_of_a_long_matrix_cost_their_own_size():
     assert np.all(Y[:10] != 0)
 
 
+class NoAdjoint:
+    shape, dtype = (30, 20), np.dtype("complex128")
+
+    def matmat(self, X):
+        return X
+
+
+class WrongShape(NoAdjoint):
+    dtype = np.dtype("float64")
+
+    def rmatmat(self, Y):
+        return Y
+
+
+class Rows:
+    shape, dtype = (30, 20), np.dtype("float64")
+
+    def __getitem__(self, part):
+        return np.ones((30, 20))[part]
+
+
+def pieces_of_a_wrong_kind():
+    import scipy.sparse  # noqa: PLC0415
+
+    H = np.ones((30, 20))
+    yield from ([[1.0]], None, H.astype(int), np.ma.array(H), H[0, :5], H[None])
+    yield from (NoAdjoint(), WrongShape(), Rows(), scipy.sparse.csr_array(H.astype(int)))
+    torch = pytest.importorskip("torch")
+    there = torch.ones((30, 20, 3), dtype=torch.float64)
+    yield from (there.to_sparse(), there.to_sparse(2), there[..., 0].to("meta"), there[..., 0])
+    dask = pytest.importorskip("dask.array")
+    yield from (dask.ones((30, 20), dtype=int), dask.ones((30, 20, 3)))
+
+
+def test_errors_call_a_piece_by_its_name():
+    sketch = SketchedMatrix((30, 20), 2, rng=0)
+    calls = {
+        "H": sketch.update,
+        "block": lambda piece: sketch.update_rows(0, piece),
+        "u": lambda piece: sketch.update_rank_one(piece, np.ones(20)),
+        "v": lambda piece: sketch.update_rank_one(np.ones(30), piece),
+        "other": sketch.merge,
+    }
+    for piece in pieces_of_a_wrong_kind():
+        for name, call in calls.items():
+            with pytest.raises((TypeError, ValueError)) as caught:
+                call(piece)
+            assert f"`{name}" in str(caught.value)
+            assert not re.search(r"\bA\b", str(caught.value))
+    assert sketch.norm == 0.0
+
+
 def test_refused():
     sketch = SketchedMatrix((30, 20), 2, rng=0)
     H = np.ones((30, 20))
@@ -450,6 +554,8 @@ def test_refused():
         sketch.update(H.T)
     with pytest.raises(ValueError, match=r"`H` must have shape \(30, 20\), got shape \(1, 30"):
         sketch.update(H[None])
+    with pytest.raises(ValueError, match=r"`block` must have two dimensions, got shape \(20,\)"):
+        sketch.update_rows(2, H[0])
     with pytest.raises(TypeError, match=r"array of dtype float64.*`H` is a numpy array of dtype f"):
         sketch.update(H.astype("float32"))
     with pytest.raises(TypeError, match=r"`H` has dtype int64.*cast it to float32"):
@@ -464,6 +570,11 @@ def test_refused():
         sketch.update_rows(-1, H[:20])
     with pytest.raises(ValueError, match=r"`u` and `v` must have 30 and 20 rows.*\(20, 1\)"):
         sketch.update_rank_one(np.ones(20), np.ones(30))
+    for name in ("u", "v"):
+        pair = {"u": H[:, 0], "v": H[0]}
+        pair[name] = pair[name].astype("float32")
+        with pytest.raises(TypeError, match=f"float64 on cpu, but `{name}` is .* float32"):
+            sketch.update_rank_one(*pair.values())
     with pytest.raises(ValueError, match=r"as many columns, got shapes \(30, 2\) and \(20, 3\)"):
         sketch.update_rank_one(np.ones((30, 2)), np.ones((20, 3)))
     with pytest.raises(ValueError, match="at most the sketch size, 9, got 10"):

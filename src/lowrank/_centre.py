@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import Array, adjoint, array_namespace, device_of, safe_norm
+from lowrank._array import Array, adjoint, array_namespace, as_matrix, device_of, safe_norm
 from lowrank._operator import Operator, of_row_blocks
 
 __all__ = ["centred"]
@@ -27,10 +27,13 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     xp, m = A.xp, A.shape[-2]
     rows = max(ROWS, m // 16)
     parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
-    weighted = [_mean(X[..., part, :]) * ((part.stop - part.start) / max(1, m)) for part in parts]
-    mean = xp.sum(xp.concat(weighted, axis=-2), axis=-2, keepdims=True)
 
-    difference = of_row_blocks(lambda part: X[..., part, :] - mean, A.shape, rows, like=mean)
+    def block(part: slice) -> Array:
+        return as_matrix(X[..., part, :], stacks=True)[0]
+
+    weighted = [_mean(block(part)) * ((part.stop - part.start) / max(1, m)) for part in parts]
+    mean = xp.sum(xp.concat(weighted, axis=-2), axis=-2, keepdims=True)
+    difference = of_row_blocks(lambda part: block(part) - mean, A.shape, rows, like=mean)
     return difference, mean[..., 0, :], 0
 
 

@@ -52,7 +52,8 @@ class Operator:
     rmatmat: Callable[[Array], Array]
     norm: Callable[[], float] | None  # ‖A‖_F; None where only products are known
     max_abs: Callable[[], float]
-    array: Array | None = None  # A itself where it is a dense array (Aᴴ if `is_adjoint`)
+    # A itself where it is a dense array (Aᴴ if `is_adjoint`), in half precision as it is
+    array: Array | None = None
     is_adjoint: bool = False
     # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
     offset: float = 0.0
@@ -95,9 +96,8 @@ class Operator:
         if self.array is None:
             every = xp.arange(self.shape[-1], dtype=indices.dtype, device=self.device)
             return self.matmat(xp.astype(every[:, None] == indices[None, :], self.dtype))
-        if self.is_adjoint:
-            return adjoint(xp.take(self.array, indices, axis=0))
-        return xp.take(self.array, indices, axis=1)
+        taken, _ = as_matrix(xp.take(self.array, indices, axis=0 if self.is_adjoint else 1))
+        return adjoint(taken) if self.is_adjoint else taken
 
     def empty(self, rows: int) -> Array:
         """An array of `rows` rows and no columns, where products of this operator live."""
@@ -156,7 +156,8 @@ def _of_half(A: Array, name: str) -> Operator:
     home, _ = as_matrix(A[:0, :], name=name)
     m, n = (int(length) for length in A.shape)
     rows = max(1, max(BLOCK, m * n // 16) // max(1, n))
-    return of_row_blocks(lambda part: as_matrix(A[part, :])[0], (m, n), rows, like=home)
+    blocks = of_row_blocks(lambda part: as_matrix(A[part, :])[0], (m, n), rows, like=home)
+    return replace(blocks, array=A)
 
 
 def of_row_blocks(

@@ -54,11 +54,12 @@ def pivoted_qr(B: Array) -> Pivoted:
 
     The pivots of Businger & Golub (Linear least squares solutions by Householder transformations,
     1965, doi:10.1007/BF01436084), by Gram-Schmidt: a column is orthogonalised against all before
-    it, twice; the remainder is updated by one product for a block of columns, and the norms of its
-    columns by subtraction in between, as long as no more than half of their digits are lost
-    (Quintana-Ortí, Sun & Bischof, A BLAS-3 version of the QR factorization with column pivoting,
-    1998, doi:10.1137/S1064827595296732). Ends where the remainder is rounding: there may be fewer
-    than min(K, n) pivots. One pass over B and two numbers read from the device for each.
+    it, twice, by the remainder and on its own; the remainder is updated by one product for a block
+    of columns, and the norms of its columns by subtraction in between, as long as no more than half
+    of their digits are lost (Quintana-Ortí, Sun & Bischof, A BLAS-3 version of the QR factorization
+    with column pivoting, 1998, doi:10.1137/S1064827595296732). Ends where the remainder is
+    rounding: there may be fewer than min(K, n) pivots. One pass over B and two numbers read from
+    the device for each.
     """
     xp = array_namespace(B)
     (K, n), epsilon = B.shape, eps(B)
@@ -75,8 +76,9 @@ def pivoted_qr(B: Array) -> Pivoted:
         k = len(indices)
         j = int(xp.argmax(xp.where(taken, -xp.ones_like(sizes), sizes)))
         v = rest[:, j : j + 1] - P[:, start:k] @ R[start:k, j : j + 1]
-        for _ in range(2):
-            v = v - P[:, :k] @ (adjoint(P[:, :k]) @ v)
+        # What rounding has left along P is of order eps · √k · first, below what is accepted: once
+        # more is enough.
+        v -= P[:, :k] @ (adjoint(P[:, :k]) @ v)
         size = float(safe_norm(v))
         first = first if k else size
         if k > start and (k - start == BLOCK or size * size <= epsilon**0.5 * largest):

@@ -373,10 +373,11 @@ class SketchedMatrix:
         return sizes
 
     def _as_operator(self, A: Any, name: str, shape: tuple[int, int] | None) -> Operator:
-        operator = as_operator(A, name=name)
-        if operator.is_stack or shape not in (None, operator.shape):
+        operator = None if is_array_api_obj(A) and A.ndim != 2 else as_operator(A, name=name)
+        found = tuple(A.shape) if operator is None else operator.shape
+        if operator is None or shape not in (None, found):
             expected = "two dimensions" if shape is None else f"shape {shape}"
-            message = f"`{name}` must have {expected}, got shape {operator.shape}."
+            message = f"`{name}` must have {expected}, got shape {found}."
             raise ValueError(message)
         same_place(self._Y, operator.empty(0), names=("self", name))
         return operator

@@ -89,7 +89,7 @@ def test_bound_is_near_the_truth(backend, dtype):
 
 
 @pytest.mark.parametrize("shape", [(40, 40), (3, 40, 40)], ids=str)
-@pytest.mark.parametrize("rank", [0, 1, 10, 100])
+@pytest.mark.parametrize("rank", [0, 1, 10, 40, 100])
 def test_fixed_rank(backend, dtype, shape, rank):
     s = gallery.fast(40)
     members = np.stack([hermitian(alternating(s), dtype, seed) for seed in range(3)])

@@ -261,6 +261,9 @@ def test_half_precision_goes_by_blocks_of_rows():
     assert np.allclose(half.rmatmat(Y), single.rmatmat(Y), atol=1e-3)
     assert half.norm() == pytest.approx(single.norm(), rel=1e-6)
     assert half.max_abs() == single.max_abs()
+    stack = np.stack([A, -A])
+    found, expected = (lowrank.svd(X, 3, rng=0) for X in (stack, stack.astype(np.float32)))
+    assert all(np.array_equal(one, other) for one, other in zip(found, expected, strict=True))
     A[1, 2] = np.nan
     with pytest.raises(ValueError, match="holds NaN or Inf"):
         lowrank.range_finder(A, rtol=0.1)

@@ -56,3 +56,15 @@ def test_to_a_tolerance(shape, rtol):
     size, found = peak(lambda: lowrank.svd(A, rtol=rtol, rng=0))
     k = found.history[-1].rank  # columns of the basis before they are cut
     assert size < (3 * m + 4 * n) * k + 10 * k**2 + (m + n) * 64
+
+
+@pytest.mark.parametrize("name", ["svd", "centred svd", "interpolative", "cur"])
+def test_half_precision_is_single_by_blocks_of_rows(name):
+    """Four sixteenths of A in float32, mn/2 entries of float64, with what is made of them."""
+    (m, n), k = (12_000, 300), 10
+    A = matrix("slow", (m, n)).astype("float16")
+    options = {"center": True} if name == "centred svd" else {}
+    function = getattr(lowrank, name.removeprefix("centred "))
+    size, found = peak(lambda: function(A, k, oversampling=0, rng=0, **options))
+    assert found.rank == k
+    assert size < m * n / 8 + (3 * m + 4 * n) * k / 2 + 10 * k**2

@@ -26,14 +26,15 @@ def functions_table() -> str:
     return _table(["", *DECLARED["inputs"].values()], rows, DECLARED["legend"])
 
 
-def libraries_table() -> str:
-    """Array libraries and their devices × dtypes."""
+def libraries_table(*, functions: bool = True) -> str:
+    """Array libraries and their devices × dtypes; beside the first table, without `functions`."""
     *columns, tested = DECLARED["libraries"]["columns"]
     rows = (
-        [*row[:-1], _functions_of(kind_of(name)), row[-1]]
+        [*row[:-1], *([_functions_of(kind_of(name))] if functions else []), row[-1]]
         for name, row in DECLARED["libraries"]["rows"].items()
     )
-    return _table([*columns, "functions", tested], rows, DECLARED["libraries"]["legend"])
+    head = [*columns, *(["functions"] if functions else []), tested]
+    return _table(head, rows, DECLARED["libraries"]["legend"])
 
 
 def kind_of(name: str) -> str:

@@ -133,7 +133,8 @@ html_theme_options = {
 html_sidebars = {page: [] for page in ("index", "reference", "benchmarks", "over_time")}
 
 (Path(__file__).parent / "capabilities_table.md").write_text(
-    f"{capabilities.functions_table()}\n{capabilities.libraries_table()}", encoding="utf-8"
+    f"{capabilities.functions_table()}\n{capabilities.libraries_table(functions=False)}",
+    encoding="utf-8",
 )
 
 reference = (Path(__file__).parent / "reference.md").read_text(encoding="utf-8")

@@ -142,7 +142,7 @@ def test_every_feature_of_a_peer_has_a_test_or_a_reason(feature, here, test):
         assert not test
         return
     assert here.startswith("yes, ")
-    file, name = test.strip("`").split("::")
+    file, name = test.replace("` `", "").strip("`").split("::")
     assert f"def {name}(" in (ROOT / "tests" / file).read_text(encoding="utf-8")
 
 

@@ -28,7 +28,7 @@ print(f"{m}×{n} heights from {A.min():.0f} m to {A.max():.0f} m")
 #
 # A *range finder* multiplies the matrix by a few random vectors. Each product is a random mixture
 # of the columns of A, so that directions that many columns share are in every one of them. Made
-# orthonormal, the products are the columns of a basis Q, and ``Q (QᵀA)`` is A as far as Q can
+# orthonormal, the products are the columns of a basis Q, and ``QQᵀA`` is A as far as Q can
 # express it. The singular value decomposition of the small matrix ``QᵀA`` then puts the directions
 # in order of weight:
 #
@@ -59,7 +59,7 @@ for metres in (40, 10, 5, 2):
 # %%
 # No rank was asked for: each line has the rank that its error needs. *Certified* is a bound that
 # the library computed without knowing the true error; the true one, for which A has to be compared
-# entry by entry, is below it every time. The last column shows the price of detail. At 2 m the
+# entry by entry, is never above it. The last column shows the price of detail. At 2 m the
 # factors hold more than half as many numbers as the map: hills are rough, and roughness has no low
 # rank.
 #

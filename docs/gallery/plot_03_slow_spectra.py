@@ -1,9 +1,9 @@
 """
-When it fails, and what power iterations and Krylov spaces do
-=============================================================
+Slow spectra, power iterations and Krylov spaces
+================================================
 
 A matrix has a good approximation of low rank only if its singular values fall. This script shows
-three kinds of fall, and two ways to spend more products where the fall is slow.
+three kinds of fall, and three ways to spend more products where the fall is slow.
 """
 
 # %%

@@ -17,6 +17,7 @@ watches.
 # Yu, Y. Gu and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__), in
 # our words:
 
+import textwrap
 import warnings
 
 import matplotlib.pyplot as plt
@@ -120,7 +121,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
     found = lowrank.svd(A, rtol=1e-7, rng=0)
 print(found.converged, found.status.name, f"bound {found.error_bound / found.norm_A:.1e}")
-print(found.status.value)
+print(textwrap.fill(found.status.value, 88))
 assert not found.converged
 
 plt.show()

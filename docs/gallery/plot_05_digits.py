@@ -30,7 +30,7 @@ print(images.shape)
 #
 # The total variance is the square of the Frobenius norm of the centred matrix, up to the factor m −
 # 1, and what r components leave over is the square of the error. To keep 95 % of the variance
-# therefore means a relative error of √0.05 = 0.22 at most.
+# therefore means a relative error of √0.05 ≈ 0.22 at most.
 
 share = 0.95
 U, S, Vh = found = lowrank.svd(images, rtol=np.sqrt(1 - share), center=True, rng=0)
@@ -107,6 +107,7 @@ for row, share in zip(axes, (*shares, 1), strict=True):
     else:
         shown = images[sample]
         row[0].set_ylabel("originals\n64 pixels")
+    row[0].yaxis.label.set(rotation=0, ha="right", va="center")
     for ax, image in zip(row, shown, strict=True):
         ax.imshow(image.reshape(8, 8), cmap="gray_r", vmin=0, vmax=16)
         ax.set(xticks=[], yticks=[])

@@ -105,6 +105,8 @@ for ax, bits in zip(axes, (32, 64), strict=True):
     ax.set_title(f"float{bits}")
     ax.set_xlabel("tolerance, relative to ‖A‖")
 axes[0].set_ylabel("true error, relative to ‖A‖")
+axes[0].set_xticks([1e-1, 1e-4, 1e-7, 1e-10, 1e-13])
+axes[0].minorticks_off()
 axes[0].invert_xaxis()
 axes[1].legend(loc="lower left")
 

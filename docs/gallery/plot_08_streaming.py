@@ -93,12 +93,13 @@ axes[2].set_title("difference")
 axes[0].set_ylabel("time (s)")
 for ax in axes:
     ax.set_xlabel("place (m)")
+    ax.set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"])
 
 # %%
 # What is kept has a size that you choose before the data come: the sketch is made for a rank. It
-# can be asked for the error of every smaller rank, as often as you like, without the data. The
-# bound is about twice the estimate, and holds for all ranks at once. All estimates come from the
-# same 64 random rows that were set aside, and so they are off to the same side.
+# can be asked for the error of other ranks too, as often as you like, without the data. The bound
+# is about twice the estimate, and holds for all ranks at once. All estimates come from the same 64
+# random rows that were set aside, and so they are off to the same side.
 
 ranks = np.arange(1, 31)
 errors = [sketch.error(r) for r in ranks]

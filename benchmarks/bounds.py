@@ -104,7 +104,7 @@ def figures() -> dict[str, dict[str, list[float | None]]]:
 
 
 def table(found: dict[str, dict[str, list[float | None]]]) -> str:
-    head = [f"*{spectrum}*, q = {q}" for spectrum in SPECTRA for q in POWERS]
+    head = [f"*{spectrum}*, q&nbsp;=&nbsp;{q}" for spectrum in SPECTRA for q in POWERS]
     lines = []
     for kind, title in (("fro", "Frobenius norm"), ("spectral", "Spectral norm")):
         lines += [f"| {title} | {' | '.join(head)} |", "| :--- |" + " ---: |" * len(head)]

@@ -65,7 +65,8 @@ def cell(value: float) -> str:
 def begin(name: str, *columns: str) -> None:
     """Between these marks, the page includes a table."""
     print(f"<!-- {name} -->\n\n| " + " | ".join(columns) + " |")
-    print("|---" * len(columns) + "|")
+    words = ("", "method", "options of `svd(A, 20)`")
+    print("".join("| :--- " if each in words else "| ---: " for each in columns) + "|")
 
 
 def row(*cells: Any) -> None:
@@ -156,7 +157,7 @@ def two_sides() -> None:
                 both = A - Q @ (Q.T @ A @ Q) @ Q.T
                 ratios.append(float(np.linalg.norm(both, order) / np.linalg.norm(E, order)))
             cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
-        row(norm, *cells, "1.41" if order == "fro" else "2")
+        row(norm, *cells, "1.41")
     end("two sides")
 
 
@@ -220,11 +221,11 @@ def skeletons() -> None:
     svd, both, ours = map(of_rank, (lowrank.svd, lowrank.cur, lowrank.interpolative))
     methods: dict[str, Any] = {
         "`svd(A, 20)`": lambda A, seed, q: product(svd(A, seed, q)),
-        "`interpolative(A, 20)`, X = A_J⁺QB": lambda A, *more: of_columns(A, ours(A, *more)),
-        "the same columns, X = B_J⁺B": of_B,
-        "the same columns, X = A_J⁺A, the best": of_A,
+        "`interpolative(A, 20)`, $X = A_J^+ QB$": lambda A, *more: of_columns(A, ours(A, *more)),
+        "the same columns, $X = B_J^+ B$": of_B,
+        "the same columns, $X = A_J^+ A$, the best": of_A,
         "`cur(A, 20)`": lambda A, seed, q: product(both(A, seed, q)),
-        "QR of A with pivots (LAPACK), X = A_J⁺A": lapack,
+        "QR of A with pivots (LAPACK), $X = A_J^+ A$": lapack,
     }
     names = [f"{name}, q = {q}" for q in (0, 2) for name in SPECTRA]
     begin("skeletons", "method", *names)

@@ -103,9 +103,8 @@ def table(m: float, n: int, k: int, processes: list[int], machine: Machine) -> s
         f"and {machine.latency * 1e6:g} µs between processes."
     )
     columns = (
-        "rows in all", "processes", "products", "QR along the rows", "replicated",
-        "second QR, at once", "in a tree", "network", "total, at once", "efficiency", "total, tree",
-        "efficiency",
+        "rows in all", "processes", "total, at once", "efficiency", "total, tree", "efficiency",
+        "products", "QR along the rows", "replicated", "second QR, at once", "in a tree", "network",
     )  # fmt: skip
     lines = [told_of, "", f"| {' | '.join(columns)} |", "|" + " ---: |" * len(columns)]
     for weak in (False, True):
@@ -117,10 +116,10 @@ def table(m: float, n: int, k: int, processes: list[int], machine: Machine) -> s
             )
             ideal = one if weak else one / P
             lines.append(
-                f"| {rows:.3g} | {P:,} | {told(at_once.products)} | {told(at_once.tall)} "
-                f"| {told(at_once.replicated)} | {told(at_once.second)} | {told(tree.second)} "
-                f"| {told(at_once.network)} | {told(at_once.total)} | {ideal / at_once.total:.0%} "
-                f"| {told(tree.total)} | {ideal / tree.total:.0%} |"
+                f"| {rows:.3g} | {P:,} | {told(at_once.total)} | {ideal / at_once.total:.0%} "
+                f"| {told(tree.total)} | {ideal / tree.total:.0%} | {told(at_once.products)} "
+                f"| {told(at_once.tall)} | {told(at_once.replicated)} | {told(at_once.second)} "
+                f"| {told(tree.second)} | {told(at_once.network)} |"
             )
     return "\n".join(lines) + "\n"
 

@@ -1,6 +1,7 @@
 """Tables in Markdown, and plots, made from the files of the runs and of nothing else."""
 
 import json
+import re
 import statistics
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,22 @@ from benchmarks.training.methods import GROUPS, METHODS
 from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
 
 # Okabe and Ito's colours, which everybody can tell apart, and a grey; with a dash for each.
-COLOURS = ("#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9")
-DASHES = ("-", "--", ":", "-.", "-", "--", "-", "--")
+COLOURS = (
+    "#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9",
+    "#882255", "#882255",
+)  # fmt: skip
+DASHES = ("-", "--", ":", "-.", "-", "--", "-", "--", "-", ":")
 MARKERS = {"peers": "o", "factors": "D", "ranks": "s", "options": "x"}
 OF_GROUP = {"peers": "#D55E00", "factors": "#009E73", "ranks": "#0072B2", "options": "#777777"}
+TITLES = {"kjv": "King James text", "stdlib": "Sources of the Python standard library"}
+# Labels that would lie on the points of others, in points from their own.
+ASIDE = {
+    "adamw-0.1": (5, -9),
+    "momentum-r8": (5, -9),
+    "apollo-r8": (-6, -10),
+    "lowrank-r8": (-6, 2),
+}
+TO_SEPARATE = 10_000  # from here on, thousands have a comma
 NEEDED = 2  # methods, for a plot of several to say something
 
 
@@ -80,8 +93,15 @@ def warning(protocol: Protocol) -> str:
 
 
 def grid(head: list[str], rows: list[list[str]]) -> str:
-    rule = [":---", *["---:"] * (len(head) - 1)]
+    """A table; columns of numbers end at the right."""
+    columns = list(zip(*rows, strict=True))
+    numbers = [all(map(is_number, column)) for column in columns[1:]]
+    rule = [":---", *["---:" if right else ":---" for right in numbers]]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def is_number(cell: str) -> bool:
+    return re.fullmatch(r"[-–×/\d.,e%*]*", cell) is not None
 
 
 def loss(value: Any) -> str:
@@ -121,7 +141,7 @@ def write_table(protocol: Protocol, corpus: str) -> str:
     head = ["method", "mean", "min–max", "seeds", "best lr", "state, bytes", "of AdamW's"]
     head += ["step(), CPU ms", "step(), ms"]
     rates = sorted({lr for line in lines for lr in line.sweep})
-    page = [f"# Held-out nats per byte, {corpus}"]
+    page = [f"# Held-out nats per byte, {TITLES[corpus]}"]
     if protocol.folder:
         page.append(f"**{warning(protocol).capitalize()}.**")
     page.append(
@@ -158,7 +178,8 @@ def cell_of(result: dict[str, Any] | None, *, best: bool) -> str:
 
 def experiment_pages(protocol: Protocol, corpus: str) -> list[str]:
     page = []
-    for path in sorted((RESULTS / protocol.folder / "experiments").glob("e*.json")):
+    folder = RESULTS / protocol.folder / "experiments"
+    for path in sorted(folder.glob("e*.json"), key=lambda path: int(path.stem[1:])):
         content = json.loads(path.read_text("utf-8"))
         if content["corpus"]["name"] != corpus:
             continue
@@ -175,6 +196,8 @@ def plain(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, float):
         return f"{value:.4g}"
+    if isinstance(value, int) and value >= TO_SEPARATE:
+        return f"{value:,}"
     if isinstance(value, list):
         return "×".join(map(str, value))
     return "" if value is None else str(value).replace("|", "\\|")
@@ -199,7 +222,9 @@ def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
         draw(axes, lines)
         axes.grid(color="#DDDDDD", linewidth=0.6)
         axes.set_axisbelow(True)
-        axes.set_title(" – ".join(part for part in (corpus, warning(protocol)) if part), loc="left")
+        axes.set_title(
+            " – ".join(part for part in (TITLES[corpus], warning(protocol)) if part), loc="left"
+        )
         path = folder / f"training-{corpus}-{name}.svg"
         figure.savefig(path, facecolor="white", metadata={"Date": None})
         plt.close(figure)
@@ -231,7 +256,9 @@ def by_bytes(axes: Any, lines: list[Line]) -> None:
             )
     for label, line, _, _ in drawn(lines):
         at = line.mean("peak_state_bytes"), statistics.mean(line.losses)
-        axes.annotate(label, at, (5, 4), textcoords="offset points", fontsize=8)
+        aside = ASIDE.get(line.name, (5, 4))
+        side = "left" if aside[0] > 0 else "right"
+        axes.annotate(label, at, aside, textcoords="offset points", fontsize=8, ha=side)
     axes.margins(x=0.15)
     axes.set_xscale("log")
     axes.set_xlabel("state of the matrices, bytes (peak)")

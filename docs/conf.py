@@ -3,6 +3,7 @@
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import lowrank
 
@@ -91,11 +92,18 @@ numpydoc_xref_aliases = (
     | {"bool": ":class:`bool`", "float": ":class:`float`", "int": ":class:`int`"}
     | {"list": ":class:`list`", "str": ":class:`str`", "tuple": ":class:`tuple`"}
     | {"ValueError": ":exc:`ValueError`", "TypeError": ":exc:`TypeError`"}
-    | {"RuntimeError": ":exc:`RuntimeError`"}
+    | {"RuntimeError": ":exc:`RuntimeError`", "UserWarning": ":exc:`UserWarning`"}
     | {
         name: f":class:`{name}`"
-        for name in ("numpy.random.Generator", "torch.dtype", "torch.nn.Module")
+        for name in (
+            "contextlib.ExitStack",
+            "numpy.random.Generator",
+            "torch.dtype",
+            "torch.nn.Module",
+        )
     }
+    | {name: f":class:`~lowrank.optim.{name}`" for name in ("Groups", "Row")}
+    | {"Deviation": ":class:`~lowrank.bounds.Deviation`"}
     | {name: f":class:`~lowrank.{name}`" for name in lowrank.__all__ if name[0].isupper()}
 )
 copybutton_exclude = ".linenos, .gp, .go"
@@ -131,6 +139,24 @@ html_theme_options = {
 }
 # Parts that are single pages have nothing to unfold beside them.
 html_sidebars = {page: [] for page in ("index", "reference", "benchmarks", "over_time")}
+
+# What docstrings name in plain words, and the pages link to.
+SOURCES = {
+    r"doi:(10\.\d+/[^\s,;()]*[^\s,;().])": r"https://doi.org/\1",
+    r"arXiv[ :](\d{4}\.\d{5})": r"https://arxiv.org/abs/\1",
+    r"SPEC 7": "https://scientific-python.org/specs/spec-0007/",
+}
+
+
+def link_sources(*of_docstring: Any) -> None:
+    lines: list[str] = of_docstring[-1]
+    for pattern, address in SOURCES.items():
+        lines[:] = [re.sub(pattern, rf"`\g<0> <{address}>`__", line) for line in lines]
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", link_sources)
+
 
 (Path(__file__).parent / "capabilities_table.md").write_text(
     f"{capabilities.functions_table()}\n{capabilities.libraries_table(functions=False)}",

@@ -36,7 +36,9 @@ class Deviation(NamedTuple):
     Attributes
     ----------
     bound : float
+        In the norm that was asked for.
     failure_probability : float
+        At least the probability that the error exceeds `bound`.
     """
 
     bound: float

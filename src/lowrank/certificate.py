@@ -141,6 +141,7 @@ def residual_norm(
         Any basis, also one that this library did not make. Without B it should be orthonormal; if
         it is not, the error of ``Q QᴴA`` as it stands is what is measured.
     B : array, shape (k, n), optional
+        The other factor; ``QᴴA`` by default.
     norm : {"fro", "spectral"}
         In the spectral norm the estimate lies above the truth by up to the square root of
         ``1 + stable rank of the residual / samples``.

@@ -60,7 +60,7 @@ class Subspace:
         Begin with the old basis in place of random vectors (`oversampling` of which remain). It
         stands for one power iteration.
     side : {"left", "right"}, optional
-        Basis of the rows or columns of G, in place of those of the short side.
+        A basis of m or of n rows, for a G of shape (m, n). Default: that of the short side.
     seed, index : int
         With the `step` of a refresh they give all random numbers: there is no generator to save.
         Matrices of one training run differ by their index.
@@ -128,7 +128,7 @@ class Subspace:
             as_count(getattr(self, name), name)
 
     def is_left(self, shape: tuple[int, ...]) -> bool:
-        """Whether the basis of a matrix of this shape is one of its rows, and not its columns."""
+        """Whether the basis for a matrix of shape (m, n) has m rows, and not n."""
         m, n = shape
         return self.side == "left" if self.side else m <= n
 
@@ -297,6 +297,19 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     Returns
     -------
     array, shape (r_new, M)
+        Means of the squares of the new coordinates.
+
+    Notes
+    -----
+    Two products of 2·r_new·r·M flops.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from lowrank.compress import transport_squares
+    >>> C = np.asarray([[0.0, 1.0], [1.0, 0.0]])
+    >>> transport_squares(C, np.zeros((2, 1)), np.asarray([[1.0], [4.0]])).tolist()
+    [[4.0], [1.0]]
     """
     xp, weights = array_namespace(C), _square(C)
     moved = xp.abs(weights @ (square - _square(mean)) + _square(C @ mean))

@@ -84,28 +84,28 @@ def staircase(n: int) -> Spectrum:
 
 
 def geometric(n: int, condition: float = 2.0**26) -> Spectrum:
-    """σ_j = κ^(−(j−1)/(n−1)) with κ = ε^(−1/2) (MATLAB's randsvd)."""
+    """σ_j = κ^(−(j−1)/(n−1)) with the `condition` κ, by default ε^(−1/2) (MATLAB's randsvd)."""
     return condition ** (-(_index(n) - 1.0) / max(n - 1, 1))
 
 
 def plateau_polynomial(n: int, ones: int = 20, power: float = 2.0) -> Spectrum:
-    """`ones` values of one, then (j + 1)⁻ᵖ (Epperly & Tropp)."""
+    """`ones` values of one, then ``(j + 1)^−power`` for j = 1, 2, … (Epperly & Tropp)."""
     return np.maximum(_index(n) - ones + 1.0, 1.0) ** -power
 
 
 def plateau_exponential(n: int, ones: int = 20, rate: float = 0.25) -> Spectrum:
-    """`ones` values of one, then 10^(−qj) (Epperly & Tropp)."""
+    """`ones` values of one, then ``10^(−rate·j)`` for j = 1, 2, … (Epperly & Tropp)."""
     return 10.0 ** (-rate * np.maximum(_index(n) - ones, 0.0))
 
 
 def steps(n: int, condition: float = 1e10) -> Spectrum:
-    """Four equal steps at 1, 8/κ, 4/κ and 1/κ (RandLAPACK)."""
+    """Four equally long steps at 1, 8/κ, 4/κ and 1/κ, with the `condition` κ (RandLAPACK)."""
     levels = np.asarray([1.0, 8.0 / condition, 4.0 / condition, 1.0 / condition])
     return levels[np.minimum(4 * np.arange(n) // max(n, 1), 3)]
 
 
 def drop(n: int, ones: int = 10, level: float = 2.0**-26) -> Spectrum:
-    """Ones, then √ε at once: what breaks Cholesky QR (RandLAPACK)."""
+    """`ones` values of one, then `level`, √ε by default: what breaks Cholesky QR (RandLAPACK)."""
     return np.where(_index(n) <= ones, 1.0, level)
 
 
@@ -163,8 +163,23 @@ def matrix(
     dtype : optional
         A floating dtype of `xp`, real or complex; float64 by default.
     device : optional
+        Of the result; the default one of `xp`.
     rng : None, int, numpy.random.Generator or native generator
         As in SPEC 7.
+
+    Returns
+    -------
+    array, shape (m, n)
+        Of the library `xp`.
+
+    Raises
+    ------
+    ValueError
+        If there are more singular values than min(shape).
+
+    Notes
+    -----
+    For k singular values: :func:`~lowrank.qr` of an m×k and of an n×k matrix, and 2mnk flops.
 
     Examples
     --------
@@ -232,6 +247,6 @@ def spiked(m: int, n: int, *, spikes: int = 10, height: float = 1e4, rng: Any = 
 
 
 def noisy(n: int, *, ones: int = 20, noise: float = 1e-2, rng: Any = None) -> Array:
-    """Positive semidefinite: `ones` unit eigenvalues plus (ξ/n) G Gᵀ (Epperly & Tropp)."""
+    """Positive semidefinite: `ones` unit eigenvalues plus (`noise`/n) G Gᵀ (Epperly & Tropp)."""
     G = np.random.default_rng(rng).standard_normal((n, n))
     return np.diag(np.where(_index(n) <= ones, 1.0, 0.0)) + noise / n * (G @ G.T)

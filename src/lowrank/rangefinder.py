@@ -66,7 +66,7 @@ class Iterated(NamedTuple):
 
 
 class RangeFinder:
-    """A growing orthonormal basis of the range of `A`, kept as Householder reflectors.
+    """A growing orthonormal basis of the range of A, kept as Householder reflectors.
 
     The object can be asked again: for more columns (:meth:`extend`), or for a smaller tolerance
     (:meth:`reach`). What was computed is kept, also the last sample that was looked at, and all
@@ -111,21 +111,35 @@ class RangeFinder:
         Probability, over all looks of this object, that any error bound is too small.
     check : bool
         Of an operator or a sparse matrix, test first whether `rmatmat` is the adjoint of `matmat`,
-        by ``⟨y, A x⟩ = ⟨Aᴴ y, x⟩`` for four Gaussian x and y, and raise a ValueError if it is not.
-        One pass with A and one with Aᴴ, which the results do not count.
+        by ``⟨y, A x⟩ = ⟨Aᴴ y, x⟩`` for four Gaussian x and y, and raise a :exc:`ValueError` if it
+        is not. One pass with A and one with Aᴴ, which the results do not count.
     check_finite : bool
         At fixed rank, read one flag from the device at the end; if it tells of numbers that are
         not finite, raise if A holds them (or is an operator), else repeat with scaled products.
         With a tolerance the norm of A tells, or of an operator each sample, whatever is chosen.
     callback : callable, optional
-        Called with a :class:`~lowrank.results.Look` after each look. Raising StopIteration ends
-        the work cleanly; the object stays usable after any other exception too.
+        Called with a :class:`~lowrank.results.Look` after each look. Raising
+        :exc:`StopIteration` ends the work cleanly; the object stays usable after any other
+        exception too.
 
     Attributes
     ----------
     Q : array, shape (m, rank)
         The basis, formed at each request (2m·rank² flops).
     rank : int
+        Columns of the basis.
+
+    Raises
+    ------
+    TypeError
+        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
+        belongs elsewhere.
+    ValueError
+        If an option is out of range, or `check` finds that `rmatmat` is not the adjoint.
+
+    Notes
+    -----
+    Cost, memory and sources are those of :func:`range_finder`. Does not support derivatives.
 
     Examples
     --------

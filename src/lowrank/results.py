@@ -41,7 +41,15 @@ class Status(Enum):
 
 
 class QRResult(NamedTuple):
-    """``A = Q R``."""
+    """``A = Q R``. Unpacks as ``Q, R``.
+
+    Attributes
+    ----------
+    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
+        Orthonormal columns.
+    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
+        Upper triangular, or trapezoidal.
+    """
 
     Q: Array
     R: Array
@@ -80,6 +88,7 @@ class ErrorEstimate:
     samples : int
         Gaussian vectors used.
     failure_probability : float
+        That of the bound.
     """
 
     value: float
@@ -109,11 +118,13 @@ class Outcome:
         ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm, and for
         operators; an estimate of :class:`~lowrank.SketchedMatrix`.
     rank : int
+        Rank of the result.
     passes : int
         Times that A was read: products with A or Aᴴ, and its norm.
     products : int
         Columns multiplied by A or Aᴴ, all passes together.
     history : tuple of Look
+        The looks at the error, in order.
     """
 
     status: Status

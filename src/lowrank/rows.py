@@ -53,8 +53,8 @@ class RowBlocks:
     Parameters
     ----------
     A : object with `shape`, `dtype` and slices of rows, shape (m, n)
-        ``A[i:j, :]`` must be an array, or become one in `numpy.asarray`: a memory-mapped file, a
-        dataset of h5py, an array of zarr or Dask, a tensor in the memory of the host.
+        ``A[i:j, :]`` must be an array, or become one in :func:`numpy.asarray`: a memory-mapped
+        file, a dataset of h5py, an array of zarr or Dask, a tensor in the memory of the host.
     block_bytes : int
         Size of a block in the dtype of the products. A multiple of the chunks of A (its attribute
         `chunks`, where it has one) is taken; of chunks that are higher than a block, one, unless
@@ -165,7 +165,7 @@ class RowBlocks:
         return f"RowBlocks({m}×{n}, {self.dtype}, {self.rows} rows at a time)"
 
     def matmat(self, X: Array) -> Array:
-        """``A X``."""
+        """``A X``, of shape (m, k), for an array X of shape (n, k) where the products live."""
         product = zeros((self.shape[0], X.shape[-1]), self._empty @ X)
         for part in self._parts():
             product[part, :] = self._block(part) @ X
@@ -173,7 +173,7 @@ class RowBlocks:
         return product
 
     def rmatmat(self, Y: Array) -> Array:
-        """``Aᴴ Y``."""
+        """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k) where the products live."""
         product = zeros((self.shape[1], Y.shape[-1]), adjoint_matmul(self._empty, Y[:0, :]))
         for part in self._parts():
             product += adjoint_matmul(self._block(part), Y[part, :])

@@ -62,8 +62,8 @@ class LowRank(torch.optim.Optimizer):
         Every option below may differ by group. See :func:`select` for groups of a model.
         The keys of galore-torch's groups (`update_proj_gap`, `proj_type`) are understood.
     optimizer : callable
-        Class of the inner optimizer, ``torch.optim.AdamW`` by default. It also steps, untouched,
-        all parameters that are not compressed.
+        Class of the inner optimizer, :class:`torch.optim.AdamW` by default. It also steps,
+        untouched, all parameters that are not compressed.
     rank : int or float, optional
         Columns of a basis, or their fraction of k (a float below 1). Parameters of groups without
         `rank` and `energy` are not compressed; nor are vectors, complex parameters, and those where
@@ -102,10 +102,10 @@ class LowRank(torch.optim.Optimizer):
         optimizers whose step is relative to the weight (Adafactor, LAMB, LARS).
     nonfinite : {"skip", "raise", "ignore"}
         What a NaN or Inf in any gradient, or one whose square overflows, does: no step (counted in
-        `skipped_steps`), or a FloatingPointError; nothing is changed by either. One number is read
-        from the device per step for it. With "ignore" none is; then a refresh from such a gradient
-        raises a ValueError in the middle of the step. What a GradScaler has found is taken in
-        place of a look, and skips the step.
+        `skipped_steps`), or a :exc:`FloatingPointError`; nothing is changed by either. One number
+        is read from the device per step for it. With "ignore" none is; then a refresh from such a
+        gradient raises a :exc:`ValueError` in the middle of the step. What a GradScaler has found
+        is taken in place of a look, and skips the step.
     seed : int
         With the count of steps and the place of the parameter it gives all random numbers.
     **inner

@@ -43,8 +43,8 @@ class LowRankMomentum(LowRank):
         `budget_bytes`, `nonfinite` and those of AdamW for the rest may differ by group.
     rank : int or float, optional
         Of the momentum, or its fraction of the short side (a float below 1). Parameters of groups
-        without it are stepped by ``torch.optim.AdamW``; so are vectors, complex parameters, and
-        those where nothing would be saved.
+        without it are stepped by :class:`torch.optim.AdamW`; so are vectors, complex parameters,
+        and those where nothing would be saved.
     budget_bytes : int, optional
         In place of `rank`: bytes of state for all compressed parameters, spent as one fraction of
         the short side for all.
@@ -79,7 +79,7 @@ class LowRankMomentum(LowRank):
 
     ``D = β₁ M + (1 − β₁) G``, ``M⁺ = Q Qᵀ D``, ``U = G + β₁/(1 − β₁) · (M − M⁺)``,
 
-    and the weight changes by −``lr · scale · diag(a) U diag(b)``, where ``(aᵢ bⱼ)⁻²`` is the
+    and the weight changes by ``−lr · scale · diag(a) U diag(b)``, where ``(aᵢ bⱼ)⁻²`` is the
     product of the running means of squares of rows and columns of G over that of all (`eps` is
     added to the roots along the side of the basis). Whatever Q is, ``Σ U = Σ G − β₁/(1 − β₁) · M``
     for a constant β₁: of every gradient the steps add up to the whole. Where M is not cut, U is

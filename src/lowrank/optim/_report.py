@@ -11,7 +11,17 @@ __all__ = ["Report", "Row", "storage_bytes"]
 
 @dataclass(frozen=True)
 class Row:
-    """A parameter: its rank (None where it is not compressed) and the bytes of its state."""
+    """A parameter: its rank and the bytes of its state.
+
+    Attributes
+    ----------
+    name : str
+    shape : tuple of int
+    rank : int or None
+        None where it is not compressed.
+    bytes, uncompressed_bytes : int
+        Of its state, and of the state that it would have.
+    """
 
     name: str
     shape: tuple[int, ...]
@@ -22,7 +32,15 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A table of parameters, which prints as one."""
+    """A table of parameters, which prints as one.
+
+    Attributes
+    ----------
+    rows : tuple of Row
+        One for each parameter.
+    bytes, uncompressed_bytes : int
+        Sums over the rows.
+    """
 
     rows: tuple[Row, ...]
 

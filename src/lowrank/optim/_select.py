@@ -21,10 +21,10 @@ LINEAR_NAMES = ("Conv1D",)
 
 
 class Groups(list[dict[str, Any]]):
-    """Parameter groups, with a report."""
+    """A list of parameter groups, with a report."""
 
     def report(self) -> Report:
-        """Every parameter, its rank, and the bytes of its state in LowRank around Adam."""
+        """Every parameter, its rank, and the bytes of its state in :class:`LowRank` around Adam."""
         rows, index = [], 0
         for group in self:
             options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}

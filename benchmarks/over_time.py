@@ -10,6 +10,7 @@ import argparse
 import itertools
 import json
 import math
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -85,16 +86,25 @@ def cell(value: float | None, unit: str) -> str:
     if value is None:
         return "–"
     if unit == "seconds":
-        return f"{1e3 * value:.3g} ms"
+        return f"{number(1e3 * value)} ms"
     if unit == "bytes":
         return f"{value / 2**20:.0f} MiB"
-    return str(int(value)) if value == int(value) and value > 1 else number(value)
+    is_count = not unit.startswith(("times", "of", "eps"))
+    return str(int(value)) if is_count and value == int(value) else number(value)
 
 
-def named(name: str, unit: str) -> str:
-    """The subject of the benchmark, what it calls, and the unit where the numbers lack it."""
-    _, subject, call = name.split(".") if name.count(".") == 2 else ("", *name.split("."))
-    told = f"{subject.removeprefix('bench_')}: {call.partition('_')[2].replace('_', ' ')}"
+def named(name: str, unit: str, *, alone: bool) -> str:
+    """The subject of the benchmark, what it calls, and the unit where the numbers lack it.
+
+    And its file, if another one has a subject that calls the same.
+    """
+    file, subject, call = name.split(".") if name.count(".") == 2 else ("", *name.split("."))
+    where = "" if alone else f" of {file.removeprefix('bench_')}"
+    call = call.partition("_")[2].replace("_", " ")
+    told = f"{subject.removeprefix('bench_')}{where}: {call}"
+    if unit.startswith(call):  # such as passes over A
+        told = told.removesuffix(f" {call}")
+        return f"{told} {unit}"
     return told if unit in ("seconds", "bytes") else f"{told}, {unit}"
 
 
@@ -106,6 +116,7 @@ def heading(content: dict[str, Any]) -> str:
 def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> list[str]:
     measured = [values(content) for content in found]
     keys = sorted(key for key in measured[-1] if key[0] in units)
+    calls = Counter(name.partition(".")[2] for name in {name for name, _ in keys})
     lines = []
     for group, (title, text) in TITLES.items():
         mine = [key for key in keys if kind(key[0], units[key[0]]["unit"]) == group]
@@ -113,7 +124,7 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
         head = ["benchmark", "of", *map(heading, found)]
         rows = [
             [
-                named(name, units[name]["unit"]),
+                named(name, units[name]["unit"], alone=calls[name.partition(".")[2]] == 1),
                 choice.replace(" ", "\N{NO-BREAK SPACE}"),
                 *(cell(kept.get((name, choice)), units[name]["unit"]) for kept in measured),
             ]
@@ -188,12 +199,10 @@ def page(folder: Path, out: Path) -> str:
             COMMAND,
             "```",
             "",
-            f"```{{image}} {picture.relative_to(out)}",
             (
-                ":alt: Milliseconds of five calls at each of the commits, one line for each; the "
-                "table of times below has them all."
+                "![Milliseconds of five calls at each of the commits, one line for each; the table "
+                f"of times below has them all.]({picture.relative_to(out)})"
             ),
-            "```",
             "",
             *tables(found, units),
         ]

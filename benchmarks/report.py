@@ -564,7 +564,8 @@ def machine(content: Row) -> list[str]:
 
 def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
     rows = content["rows"]
-    plot = [f"![Time ratios]({pictures['ratios']})", ""] if "ratios" in pictures else []
+    told = "Times over those of the bare products: a dot for each method, matrix and dtype"
+    plot = [f"![{told}]({pictures['ratios']})", ""] if "ratios" in pictures else []
     return [
         f"## On a CPU: {content['machine']['device']}",
         "",
@@ -617,7 +618,7 @@ def llama_page(content: Row) -> list[str]:
         "",
         *machine(content),
         (
-            f"In bfloat16, {plan['batch']}x{plan['length']} words a step. "
+            f"In bfloat16, {plan['batch']}×{plan['length']} words a step. "
             "Refreshes of galore-torch fall into the first step; those of LowRank, but the "
             "first, are spread over all. "
             f"Each method had {plan['seconds']:g} s after the first step, so losses of "
@@ -756,9 +757,9 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
     base = steps[0]
     products = one(steps, method="bare products")
     head = ["step alone", "mean", "over AdamW (foreach)", "over the bare products"]
-    head += ["slowest", "first", "state", "of AdamW's"]
+    head += ["slowest", "first", "state, MiB", "of AdamW's"]
     if any(row["peak_bytes"] for row in steps):
-        head.append("temporary")
+        head.append("temporary, MiB")
     lines = [
         [
             row["method"],
@@ -793,7 +794,7 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
 
 
 def megabytes(count: int | None) -> str:
-    return "–" if count is None else f"{count / 2**20:.1f} MiB"
+    return "–" if count is None else f"{count / 2**20:.1f}"
 
 
 def optimizer_goals(rows: list[Row]) -> list[list[str]]:
@@ -865,8 +866,9 @@ def counts_table(rows: list[Row]) -> list[str]:
     if not lines:
         return []
     head = ["a step without a refresh", "kernels per weight", "besides", "numbers read by the host"]
+    kept = [place for place, column in enumerate(zip(*lines, strict=True)) if {*column} != {"–"}]
     return [
-        *table(head, lines),
+        *table([head[at] for at in kept], [[line[at] for at in kept] for line in lines]),
         (
             "Among the numbers read are the counts of steps that AdamW keeps on the host, one for "
             "every parameter or proxy: they wait for no device."
@@ -965,6 +967,8 @@ def plot_growth(content: Row, path: Path) -> bool:
         ax.set_yscale("log")
         write_beside(ax, ends)
         sizes = unique(sorted(abscissa(row, axis) for row in mine))
+        # every second one, from the largest down: all would run into one another
+        sizes = sizes[::-1][::2]
         ax.set_xticks(sizes, [str(value) for value in sizes])
         ax.set_xticks([], minor=True)
         ax.set_xlabel(f"{axis} ({fixed_sizes(mine[0], axis)})")

@@ -38,7 +38,13 @@ TITLES = {
             "torch starts, numbers that are read from a device, and rounding."
         ),
     ),
-    TIMES: ("Times", "Medians, one thread. Commits were measured one after another."),
+    TIMES: (
+        "Times",
+        (
+            "Medians, one thread. Commits were measured one after another on a machine that others "
+            "use too: a single figure may be off by half, and a change is one if several rows show it."
+        ),
+    ),
 }
 # What the plot shows, by name: all on NumPy in double precision.
 SHOWN = {

@@ -42,7 +42,8 @@ TITLES = {
         "Times",
         (
             "Medians, one thread. Commits were measured one after another on a machine that others "
-            "use too: a single figure may be off by half, and a change is one if several rows show it."
+            "use too: a single figure may be off by half, and a change is one if several rows show "
+            "it."
         ),
     ),
 }

@@ -422,6 +422,8 @@ def _bad_files():
         "decimals.csv": "1,5;2,5\n",
         "ragged.csv": "1,2\n3\n",
         "nan.csv": "1,2\nnan,3\n",
+        "numbered.csv": "s0,s1\n1,2\n3,4\n",
+        "dates.csv": "2024-01-31,2\n2024-02-01,4\n",
         "A.dat": "1 2\n",
         "garbage.mtx": "hello\n",
         "cut.mtx": "%%MatrixMarket matrix coordinate real general\n2 2 2\n1 1 1.0\n",
@@ -478,6 +480,12 @@ REFUSED = {
     "names.csv --rtol 0.1": (
         "names.csv: row 1, column 1: 'one' is not a number; skip lines of names with --skip-rows"
     ),
+    "numbered.csv --rtol 0.1": (
+        "numbered.csv: row 1, column 1: 's0' is not a number; skip lines of names with --skip-rows"
+    ),
+    "dates.csv --rtol 0.1": (
+        "dates.csv: row 1, column 1: '2024-01-31' is not a number; leave out columns of dates"
+    ),
     "text.csv --rtol 0.1": "text.csv: row 2, column 2: 'x' is not a number",
     "missing.csv --rtol 0.1": "missing.csv: row 2, column 2: '' is not a number",
     "decimals.csv --rtol 0.1 --skip-rows 0": (
@@ -502,7 +510,7 @@ REFUSED = {
     ),
     "A.npy --rtol 0.1 --name a": "--name is for .npz and .safetensors, got A.npy",
     "A.npy --rtol 0.1 --skip-rows 1": "--skip-rows is for files of text, got A.npy",
-    "A.npy": "no stop rule: give --rtol, --rank or both",
+    "A.npy": "no stop rule: give --rtol, for instance --rtol 1e-2, or --rank, or both",
     "--rtol 0.1": "FILE is missing; python -m lowrank --help shows examples",
     **{
         f"A.npy --rtol={text}": (

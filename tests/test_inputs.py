@@ -1,5 +1,7 @@
 """What every public function does with what the caller passes in."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from matrices import adjoint, gaussian, residual, with_spectrum
@@ -46,6 +48,33 @@ def test_lists_are_refused(call):
         return
     with pytest.raises(TypeError, match=r"`A` must be an array of NumPy.*got list; convert it"):
         call([[1.0, 2.0], [3.0, 4.0]])
+
+
+@every_call
+@pytest.mark.parametrize("name", ["A.npy", Path("A.csv")])
+def test_names_of_files_are_refused(call, name):
+    if call is CALLS["residual_norm"]:
+        pytest.skip("the call itself slices a matrix")
+    with pytest.raises(TypeError, match=r"convert it, for instance with numpy\.load\(A\)"):
+        call(name)
+
+
+@pytest.mark.parametrize("name", ["rtol", "atol"])
+def test_tolerances_are_numbers(name):
+    with pytest.raises(TypeError, match=rf"`{name}` must be a number, got '1e-2'"):
+        lowrank.svd(np.eye(4), **{name: "1e-2"})
+
+
+def test_integers_are_told_how_to_be_cast(backend):
+    if not backend.has_float64:
+        pytest.skip("no float64 to cast to")
+    xp = backend.xp
+    A = xp.ones((4, 3), dtype=xp.int64, device=backend.device)
+    with pytest.raises(TypeError, match="int64") as raised:
+        lowrank.svd(A, 2)
+    advice = str(raised.value).partition("for instance with ")[2].removesuffix(".")
+    cast = eval(advice, {"xp": xp, "A": A, "float": float})
+    assert lowrank.svd(cast, 2).rank == 2
 
 
 @every_call

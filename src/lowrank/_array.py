@@ -2,6 +2,7 @@
 
 import importlib
 import math
+import os
 import sys
 from types import ModuleType
 from typing import Any, TypeAlias
@@ -95,6 +96,8 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
             convert = f"{name}.toarray()"  # NumPy makes an array of one object of a sparse matrix
         elif hasattr(A, "matmat") and hasattr(A, "shape"):
             convert = f"{name}.matmat(numpy.eye({A.shape[-1]}))"
+        elif isinstance(A, str | os.PathLike):
+            convert = f"numpy.load({name}) or numpy.loadtxt({name})"
         message = (
             f"`{name}` must be an array of NumPy, PyTorch, CuPy or another array-API library, got "
             f"{type(A).__name__}; convert it, for instance with {convert}."
@@ -137,9 +140,13 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
         return A
     if is_half(A):
         return xp.astype(A, xp.float32)
+    # as its users write it
+    ways = {"astype": "astype(float)", "double": "double()"}
+    own = [f"{name}.{way}" for method, way in ways.items() if hasattr(A, method)]
+    cast = own[0] if own else f"xp.astype({name}, xp.float64)"
     message = (
         f"`{name}` has dtype {A.dtype}, which has no matrix factorization; cast it to float32, "
-        f"float64, complex64 or complex128 first, for instance with xp.astype({name}, xp.float64)."
+        f"float64, complex64 or complex128 first, for instance with {cast}."
     )
     raise TypeError(message)
 

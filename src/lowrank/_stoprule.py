@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 from lowrank._check import as_count
 from lowrank.results import Look, Status
@@ -65,9 +66,12 @@ class StopRule:
         return None
 
 
-def _tolerance(value: float | None, name: str) -> float:
+def _tolerance(value: Any, name: str) -> float:
     if value is None:
         return 0.0
+    if isinstance(value, str | bytes):
+        message = f"`{name}` must be a number, got {value!r}."
+        raise TypeError(message)
     if not 0.0 <= value < math.inf:
         message = f"`{name}` must be a finite number that is not negative, got {value!r}."
         raise ValueError(message)

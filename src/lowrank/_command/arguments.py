@@ -131,12 +131,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", metavar="N", type=_count(0), default=0, help="seed of the random sketch (0)")
     add("--name", metavar="NAME", help="array or tensor of the file to take")
     add("--skip-rows", metavar="N", type=_count(0), default=0, help="lines of text to skip (0)")
-    add("--output", metavar="FACTORS.npz", type=Path, help="write the factors")
+    add("--output", metavar="FACTORS.npz", type=Path, help="write the factors, of one tolerance")
     add(
         "--plot",
         metavar="FILE.png",
         type=Path,
-        help="draw estimate, bound and true error against the rank, with matplotlib",
+        help="draw estimate, bound and true error against the rank, of one tolerance; matplotlib",
     )
     add("--force", action="store_true", help="let --output and --plot replace a file")
     add("--json", action="store_true", help="JSON instead of the table")
@@ -153,7 +153,7 @@ def parse(arguments: list[str]) -> Options | None:
         message = "FILE is missing; python -m lowrank --help shows examples"
         raise InputError(message)
     if not given.rtol and given.rank is None:
-        message = "no stop rule: give --rtol, --rank or both"
+        message = "no stop rule: give --rtol, for instance --rtol 1e-2, or --rank, or both"
         raise InputError(message)
     for path, option in ((given.output, "--output"), (given.plot, "--plot")):
         if path is not None and len(given.rtol) > 1:

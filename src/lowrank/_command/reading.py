@@ -247,8 +247,10 @@ def _where(error: ValueError, skip_rows: int) -> str:
     if found := NOT_A_NUMBER.match(said):
         text, (row, column) = found[1], _cell(error)
         hint = ""
-        if row == 1 and not skip_rows and re.fullmatch(r"'[^\d]*[A-Za-z][^\d]*'", text):
+        if row == 1 and not skip_rows and re.match(r"'\s*[A-Za-z_]", text):
             hint = "; skip lines of names with --skip-rows"
+        elif re.match(r"'\s*\d+[-/.]\d+[-/.]\d+", text):
+            hint = "; leave out columns of dates"
         elif re.fullmatch(r"'[-+]?\d+,\d+'", text):
             hint = "; commas are not read as decimal points"
         text = text if len(text) <= 60 else f"{text[:50]}…'"

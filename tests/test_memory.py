@@ -1,7 +1,9 @@
 """How much memory a call takes beyond A, counted by the allocations of NumPy."""
 
 import tracemalloc
+from math import prod
 
+import numpy as np
 import pytest
 from matrices import with_spectrum
 
@@ -58,11 +60,21 @@ def test_to_a_tolerance(shape, rtol):
     assert size < (3 * m + 4 * n) * k + 10 * k**2 + (m + n) * 64
 
 
+@pytest.mark.parametrize("shape", [(12_000, 300), (300, 12_000), (10, 300, 1200)])
+def test_what_is_centred_is_a_sixteenth_at_a_time(shape):
+    """And less its mean, and as a temporary."""
+    A, k = np.random.default_rng(0).standard_normal(shape), 10
+    *batch, m, n = shape
+    size, _ = peak(lambda: lowrank.svd(A, k, oversampling=0, rng=0, center=True))
+    assert size < A.size * 3 / 16 + ((3 * m + 4 * n) * k + 10 * k**2) * prod(batch)
+
+
+@pytest.mark.parametrize("shape", [(12_000, 300), (300, 12_000)])
 @pytest.mark.parametrize("name", ["svd", "centred svd", "interpolative", "cur"])
-def test_half_precision_is_single_by_blocks_of_rows(name):
+def test_half_precision_is_single_by_blocks_of_rows(name, shape):
     """Four sixteenths of A in float32, mn/2 entries of float64, with what is made of them."""
-    (m, n), k = (12_000, 300), 10
-    A = matrix("slow", (m, n)).astype("float16")
+    (m, n), k = shape, 10
+    A = matrix("slow", shape).astype("float16")
     options = {"center": True} if name == "centred svd" else {}
     function = getattr(lowrank, name.removeprefix("centred "))
     size, found = peak(lambda: function(A, k, oversampling=0, rng=0, **options))

@@ -8,8 +8,9 @@ from lowrank._operator import Operator, of_row_blocks
 
 __all__ = ["centred"]
 
-# Rows of a dense matrix that are centred at a time, or a sixteenth of it if more.
-ROWS = 512
+# Rows of a dense matrix that are centred at a time, and at most so many entries; or a sixteenth of
+# it if more.
+ROWS, ENTRIES = 512, 2**18
 # Rows of other matrices are added up in so many groups at most, of no fewer rows than follows.
 GROUPS, LEAST = 16, 4096
 
@@ -25,7 +26,8 @@ def centred(A: Operator) -> tuple[Operator, Array, int]:
 def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     """By blocks of rows: ``AX − 1(μᵀX)`` would lose what μ is larger than the rest."""
     xp, m = A.xp, A.shape[-2]
-    rows = max(ROWS, m // 16)
+    long = math.prod(A.shape) // max(1, m)  # a row of all members
+    rows = max(min(ROWS, ENTRIES // max(1, long)), m // 16, 1)
     parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
 
     def block(part: slice) -> Array:

@@ -104,8 +104,8 @@ def svd(
     callbacks the one of the first process can stop them.
 
     With `center` one more pass over A finds the mean, of a sparse matrix or operator by a product
-    of Aᴴ with up to 16 columns. Dense matrices are then centred by blocks of 512 rows (a sixteenth
-    of them, if more) at each pass.
+    of Aᴴ with up to 16 columns. Dense matrices are then centred by blocks of 512 rows (fewer where
+    these have more than 2¹⁸ entries, but no less than a sixteenth of all) at each pass.
 
     References
     ----------

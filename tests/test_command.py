@@ -423,7 +423,10 @@ def _bad_files():
         "ragged.csv": "1,2\n3\n",
         "nan.csv": "1,2\nnan,3\n",
         "numbered.csv": "s0,s1\n1,2\n3,4\n",
+        "letters.csv": "µm,m\n1,2\n3,4\n",
+        "units.csv": "(m),(s)\n1,2\n3,4\n",
         "dates.csv": "2024-01-31,2\n2024-02-01,4\n",
+        "thousands.csv": "1.000.000,2\n2.000.000,4\n",
         "A.dat": "1 2\n",
         "garbage.mtx": "hello\n",
         "cut.mtx": "%%MatrixMarket matrix coordinate real general\n2 2 2\n1 1 1.0\n",
@@ -483,6 +486,13 @@ REFUSED = {
     "numbered.csv --rtol 0.1": (
         "numbered.csv: row 1, column 1: 's0' is not a number; skip lines of names with --skip-rows"
     ),
+    "letters.csv --rtol 0.1": (
+        "letters.csv: row 1, column 1: 'µm' is not a number; skip lines of names with --skip-rows"
+    ),
+    "units.csv --rtol 0.1": (
+        "units.csv: row 1, column 1: '(m)' is not a number; skip lines of names with --skip-rows"
+    ),
+    "thousands.csv --rtol 0.1": ("thousands.csv: row 1, column 1: '1.000.000' is not a number"),
     "dates.csv --rtol 0.1": (
         "dates.csv: row 1, column 1: '2024-01-31' is not a number; leave out columns of dates"
     ),

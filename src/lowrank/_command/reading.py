@@ -247,9 +247,9 @@ def _where(error: ValueError, skip_rows: int) -> str:
     if found := NOT_A_NUMBER.match(said):
         text, (row, column) = found[1], _cell(error)
         hint = ""
-        if row == 1 and not skip_rows and re.match(r"'\s*[A-Za-z_]", text):
+        if row == 1 and not skip_rows and re.match(r"['\"]\W*[^\W\d]", text):
             hint = "; skip lines of names with --skip-rows"
-        elif re.match(r"'\s*\d+[-/.]\d+[-/.]\d+", text):
+        elif re.match(r"'\s*\d{1,4}([-/.])\d{1,2}\1\d{1,4}\b", text):
             hint = "; leave out columns of dates"
         elif re.fullmatch(r"'[-+]?\d+,\d+'", text):
             hint = "; commas are not read as decimal points"

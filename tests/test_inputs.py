@@ -1,6 +1,7 @@
 """What every public function does with what the caller passes in."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -72,9 +73,41 @@ def test_integers_are_told_how_to_be_cast(backend):
     A = xp.ones((4, 3), dtype=xp.int64, device=backend.device)
     with pytest.raises(TypeError, match="int64") as raised:
         lowrank.svd(A, 2)
+    assert lowrank.svd(as_advised(raised, A, xp=xp), 2).rank == 2
+
+
+def as_advised(raised, A, **names):
     advice = str(raised.value).partition("for instance with ")[2].removesuffix(".")
-    cast = eval(advice, {"xp": xp, "A": A, "float": float})
-    assert lowrank.svd(cast, 2).rank == 2
+    return eval(advice, {"A": A, "numpy": np, **names})
+
+
+@pytest.mark.parametrize("dtype", ["numpy.clongdouble", "torch.complex32"])
+@pytest.mark.filterwarnings("ignore:ComplexHalf")
+def test_no_advice_loses_imaginary_parts(dtype):
+    library, name = dtype.split(".")
+    if library == "numpy" and np.dtype(np.clongdouble) == np.complex128:
+        pytest.skip("long numbers are of 64 bits here")
+    xp = pytest.importorskip(library)
+    A = xp.asarray(1j * np.ones((4, 3)))
+    A = A.to(getattr(xp, name)) if library == "torch" else A.astype(getattr(xp, name))
+    with pytest.raises(TypeError, match=r"complex\d+, which has no") as raised:
+        lowrank.svd(A, 2)
+    assert bool((as_advised(raised, A) == 1j).all())
+
+
+def test_products_of_tensors_are_told_how_to_become_an_array():
+    torch = pytest.importorskip("torch")
+    A = torch.arange(12.0).reshape(4, 3)
+    products = SimpleNamespace(shape=(4, 3), dtype=A.dtype, matmat=lambda X: A @ X)
+    with pytest.raises(TypeError, match="must be an array") as raised:
+        lowrank.qr(products)
+    assert torch.equal(as_advised(raised, products, torch=torch), A)
+
+
+@pytest.mark.parametrize("shape", [None, (), (3,), property])
+def test_products_of_no_matrix_are_refused_as_others(shape):
+    with pytest.raises(TypeError, match="must be an array"):
+        lowrank.qr(SimpleNamespace(shape=shape, matmat=None))
 
 
 @every_call

@@ -91,11 +91,13 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         )
         raise TypeError(message)
     if not is_array_api_obj(A):
-        convert = f"numpy.asarray({name}, dtype=float)"
+        convert, shape = f"numpy.asarray({name}, dtype=float)", getattr(A, "shape", None)
         if hasattr(A, "toarray"):
             convert = f"{name}.toarray()"  # NumPy makes an array of one object of a sparse matrix
-        elif hasattr(A, "matmat") and hasattr(A, "shape"):
-            convert = f"{name}.matmat(numpy.eye({A.shape[-1]}))"
+        elif hasattr(A, "matmat") and isinstance(shape, tuple) and len(shape) == 2:
+            of_torch = str(getattr(A, "dtype", None)).startswith("torch.")
+            unit = f"torch.eye({{}}, dtype={name}.dtype)" if of_torch else "numpy.eye({})"
+            convert = f"{name}.matmat({unit.format(shape[1])})"
         elif isinstance(A, str | os.PathLike):
             convert = f"numpy.load({name}) or numpy.loadtxt({name})"
         message = (
@@ -140,8 +142,10 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
         return A
     if is_half(A):
         return xp.astype(A, xp.float32)
-    # as its users write it
+    # as its users write it; some have complex numbers that are longer or shorter
     ways = {"astype": "astype(float)", "double": "double()"}
+    if "complex" in str(A.dtype):
+        ways = {"astype": "astype(complex)", "cdouble": "cdouble()"}
     own = [f"{name}.{way}" for method, way in ways.items() if hasattr(A, method)]
     cast = own[0] if own else f"xp.astype({name}, xp.float64)"
     message = (

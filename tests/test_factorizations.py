@@ -422,6 +422,13 @@ def test_nothing_to_find_above_a_tolerance_of_the_norm(backend):
         assert (found.rank, found.products, found.status) == (0, 0, Status.CONVERGED)
 
 
+@pytest.mark.parametrize(("part", "directions"), [(0.5, 1 / 3), (0.1, 3 / 4)])
+def test_noise_below_its_norm_takes_most_directions(part, directions):
+    """What docs/explanation/choosing.md says of tolerances below the noise of a square matrix."""
+    found = lowrank.svd(gaussian((400, 400), "float64"), rtol=part, rng=0)
+    assert found.rank == pytest.approx(400 * directions, rel=0.04)
+
+
 @pytest.mark.parametrize("above", [-3, 7, 17])
 @pytest.mark.parametrize("rtol", [1e-2, 1e-4, 1e-6])
 def test_bound_holds_near_the_smallest_numbers(backend, dtype, above, rtol):

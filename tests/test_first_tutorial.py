@@ -47,13 +47,19 @@ def test_every_block(tmp_path, monkeypatch, capsys):
             ended = subprocess.run(
                 [sys.executable, *command], capture_output=True, text=True, check=True
             )
-            for table in (ended.stdout, body):
-                assert re.search(r"0\.01 +8 .*\n +1e-06 +20 ", table)
+            shown, now = (re.sub(NUMBER + " s", "", text) for text in (body, ended.stdout))
+            assert re.search(r"0\.01 +8 .*\n +1e-06 +20 ", now)
+            assert numbers(now) == pytest.approx(numbers(shown), rel=1e-2)
         else:
             assert language == "sh"
     found = names["found"]
     assert not found.converged
     assert found.error_bound > 0.8 * np.linalg.norm(names["noise"])
+
+    (command,) = re.findall(r"`python (.*--output .*?)`", PAGE.read_text(encoding="utf-8"))
+    subprocess.run([sys.executable, *shlex.split(command)], check=True)
+    with np.load("factors.npz") as saved, np.load("A_factors.npz") as written:
+        assert {*saved, "tolerance", "bound"} <= {*written}
 
 
 def test_what_the_page_says_of_one_s_own_matrix():

@@ -66,6 +66,13 @@ def test_tolerances_are_numbers(name):
         lowrank.svd(np.eye(4), **{name: "1e-2"})
 
 
+@pytest.mark.parametrize("function", ["svd", "eigh", "nystrom", "interpolative", "cur"])
+@pytest.mark.parametrize("wrong", [None, 2.5, "3"])
+def test_oversampling_is_a_number(function, wrong):
+    with pytest.raises(TypeError, match=f"`oversampling` must be an integer, got {wrong!r}"):
+        getattr(lowrank, function)(np.eye(4), 2, oversampling=wrong)
+
+
 def test_integers_are_told_how_to_be_cast(backend):
     if not backend.has_float64:
         pytest.skip("no float64 to cast to")

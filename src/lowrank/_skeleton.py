@@ -131,7 +131,9 @@ def approximate(
         )
         raise ValueError(message)
     fixed = rtol is None and atol is None
-    finder = find(A, rank, rtol=rtol, atol=atol, margin=MARGIN, goal=GOAL, norm=norm, **options)
+    finder = find(
+        A, rank, rtol=rtol, atol=atol, cuts=True, margin=MARGIN, goal=GOAL, norm=norm, **options
+    )
     reads = Columns(A, finder.basis()), Columns(A.adjoint(), finder.basis())
     if fixed:
         sketch = _sketch(finder, *reads, norm)

@@ -131,6 +131,7 @@ def eigh(
         atol=atol,
         power_iterations=power_iterations,
         krylov=krylov,
+        cuts=True,
         oversampling=oversampling,
         margin=MARGIN,
         goal=GOAL * 0.5**0.5,

@@ -957,19 +957,20 @@ def find(
     atol: float | None,
     power_iterations: int | None,
     krylov: bool = False,
-    oversampling: int | None = None,
+    cuts: bool = False,
+    oversampling: int = 0,
     margin: int = 0,
     goal: float = 1.0,
     **options: Any,
 ) -> RangeFinder:
     """The finder after its work: a basis of the rank, or for `goal` times the tolerance.
 
-    A caller that cuts the basis down to the rank asks for `oversampling`: so many columns beyond a
-    fixed rank, two power iterations by default, and the whole of the Krylov space. With a
-    tolerance, the basis may have `margin` columns more than the cap.
+    At a fixed rank it has `oversampling` columns more. A caller that `cuts` it down to the rank is
+    given two power iterations by default, and the whole of the Krylov space. With a tolerance, the
+    basis may have `margin` columns more than the cap.
     """
-    cuts, fixed = oversampling is not None, rtol is None and atol is None
-    extra = 0 if oversampling is None else as_count(oversampling, "oversampling")
+    fixed = rtol is None and atol is None
+    extra = as_count(oversampling, "oversampling")
     if rank is not None:
         rank = as_count(rank, "rank") + (extra if fixed else margin)
     if fixed:

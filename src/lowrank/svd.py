@@ -177,6 +177,7 @@ def decompose(
         rank,
         rtol=rtol,
         atol=atol,
+        cuts=True,
         oversampling=oversampling,
         margin=MARGIN,
         goal=GOAL,

@@ -118,13 +118,11 @@ def table(found: dict[str, dict[str, list[float | None]]]) -> str:
 
 def picture(path: Path) -> None:
     """True errors and bounds over the number of columns, for *slow* and q = 0."""
-    import matplotlib as mpl  # noqa: PLC0415
-
-    mpl.use("Agg")
     import matplotlib.pyplot as plt  # noqa: PLC0415
+    from report import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
 
-    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": "#777777"})
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    begin_plots()
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
     s, counts = gallery.slow(N), range(4, 64, 4)
     drawn = draws(s, 0, counts[-1], DRAWS // 2)
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.4), sharey=True, layout="constrained")
@@ -142,23 +140,21 @@ def picture(path: Path) -> None:
             np.array([bound(s, count, norm=kind) for count in counts]) / best
             for bound in (bounds.likely, bounds.root_mean_square)
         )
-        axes.semilogy(counts, likely, color="#D55E00", label="likely, 1e-9")
-        axes.semilogy(counts, mean, color="#0072B2", label="root_mean_square")
-        dots = {"markersize": 4, "color": "#009E73", "label": "certificate of one draw"}
+        axes.semilogy(counts, likely, color=ORANGE, label="likely, 1e-9")
+        axes.semilogy(counts, mean, color=BLUE, label="root_mean_square")
+        dots = {"markersize": 4, "color": GREEN, "label": "certificate of one draw"}
         axes.semilogy(counts, certified / best, "o", **dots)
         low, high = true.min(axis=1), true.max(axis=1)
         axes.fill_between(counts, low, high, color="#BBBBBB", label="true errors of 100 draws")
-        axes.semilogy(counts, np.median(true, axis=1), color="#222222", label="their median")
-        axes.axhline(1.0, color="#777777", linestyle="--", linewidth=1)
+        axes.semilogy(counts, np.median(true, axis=1), color=BLACK, label="their median")
+        axes.axhline(1.0, color=GREY, linestyle="--", linewidth=1)
         axes.annotate("best possible", (60, 1.05), ha="right", color="#555555")
         axes.set_title(title, loc="left")
         axes.set_xlabel("columns of the basis")
     panels[0].set_ylabel("error over the best possible")
     lines = panels[0].get_legend_handles_labels()
     figure.legend(*lines, loc="outside lower center", ncols=3, frameon=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, facecolor="white", metadata={"Date": None})
-    plt.close(figure)
+    save(figure, path)
 
 
 def main() -> None:

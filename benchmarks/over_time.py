@@ -15,10 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 from measuring import ROOT
-from report import BLACK, BLUE, GREEN, GREY, ORANGE, number, plain, save, table
+from report import (
+    BLACK,
+    BLUE,
+    GREEN,
+    GREY,
+    ORANGE,
+    begin_plots,
+    number,
+    plain,
+    save,
+    table,
+    write_beside,
+)
 
 COMMAND = "python benchmarks/over_time.py"
 Values = dict[tuple[str, str], float]
@@ -151,21 +162,10 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
         x, y = zip(*points, strict=True)
         last = [1e3 * value for value in y]
         ax.plot(x, last, color=color, marker="o", markersize=5, linewidth=1.5)
-        ends.append((last[-1], told, color))
+        ends.append((last[-1], told, x[-1], color))
     ax.set_ylim(bottom=0.0)
     ax.set_xlim(right=len(found) - 1)
-    height, least = -math.inf, 0.06 * ax.get_ylim()[1]
-    for value, told, color in sorted(ends):
-        height = max(value, height + least)
-        ax.annotate(
-            told,
-            (len(found) - 1, height),
-            xytext=(9, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            annotation_clip=False,
-        )
+    write_beside(ax, ends)
     ax.set_xticks(range(len(found)), [heading(content).replace("`", "") for content in found])
     ax.tick_params(axis="x", labelsize=8)
     ax.set_title("milliseconds, NumPy in double precision", loc="left", fontsize=10)
@@ -221,9 +221,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "asv")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    mpl.use("Agg")
-    # the same results give the same files
-    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": GREY})
+    begin_plots()
     text = page(options.results, options.out)
     (options.out / "over_time.md").write_text(text, "utf-8")
     print(f"{options.out / 'over_time.md'} has {len(text.splitlines())} lines")

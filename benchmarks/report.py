@@ -880,6 +880,12 @@ def counts_table(rows: list[Row]) -> list[str]:
 # -- plots ----------------------------------------------------------------------------------------
 
 
+def begin_plots() -> None:
+    """The look of all plots; and the same results give the same files."""
+    mpl.use("Agg")
+    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": GREY})
+
+
 def plain(ax: Any) -> None:
     for side in ("top", "right", "left"):
         ax.spines[side].set_visible(False)
@@ -986,14 +992,14 @@ def plot_growth(content: Row, path: Path) -> bool:
 
 def write_beside(ax: Any, ends: list[tuple[float, str, float, str]]) -> None:
     """Names at the ends of the lines, moved apart where they would overlap."""
-    low, high = ax.get_ylim()
-    least = 0.07 * math.log(high / low)
-    height = -math.inf
+    there, back = (math.log, math.exp) if ax.get_yscale() == "log" else (float, float)
+    low, high = map(there, ax.get_ylim())
+    height, least = -math.inf, 0.07 * (high - low)
     for y, text, x, color in sorted(ends):
-        height = max(math.log(y), height + least)
+        height = max(there(y), height + least)
         ax.annotate(
             text,
-            (x, math.exp(height)),
+            (x, back(height)),
             xytext=(6, 0),
             textcoords="offset points",
             va="center",
@@ -1091,9 +1097,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    mpl.use("Agg")
-    # the same results give the same files
-    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": GREY})
+    begin_plots()
     options.out.mkdir(parents=True, exist_ok=True)
     text = page(newest(options.results), options.out)
     (options.out / "benchmarks.md").write_text(text, "utf-8")

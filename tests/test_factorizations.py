@@ -9,7 +9,8 @@ from matrices import DRAWN, adjoint, defect, gaussian, norm, quietly, residual, 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
 from lowrank._small_svd import SmallSVD, small_svd
-from lowrank._trim import trim
+from lowrank._truncate import truncated
+from lowrank.results import Outcome
 
 FACTORIZATIONS = [lowrank.qb, lowrank.svd]
 
@@ -396,16 +397,33 @@ def test_a_basis_that_converged_but_not_its_svd(backend):
     S = there(np.ones(2, "float32"))
     small = SmallSVD(there(np.eye(2, dtype="float32") * np.float32(1.01)), one, S, one, one)
     assert small.rounding() == pytest.approx(0.01 * 2**0.5, rel=1e-4)
-    outcome = {
-        "norm_A": 2**0.5,
-        "tolerance": 1e-3,
-        "error": 1e-4,
-        "error_bound": 5e-4,
-        "status": Status.CONVERGED,
-    }
-    options = {"floor": 0.0, "rounding": small.rounding(), "norm_is_exact": False}
-    found = trim(outcome, S, "spectral", None, **options)
-    assert (found["status"], found["converged"]) == (Status.PRECISION_FLOOR, False)
+    outcome = reached(tolerance=1e-3, error=1e-4, bound=5e-4)
+    found = truncated(
+        outcome,
+        S,
+        "spectral",
+        None,
+        residual=5e-4,
+        estimate=1e-4,
+        floor=small.rounding(),
+        norm_is_exact=False,
+    )
+    assert (found.status, found.converged) == (Status.PRECISION_FLOOR, False)
+
+
+def reached(*, tolerance, error, bound, norm_A=1.0):
+    """What the range finder says of a basis that converged."""
+    return Outcome(
+        status=Status.CONVERGED,
+        converged=True,
+        tolerance=tolerance,
+        error=error,
+        error_bound=bound,
+        norm_A=norm_A,
+        rank=2,
+        passes=1,
+        products=2,
+    )
 
 
 def test_svd_of_exactly_full_rank(backend):
@@ -486,12 +504,15 @@ def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
     S = np.asarray([1, 0.1, 0.001], "float32")
     floor = 3 * backend.eps("float32") * 35**0.5
     tolerance = float(S[1]) * (1 + step * backend.eps("float32")) + floor
-    outcome = {
-        "norm_A": 1.0,
-        "tolerance": tolerance,
-        "error": 0.0,
-        "error_bound": floor,
-        "status": Status.CONVERGED,
-    }
-    options = {"floor": floor, "rounding": 0.0, "norm_is_exact": False}
-    assert trim(outcome, backend.asarray(S), "spectral", None, **options)["converged"]
+    outcome = reached(tolerance=tolerance, error=0.0, bound=floor)
+    found = truncated(
+        outcome,
+        backend.asarray(S),
+        "spectral",
+        None,
+        residual=0.0,
+        estimate=0.0,
+        floor=floor,
+        norm_is_exact=False,
+    )
+    assert found.converged

@@ -29,6 +29,7 @@ __all__ = [
     "adjoint_matmul",
     "array_namespace",
     "as_matrix",
+    "checked_cholesky",
     "device_of",
     "eps",
     "eye",
@@ -46,7 +47,9 @@ __all__ = [
     "is_torch_array",
     "is_torch_namespace",
     "largest_of_each",
+    "leading",
     "loaded",
+    "lower_inverse",
     "matrix_norm_by_rows",
     "max_abs",
     "phases",
@@ -55,7 +58,7 @@ __all__ = [
     "same_place",
     "signed",
     "split_scale",
-    "triangular_inverse",
+    "subtract_product",
     "unasked_cholesky",
     "upper_solve",
     "zeros",
@@ -251,18 +254,32 @@ def inverse(X: Array) -> Array:
     return xp.linalg.inv_ex(X).inverse if is_torch_namespace(xp) else xp.linalg.inv(X)
 
 
-def triangular_inverse(L: Array) -> Array:
-    """Inverse of a lower triangular NumPy matrix or stack, which has no routine for it."""
-    b = L.shape[-1]
+def lower_inverse(L: Array) -> Array:
+    """Inverse of a lower triangular matrix or stack; NumPy has no routine for it."""
+    xp, b = array_namespace(L), L.shape[-1]
+    if is_torch_namespace(xp):
+        return xp.linalg.solve_triangular(L, eye(b, b, like=L), upper=False)
     if b <= 64:
         return np.linalg.inv(L)
     half = b // 2
-    upper = triangular_inverse(L[..., :half, :half])
-    lower = triangular_inverse(L[..., half:, half:])
+    upper = lower_inverse(L[..., :half, :half])
+    lower = lower_inverse(L[..., half:, half:])
     inverted = np.zeros_like(L)
     inverted[..., :half, :half], inverted[..., half:, half:] = upper, lower
     inverted[..., half:, :half] = -lower @ (L[..., half:, :half] @ upper)
     return inverted
+
+
+def checked_cholesky(X: Array) -> Array | None:
+    """Lower Cholesky factor of X, None where it does not exist: for arrays of a CPU."""
+    xp = array_namespace(X)
+    if is_torch_namespace(xp):
+        factor = xp.linalg.cholesky_ex(X)
+        return None if bool(xp.any(factor.info)) else factor.L
+    try:
+        return np.linalg.cholesky(X)
+    except np.linalg.LinAlgError:
+        return None
 
 
 def unasked_cholesky(X: Array) -> Array:
@@ -274,6 +291,20 @@ def unasked_cholesky(X: Array) -> Array:
         return xp.linalg.cholesky(X)
 
 
+def subtract_product(Y: Array, V: Array, W: Array) -> None:
+    """``Y ← Y − V W`` in the memory of Y, a matrix or stack with many rows."""
+    xp = array_namespace(Y)
+    if is_torch_namespace(xp) and Y.ndim == 2:
+        Y.addmm_(V, W, alpha=-1)
+        return
+    # by blocks of rows, so that no product is as large as Y, and one of NumPy stays in the cache
+    m, n = Y.shape[-2:]
+    rows = max(1, max(2**16, 0 if is_numpy_namespace(xp) else m * n // 16) // max(1, n))
+    for start in range(0, m, rows):
+        part = slice(start, min(start + rows, m))
+        Y[..., part, :] -= V[..., part, :] @ W
+
+
 def upper_solve(X: Array, R: Array) -> Array:
     """``X R⁻¹`` for an upper triangular R."""
     xp = array_namespace(X)
@@ -281,6 +312,11 @@ def upper_solve(X: Array, R: Array) -> Array:
         return xp.linalg.solve_triangular(R, X, upper=True, left=False)
     solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
     return xp.matrix_transpose(solve(R, xp.matrix_transpose(X), trans="T"))
+
+
+def leading(X: Array, columns: int) -> Array:
+    """The first columns of X, so many or all."""
+    return X[..., : min(columns, X.shape[-1])]
 
 
 def is_finite(X: Array) -> bool:
@@ -361,9 +397,13 @@ def _sum_of_squares(X: Array) -> Array:
     xp = array_namespace(X)
     if is_complex(X):
         return xp.sum(xp.real(X * xp.conj(X)))
-    if is_numpy_namespace(xp):  # dot products of at most 4,096 numbers, for half the time
-        parts = [X[..., start : start + 4096] for start in range(0, X.shape[-1], 4096)]
+    # dot products, or norms, of at most 4,096 numbers, for half the time
+    parts = [X[..., start : start + 4096] for start in range(0, X.shape[-1], 4096)]
+    if is_numpy_namespace(xp):
         return np.sum(np.stack([np.sum(np.vecdot(part, part)) for part in parts]))
+    if is_torch_namespace(xp) and not is_of_a_gpu(X):
+        norms = [xp.linalg.vector_norm(part, axis=-1) for part in parts]
+        return xp.sum(xp.stack([xp.sum(norm * norm) for norm in norms]))
     return xp.sum(X * X)
 
 

@@ -36,7 +36,18 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     weighted = [_mean(block(part)) * ((part.stop - part.start) / max(1, m)) for part in parts]
     mean = xp.sum(xp.concat(weighted, axis=-2), axis=-2, keepdims=True)
     difference = of_row_blocks(lambda part: block(part) - mean, A.shape, rows, like=mean)
-    return difference, mean[..., 0, :], 0
+
+    whole = A.explicit
+
+    def explicit(flipped: bool, own: bool) -> Array:
+        assert whole is not None
+        matrix = whole(flipped, own)
+        matrix -= adjoint(mean) if flipped else mean
+        return matrix
+
+    if whole is not None:
+        difference = replace(difference, explicit=explicit)
+    return replace(difference, costly_passes=A.costly_passes), mean[..., 0, :], 0
 
 
 def _mean(X: Array) -> Array:

@@ -4,9 +4,17 @@ import operator
 from typing import Any
 
 from lowrank._array import Array
+from lowrank._operator import Operator
 from lowrank._tuning import tuning
 
-__all__ = ["as_block_size", "as_count", "as_failure_probability", "as_norm", "as_rank"]
+__all__ = [
+    "as_block_size",
+    "as_certificate",
+    "as_count",
+    "as_failure_probability",
+    "as_norm",
+    "as_rank",
+]
 
 
 def as_count(value: Any, name: str, *, least: int = 0) -> int:
@@ -48,3 +56,30 @@ def as_norm(norm: str) -> str:
         message = f"`norm` must be 'fro' or 'spectral', got {norm!r}."
         raise ValueError(message)
     return norm
+
+
+def as_certificate(certificate: Any, A: Operator) -> str:
+    """How the error of an approximation of A is known; None chooses."""
+    if certificate is None:
+        if A.explicit is not None:
+            return "exact"
+        return "sampled" if A.norm is None else "energy"
+    if certificate not in ("exact", "energy", "sampled"):
+        message = (
+            "`certificate` must be 'exact', 'energy', 'sampled' or None (which chooses), got "
+            f"{certificate!r}."
+        )
+        raise ValueError(message)
+    if certificate == "exact" and A.explicit is None and not A.is_stack:
+        message = (
+            "`certificate` 'exact' needs an array in memory, of which a copy is made; pass such an "
+            "array, or certificate=None, which chooses what this matrix allows."
+        )
+        raise TypeError(message)
+    if certificate == "energy" and A.norm is None:
+        message = (
+            "`certificate` 'energy' needs the Frobenius norm of `A`, which an operator does not "
+            "tell; use 'sampled', or None, which chooses."
+        )
+        raise TypeError(message)
+    return str(certificate)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from lowrank._array import (
     is_array_api_obj,
     is_complex,
     is_half,
+    is_numpy_array,
     is_torch_array,
     loaded,
     matrix_norm_by_rows,
@@ -58,6 +60,11 @@ class Operator:
     # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
     offset: float = 0.0
     far: Far | None = None  # None where one process has all
+    # A matrix in memory as an array that may be written to: its own memory if the second argument
+    # allows it, Aᴴ if the first one says so. None where there is no memory for it, or a stack.
+    explicit: Callable[[bool, bool], Array] | None = None
+    # Whether reading A once more costs more than a wider product: files, processes, schedulers.
+    costly_passes: bool = False
 
     @property
     def is_stack(self) -> bool:
@@ -82,12 +89,14 @@ class Operator:
 
     def adjoint(self) -> "Operator":
         *batch, m, n = self.shape
+        explicit = self.explicit
         return replace(
             self,
             shape=(*batch, n, m),
             matmat=self.rmatmat,
             rmatmat=self.matmat,
             is_adjoint=not self.is_adjoint,
+            explicit=explicit and (lambda flipped, own: explicit(not flipped, own)),
         )
 
     def columns(self, indices: Array) -> Array:
@@ -98,6 +107,13 @@ class Operator:
             return self.matmat(xp.astype(every[:, None] == indices[None, :], self.dtype))
         taken, _ = as_matrix(xp.take(self.array, indices, axis=0 if self.is_adjoint else 1))
         return adjoint(taken) if self.is_adjoint else taken
+
+    def rows(self, part: slice) -> Array:
+        """Some rows of a matrix that is an array, in the dtype of products."""
+        A: Any = self.array
+        if self.is_adjoint:
+            return adjoint(as_matrix(A[:, part])[0])
+        return as_matrix(A[part, :])[0]
 
     def empty(self, rows: int) -> Array:
         """An array of `rows` rows and no columns, where products of this operator live."""
@@ -137,6 +153,7 @@ def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Opera
 def _of_array(A: Array, name: str) -> Operator:
     if is_array_api_obj(A) and A.ndim == 2 and is_half(A):
         return _of_half(A, name)
+    is_file = _is_memory_mapped(A)
     A, xp = as_matrix(A, name=name, stacks=True)
     return Operator(
         xp=xp,
@@ -148,7 +165,32 @@ def _of_array(A: Array, name: str) -> Operator:
         norm=lambda: matrix_norm_by_rows(A),
         max_abs=lambda: max_abs(A),
         array=A,
+        explicit=None if A.ndim > 2 or is_file else partial(_explicit, A),
+        costly_passes=is_file,
     )
+
+
+def _is_memory_mapped(A: Any) -> bool:
+    while isinstance(A, np.ndarray) and not isinstance(A, np.memmap):
+        A = A.base
+    return isinstance(A, np.memmap)
+
+
+def _explicit(A: Array, flipped: bool, own: bool) -> Array:
+    """A, or Aᴴ if `flipped`, to be written to: its `own` memory where that is possible."""
+    matrix, xp = as_matrix(A)
+    conjugate = flipped and is_complex(matrix)
+    if flipped:
+        matrix = xp.matrix_transpose(matrix)
+    if not (is_half(A) or (own and not conjugate and _is_writable(matrix))):
+        matrix = xp.asarray(matrix, copy=True)
+    return xp.conj(matrix) if conjugate else matrix
+
+
+def _is_writable(A: Array) -> bool:
+    if is_torch_array(A):
+        return 0 not in A.stride() and not A.is_inference()
+    return not is_numpy_array(A) or bool(A.flags.writeable)
 
 
 def _of_half(A: Array, name: str) -> Operator:
@@ -157,7 +199,7 @@ def _of_half(A: Array, name: str) -> Operator:
     m, n = (int(length) for length in A.shape)
     rows = max(1, max(BLOCK, m * n // 16) // max(1, n))
     blocks = of_row_blocks(lambda part: as_matrix(A[part, :])[0], (m, n), rows, like=home)
-    return replace(blocks, array=A)
+    return replace(blocks, array=A, explicit=partial(_explicit, A))
 
 
 def of_row_blocks(
@@ -215,6 +257,7 @@ def _of_dask(A: Any, name: str) -> Operator:
         rmatmat=rmatmat,
         norm=norm,
         max_abs=lambda: float(abs(A).max().compute()),
+        costly_passes=True,
     )
 
 

@@ -10,17 +10,21 @@ from lowrank._array import (
     adjoint,
     adjoint_matmul,
     array_namespace,
+    checked_cholesky,
     eps,
     eye,
     inverse,
+    is_complex,
+    is_torch_array,
+    loaded,
+    lower_inverse,
     phases,
-    triangular_inverse,
     unasked_cholesky,
     upper_solve,
 )
 from lowrank._tuning import Method, tuning
 
-__all__ = ["Basis", "Reflectors", "orthonormalise", "reflectors"]
+__all__ = ["Basis", "Reflectors", "conditioned", "orthonormalise", "reflectors"]
 
 # Columns below which numpy.linalg.qr takes what Cholesky QR has refused.
 NARROW = 16
@@ -86,9 +90,9 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(Q, R)
     if b == 0:
         return Basis(P, adjoint(P) @ P)
-    method, narrowest, widest, _ = tuning(P)
+    method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
-    if method is Method.ASKED_CHOLESKY and (tall or b <= 256):
+    if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
         gram = adjoint(P) @ P if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
@@ -98,6 +102,24 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     elif method is Method.UNASKED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
         return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
+
+
+def conditioned(P: Array) -> Array:
+    """Columns that span P, well conditioned: for the next product, which needs no more.
+
+    Where a Cholesky factor can be checked, one pass of Cholesky QR: orthonormal to a tenth.
+    """
+    p, b = P.shape[-2:]
+    if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
+        found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
+        if found is not None:
+            return found.Q
+    return orthonormalise(P).Q
+
+
+def _can_be_asked(P: Array) -> bool:
+    """Whether there are values, and not only the trace that torch compiles."""
+    return 0 not in P.shape and not (is_torch_array(P) and loaded("torch").compiler.is_compiling())
 
 
 def _by_halves(P: Array, gram: Array | None = None) -> Basis:
@@ -150,8 +172,8 @@ def _scaled(P: Array) -> tuple[Array, Array]:
     return P / xp.astype(divisor, P.dtype), xp.astype(scale, P.dtype)
 
 
-def _asked_cholesky_qr(P: Array, gram: Array) -> Basis | None:
-    """Cholesky QR of a NumPy matrix in one pass or two; None where it would not be accurate.
+def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
+    """Cholesky QR of a matrix in one pass or two; None where it would not be accurate.
 
     Of a stack, where it would not be accurate for a member.
 
@@ -163,34 +185,37 @@ def _asked_cholesky_qr(P: Array, gram: Array) -> Basis | None:
     leaves a residual of eps times the entries of ``|L⁻ᴴ| |Lᴴ|``, which does not feel a grading of
     the rows of R, such as that of a sketch of decaying singular values.
     """
-    b, epsilon, smallest = P.shape[-1], eps(P), float(np.finfo(P.dtype).smallest_normal)
-    try:
-        with np.errstate(all="ignore"):
-            sizes = np.real(np.diagonal(gram, axis1=-2, axis2=-1))
-            if not np.all((sizes > smallest / epsilon**2) & (sizes < math.inf)):
-                return None
-            rows, columns = np.sqrt(sizes)[..., :, None], np.sqrt(sizes)[..., None, :]
-            L = np.linalg.cholesky(gram / columns / rows)
-            L_inverse = triangular_inverse(L)
-            growth = float(np.max(np.sum(np.abs(L_inverse) ** 2, axis=(-2, -1)), initial=0.0))
-            if not (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0):
-                return None
-            Q = P @ adjoint(L_inverse / columns)
-            L = L * rows
-            if growth < 1.1 * b:
-                return Basis(Q, adjoint(L))
-            gram = adjoint(Q) @ Q
-            departure = np.max(np.abs(gram - np.eye(b, dtype=P.dtype)), initial=0.0)
-            if not departure < 0.1:
-                return None
-            L2 = np.linalg.cholesky(gram)
-            return Basis(Q @ adjoint(triangular_inverse(L2)), adjoint(L @ L2))
-    except np.linalg.LinAlgError:
-        return None
+    xp, b, epsilon = array_namespace(P), P.shape[-1], eps(P)
+    smallest = float(xp.finfo(P.dtype).smallest_normal)
+    with np.errstate(all="ignore"):
+        sizes = xp.linalg.diagonal(gram)
+        sizes = xp.real(sizes) if is_complex(P) else sizes
+        if not bool(xp.all((sizes > smallest / epsilon**2) & (sizes < math.inf))):
+            return None
+        sizes = xp.astype(xp.sqrt(sizes), P.dtype)
+        rows, columns = sizes[..., :, None], sizes[..., None, :]
+        L = checked_cholesky(gram / columns / rows)
+        if L is None:
+            return None
+        L_inverse = lower_inverse(L)
+        growth = float(xp.max(xp.sum(xp.abs(L_inverse) ** 2, axis=(-2, -1))))
+        is_near = growth < 1.1 * b  # to a multiple of an orthonormal basis
+        if not (is_near or (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0)):
+            return None
+        Q = P @ adjoint(L_inverse / columns)
+        L = L * rows
+        if is_near or passes == 1:
+            return Basis(Q, adjoint(L))
+        gram = adjoint(Q) @ Q
+        if not float(xp.max(xp.abs(gram - eye(b, b, like=Q)))) < 0.1:
+            return None
+        L2 = checked_cholesky(gram)
+        return None if L2 is None else Basis(Q @ adjoint(lower_inverse(L2)), adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
-    return float(np.max(adjoint(np.abs(L_inverse)) @ adjoint(np.abs(L)), initial=0.0))
+    xp = array_namespace(L)
+    return float(xp.max(adjoint(xp.abs(L_inverse)) @ adjoint(xp.abs(L))))
 
 
 def _unasked_cholesky_qr(P: Array) -> Basis:

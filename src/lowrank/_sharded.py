@@ -288,7 +288,9 @@ def _operator(shards: Shards, part: Operator) -> Operator:
         norm=norm,
         max_abs=max_abs,
         array=None,
+        explicit=None,
         far=far,
+        costly_passes=True,
     )
 
 

@@ -5,19 +5,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import Array, adjoint, array_namespace, device_of, eps, max_abs
+from lowrank._array import (
+    Array,
+    adjoint,
+    array_namespace,
+    device_of,
+    eps,
+    max_abs,
+    safe_norm,
+    subtract_product,
+)
 from lowrank._operator import Operator
 from lowrank._panel import orthonormalise
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
 from lowrank._small_svd import refuse_infinite
-from lowrank._trim import ENERGY_ROUNDING, MARGIN
-from lowrank.rangefinder import RangeFinder, find
-from lowrank.results import Status
+from lowrank._truncate import parts_of, with_bound
+from lowrank.rangefinder import Found, find, projection, refined
+from lowrank.results import Outcome, Status
 
 __all__ = ["Built", "Columns", "Sketch", "approximate", "errors_of", "lost_in", "scale_of"]
 
-# The part of the tolerance that the basis aims at, and how often a smaller part is tried.
-GOAL = 0.35
+# The part of the goals of growth that the basis aims at, and how often half of it is tried.
+SHARE = 0.7
 ROUNDS = 3
 # Ranks to try for one basis.
 ATTEMPTS = 6
@@ -64,6 +73,8 @@ class Sketch:
     estimate: float
     floor: float
     fixed: bool  # whether the rank is what was asked for
+    outcome: Outcome
+    array: Operator | None  # A, where it is an array and the error can be computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -89,13 +100,25 @@ def errors_of(
 
         A − L T = Q (B − G T) + (E − (L − QG) T),   ‖A − L T‖ ≤ hypot(‖B − G T‖, e + ‖(L − QG) T‖)
 
-    in both norms, where all but ``‖E‖ ≤ e`` is computed. `lost` is what rounding adds.
+    in both norms, where all but ``‖E‖ ≤ e`` is computed. Where A is an array, so is the left side
+    in the Frobenius norm. `lost` is what rounding adds.
     """
     norm = sketch.norm
     parallel = norm_of(sketch.B - G @ T, norm) / sketch.scale
+    floor = sketch.floor + lost / sketch.scale
+    if sketch.array is not None:
+        error = _distance(sketch.array, L, T, sketch.scale)
+        return Built(
+            factors=factors,
+            rank=L.shape[1],
+            parallel=parallel,
+            error=error,
+            bound=error * (1.0 + 32.0 * eps(L)) + floor,
+            across=math.sqrt(max(0.0, error**2 - parallel**2)),
+            floor=floor,
+        )
     outside = orthonormalise(L - sketch.Q @ G).R @ T
     across = norm_of(outside, norm) / sketch.scale
-    floor = sketch.floor + lost / sketch.scale
     bound = math.hypot(parallel, sketch.residual + across) + floor
     error = math.hypot(parallel, sketch.estimate, across)
     return Built(
@@ -114,11 +137,11 @@ def approximate(
     rank: int | None,
     build: Callable[[Sketch, int], Built],
     *,
-    rtol: float | None,
-    atol: float | None,
-    norm: str,
+    rtol: float | None = None,
+    atol: float | None = None,
+    norm: str = "fro",
     **options: Any,
-) -> tuple[Built, dict[str, Any]]:
+) -> tuple[Built, Outcome]:
     """What `build` makes of a sketch of A, of the given rank or of one that keeps the tolerance.
 
     The basis is certified to a part of the tolerance first. If no rank keeps the tolerance with
@@ -130,82 +153,65 @@ def approximate(
             "the matrices."
         )
         raise ValueError(message)
-    fixed = rtol is None and atol is None
-    finder = find(
-        A, rank, rtol=rtol, atol=atol, cuts=True, margin=MARGIN, goal=GOAL, norm=norm, **options
-    )
-    reads = Columns(A, finder.basis()), Columns(A.adjoint(), finder.basis())
-    if fixed:
-        sketch = _sketch(finder, *reads, norm)
-        k = finder.rank if rank is None else min(rank, finder.rank)
-        built, outcome = build(sketch, k), finder.outcome()
-        if rank is not None and rank <= finder.rank:
-            outcome |= {"status": Status.RANK_REACHED}
-        return built, _counted(outcome | {"rank": k}, *reads)
+    options["overwrite_a"] = False  # columns of A are read in the end
+    found = find(A, rank, rtol=rtol, atol=atol, share=SHARE, powers=2, norm=norm, **options)
+    like = found.state.A.empty(0)
+    reads = Columns(A, like), Columns(A.adjoint(), like)
+    if found.fixed:
+        sketch = _sketch(found, *reads)
+        k = found.basis.rank if rank is None else min(rank, found.basis.rank)
+        built, outcome = build(sketch, k), found.outcome
+        if rank is not None and rank <= found.basis.rank:
+            outcome = replace(outcome, status=Status.RANK_REACHED)
+        return built, _counted(replace(outcome, rank=k), *reads)
 
-    goal = GOAL
+    share, rule = SHARE, found.state.rule
+    assert rule is not None
     for _ in range(ROUNDS):
-        sketch = _sketch(finder, *reads, norm)
-        outcome, before = finder.outcome(), finder.rank
+        sketch = _sketch(found, *reads)
+        outcome, before = sketch.outcome, found.basis.rank
         most = len(sketch.pivoted.indices)
         most = most if rank is None else min(most, rank)
-        tolerance = outcome["tolerance"]
+        tolerance = outcome.tolerance
+        assert tolerance is not None
         k, built = _smallest(sketch, build, tolerance, most)
-        if outcome["error"] is None or built.bound <= tolerance or k == rank:
+        if outcome.error is None or built.bound <= tolerance or k == rank:
             break
-        goal = 0.5 * min(goal, sketch.residual / tolerance if tolerance else 0.0)
-        cap = None if rank is None else rank + MARGIN
-        finder.run(rtol=rtol, atol=atol, rank=cap, goal=goal)
-        if finder.rank == before:
+        share *= 0.5
+        found = refined(found, rule, share=share)
+        if found.basis.rank == before:
             break
-    outcome |= {"rank": built.rank}
-    if outcome["error"] is not None:
-        if k == 0 and finder.norm_is_exact:  # the error is the norm itself
-            exact = outcome["norm_A"]
-            bound = min(built.bound, exact * (1.0 + 32.0 * eps(sketch.Q)))
-            built = replace(built, error=exact, bound=bound)
-        status = outcome["status"]
-        if built.bound <= tolerance:
-            status = Status.CONVERGED
-        elif k == rank:
-            status = Status.RANK_REACHED
-        elif status in (Status.CONVERGED, Status.RANK_REACHED):
-            status = Status.PRECISION_FLOOR
-        outcome |= {
-            "status": status,
-            "converged": built.bound <= tolerance,
-            "error": built.error,
-            "error_bound": built.bound,
-        }
+    if outcome.error is None:
+        return built, _counted(replace(outcome, rank=built.rank), *reads)
+    if k == 0 and found.norm_is_exact and outcome.norm_A is not None:
+        # the error is the norm itself
+        bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
+        built = replace(built, error=outcome.norm_A, bound=bound)
+    outcome = with_bound(outcome, built.rank, rank if k == rank else None, built.error, built.bound)
     return built, _counted(outcome, *reads)
 
 
-def _counted(outcome: dict[str, Any], *reads: Columns) -> dict[str, Any]:
-    passes, products = outcome["passes"], outcome["products"]
-    return outcome | {
-        "passes": passes + sum(read.passes for read in reads),
-        "products": products + sum(read.products for read in reads),
-    }
+def _counted(outcome: Outcome, *reads: Columns) -> Outcome:
+    return replace(
+        outcome,
+        passes=outcome.passes + sum(read.passes for read in reads),
+        products=outcome.products + sum(read.products for read in reads),
+    )
 
 
-def _sketch(finder: RangeFinder, columns: Columns, rows: Columns, norm: str) -> Sketch:
-    Q = finder.basis()
-    C = finder.image(Q)
+def _sketch(found: Found, columns: Columns, rows: Columns) -> Sketch:
+    Q = found.basis.Q if found.fixed else found.basis.columns()
+    found, C, before = projection(found)
     refuse_infinite(C)
-    finder.learn_norm(C)
-    outcome = finder.outcome()
+    outcome, norm = found.outcome, found.problem.norm
+    unit = scale_of(C)
+    B = adjoint(C * unit)
+    scale = before * unit
     residual = estimate = floor = 0.0
-    scale = scale_of(C)
-    B = adjoint(C * scale)
-    if outcome["error"] is not None:
-        floor, norm_A = finder.floor(), outcome["norm_A"]
-        residual = max(0.0, outcome["error_bound"] - floor)
-        if finder.norm_is_exact and norm_A > 0:
-            # ‖E‖² = ‖A‖² − ‖B‖², sharp while far above rounding
-            share = norm_of(B, "fro") / scale / norm_A
-            energy = max(0.0, (1.0 - share) * (1.0 + share)) + ENERGY_ROUNDING * eps(Q)
-            residual = min(residual, norm_A * math.sqrt(energy))
-        estimate = min(outcome["error"], residual)
+    if outcome.error is not None:
+        captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
+        (residual, estimate), floor = parts_of(found, captured), found.floor
+    is_exact = not found.fixed and norm == "fro" and outcome.certificate == "exact"
     return Sketch(
         Q=Q,
         B=B,
@@ -217,8 +223,22 @@ def _sketch(finder: RangeFinder, columns: Columns, rows: Columns, norm: str) -> 
         residual=residual,
         estimate=estimate,
         floor=floor,
-        fixed=outcome["tolerance"] is None,
+        fixed=found.fixed,
+        outcome=outcome,
+        array=found.state.A if is_exact else None,
     )
+
+
+def _distance(A: Operator, L: Array, T: Array, scale: float) -> float:
+    """``‖A − L T/scale‖_F`` by blocks of rows."""
+    m, n = A.shape
+    rows, norms = max(1, max(2**16, m * n // 16) // max(1, n)), []
+    for start in range(0, m, rows):
+        part = slice(start, min(start + rows, m))
+        D = A.rows(part) * scale
+        subtract_product(D, L[part, :], T)
+        norms.append(safe_norm(D))
+    return float(safe_norm(A.xp.stack(norms))) / scale if norms else 0.0
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:

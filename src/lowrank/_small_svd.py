@@ -23,7 +23,7 @@ from lowrank._array import (
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import gaussian_source
 
-__all__ = ["SmallSVD", "refuse_infinite", "robust_svd", "small_svd"]
+__all__ = ["SmallSVD", "refuse_infinite", "robust_svd", "small_svd", "svd_of", "tails"]
 
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.
 TURNS = 4
@@ -40,9 +40,7 @@ class SmallSVD(NamedTuple):
 
     def rounding(self) -> float:
         """``‖Rᴴ − U diag(S) W‖_F``: the libraries' differ (gesdd leaves up to 40 eps)."""
-        xp = array_namespace(self.S)
-        product = (self.U * xp.astype(self.S, self.U.dtype)) @ self.W
-        return float(safe_norm(adjoint(self.R) - product))
+        return _lost(adjoint(self.R), self.U, self.S, self.W)
 
 
 def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
@@ -52,6 +50,46 @@ def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallS
         M = adjoint(R)
         U, S, W = robust_svd(M)
     return SmallSVD(R, U, S, W, P)
+
+
+def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, float]:
+    """Thin SVD of a matrix of any shape: U, S and Vh, and ``‖A − U diag(S) Vh‖_F``.
+
+    Of a `hermitian` matrix, by its eigenvalues.
+    """
+    xp, (m, n) = array_namespace(A), A.shape
+    with np.errstate(over="ignore", invalid="ignore"):
+        if hermitian:
+            w, V = xp.linalg.eigh(A)
+            S = xp.abs(w)
+            order = xp.argsort(-S, stable=True)
+            S, U = xp.take(S, order), xp.take(V, order, axis=1)
+            Vh = adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
+            return U, S, Vh, _lost(A, U, S, Vh)
+        if n > 2 * m:
+            V, S, Uh, rounding = svd_of(adjoint(A))
+            return adjoint(Uh), S, adjoint(V), rounding
+        if m > 2 * n:
+            P, R = orthonormalise(A)
+            U, S, Vh = robust_svd(R)
+            return P @ U, S, Vh, _lost(R, U, S, Vh)
+        U, S, Vh = robust_svd(A)
+        return U, S, Vh, _lost(A, U, S, Vh)
+
+
+def _lost(A: Array, U: Array, S: Array, Vh: Array) -> float:
+    xp = array_namespace(A)
+    return float(safe_norm(A - (U * xp.astype(S, U.dtype)) @ Vh))
+
+
+def tails(S: Array, norm: str) -> Array:
+    """Error of truncating at each rank 0, …, k: norms of what is cut off."""
+    xp = array_namespace(S)
+    nothing = xp.zeros((1,), dtype=S.dtype, device=device_of(S))
+    if norm == "spectral":
+        return xp.concat([S, nothing])
+    # summed from the smallest on
+    return xp.concat([xp.sqrt(xp.flip(xp.cumulative_sum(xp.flip(S) ** 2))), nothing])
 
 
 def robust_svd(M: Array) -> tuple[Array, Array, Array]:
@@ -114,7 +152,7 @@ def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
 
 def _rotation(seed: int, M: Array) -> Array:
     draw = gaussian_source(seed, array_namespace(M), device_of(M), purpose="rotation")
-    return orthonormalise(draw(tuple(M.shape), M.dtype)).Q
+    return orthonormalise(draw((*M.shape[:-2], M.shape[-1], M.shape[-1]), M.dtype)).Q
 
 
 def _are_orthonormal(*bases: Array, limit: float) -> bool:

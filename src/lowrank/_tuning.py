@@ -5,7 +5,17 @@ from typing import NamedTuple
 
 from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array
 
-__all__ = ["CUPY", "NUMPY", "OTHER", "TORCH_CUDA", "Method", "Tuning", "tuning"]
+__all__ = [
+    "CUPY",
+    "GROWTH",
+    "NUMPY",
+    "OTHER",
+    "TORCH_CPU",
+    "TORCH_CUDA",
+    "Method",
+    "Tuning",
+    "tuning",
+]
 
 
 class Method(Enum):
@@ -21,14 +31,45 @@ class Tuning(NamedTuple):
     narrowest: int  # columns from which UNASKED_CHOLESKY takes a single panel
     widest: int  # columns that UNASKED_CHOLESKY takes at once
     block_size: int  # columns of a panel of a factorization that keeps its reflectors
+    # To a tolerance, where the residual is explicit or columns are what costs:
+    width: int = 32  # columns of a block of the growing basis
+    power_iterations: int = 2  # for spectra that fall slowly
+    # An SVD with vectors takes as long as products of this many flops, over the cube of the side
+    svd_cost: tuple[float, float] = (30.0, 14.0)  # in single and in double precision
 
 
 NUMPY = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64)
+TORCH_CPU = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64, 32, 2, (20.0, 10.0))
 # An H200: LAPACK's way takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, Cholesky QR 2.6 and 3.5,
 # nearly all of it, for narrow panels, the host's time for a hundred kernels. CuPy is not measured.
-TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128)
-CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128)
+TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (300.0, 300.0))
+CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (300.0, 300.0))
 OTHER = Tuning(Method.NATIVE, 0, 0, 64)
+
+
+class Growth(NamedTuple):
+    """How a basis grows to a tolerance: tried on every spectrum of the gallery, and on noise.
+
+    Goals are the parts of a tolerance at which growth ends, where a truncation spends the rest.
+    """
+
+    goal: float = 0.88  # after power iterations
+    goal_of_slow: float = 0.91  # of spectra that fall slowly, whose last columns are many
+    goal_without_powers: float = 0.75
+    goal_of_samples: float = 0.5  # whose bound is about twice the estimate
+    # Errors within a block: power iterations do not pay where half of it divides the error by so
+    # much, or where it leaves no more than this part of the goal; they do where it hardly falls.
+    steep: float = 0.3
+    enough: float = 0.35
+    flat: float = 0.85
+    # What is left of the energy, over what as many columns as there are would take at most.
+    slow: float = 1.5
+    margin: float = 1.25  # columns to multiply over those that seem to be missing
+    wide: int = 128  # columns of the first block where a pass over A is what costs
+    least_fall: float = 0.02  # of a spectral error in a block, to tell anything of later blocks
+
+
+GROWTH = Growth()
 
 
 def tuning(X: Array) -> Tuning:
@@ -36,6 +77,6 @@ def tuning(X: Array) -> Tuning:
         return NUMPY
     if is_cupy_array(X):
         return CUPY
-    if is_torch_array(X) and X.is_cuda:
-        return TORCH_CUDA
+    if is_torch_array(X):
+        return TORCH_CUDA if X.is_cuda else TORCH_CPU if X.device.type == "cpu" else OTHER
     return OTHER

@@ -219,9 +219,9 @@ class Subspace:
             rng=np.random.default_rng(numbers),
         )
         before = 0 if self.basis is None else int(self.basis.shape[1])
-        if outcome["rank"] == 0 and before:  # a zero G
+        if outcome.rank == 0 and before:  # a zero G
             return U, S, 0
-        needed = outcome["rank"] / max(1.0 - self.random_fraction, 1.0 / r)
+        needed = outcome.rank / max(1.0 - self.random_fraction, 1.0 / r)
         needed = max(1, math.ceil(needed / STEP)) * STEP
         if 7 * before <= 8 * needed <= 8 * before:
             needed = before

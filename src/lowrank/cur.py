@@ -1,39 +1,30 @@
 """CUR decomposition: columns and rows of A, and the small matrix that joins them."""
 
 import math
-from typing import Any
+from typing import Unpack
 
 import numpy as np
 
 from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
 from lowrank._operator import as_operator
+from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalise
 from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
-from lowrank.rangefinder import Callback, Norm, warn_unless_converged
-from lowrank.results import CURResult
+from lowrank.rangefinder import warn_unless_converged
+from lowrank.results import CURResult, fields_of
 
 __all__ = ["cur"]
 
 
+@shares_options
 def cur(
     A: Array,
     /,
     rank: int | None = None,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: Norm = "fro",
     oversampling: int = 10,
-    power_iterations: int | None = None,
-    krylov: bool = False,
-    block_size: int | None = None,
-    test_matrix: Any = None,
-    rng: Any = None,
-    failure_probability: float = 1e-9,
-    check: bool = False,
-    check_finite: bool = True,
-    callback: Callback | None = None,
+    **options: Unpack[Tolerances],
 ) -> CURResult:
     """CUR decomposition ``A ≈ C U R``, of a given rank or to a given tolerance.
 
@@ -42,23 +33,16 @@ def cur(
     Parameters
     ----------
     A : array, shape (m, n)
-        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
+        <matrix>.
     rank : int, optional
         Number of columns and of rows; more than min(m, n) count as min(m, n). With a tolerance, a
         cap.
     rtol, atol : float, optional
         The certified error ``‖A − C U R‖`` is at most ``max(rtol · ‖A‖, atol)``.
-    norm : {"fro", "spectral"}
-        Norm of tolerance, error and bound.
     oversampling : int
         At a fixed rank, columns of the basis beyond `rank`. (With a tolerance the basis grows
         beyond the rank, also beyond a cap, as the tolerance needs.)
-    power_iterations : int, optional
-        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm,
-        and with `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
-        As for :class:`RangeFinder`.
+    <options>
 
     Returns
     -------
@@ -69,17 +53,14 @@ def cur(
 
     Raises
     ------
-    TypeError
-        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
-        belongs elsewhere.
+    <raises>
     ValueError
         If A is a stack or holds NaN or Inf, there is no stop rule, an option is out of range, or an
         entry of U, about 1/‖A‖ and more, exceeds the largest number of the dtype.
 
     Warns
     -----
-    ConvergenceWarning
-        If a tolerance was given and not certified.
+    <warns>
 
     Notes
     -----
@@ -112,27 +93,10 @@ def cur(
     >>> bool(np.linalg.norm(A - C @ U @ R) <= found.error_bound <= 1e-3 * np.linalg.norm(A))
     True
     """
-    built, outcome = approximate(
-        as_operator(A),
-        rank,
-        _build,
-        rtol=rtol,
-        atol=atol,
-        norm=norm,
-        oversampling=oversampling,
-        power_iterations=power_iterations,
-        krylov=krylov,
-        block_size=block_size,
-        test_matrix=test_matrix,
-        rng=rng,
-        failure_probability=failure_probability,
-        check=check,
-        check_finite=check_finite,
-        callback=callback,
-    )
+    built, outcome = approximate(as_operator(A), rank, _build, oversampling=oversampling, **options)
     warn_unless_converged(outcome)
     C, U, R, columns, rows = built.factors
-    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **outcome)
+    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **fields_of(outcome))
 
 
 def _build(sketch: Sketch, k: int) -> Built:

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import replace
-from typing import Any
+from typing import Any, Unpack
 
 from lowrank._array import (
     Array,
@@ -16,35 +16,30 @@ from lowrank._array import (
 )
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import as_operator
+from lowrank._options import Tolerances, shares_options
+from lowrank._pivots import norm_of
+from lowrank._rangefinder.residuals import Orthonormal, Whole
 from lowrank._small_svd import refuse_infinite
-from lowrank._trim import ENERGY_ROUNDING, GOAL, MARGIN, trim
-from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
-from lowrank.results import EighResult, Status
+from lowrank._truncate import at_fixed_rank, parts_of, truncated
+from lowrank.rangefinder import Found, find, projection, refined, warn_unless_converged
+from lowrank.results import EighResult, Outcome, fields_of
 
 __all__ = ["eigh"]
 
 # What rounding may leave of QᴴAQ less its adjoint: this many eps √rank ‖AQ‖.
 ASYMMETRY = 100.0
+# The smallest part of the goals of growth to try, where the second projection loses too much.
+LEAST_SHARE = 0.4
 
 
+@shares_options
 def eigh(
     A: Array,
     /,
     rank: int | None = None,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: Norm = "fro",
     oversampling: int = 10,
-    power_iterations: int | None = None,
-    krylov: bool = False,
-    block_size: int | None = None,
-    test_matrix: Any = None,
-    rng: Any = None,
-    failure_probability: float = 1e-9,
-    check: bool = False,
-    check_finite: bool = True,
-    callback: Callback | None = None,
+    **options: Unpack[Tolerances],
 ) -> EighResult:
     """Truncated eigenvalue decomposition ``A ≈ V diag(w) Vᴴ`` of a Hermitian matrix.
 
@@ -60,16 +55,11 @@ def eigh(
         Rank of the result; more than n count as n. With a tolerance, a cap.
     rtol, atol : float, optional
         The certified error ``‖A − V diag(w) Vᴴ‖`` is at most ``max(rtol · ‖A‖, atol)``.
-    norm : {"fro", "spectral"}
-        Norm of tolerance, error and bound.
     oversampling : int
         At a fixed rank, columns of the basis beyond `rank`, cut off in the end.
-    power_iterations : int, optional
-        Products with A² that each block goes through. Default: 2 at a fixed rank; with a tolerance
-        0 in the Frobenius and 1 in the spectral norm, and with `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
-        As for :class:`RangeFinder`; `check` tests whether A is Hermitian, dense matrices too (but
-        no stacks).
+    <options>
+    check : bool
+        Test first whether A is Hermitian, dense matrices too (but no stacks).
 
     Returns
     -------
@@ -80,9 +70,7 @@ def eigh(
 
     Raises
     ------
-    TypeError
-        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
-        belongs elsewhere.
+    <raises>
     ValueError
         If A is not square, or not Hermitian as far as the basis and the norm show it (found with a
         tolerance or with `check_finite`; with `check` whatever they miss is found too); if there is
@@ -90,8 +78,7 @@ def eigh(
 
     Warns
     -----
-    ConvergenceWarning
-        If a tolerance was given and not certified.
+    <warns>
 
     Notes
     -----
@@ -121,64 +108,107 @@ def eigh(
     if operator.shape[-1] != operator.shape[-2]:
         message = f"`A` must be Hermitian, and so square, got shape {operator.shape}."
         raise ValueError(message)
-    if check:
-        check_adjoint(operator, rng, hermitian=True)
-    fixed = rtol is None and atol is None
-    finder = find(
+    if options.pop("check", False):
+        check_adjoint(operator, options.get("rng"), hermitian=True)
+    found = find(
         replace(operator, rmatmat=operator.matmat),
         rank,
-        rtol=rtol,
-        atol=atol,
-        power_iterations=power_iterations,
-        krylov=krylov,
-        cuts=True,
+        share=1.0,
+        powers=2,
         oversampling=oversampling,
-        margin=MARGIN,
-        goal=GOAL * 0.5**0.5,
-        norm=norm,
-        block_size=block_size,
-        test_matrix=test_matrix,
-        rng=rng,
-        failure_probability=failure_probability,
-        check_finite=check_finite,
-        callback=callback,
+        hermitian=True,
+        **options,
     )
-    Q = finder.basis()
-    C = finder.image(Q)
-    T = adjoint_matmul(Q, C)
-    refuse_infinite(T)
-    if not fixed or check_finite:
-        _check_hermitian(T, C)
-    w, W, asymmetry, rounding = _small_eigh(T)
-    xp = array_namespace(w)
-    finder.learn_norm(C)
-    outcome = finder.outcome()
-    if not fixed:
-        if finder.norm_is_exact and outcome["error"] is not None:
-            _check_energy(w, outcome["norm_A"], outcome["error_bound"])
-        outcome = trim(
-            outcome,
-            xp.abs(w),
-            norm,
-            rank,
-            floor=finder.floor(),
-            rounding=float(asymmetry) + float(rounding),
-            norm_is_exact=finder.norm_is_exact,
-            hermitian=True,
-        )
-    elif rank is not None and rank <= finder.rank:
-        outcome |= {"rank": rank, "status": Status.RANK_REACHED}
+    if found.fixed:
+        w, V, outcome = _at_fixed_rank(found, rank)
+    else:
+        w, V, outcome = _to_tolerance(found, rank)
     warn_unless_converged(outcome)
-    r = outcome["rank"]
-    V = Q @ W[..., :r]
-    V = V * signed(xp.matrix_transpose(V))[..., None, :]
-    return EighResult(eigenvalues=w[..., :r], eigenvectors=V, **outcome)
+    r = outcome.rank
+    V = V * signed(array_namespace(V).matrix_transpose(V))[..., None, :]
+    return EighResult(eigenvalues=w[..., :r], eigenvectors=V, **fields_of(outcome))
 
 
-def _small_eigh(T: Array) -> tuple[Array, Array, Array, Array]:
+def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
+    found, C, scale = projection(found)
+    T = adjoint_matmul(found.basis.Q, C)
+    refuse_infinite(T)
+    if found.problem.check_finite:
+        _check_hermitian(T, C)
+    w, W, _ = _small_eigh(T)
+    w = w if scale == 1.0 else w / scale
+    k = found.basis.rank if rank is None else min(rank, found.basis.rank)
+    outcome = at_fixed_rank(found, rank, w[..., :k])
+    return w, found.basis.lift(W[..., : outcome.rank]), outcome
+
+
+def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
+    """Cut the basis to the smallest rank, or grow it once more where both sides lose too much.
+
+    A is projected from both sides, with ``T = QᴴAQ``. With ``E = A − QQᴴA`` and
+    ``F = QQᴴA(I − QQᴴ)``, ``A − Q T_r Qᴴ`` has the orthogonal parts E, F and ``D = Q(T − T_r)Qᴴ``.
+    In the spectral norm too ``‖E + F + D‖² ≤ ‖E‖² + ‖F‖² + ‖D‖²``: the range of E is orthogonal to
+    that of F + D, and F and D act on orthogonal spaces. If A is Hermitian, ``‖F‖ ≤ ‖E‖``.
+    """
+    rule, share = found.state.rule, 1.0
+    assert rule is not None
+    while True:
+        if found.whole is not None:
+            _check_whole(found.whole)
+        before = found.basis.rank
+        found, C, scale = projection(found)
+        T, F = _projected(found.basis, C)
+        refuse_infinite(T)
+        _check_hermitian(T, C)
+        lost_across = norm_of(F, found.problem.norm) / scale
+        residual, estimate = parts_of(found)
+        _check_rest(lost_across, residual + 2.0 * found.floor)
+        w, W, lost = _small_eigh(T)
+        w = w if scale == 1.0 else w / scale
+        outcome = truncated(
+            found.outcome,
+            array_namespace(w).abs(w),
+            found.problem.norm,
+            rank,
+            residual=math.hypot(residual, lost_across),
+            estimate=math.hypot(estimate, lost_across),
+            floor=2.0 * found.floor + float(lost) / scale,
+            norm_is_exact=found.norm_is_exact,
+        )
+        if outcome.converged is not False or share < LEAST_SHARE or outcome.rank == rank:
+            break
+        share *= 0.5**0.5
+        found = refined(found, rule, share=share)
+        if found.basis.rank == before:
+            break
+    return w, found.basis.lift(W[:, : outcome.rank]), outcome
+
+
+def _projected(basis: Any, C: Array) -> tuple[Array, Array]:
+    """``QᴴC``, and what is left of C outside of Q, in any coordinates."""
+    if isinstance(basis, Orthonormal):
+        T = adjoint_matmul(basis.Q, C)
+        return T, C - basis.Q @ T
+    Z = basis.coordinates(C)
+    return Z[: basis.rank, :], Z[basis.rank :, :]
+
+
+def _check_whole(whole: Whole) -> None:
+    """Raise where the eigenvalues, found from one triangle of A, do not make A."""
+    size, n = float(safe_norm(whole.S)), whole.U.shape[0]
+    limit = ASYMMETRY * eps(whole.S) * (n + 1) ** 0.5 * size
+    if whole.rounding > limit:
+        message = (
+            f"`A` is not Hermitian: its triangles differ by {whole.rounding / size:.3g} of its "
+            "norm. Pass (A + Aᴴ)/2, or use `svd`."
+        )
+        raise ValueError(message)
+
+
+def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
     """Eigenvalues by size and eigenvectors of the Hermitian part, and what they leave of T.
 
-    First ``‖T − Tᴴ‖_F / 2``, then what the decomposition itself lost.
+    That is ``‖T − Tᴴ‖_F / 2``, and what the decomposition itself lost.
     """
     xp = array_namespace(T)
     H = (T + adjoint(T)) / 2.0
@@ -187,7 +217,7 @@ def _small_eigh(T: Array) -> tuple[Array, Array, Array, Array]:
     w = xp.take_along_axis(w, order, axis=-1)
     W = xp.take_along_axis(W, xp.broadcast_to(order[..., None, :], W.shape), axis=-1)
     lost = H - (W * xp.astype(w, W.dtype)[..., None, :]) @ adjoint(W)
-    return w, W, safe_norm(T - H), safe_norm(lost)
+    return w, W, safe_norm(T - H) + safe_norm(lost)
 
 
 def _check_hermitian(T: Array, C: Array) -> None:
@@ -216,17 +246,11 @@ def _check_hermitian(T: Array, C: Array) -> None:
     raise ValueError(message)
 
 
-def _check_energy(w: Array, norm_A: float, bound: float) -> None:
-    """Raise where ``‖A − QQᴴAQQᴴ‖_F`` is more than the bound explains of a Hermitian A.
-
-    Its square is ``‖A‖² − ‖QᴴAQ‖²``, and no more than twice that of ``A − QQᴴA`` if A is Hermitian.
-    If not, what is left of the rows, ``QᴴA(I − QQᴴ)``, is in no sample of the columns.
-    """
-    share = float(safe_norm(w)) / norm_A if norm_A > 0 else 1.0
-    left = math.sqrt(max(0.0, (1.0 - share) * (1.0 + share) - ENERGY_ROUNDING * eps(w))) * norm_A
-    if left > math.sqrt(2.0) * bound:
+def _check_rest(rest: float, residual: float) -> None:
+    """Raise where ``QᴴA(I − QQᴴ)``, which no product with A shows, exceeds ``A − QQᴴA``."""
+    if rest > residual:
         message = (
-            f"`A` is not Hermitian: QQᴴAQQᴴ is off by {left:.3g}, where a Hermitian A may lose "
-            f"{math.sqrt(2.0) * bound:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
+            f"`A` is not Hermitian: QᴴA(I − QQᴴ) has norm {rest:.3g}, where the error of the basis "
+            f"allows {residual:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
         )
         raise ValueError(message)

@@ -1,37 +1,28 @@
 """Interpolative decomposition: columns (or rows) of A, and how the others follow from them."""
 
-from typing import Any, Literal
+from typing import Literal, Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, zeros
 from lowrank._operator import as_operator
+from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalise
 from lowrank._pivots import LARGEST, as_indices, filled, interpolate, positions, with_identity
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in
-from lowrank.rangefinder import Callback, Norm, warn_unless_converged
-from lowrank.results import IDResult
+from lowrank.rangefinder import warn_unless_converged
+from lowrank.results import IDResult, fields_of
 
 __all__ = ["interpolative"]
 
 
+@shares_options
 def interpolative(
     A: Array,
     /,
     rank: int | None = None,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: Norm = "fro",
     select: Literal["columns", "rows"] = "columns",
     oversampling: int = 10,
-    power_iterations: int | None = None,
-    krylov: bool = False,
-    block_size: int | None = None,
-    test_matrix: Any = None,
-    rng: Any = None,
-    failure_probability: float = 1e-9,
-    check: bool = False,
-    check_finite: bool = True,
-    callback: Callback | None = None,
+    **options: Unpack[Tolerances],
 ) -> IDResult:
     """Interpolative decomposition ``A ≈ A[:, J] X``, of a given rank or to a given tolerance.
 
@@ -41,24 +32,17 @@ def interpolative(
     Parameters
     ----------
     A : array, shape (m, n)
-        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`.
+        <matrix>.
     rank : int, optional
         Number of columns; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
         The certified error ``‖A − A[:, J] X‖`` is at most ``max(rtol · ‖A‖, atol)``.
-    norm : {"fro", "spectral"}
-        Norm of tolerance, error and bound.
     select : {"columns", "rows"}
         With ``"rows"``, ``A ≈ X A[I, :]``, by way of the adjoint.
     oversampling : int
         At a fixed rank, columns of the basis beyond `rank`. (With a tolerance the basis grows
         beyond the rank, also beyond a cap, as the tolerance needs.)
-    power_iterations : int, optional
-        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm,
-        and with `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
-        As for :class:`RangeFinder`; of rows, the test matrix has m rows.
+    <options>
 
     Returns
     -------
@@ -69,16 +53,13 @@ def interpolative(
 
     Raises
     ------
-    TypeError
-        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
-        belongs elsewhere.
+    <raises>
     ValueError
         If A is a stack or holds NaN or Inf, there is no stop rule, or an option is out of range.
 
     Warns
     -----
-    ConvergenceWarning
-        If a tolerance was given and not certified.
+    <warns>
 
     Notes
     -----
@@ -118,29 +99,14 @@ def interpolative(
         raise ValueError(message)
     operator = as_operator(A)
     operator = operator if select == "columns" else operator.adjoint()
-    built, outcome = approximate(
-        operator,
-        rank,
-        _build,
-        rtol=rtol,
-        atol=atol,
-        norm=norm,
-        oversampling=oversampling,
-        power_iterations=power_iterations,
-        krylov=krylov,
-        block_size=block_size,
-        test_matrix=test_matrix,
-        rng=rng,
-        failure_probability=failure_probability,
-        check=check,
-        check_finite=check_finite,
-        callback=callback,
-    )
+    built, outcome = approximate(operator, rank, _build, oversampling=oversampling, **options)
     warn_unless_converged(outcome)
     indices, X, skeleton = built.factors
     if select == "rows":
         X, skeleton = adjoint(X), adjoint(skeleton)
-    return IDResult(indices=indices, coefficients=X, skeleton=skeleton, select=select, **outcome)
+    return IDResult(
+        indices=indices, coefficients=X, skeleton=skeleton, select=select, **fields_of(outcome)
+    )
 
 
 def _build(sketch: Sketch, k: int) -> Built:

@@ -15,9 +15,9 @@ from lowrank._array import (
 from lowrank._check import as_count
 from lowrank._operator import Operator, as_operator
 from lowrank._panel import orthonormalise
+from lowrank._rangefinder.sampling import NOT_FINITE
 from lowrank._sketch import TestMatrix
 from lowrank._small_svd import robust_svd
-from lowrank.rangefinder import NOT_FINITE
 from lowrank.results import EighResult, Status
 
 __all__ = ["nystrom"]
@@ -118,30 +118,25 @@ def nystrom(
         raise ValueError(message)
     asked = as_count(rank, "rank")
     k = min(asked + as_count(oversampling, "oversampling"), n)
-    outcome: dict[str, Any] = {
-        "status": Status.FULL_RANK if asked > n else Status.RANK_REACHED,
-        "converged": None,
-        "tolerance": None,
-        "error": None,
-        "error_bound": None,
-        "norm_A": None,
-        "rank": min(asked, n),
-        "passes": 1,
-        "products": k,
-        "history": (),
-    }
+    r, status = min(asked, n), Status.FULL_RANK if asked > n else Status.RANK_REACHED
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
         message = f"`test_matrix` has {k - Omega.shape[-1]} columns too few."
         raise ValueError(message)
     if k == 0 or 0 in batch:
-        V = Omega[..., : outcome["rank"]]
+        V = Omega
         w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # of nothing: real, and as many as V has
-        return EighResult(eigenvalues=w, eigenvectors=V, **outcome)
-    with np.errstate(over="ignore", invalid="ignore"):
-        w, V = _decompose(operator, Omega, check_finite=check_finite)
-    r = outcome["rank"]
-    return EighResult(eigenvalues=w[..., :r], eigenvectors=V[..., :r], **outcome)
+    else:
+        with np.errstate(over="ignore", invalid="ignore"):
+            w, V = _decompose(operator, Omega, check_finite=check_finite)
+    return EighResult(
+        eigenvalues=w[..., :r],
+        eigenvectors=V[..., :r],
+        status=status,
+        rank=r,
+        passes=1,
+        products=k,
+    )
 
 
 def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array, Array]:

@@ -1,54 +1,37 @@
 """QB decomposition: an orthonormal basis Q and B = QᴴA."""
 
-from typing import Any
+from typing import Unpack
 
-from lowrank._array import Array, adjoint
+from lowrank._array import Array, adjoint, array_namespace
+from lowrank._options import Tolerances, shares_options
 from lowrank._sharded import shards_of
-from lowrank._small_svd import small_svd
-from lowrank._trim import GOAL, MARGIN, trim
-from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
-from lowrank.results import QBResult
+from lowrank._truncate import at_fixed_rank
+from lowrank.rangefinder import Found, find, projection, warn_unless_converged
+from lowrank.results import QBResult, fields_of
+from lowrank.svd import decompose
 
 __all__ = ["qb"]
 
 
+@shares_options
 def qb(
     A: Array,
     /,
     rank: int | None = None,
-    *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: Norm = "fro",
-    power_iterations: int | None = None,
-    krylov: bool = False,
-    block_size: int | None = None,
-    test_matrix: Any = None,
-    rng: Any = None,
-    failure_probability: float = 1e-9,
-    check: bool = False,
-    check_finite: bool = True,
-    callback: Callback | None = None,
+    **options: Unpack[Tolerances],
 ) -> QBResult:
     """``A ≈ Q B`` with Q orthonormal and ``B = QᴴA``, of a given rank or to a given tolerance.
 
     Parameters
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
-        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`; or a
+        <matrix>; or a
         DTensor of PyTorch, see Notes.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
         The certified error is at most ``max(rtol · ‖A‖, atol)``, in the chosen norm.
-    norm : {"fro", "spectral"}
-        Norm of tolerance, error and bound.
-    power_iterations : int, optional
-        Default: 0 at a fixed rank and in the Frobenius norm, 1 for a spectral tolerance, and with
-        `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
-        As for :class:`RangeFinder`.
+    <options>
 
     Returns
     -------
@@ -57,16 +40,13 @@ def qb(
 
     Raises
     ------
-    TypeError
-        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
-        belongs elsewhere.
+    <raises>
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 
     Warns
     -----
-    ConvergenceWarning
-        If a tolerance was given and not certified.
+    <warns>
 
     Notes
     -----
@@ -92,55 +72,32 @@ def qb(
     >>> Q.shape[1] <= gallery.best_rank(s, rtol=1e-3) + 1
     True
     """
-    fixed = rtol is None and atol is None
-    shards = shards_of(A, test_matrix=test_matrix)
-    by_rows = shards is not None and shards.by_rows
+    shards = shards_of(A, test_matrix=options.get("test_matrix"))
+    by_rows = shards is not None and shards.by_rows  # the basis is then one of the corange
     if shards is not None:
-        A, rng = shards.operator, shards.seed(rng)
-    finder = find(
-        A,
-        rank,
-        rtol=rtol,
-        atol=atol,
-        power_iterations=power_iterations,
-        krylov=krylov,
-        margin=MARGIN,
-        goal=GOAL,
-        norm=norm,
-        block_size=block_size,
-        test_matrix=test_matrix,
-        rng=rng,
-        failure_probability=failure_probability,
-        check=check,
-        check_finite=check_finite,
-        callback=callback,
-    )
-    Q = finder.basis()
-    C = finder.image(Q)
-    if fixed:
-        B = adjoint(C)
-        if by_rows:  # Q is the corange: A ≈ C Qᴴ
-            P, R = finder.far_qr(C)
-            Q, B = P, R @ adjoint(Q)
-        Q, B = (Q, B) if shards is None else shards.pair(Q, B)
-        return QBResult(Q=Q, B=B, **finder.outcome())
-    small = small_svd(C, finder.far_qr)
-    finder.learn_norm(C)
-    outcome = trim(
-        finder.outcome(),
-        small.S,
-        norm,
-        rank,
-        floor=finder.floor(),
-        rounding=small.rounding(),
-        norm_is_exact=finder.norm_is_exact,
-    )
-    warn_unless_converged(outcome)
-    r = outcome["rank"] = finder.agreed_rank(outcome["rank"])
-    U = small.U[:, :r]
-    if by_rows:
-        Q, B = small.P @ adjoint(small.W[:r, :]), adjoint(Q @ U * small.S[None, :r])
+        A = shards.operator
+        options["rng"] = shards.seed(options.get("rng"))
+    if options.get("rtol") is not None or options.get("atol") is not None:
+        U, S, Vh, outcome = decompose(A, rank, **options)
+        warn_unless_converged(outcome)
+        weights = array_namespace(U).astype(S, U.dtype)
+        Q, B = U, weights[:, None] * Vh
+        if by_rows:
+            Q, B = adjoint(Vh), adjoint(U * weights)
     else:
-        Q, B = Q @ U, adjoint(C @ U)
+        found, C, scale = projection(find(A, rank, **options))
+        C = C if scale == 1.0 else C / scale
+        outcome = at_fixed_rank(found, None, _norm_of(found, C))
+        Q, B = found.basis.Q, adjoint(C)
+        if by_rows:  # A ≈ C Qᴴ
+            P, R = found.domain_qr(C)
+            Q, B = P, R @ adjoint(Q)
     Q, B = (Q, B) if shards is None else shards.pair(Q, B)
-    return QBResult(Q=Q, B=B, **outcome)
+    return QBResult(Q=Q, B=B, **fields_of(outcome))
+
+
+def _norm_of(found: Found, C: Array) -> Array:
+    """‖C‖_F, an array of one number; of one matrix alone, since nobody asks for that of a stack."""
+    xp = array_namespace(C)
+    norm = xp.linalg.vector_norm(C if found.state.A.far is None else found.domain_qr(C).R)
+    return xp.reshape(norm, (1,))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lowrank._array import Array
 
@@ -20,6 +20,7 @@ __all__ = [
     "RangeFinderResult",
     "SVDResult",
     "Status",
+    "fields_of",
 ]
 
 
@@ -112,8 +113,14 @@ class Outcome:
         The tolerance as an absolute error.
     error, error_bound : float or None
         Absolute error ``‖A − approximation‖`` in the chosen norm: the estimate, and a bound that
-        holds with probability ``1 − failure_probability``. None without a tolerance, but for
-        :class:`~lowrank.SketchedMatrix`.
+        holds with probability ``1 − failure_probability`` (for certain in the Frobenius norm, where
+        the certificate is exact or by energies). At a fixed rank, in the Frobenius norm, of `qb`,
+        `svd` and `eigh` of a matrix whose norm can be had, and of
+        :class:`~lowrank.SketchedMatrix`; else None without a tolerance.
+    certificate : str or None
+        What the bound rests on: ``"exact"`` (the residual itself, or the singular values of A),
+        ``"energy"`` (``‖A‖² − ‖QᴴA‖²``) or ``"sampled"`` (products with random vectors). None
+        without a bound.
     norm_A : float or None
         ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm, and for
         operators; an estimate of :class:`~lowrank.SketchedMatrix`.
@@ -128,15 +135,21 @@ class Outcome:
     """
 
     status: Status
-    converged: bool | None
-    tolerance: float | None
-    error: float | None
-    error_bound: float | None
-    norm_A: float | None
+    converged: bool | None = None
+    tolerance: float | None = None
+    error: float | None = None
+    error_bound: float | None = None
+    certificate: str | None = None
+    norm_A: float | None = None
     rank: int
     passes: int
     products: int
-    history: tuple[Look, ...] = field(repr=False)
+    history: tuple[Look, ...] = field(repr=False, default=())
+
+
+def fields_of(outcome: Outcome) -> dict[str, Any]:
+    """The attributes that all results share, by name, to make a result with."""
+    return {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

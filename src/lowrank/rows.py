@@ -194,6 +194,7 @@ class RowBlocks:
             rmatmat=self.rmatmat,
             norm=self.norm,
             max_abs=self._max_abs,
+            costly_passes=True,
         )
 
     def _max_abs(self) -> float:

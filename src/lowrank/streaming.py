@@ -436,15 +436,13 @@ class SketchedMatrix:
             S=array_namespace(S).asarray(S[:r], copy=True),
             Vh=array_namespace(Vh).asarray(Vh[:r, :], copy=True),
             status=Status.FULL_RANK if asked > r else Status.RANK_REACHED,
-            converged=None,
-            tolerance=None,
             error=estimate.value,
             error_bound=estimate.upper_bound,
+            certificate="sampled",
             norm_A=self.norm,
             rank=r,
             passes=1,
             products=self._right.shape[1] + self._left.shape[1],
-            history=(),
         )
 
     def error(self, rank: int | None = None) -> ErrorEstimate:

@@ -1,53 +1,42 @@
 """Truncated singular value decomposition on a randomized range."""
 
-from typing import Any
+from dataclasses import replace
+from typing import Any, Unpack
 
-from lowrank._array import Array, adjoint, signed
+from lowrank._array import Array, adjoint, safe_norm, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
+from lowrank._options import Tolerances, shares_options
 from lowrank._sharded import shards_of
-from lowrank._small_svd import small_svd
-from lowrank._trim import GOAL, MARGIN, trim
-from lowrank.rangefinder import Callback, Norm, find, warn_unless_converged
-from lowrank.results import Status, SVDResult
+from lowrank._small_svd import refuse_infinite, small_svd
+from lowrank._truncate import at_fixed_rank, parts_of, truncated
+from lowrank.rangefinder import Found, find, projection, warn_unless_converged
+from lowrank.results import Outcome, SVDResult, fields_of
 
 __all__ = ["decompose", "svd"]
 
 
+@shares_options
 def svd(
     A: Array,
     /,
     rank: int | None = None,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: Norm = "fro",
     center: bool = False,
     oversampling: int = 10,
-    power_iterations: int | None = None,
-    krylov: bool = False,
-    block_size: int | None = None,
-    test_matrix: Any = None,
-    rng: Any = None,
-    failure_probability: float = 1e-9,
-    check: bool = False,
-    check_finite: bool = True,
-    callback: Callback | None = None,
+    **options: Unpack[Tolerances],
 ) -> SVDResult:
     """Truncated SVD ``A ≈ U diag(S) Vh``, of a given rank or to a given tolerance.
 
     Parameters
     ----------
     A : array, shape (m, n), or (..., m, n) at a fixed rank
-        Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
-        sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`; or a
+        <matrix>; or a
         DTensor of PyTorch, see Notes.
     rank : int, optional
         Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
     rtol, atol : float, optional
         The certified error ``‖A − U diag(S) Vh‖`` is at most ``max(rtol · ‖A‖, atol)``.
-    norm : {"fro", "spectral"}
-        Norm of tolerance, error and bound.
     center : bool
         Decompose A less the mean of its rows, as in principal component analysis, without forming
         that: the rows of Vh are then the components, ``U * S`` the scores, and ``S**2 / (m − 1)``
@@ -56,11 +45,7 @@ def svd(
     oversampling : int
         At a fixed rank, columns of the basis beyond `rank`, cut off in the end. (With a tolerance
         the basis grows beyond the rank, also beyond a cap, as the tolerance needs.)
-    power_iterations : int, optional
-        Default: 2 at a fixed rank; with a tolerance 0 in the Frobenius and 1 in the spectral norm,
-        and with `krylov`.
-    krylov, block_size, test_matrix, rng, failure_probability, check, check_finite, callback
-        As for :class:`RangeFinder`.
+    <options>
 
     Returns
     -------
@@ -72,16 +57,13 @@ def svd(
 
     Raises
     ------
-    TypeError
-        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
-        belongs elsewhere.
+    <raises>
     ValueError
         If there is no stop rule, an option is out of range, or A holds NaN or Inf.
 
     Warns
     -----
-    ConvergenceWarning
-        If a tolerance was given and not certified.
+    <warns>
 
     Notes
     -----
@@ -124,90 +106,91 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
-    mean, added, shards = None, 0, shards_of(A, test_matrix=test_matrix)
+    mean, added, shards = None, 0, shards_of(A, test_matrix=options.get("test_matrix"))
     if shards is not None:
         if center:
             message = "`center` takes no DTensor; subtract the mean first: A - A.mean(0)."
             raise ValueError(message)
-        A, rng = shards.operator, shards.seed(rng)
+        A = shards.operator
+        options["rng"] = shards.seed(options.get("rng"))
     if center:
         A, mean, added = centred(as_operator(A))
     U, S, Vh, outcome = decompose(
-        A,
-        rank,
-        rtol=rtol,
-        atol=atol,
-        norm=norm,
-        fixed_signs=shards is None,
-        oversampling=oversampling,
-        power_iterations=power_iterations,
-        krylov=krylov,
-        block_size=block_size,
-        test_matrix=test_matrix,
-        rng=rng,
-        failure_probability=failure_probability,
-        check=check,
-        check_finite=check_finite,
-        callback=callback,
+        A, rank, fixed_signs=shards is None, oversampling=oversampling, **options
     )
     if center:
-        outcome["passes"] += 1
-        outcome["products"] += added
+        outcome = replace(outcome, passes=outcome.passes + 1, products=outcome.products + added)
     warn_unless_converged(outcome)
     if shards is not None:
         U, S, Vh = shards.factors(U, S, Vh)
-    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **outcome)
+    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **fields_of(outcome))
 
 
 def decompose(
     A: Array,
     rank: int | None,
     *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: Norm = "fro",
     fixed_signs: bool = False,
-    oversampling: int = 10,
+    powers: int = 2,
+    oversampling: int = 0,
     **options: Any,
-) -> tuple[Array, Array, Array, dict[str, Any]]:
+) -> tuple[Array, Array, Array, Outcome]:
     """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
-    fixed = rtol is None and atol is None
-    finder = find(
-        A,
-        rank,
-        rtol=rtol,
-        atol=atol,
-        cuts=True,
-        oversampling=oversampling,
-        margin=MARGIN,
-        goal=GOAL,
-        norm=norm,
-        **options,
-    )
-    Q = finder.basis()
-    C = finder.image(Q)
-    small = small_svd(C, finder.far_qr)
-    finder.learn_norm(C)
+    found = find(A, rank, share=1.0, powers=powers, oversampling=oversampling, **options)
+    if found.whole is not None:
+        return _cut_of_whole(found, rank, fixed_signs)
+    found, C, scale = projection(found, release=True)
+    small = small_svd(C, found.domain_qr)
     del C
-    outcome = finder.outcome()
-    if not fixed:
-        floor, exact = finder.floor(), finder.norm_is_exact
-        outcome = trim(
-            outcome,
-            small.S,
-            norm,
+    S = small.S if scale == 1.0 else small.S / scale
+    refuse_infinite(S)
+    if found.fixed:
+        k = found.basis.rank if rank is None else min(rank, found.basis.rank)
+        outcome = at_fixed_rank(found, rank, S[..., :k])
+    else:
+        captured = None
+        if found.norm_is_exact and found.outcome.norm_A:
+            captured = float(safe_norm(S)) / found.outcome.norm_A
+        residual, estimate = parts_of(found, captured)
+        outcome = truncated(
+            found.outcome,
+            S,
+            found.problem.norm,
             rank,
-            floor=floor,
-            rounding=small.rounding(),
-            norm_is_exact=exact,
+            residual=residual,
+            estimate=estimate,
+            floor=found.floor + small.rounding() / scale,
+            norm_is_exact=found.norm_is_exact,
         )
-    elif rank is not None and rank <= finder.rank:
-        outcome |= {"rank": rank, "status": Status.RANK_REACHED}
-    r = outcome["rank"] = finder.agreed_rank(outcome["rank"])
+    r = found.agreed(outcome.rank)
     Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
     U = small.U[..., :r]
     if fixed_signs:
         phase = signed(Vh)[..., :, None]
         U = U * adjoint(phase)
         Vh *= phase
-    return Q @ U, small.S[..., :r], Vh, outcome
+    return found.basis.lift(U), S[..., :r], Vh, replace(outcome, rank=r)
+
+
+def _cut_of_whole(
+    found: Found, rank: int | None, fixed_signs: bool
+) -> tuple[Array, Array, Array, Outcome]:
+    """The same from the SVD of A itself, of which the truncation makes all of the error."""
+    whole, xp = found.whole, found.state.A.xp
+    assert whole is not None
+    S = whole.S / found.state.explicit_scale
+    refuse_infinite(S)
+    outcome = truncated(
+        found.outcome,
+        S,
+        found.problem.norm,
+        rank,
+        residual=0.0,
+        estimate=0.0,
+        floor=found.floor,
+        norm_is_exact=found.norm_is_exact,
+    )
+    r = outcome.rank
+    U, Vh = whole.U[:, :r], whole.Vh[:r, :]
+    phase = signed(Vh)[:, None] if fixed_signs else xp.ones_like(Vh[:, :1])
+    return U * adjoint(phase), S[:r], Vh * phase, outcome

@@ -12,7 +12,7 @@ from lowrank._command.arguments import Options
 from lowrank._command.errors import InputError, printable, reason, required
 from lowrank._command.reading import Matrix, as_numpy
 from lowrank._command.working import Answer
-from lowrank._trim import tails
+from lowrank._small_svd import tails
 
 __all__ = ["curves", "picture"]
 

@@ -12,7 +12,7 @@ __all__ = ["StopRule"]
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """Stop when the bound is below ``goal · max(rtol · ‖A‖, atol)``, or at `cap` columns.
+    """Stop when the bound is below ``max(rtol · ‖A‖, atol)``, or at `cap` columns.
 
     A basis of `full` columns, min(m, n), cannot grow either.
     """
@@ -21,47 +21,38 @@ class StopRule:
     atol: float
     cap: int | None
     full: int
-    goal: float
 
     @classmethod
     def parse(
-        cls,
-        *,
-        rtol: float | None,
-        atol: float | None,
-        rank: int | None,
-        full: int,
-        goal: float = 1.0,
+        cls, *, rtol: float | None, atol: float | None, rank: int | None, full: int
     ) -> "StopRule":
         if rtol is None and atol is None:
             message = "a tolerance is needed: give `rtol` (relative to the norm of `A`) or `atol`."
             raise ValueError(message)
         cap = None if rank is None else as_count(rank, "rank")
-        return cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, full, goal)
+        return cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, full)
 
     @property
     def limit(self) -> int:
         return self.full if self.cap is None else min(self.cap, self.full)
 
-    def tolerance(self, norm_A: float) -> float:
-        return max(self.atol, self.rtol * norm_A)  # of a norm that is NaN, not known, atol is left
+    def tolerance(self, norm_A: float | None) -> float:
+        """The absolute tolerance; of a norm that is not known yet, `atol` is left."""
+        return self.atol if norm_A is None else max(self.atol, self.rtol * norm_A)
 
-    def decide(self, look: Look, rank: int, norm_A: float, floor: float) -> Status | None:
-        """Status to stop with after `look`, or None to go on.
+    def decide(self, look: Look, tolerance: float, floor: float) -> Status | None:
+        """Status to stop with after the newest `look`, or None to go on.
 
-        `look` is the newest; it may be about a basis of fewer columns than `rank`, whose error is
-        then at least that of the basis at hand. `floor` is the rounding error of the basis.
+        `tolerance` may be a part of that of the rule, where a truncation spends the rest. `floor`
+        is the rounding error of the basis.
         """
-        goal = self.goal if look.rank else 1.0  # without a basis there is nothing to trim
-        if look.bound <= goal * self.tolerance(norm_A):
+        if look.bound <= tolerance:
             return Status.CONVERGED
-        if look.rank < rank:
-            return None
-        # The sampled part of the bound is down to the part for rounding: columns added from here
-        # on are noise, and would not lower the bound by more than a half.
+        # The rest of the bound is down to the part for rounding: columns added from here on are
+        # noise, and would not lower the bound by more than a half.
         if look.bound <= 2.0 * floor:
             return Status.PRECISION_FLOOR
-        if rank >= self.limit:
+        if look.rank >= self.limit:
             return Status.RANK_REACHED if self.limit == self.cap else Status.FULL_RANK
         return None
 

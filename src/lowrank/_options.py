@@ -1,0 +1,125 @@
+"""The options that the range finder and all factorizations share: names, defaults and words."""
+
+import inspect
+import textwrap
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Literal, TypedDict, TypeVar
+
+from lowrank.results import Look
+
+__all__ = ["Callback", "Norm", "Options", "Tolerances", "shares_options"]
+
+Norm = Literal["fro", "spectral"]
+Certificate = Literal["exact", "energy", "sampled"]
+Callback = Callable[[Look], object]
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+class Options(TypedDict, total=False):
+    """How the basis grows."""
+
+    norm: Norm
+    power_iterations: int | None
+    krylov: bool
+    block_size: int | None
+    test_matrix: Any
+    rng: Any
+    failure_probability: float
+    certificate: Certificate | None
+    overwrite_a: bool
+    check: bool
+    check_finite: bool
+    callback: Callback | None
+
+
+class Tolerances(Options, total=False):
+    """And when it ends."""
+
+    rtol: float | None
+    atol: float | None
+
+
+DEFAULTS: dict[str, Any] = {
+    "rtol": None,
+    "atol": None,
+    "norm": "fro",
+    "power_iterations": None,
+    "krylov": False,
+    "block_size": None,
+    "test_matrix": None,
+    "rng": None,
+    "failure_probability": 1e-9,
+    "certificate": None,
+    "overwrite_a": False,
+    "check": False,
+    "check_finite": True,
+    "callback": None,
+}
+WORDS = {
+    "<matrix>": """\
+Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
+sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`""",
+    "<options>": """\
+norm : {"fro", "spectral"}
+    Norm of tolerance, error and bound.
+power_iterations : int, optional
+    Products with ``A Aᴴ`` that each block goes through. Default: at a fixed rank 2 (0 for
+    :func:`range_finder` and :func:`qb`, 1 with `krylov`); to a tolerance what was measured to
+    be fastest, see :class:`RangeFinder`.
+krylov, block_size, test_matrix, rng, failure_probability, certificate, overwrite_a, check, \
+check_finite, callback
+    As for :class:`RangeFinder`.""",
+    "<raises>": """\
+TypeError
+    If A is no array, sparse matrix or operator of floating dtype, `rng` or `test_matrix`
+    belongs elsewhere, or the certificate is exact and A no array in memory.""",
+    "<warns>": """\
+ConvergenceWarning
+    If a tolerance was given and not certified.""",
+}
+
+
+def shares_options(function: Function) -> Function:
+    """Give a function with ``**options`` the signature and the words of the shared options."""
+    names = inspect.get_annotations(function)["options"].__args__[0].__annotations__
+    given = inspect.signature(function)
+    own = [p for p in given.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    shared = [
+        inspect.Parameter(
+            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=names[name]
+        )
+        for name in DEFAULTS
+        if name in names and name not in given.parameters
+    ]
+    accepted = {p.name for p in (*own, *shared)}
+
+    @wraps(function)
+    def checked(*args: Any, **options: Any) -> Any:
+        for name in options:
+            if name not in accepted:
+                called = function.__qualname__.removesuffix(".__init__")
+                message = f"{called}() got an unexpected keyword argument {name!r}"
+                raise TypeError(message)
+        return function(*args, **options)
+
+    checked.__signature__ = given.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    checked.__doc__ = worded(function.__doc__)
+    return checked  # type: ignore[return-value]
+
+
+def worded(text: str | None) -> str | None:
+    """A docstring with the shared words in the places that name them."""
+    if text is None:  # python -OO
+        return None
+    lines = []
+    for line in text.split("\n"):
+        marker = next((key for key in WORDS if key in line), None)
+        if marker is None:
+            lines.append(line)
+            continue
+        before, _, after = line.partition(marker)
+        indent = before if not before.strip() else " " * (len(line) - len(line.lstrip()))
+        words = textwrap.indent(WORDS[marker], indent)
+        lines.append((words if not before.strip() else before + words.lstrip()) + after)
+    return "\n".join(lines)

@@ -1,0 +1,106 @@
+"""A growing orthonormal basis, kept as blocks of Householder reflectors."""
+
+from dataclasses import dataclass, replace
+
+from lowrank._array import Array, adjoint, array_namespace, eye, rows_below, subtract_product, zeros
+from lowrank._panel import reflectors
+
+__all__ = ["Basis", "Block"]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """``I − V T Vᴴ``, unitary, which acts on the rows from `start` on."""
+
+    start: int
+    V: Array
+    T: Array
+
+    @property
+    def columns(self) -> int:
+        return int(self.T.shape[-1])
+
+    def apply(self, X: Array) -> None:
+        """``X ← (I − V T Vᴴ) X`` on its rows of X, in place."""
+        part = X[..., self.start :, :]
+        subtract_product(part, self.V, self.T @ (adjoint(self.V) @ part))
+
+    def apply_adjoint(self, X: Array) -> None:
+        """``X ← (I − V Tᴴ Vᴴ) X`` on its rows of X, in place."""
+        part = X[..., self.start :, :]
+        subtract_product(part, self.V, adjoint(self.T) @ (adjoint(self.V) @ part))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Basis:
+    """The first k columns of the unitary m×m matrix ``H = H₁ H₂ ⋯``, one factor for each block.
+
+    H is never formed. What is left of A when the basis is projected out of it is, in the
+    coordinates of H, rows k and on of ``HᴴA``: the range finder works on those rows alone.
+    """
+
+    empty: Array  # m×0, where everything lives
+    blocks: tuple[Block, ...] = ()
+
+    @property
+    def rank(self) -> int:
+        return sum(block.columns for block in self.blocks)
+
+    @property
+    def rows(self) -> int:
+        return int(self.empty.shape[-2])
+
+    def append(self, Q: Array) -> "Basis":
+        """The basis with more columns: Q is orthonormal, and has rows k and on."""
+        V, T, _ = reflectors(Q)
+        return replace(self, blocks=(*self.blocks, Block(self.rank, V, T)))
+
+    def deflate(self, Y: Array) -> Array:
+        """Rows k and on of ``HᴴY``."""
+        if not self.blocks:
+            return Y
+        Z = array_namespace(Y).asarray(Y, copy=True)
+        for block in self.blocks:
+            block.apply_adjoint(Z)
+        return Z[..., self.rank :, :]
+
+    def embed(self, Y: Array) -> Array:
+        """``H [0; Y]``, for rows k and on."""
+        return self._applied(rows_below(Y, self.rank)) if self.blocks else Y
+
+    def lift(self, X: Array) -> Array:
+        """``Q X``, for the basis Q and k rows X."""
+        below = zeros((*X.shape[:-2], self.rows - self.rank, X.shape[-1]), X)
+        return self._applied(array_namespace(X).concat([X, below], axis=-2))
+
+    def coordinates(self, Y: Array) -> Array:
+        """``HᴴY`` whole; its first k rows are ``QᴴY``."""
+        Z = array_namespace(Y).asarray(Y, copy=True)
+        for block in self.blocks:
+            block.apply_adjoint(Z)
+        return Z
+
+    def columns(self, start: int = 0) -> Array:
+        """Columns `start` and on of Q, `start` at the edge of a block: 2mk² flops for all.
+
+        Reflectors act on rows from their own first column on, where the columns of the unit matrix
+        to the left of it are zero.
+        """
+        *batch, m, _ = self.empty.shape
+        width = self.rank - start
+        Q = zeros((*batch, m, width), self.empty)
+        Q[..., start : start + width, :] = Q[..., start : start + width, :] + eye(
+            width, width, like=Q
+        )
+        for block in reversed(self.blocks):
+            block.apply(Q[..., max(0, block.start - start) :])
+        return Q
+
+    def rotate(self, X: Array) -> Array:
+        """``H X`` for an X of m rows."""
+        return self._applied(array_namespace(X).asarray(X, copy=True))
+
+    def _applied(self, X: Array) -> Array:
+        for block in reversed(self.blocks):
+            block.apply(X)
+        return X

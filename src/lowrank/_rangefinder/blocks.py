@@ -1,0 +1,145 @@
+"""Blocks of a growing basis: how wide, after how many power iterations, and to which error."""
+
+import math
+from dataclasses import replace
+
+from lowrank._array import Array, array_namespace, eps, leading
+from lowrank._operator import Operator
+from lowrank._panel import orthonormalise
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled
+from lowrank._rangefinder.sampling import iterated_sample, multiplied
+from lowrank._rangefinder.state import Problem, State
+from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._tuning import GROWTH, Method, tuning
+
+__all__ = ["goal_of", "missing_columns", "panel", "powers_of"]
+
+
+def goal_of(problem: Problem, state: State, share: float | None) -> float:
+    """The part of the tolerance at which growth ends."""
+    if share is None or state.rank == 0:  # without a basis there is nothing to truncate
+        return 1.0
+    if problem.norm == "spectral" or isinstance(state.residual, Sampled):
+        return share * GROWTH.goal_of_samples
+    if not powers_of(problem, state):
+        return share * GROWTH.goal_without_powers
+    return share * (GROWTH.goal_of_slow if falls_slowly(state) else GROWTH.goal)
+
+
+def powers_of(problem: Problem, state: State) -> int:
+    """Power iterations of a block."""
+    if problem.power_iterations is not None:
+        return problem.power_iterations
+    if problem.norm == "spectral":
+        return 1
+    if isinstance(state.residual, Explicit):
+        most = tuning(state.residual.array).power_iterations
+        return most if falls_slowly(state) else min(1, most)
+    return int(isinstance(state.residual, ByEnergies) and not state.A.costly_passes)
+
+
+def falls_slowly(state: State) -> bool:
+    """Whether the basis would have to be multiplied to take what is left.
+
+    With the energy ``(e₀² − e₁²)/b`` of a column of the last block, k more columns take ``k`` times
+    that at most. Of the singular values j^{−p} what is left is ``1/(2p − 1)`` times that much.
+    """
+    if len(state.looks) < 2:
+        return False
+    before, last = state.looks[-2:]
+    energy = (before.estimate / last.estimate) ** 2 - 1.0 if last.estimate > 0 else math.inf
+    return last.rank - before.rank > GROWTH.slow * last.rank * energy
+
+
+def panel(
+    problem: Problem, state: State, rule: StopRule, goal: float
+) -> tuple[State, Array | None]:
+    """Columns for the basis: those of the sample that waits, or of a fresh one; None of no more."""
+    most, q = rule.limit - state.rank, powers_of(problem, state)
+    if state.waiting is not None and problem.norm == "spectral":
+        return state, leading(state.waiting, most)
+    depth = q + 1 if problem.krylov else 1
+    if state.waiting is not None:
+        sample = [leading(state.waiting, -(-most // depth))]
+        state = replace(state, waiting=None)
+        return state, iterated_sample(problem, state, sample, q, columns=most)
+    width = min(_width(problem, state, goal), -(-most // depth))
+    Omega = problem.source.draw(width)
+    if Omega.shape[-1] == 0:
+        return state, None
+    state, sample = multiplied(problem, state, Omega)
+    if q > 0 and problem.power_iterations is None and _can_be_asked(state.A):
+        Q, R = orthonormalise(sample.pop())
+        middle, end = _errors_within(R)
+        if end <= max(GROWTH.enough * goal * state.measured_scale, GROWTH.steep * middle):
+            q = 0
+        elif end >= GROWTH.flat * middle and state.rank == 0:
+            q = tuning(state.A.empty(0)).power_iterations
+        return state, iterated_sample(problem, state, Q, q, columns=most)
+    return state, iterated_sample(problem, state, sample, q, columns=most)
+
+
+def _can_be_asked(A: Operator) -> bool:
+    """Whether a number costs no waiting for a device."""
+    return tuning(A.empty(0)).method is Method.ASKED_CHOLESKY
+
+
+def _errors_within(R: Array) -> tuple[float, float]:
+    """Estimates of the error with half of a sample in the basis, and with all; R is its factor.
+
+    The j-th diagonal entry is what the j-th column of the sample has outside of those before it:
+    ``‖(I − PPᴴ)Eω‖`` for a basis P of them, whose square is unbiased for ``‖(I − PPᴴ)E‖_F²``.
+    """
+    xp, b = array_namespace(R), R.shape[-1]
+    entries, few = xp.linalg.diagonal(R), max(1, b // 4)
+    start = max(0, b // 2 - few // 2)
+    middle = entries[start : start + few]
+    return tuple(  # type: ignore[return-value]
+        float(xp.linalg.vector_norm(part)) / math.sqrt(few) for part in (middle, entries[b - few :])
+    )
+
+
+def _width(problem: Problem, state: State, goal: float) -> int:
+    """Columns of a block."""
+    if problem.block_size is not None:
+        return problem.block_size
+    if state.A.costly_passes:
+        missing = missing_columns(problem, state, goal)
+        return int(min(max(GROWTH.wide, state.rank), max(GROWTH.wide // 4, missing)))
+    width = tuning(state.A.empty(0)).width
+    if len(state.looks) > 1:
+        before, last = state.looks[-2:]
+        missing = missing_columns(problem, state, goal)
+        if 0.0 < goal < last.estimate < before.estimate:
+            rate = math.log(before.estimate / last.estimate) / (last.rank - before.rank)
+            missing = max(missing, math.log(last.estimate / goal) / rate)
+        missing *= GROWTH.margin
+        width = max(width // 2, min(2 * width, 8 * math.ceil(missing / 8)))
+    return width
+
+
+def missing_columns(problem: Problem, state: State, target: float) -> float:
+    """Columns that the basis lacks at least, as far as the last looks tell.
+
+    The columns of the last block took ``e₀² − e₁²`` from the square of the error, and later ones
+    take less: at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing. Where the error
+    does not fall faster than in the block before, no fewer than if it goes on at that rate.
+    In the spectral norm, which clusters keep from falling, the error is taken to fall in a line.
+    """
+    looks = [look for look in state.looks[-3:] if look.estimate > 0.0]
+    if len(looks) < 2 or not looks[-2].rank < looks[-1].rank:
+        return 0.0
+    columns = looks[-1].rank - looks[-2].rank
+    e0, e1 = looks[-2].estimate, looks[-1].estimate
+    if e1 <= target:
+        return 0.0
+    fall = max(1.0 - e1 / e0, eps(state.A.empty(0)))
+    if problem.norm == "spectral":
+        return columns * (e1 - target) / e0 / fall if fall > GROWTH.least_fall else 0.0
+    by_energy = (e1 - target) / e0 * (e1 + target) / e0 / (fall * (2.0 - fall))
+    rate, rate_before = -math.log1p(-fall) / columns, 0.0
+    if len(looks) == 3 and looks[0].rank < looks[1].rank:
+        rate_before = math.log(looks[0].estimate / e0) / (looks[1].rank - looks[0].rank)
+    if rate > 1.02 * rate_before or target == 0.0:
+        return columns * by_energy
+    return max(columns * by_energy, math.log(e1 / target) / rate)

@@ -1,0 +1,67 @@
+"""Where growing on would cost more than the SVD of A: that is computed instead."""
+
+from dataclasses import replace
+
+from lowrank._array import eps
+from lowrank._rangefinder.blocks import missing_columns, powers_of
+from lowrank._rangefinder.looks import base_floor, floor_of
+from lowrank._rangefinder.residuals import Explicit, Whole
+from lowrank._rangefinder.state import Problem, State
+from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._small_svd import svd_of, tails
+from lowrank._tuning import tuning
+
+__all__ = ["cut", "decomposed", "svd_is_cheaper"]
+
+
+def svd_is_cheaper(
+    problem: Problem, state: State, rule: StopRule, goal: float, *, truncates: bool
+) -> bool:
+    """Whether to decompose A itself, by the flops of both ways from here on.
+
+    To go from k to K columns takes 3 + 2q products with what is then left of A, and to truncate
+    them a QR of K columns, a small SVD and a product.
+    """
+    if not isinstance(state.residual, Explicit) or len(state.looks) < 2:
+        return False
+    (m, n), k = state.A.shape, state.rank
+    K = min(k + max(missing_columns(problem, state, max(goal, floor_of(state))), 1.0), rule.limit)
+    single = eps(state.residual.array) > 1e-10
+    cost = tuning(state.residual.array).svd_cost[0 if single else 1]
+    grown = (3 + 2 * powers_of(problem, state)) * 2.0 * m * n * (K - k) * (1.0 - (K + k) / (2 * m))
+    grown += 2.0 * m * K**2
+    if truncates:
+        grown += cost * K**3 + 4.0 * n * K**2 + 2.0 * m * K**2
+    short, long = min(m, n), max(m, n)
+    whole = cost * short**3 + (6.0 * long * short**2 if long > 2 * short else 0.0)
+    return grown > whole
+
+
+def decomposed(problem: Problem, state: State) -> State:
+    """The state with the SVD of A, of the untouched matrix where there still is one."""
+    residual = state.residual
+    assert isinstance(residual, Explicit)
+    assert state.A.explicit is not None
+    problem.work.add(0)
+    if state.is_spent:
+        U, S, Vh, rounding = svd_of(residual.array)
+        U = residual.basis.rotate(U)
+    else:
+        array = state.A.explicit(False, False)
+        array *= state.explicit_scale
+        U, S, Vh, rounding = svd_of(array, hermitian=problem.hermitian)
+    whole = Whole(U, S, Vh, tails(S, problem.norm), rounding, 0)
+    return replace(state, residual=whole, waiting=None)
+
+
+def cut(state: State, goal: float, limit: int) -> State:
+    """The smallest rank that keeps the goal, or what rounding leaves of it."""
+    whole = state.residual
+    assert isinstance(whole, Whole)
+    noise = whole.rounding / state.explicit_scale
+    least = noise + base_floor(replace(state, residual=replace(whole, rank=0)))
+    noise += base_floor(replace(state, residual=replace(whole, rank=limit)))
+    target = max(goal - noise, 0.9 * least) * (1.0 - 64.0 * eps(whole.S)) * state.explicit_scale
+    xp = state.A.xp
+    rank = min(int(xp.sum(xp.astype(whole.tails > target, xp.int32))), limit)
+    return state if rank == whole.rank else replace(state, residual=replace(whole, rank=rank))

@@ -1,0 +1,212 @@
+"""The adaptive range finder: sample the residual, orthonormalize, project it out, measure.
+
+This is the blocked Householder range finder of C. Penke (Efficient computation of low-rank
+representations to reduce memory requirements in deep learning, 2024,
+doi:10.34734/FZJ-2024-06883) and of C. Penke and A. Herten (A GPU-accelerated blocked adaptive
+randomized range finder based on an implicit Householder QR decomposition, manuscript, 2026). With
+``B = A`` at first and k = 0, until the error is small enough:
+
+1. sample the residual, ``Y = B[k:] Ω`` for a Gaussian Ω, and let it go through power iterations,
+   which need no deflation;
+2. make a panel of it, ``Y = (I − V T Vᴴ) [R; 0]``;
+3. apply its reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and add its columns to k;
+4. now ``B = HᴴA``: rows below k are finished, and ``‖B[k:]‖`` is the error of the basis.
+
+Where A is no array in memory, products with it take the place of B (`residuals`).
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+
+import numpy as np
+
+from lowrank._array import Array, loaded, safe_norm
+from lowrank._operator import Operator
+from lowrank._rangefinder.blocks import goal_of, panel
+from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
+from lowrank._rangefinder.looks import floor_of, looked
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
+from lowrank._rangefinder.sampling import NOT_FINITE, block, measured, multiplied
+from lowrank._rangefinder.state import Problem, State, epsilon_of
+from lowrank._rangefinder.stop_rule import StopRule
+from lowrank.results import Status
+
+__all__ = ["extend", "projected", "reach", "safe"]
+
+
+def extend(problem: Problem, state: State, columns: int) -> Iterator[State]:
+    """The state with so many columns more, in one block, or as many as there are."""
+    room = state.full - state.rank
+    status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
+    columns = min(columns, room)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if columns > 0 and isinstance(state.residual, Whole):
+            residual = replace(state.residual, rank=state.rank + columns)
+            state = replace(state, residual=residual)
+        elif columns > 0:
+            _refuse_spent(state)
+            state, Q = block(problem, state, columns)
+            yield safe(state)
+            state = _appended(problem, state, Q)
+        yield replace(state, status=status)
+
+
+def projected(problem: Problem, state: State) -> tuple[State, Array]:
+    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state, in one pass at most.
+
+    ‖A‖_F is at least ‖C‖/s, a sharper bound than that of a sample.
+    """
+    residual = state.residual
+    if isinstance(residual, Explicit | Whole):
+        C = residual.projection()
+        return state, C if state.is_spent else state.A.xp.asarray(C, copy=True)
+    products = residual.products if isinstance(residual, ByEnergies) else residual
+    assert isinstance(products, Sampled)
+    known = products.known
+    missing = state.rank - (0 if known is None else int(known.shape[-1]))
+    if missing or known is None:
+        problem.work.add(missing)
+    C = products.projection()
+    if state.rule is not None and problem.norm == "fro" and state.A.norm is None:
+        lower = float(safe_norm(C)) / state.scale * (1.0 - 32.0 * epsilon_of(state))
+        state = replace(state, norm_A=max(state.norm_A or 0.0, lower))
+    return state, C
+
+
+def reach(
+    problem: Problem, state: State, rule: StopRule, *, share: float | None = None
+) -> Iterator[State]:
+    """Grow until the bound is below the tolerance of the rule; the state after each step.
+
+    A caller that truncates gives its `share` of the goals above: growth ends at that part of the
+    tolerance, and what is left is spent by the truncation. Where that is out of reach, the
+    tolerance itself is enough to have converged.
+    """
+    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        state = _prepared(problem, replace(state, rule=rule))
+        while True:
+            is_stopped = False
+            if state.looked is not state.residual:
+                after = looked(problem, state)
+                if after is None:
+                    break
+                state = after
+                yield state
+                is_stopped = _is_stopped(problem, state)
+            goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
+            status = rule.decide(state.looks[-1], goal, floor_of(state))
+            if status is not None:
+                yield replace(state, status=status)
+                return
+            if is_stopped:
+                break
+            yield safe(state)
+            if isinstance(state.residual, Whole):
+                state = cut(state, goal, rule.limit)
+            elif svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
+                state = cut(decomposed(problem, state), goal, rule.limit)
+            else:
+                state, Q = panel(problem, state, rule, goal)
+                if Q is None:
+                    break
+                state = _appended(problem, state, Q)
+        yield replace(state, status=Status.STOPPED)
+
+
+def _prepared(problem: Problem, state: State) -> State:
+    """The state with the norm of A where it can be had, and with the residual that is asked for."""
+    _refuse_spent(state)
+    if state.A.norm is not None and state.frobenius is None:
+        state = measured(problem, state)
+    if 0 in state.A.shape:
+        return replace(state, norm_A=0.0, norm_above=0.0)
+    if state.A.norm is None and not state.is_salted:
+        state = _salted(problem, state)
+    if not isinstance(state.residual, Sampled) or state.residual.known is not None:
+        return state
+    if problem.certificate == "exact":
+        try:
+            return _with_explicit_residual(problem, state)
+        except _errors_of_memory(state.A):
+            pass
+    if problem.norm == "fro" and problem.certificate != "sampled" and state.frobenius:
+        norm = state.frobenius * state.scale
+        energies = ByEnergies(state.residual, norm)
+        if state.rank:
+            problem.work.add(state.rank)
+            energies = energies.completed(state.residual)
+        return replace(state, residual=energies)
+    return state
+
+
+def _refuse_spent(state: State) -> None:
+    if state.is_spent and isinstance(state.residual, Sampled):
+        message = (
+            "`A` holds QᴴA, as `overwrite_a` allowed, and the work on it was interrupted; begin "
+            "anew with A as it was."
+        )
+        raise RuntimeError(message)
+
+
+def _with_explicit_residual(problem: Problem, state: State) -> State:
+    A, basis = state.A, state.residual.basis
+    assert A.explicit is not None
+    assert state.frobenius is not None
+    array = A.explicit(False, problem.overwrite_a)
+    array *= state.explicit_scale
+    if state.rank:
+        problem.work.add(state.rank)
+    residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
+    return replace(state, residual=residual, is_spent=problem.overwrite_a)
+
+
+def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
+    if A.xp.__name__.endswith("torch"):
+        return MemoryError, loaded("torch").OutOfMemoryError
+    if A.xp.__name__.endswith("cupy"):
+        return MemoryError, loaded("cupy").cuda.memory.OutOfMemoryError
+    return (MemoryError,)
+
+
+def _salted(problem: Problem, state: State) -> State:
+    """Let the seed depend on an operator, whose norm is not known, through one product.
+
+    A caller who deflates an operator and keeps the seed would otherwise multiply it by the very
+    test matrix that it annihilates.
+    """
+    omega = problem.source.probe()
+    if omega is not None:
+        state, sample = multiplied(problem, state, omega)
+        salt = float(safe_norm(sample.pop()))
+        if not math.isfinite(salt):
+            raise ValueError(NOT_FINITE)
+        problem.source.restart(salt)
+    return replace(state, is_salted=True)
+
+
+def safe(state: State) -> State:
+    """The state to go on from if what follows is interrupted: it may write into the residual."""
+    if not isinstance(state.residual, Explicit):
+        return state
+    return replace(state, residual=Sampled(state.A, state.residual.basis), looked=None)
+
+
+def _appended(problem: Problem, state: State, Q: Array) -> State:
+    residual = state.residual
+    assert not isinstance(residual, Whole)
+    if not isinstance(residual, Sampled):  # whose products make the new rows of B
+        problem.work.add(int(Q.shape[-1]))
+    return replace(state, residual=residual.append(Q), waiting=None)
+
+
+def _is_stopped(problem: Problem, state: State) -> bool:
+    """What the callback says; that of the first process, for all go on or none."""
+    is_stopped = False
+    is_free = state.rank == 0 and state.sampled_looks == 0
+    try:
+        if problem.callback is not None and not is_free:
+            problem.callback(state.looks[-1])
+    except StopIteration:
+        is_stopped = True
+    return bool(state.A.agreed(float(is_stopped)))

@@ -1,0 +1,78 @@
+"""Power iterations on a sketch: one loop for fixed ranks, for residuals and for certificates."""
+
+from collections.abc import Callable
+
+from lowrank._array import Array, array_namespace, leading
+from lowrank._panel import Basis as Factors
+from lowrank._panel import conditioned, orthonormalise
+
+__all__ = ["iterated", "subspace_iteration"]
+
+Product = Callable[[Array], Array]
+
+
+def subspace_iteration(
+    Y: Array,
+    matmat: Product,
+    rmatmat: Product,
+    power_iterations: int,
+    *,
+    domain_qr: Callable[[Array], Factors] = orthonormalise,
+) -> Array:
+    """Orthonormal basis of the range of ``(A Aᴴ)^q Y``, for a sketch Y of the range of A.
+
+    A function of arrays that asks nothing of a device: torch compiles it without a graph break,
+    and a CUDA graph captures it. (Halko, Martinsson & Tropp, Finding structure with randomness,
+    2011, doi:10.1137/090771806, Algorithm 4.4.)
+    """
+    Q = orthonormalise(Y).Q
+    del Y
+    return iterated(Q, matmat, rmatmat, power_iterations, domain_qr=domain_qr)
+
+
+def iterated(
+    Q: Array,
+    matmat: Product,
+    rmatmat: Product,
+    power_iterations: int,
+    *,
+    domain_qr: Callable[[Array], Factors] = orthonormalise,
+    krylov: bool = False,
+    columns: int | None = None,
+    factors: list[Array] | None = None,
+) -> Array:
+    """Orthonormal basis of the range of ``(A Aᴴ)^q Q``, for an orthonormal Q.
+
+    With `krylov`, of ``[(A Aᴴ)^q Q, …, A Aᴴ Q, Q]``, the best first, of which so many `columns` are
+    given. The blocks are orthonormal, but not to one another before the end. Where they are nearly
+    dependent, the columns that the last QR takes for new are rounding errors; there power iteration
+    alone has found what there is.
+
+    The triangular `factors` that were divided out are appended to a list, where one is given:
+    their product has the singular values of ``(A Aᴴ)^q Q``. (Musco & Musco, Randomized block Krylov
+    methods for stronger and faster approximate singular value decomposition, 2015,
+    arXiv:1504.05477, Algorithm 2.)
+    """
+    spaces: list[Array] = []
+    for step in range(power_iterations):
+        if krylov:
+            spaces.insert(0, Q)
+        Z = rmatmat(Q)
+        if factors is None and domain_qr is orthonormalise:
+            Z = conditioned(Z)
+        else:
+            Z, R = domain_qr(Z)
+            if factors is not None:
+                factors.append(R)
+        Y = matmat(Z)
+        del Z
+        if factors is None and not krylov and step + 1 < power_iterations:
+            Q = conditioned(Y)
+            continue
+        Q, R = orthonormalise(Y)
+        if factors is not None:
+            factors.append(R)
+    if krylov:
+        xp = array_namespace(Q)
+        Q = orthonormalise(xp.concat([Q, *spaces], axis=-1)).Q
+    return Q if columns is None else leading(Q, columns)

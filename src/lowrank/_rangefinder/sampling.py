@@ -1,0 +1,180 @@
+"""Samples of the residual, through power iterations, and what is done where they overflow."""
+
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+from lowrank._array import Array, array_namespace, device_of
+from lowrank._operator import Operator
+from lowrank._panel import Basis as Factors
+from lowrank._panel import orthonormalise
+from lowrank._rangefinder.basis import Basis
+from lowrank._rangefinder.iteration import iterated
+from lowrank._rangefinder.residuals import Sampled, Whole
+from lowrank._rangefinder.state import Problem, State
+
+__all__ = ["NOT_FINITE", "block", "iterated_sample", "measured", "multiplied"]
+
+NOT_FINITE = (
+    "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
+    "or Inf."
+)
+
+
+def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
+    """An orthonormal panel of so many columns, from a sample of the residual."""
+    q = problem.power_iterations or 0
+    width = -(-columns // (q + 1)) if problem.krylov else columns
+    flags: list[Array] = []
+    state, sample = _sample(problem, state, width, flags=flags)
+    Q = iterated_sample(problem, state, sample, q, columns=columns, flags=flags)
+    # Read last, so that the host never waits before all of the work is under way.
+    if not problem.check_finite or _all_finite(state.A, Q, flags):
+        return state, Q
+    before, state = state, measured(problem, state)
+    again, flags = problem.source.again, []
+    state, sample = _sample(problem, state, width, flags=flags, draw=again)
+    rescued = iterated_sample(problem, state, sample, q, columns=columns, flags=flags)
+    if not state.A.is_stack:
+        if not _all_finite(state.A, rescued, flags):
+            raise ValueError(NOT_FINITE)
+        return state, rescued
+    # Members that were finite stay: the scale of the others may be too small there.
+    xp = state.A.xp
+    was_finite = xp.all(xp.isfinite(Q), axis=(-2, -1), keepdims=True)
+    Q = xp.where(was_finite, Q, rescued)
+    if not _all_finite(state.A, Q, []):
+        raise ValueError(NOT_FINITE)
+    return before, Q
+
+
+def _sample(
+    problem: Problem,
+    state: State,
+    columns: int,
+    *,
+    flags: list[Array] | None = None,
+    draw: Callable[[int], Array] | None = None,
+) -> tuple[State, list[Array]]:
+    """``E Ω``; in a list, so that the caller can hand it on without keeping it.
+
+    The first product of an operator tells where all others live.
+    """
+    Omega = (draw or problem.source.draw)(columns)
+    if Omega.shape[-1] < columns:
+        message = f"`test_matrix` has {columns - Omega.shape[-1]} columns too few."
+        raise ValueError(message)
+    return multiplied(problem, state, Omega, flags)
+
+
+def multiplied(
+    problem: Problem, state: State, Omega: Array, flags: list[Array] | None = None
+) -> tuple[State, list[Array]]:
+    assert not isinstance(state.residual, Whole)
+    problem.work.add(int(Omega.shape[-1]))
+    Y = state.residual.matmat(Omega)
+    A = state.A
+    if A.norm is None and state.rank == 0:
+        xp, device = array_namespace(Y), device_of(Y)
+        if (xp, device, Y.dtype) != (A.xp, A.device, A.dtype):
+            A = replace(A, xp=xp, dtype=Y.dtype, device=device)
+            problem.source.move(A)
+            state = replace(state, A=A, residual=Sampled(A, Basis(A.empty(A.shape[-2]))))
+    if flags is not None:
+        flags.append(A.xp.all(A.xp.isfinite(Y)))
+    return state, [Y]
+
+
+def iterated_sample(
+    problem: Problem,
+    state: State,
+    sample: list[Array] | Array,
+    q: int,
+    *,
+    columns: int | None = None,
+    flags: list[Array] | None = None,
+    factors: list[Array] | None = None,
+) -> Array:
+    """A sample, in a list, or an orthonormal basis of it, after q power iterations."""
+    residual, work = state.residual, problem.work
+    assert not isinstance(residual, Whole)
+
+    def product(multiply: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def multiplied(X: Array) -> Array:
+            work.add(int(X.shape[-1]))
+            Y = multiply(X)
+            if flags is not None and problem.check_finite:
+                flags.append(state.A.xp.all(state.A.xp.isfinite(Y)))
+            return Y
+
+        return multiplied
+
+    Q = sample
+    if isinstance(sample, list):
+        Q, R = orthonormalise(sample.pop())
+        if factors is not None:
+            factors.append(R)
+        del R
+    return iterated(
+        Q,
+        product(residual.matmat),
+        product(residual.rmatmat),
+        q,
+        domain_qr=_domain_qr(state.A),
+        krylov=problem.krylov,
+        columns=columns,
+        factors=factors,
+    )
+
+
+def _domain_qr(A: Operator) -> Callable[[Array], Factors]:
+    """QR of a product with Aᴴ, of which each process may have some rows."""
+    return orthonormalise if A.far is None else A.far.orthonormalise
+
+
+def _all_finite(A: Operator, Q: Array, flags: list[Array]) -> bool:
+    """Whether all of it is finite: one value read from the device."""
+    xp = A.xp
+    finite = xp.all(xp.isfinite(Q))
+    for flag in flags:
+        finite = xp.logical_and(finite, flag)
+    return bool(A.agreed(float(finite)))
+
+
+def measured(problem: Problem, state: State) -> State:
+    """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
+    A = state.A
+    if A.norm is None:
+        raise ValueError(NOT_FINITE)
+    problem.work.add(0)
+    norm = A.agreed(A.norm())
+    if not math.isfinite(norm):
+        if math.isfinite(A.max_abs()):
+            message = "the norm of `A` exceeds the largest float; divide `A` by a constant."
+        else:
+            message = "`A` holds NaN or Inf; a range finder needs finite entries."
+        raise ValueError(message)
+    problem.source.restart(salt=norm)
+    limits, scale = A.xp.finfo(A.dtype), 1.0
+    largest, smallest = float(limits.max), float(limits.smallest_normal)
+    _, exponent = math.frexp(largest)  # 128 for float32, 1024 for float64
+    if norm > largest * 2.0**-32:
+        scale = 2.0 ** (-exponent // 2)
+    elif 0.0 < norm < smallest / float(limits.eps):
+        # Scale to norm ≈ 1, without overflowing what is multiplied.
+        scale = 2.0 ** min(-math.frexp(norm)[1], exponent - 16)
+    if scale != 1.0:
+        A = _scaled(A, scale)
+        if isinstance(state.residual, Sampled):
+            state = replace(state, residual=replace(state.residual, A=A))
+    unit = 2.0 ** min(-math.frexp(norm)[1], exponent - 2) if norm > 0.0 else 1.0
+    known = norm if problem.norm == "fro" or norm == 0.0 else state.norm_A
+    return replace(
+        state, A=A, scale=scale, explicit_scale=unit, frobenius=norm, norm_A=known, is_salted=True
+    )
+
+
+def _scaled(A: Operator, scale: float) -> Operator:
+    """A with scaled products; its norm stays."""
+    matmat, rmatmat = A.matmat, A.rmatmat
+    return replace(A, matmat=lambda X: matmat(X * scale), rmatmat=lambda Y: rmatmat(Y * scale))

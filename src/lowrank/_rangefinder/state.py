@@ -1,0 +1,119 @@
+"""What is asked of a growing basis, and the state that each step turns into the next."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from lowrank._array import Array
+from lowrank._operator import Operator
+from lowrank._rangefinder.basis import Basis
+from lowrank._rangefinder.residuals import Explicit, Residual, Sampled, Whole
+from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._sketch import TestMatrix
+from lowrank.results import Look, Outcome, Status
+
+__all__ = ["Problem", "State", "Work", "epsilon_of", "outcome_of", "start"]
+
+
+class Work:
+    """Counts what is multiplied: the passes over A, and the columns of all of them."""
+
+    def __init__(self) -> None:
+        self.passes = self.products = 0
+
+    def add(self, columns: int) -> None:
+        self.passes += 1
+        self.products += columns
+
+    def counted(self, product: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def counting(X: Array) -> Array:
+            self.add(int(X.shape[-1]))
+            return product(X)
+
+        return counting
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Problem:
+    """What is asked, and where test matrices come from."""
+
+    norm: str
+    failure_probability: float
+    power_iterations: int | None
+    krylov: bool
+    block_size: int | None
+    certificate: str
+    overwrite_a: bool
+    hermitian: bool
+    check_finite: bool
+    callback: Callable[[Look], object] | None
+    source: TestMatrix
+    work: Work
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class State:
+    """A basis, and what is known of its error. Norms, looks and tolerances are those of A."""
+
+    A: Operator  # scaled, where its products live
+    residual: Residual | Whole
+    scale: float = 1.0  # of A: a power of two, another than one where products would overflow
+    explicit_scale: float = 1.0  # of an explicit residual: ‖A‖_F is about one there
+    is_spent: bool = False  # whether the memory of A holds HᴴA, or did when work was interrupted
+    is_salted: bool = False
+    frobenius: float | None = None  # ‖A‖_F, where it was measured
+    norm_A: float | None = None  # in the chosen norm, or a lower bound
+    norm_above: float | None = None  # an upper bound, where ‖A‖_F is sampled
+    looked: Any = None  # the residual that the last look was at
+    waiting: Array | None = None  # the sample of that look, which may join the basis
+    looks: tuple[Look, ...] = ()
+    sampled_looks: int = 0
+    rule: StopRule | None = None
+    status: Status = Status.RANK_REACHED
+
+    @property
+    def rank(self) -> int:
+        return self.residual.basis.rank
+
+    @property
+    def tolerance(self) -> float | None:
+        return None if self.rule is None else self.rule.tolerance(self.norm_A)
+
+    @property
+    def full(self) -> int:
+        return min(self.A.shape[-2:])
+
+    @property
+    def measured_scale(self) -> float:
+        """Of what the residual tells of its norm."""
+        explicit = isinstance(self.residual, Explicit | Whole)
+        return self.explicit_scale if explicit else self.scale
+
+
+def start(A: Operator) -> State:
+    return State(A=A, residual=Sampled(A, Basis(A.empty(A.shape[-2]))))
+
+
+def outcome_of(problem: Problem, state: State) -> Outcome:
+    """What a result says about the basis found so far."""
+    look, tolerance = state.looks[-1] if state.looks else None, state.tolerance
+    converged = None
+    if tolerance is not None:
+        converged = look is not None and look.bound <= tolerance
+    return Outcome(
+        status=Status.CONVERGED if converged else state.status,
+        converged=converged,
+        tolerance=tolerance,
+        error=None if look is None else look.estimate,
+        error_bound=None if look is None else look.bound,
+        certificate=None if look is None else state.residual.certificate,
+        norm_A=state.norm_A,
+        rank=state.rank,
+        passes=problem.work.passes,
+        products=problem.work.products,
+        history=state.looks,
+    )
+
+
+def epsilon_of(state: State) -> float:
+    return float(state.A.xp.finfo(state.A.dtype).eps)

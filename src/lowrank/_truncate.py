@@ -1,0 +1,120 @@
+"""One rule for all factorizations: the smallest rank that keeps the tolerance, and its error."""
+
+import math
+from dataclasses import replace
+
+from lowrank._array import Array, array_namespace, eps
+from lowrank._rangefinder.residuals import energy_rounding
+from lowrank._rangefinder.sampling import measured
+from lowrank._small_svd import tails
+from lowrank.rangefinder import Found
+from lowrank.results import Outcome, Status
+
+__all__ = ["at_fixed_rank", "parts_of", "truncated", "with_bound"]
+
+
+def truncated(
+    outcome: Outcome,
+    S: Array,
+    norm: str,
+    cap: int | None,
+    *,
+    residual: float,
+    estimate: float,
+    floor: float,
+    norm_is_exact: bool,
+) -> Outcome:
+    """The outcome after cutting B to the smallest rank that keeps the tolerance.
+
+    Both parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
+    Frobenius norm, and ``≤`` in the spectral norm. The first part is at most `residual`, with the
+    `estimate`; the second is known from the singular values `S` of B. Rounding adds the `floor`.
+    `norm_is_exact` tells that the norm of A in the outcome is that in the Frobenius norm, and no
+    lower bound: it bounds the error of rank 0.
+    """
+    if outcome.error is None or outcome.tolerance is None:  # the test matrix had too few columns
+        return outcome
+    xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
+    largest = float(S[0]) if k else 0.0
+    # by an array: a GPU divides by a number through its reciprocal, which may overflow
+    errors = tails(S / S[:1] if largest > 0 else S, norm)
+    tolerance, rank = outcome.tolerance, k
+    if largest > 0 and residual + floor <= tolerance:
+        room = tolerance - floor
+        budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
+        # a few eps short, since these errors are rounded in the dtype of S
+        cut = budget / largest * (1 - 8 * epsilon)
+        rank = int(xp.sum(xp.astype(errors > cut, xp.int32)))
+    if cap is not None:
+        rank = min(rank, cap)
+    tail = largest * float(errors[rank])
+    bound, error = math.hypot(residual, tail) + floor, math.hypot(min(estimate, residual), tail)
+    if rank == 0 and norm_is_exact and outcome.norm_A is not None:
+        # the error is the norm itself, whatever is lost in B
+        error, bound = outcome.norm_A, min(bound, outcome.norm_A * (1.0 + 32.0 * epsilon))
+    return with_bound(outcome, rank, cap, error, bound)
+
+
+def with_bound(outcome: Outcome, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
+    """The outcome of an approximation of this rank, with this error."""
+    assert outcome.tolerance is not None
+    status, converged = outcome.status, bound <= outcome.tolerance
+    if converged:
+        status = Status.CONVERGED
+    elif rank == cap:
+        status = Status.RANK_REACHED
+    elif status in (Status.CONVERGED, Status.RANK_REACHED):
+        # the basis did; the rounding of what followed stands in the way
+        status = Status.PRECISION_FLOOR
+    return replace(
+        outcome,
+        rank=rank,
+        status=status,
+        converged=converged,
+        error=min(error, bound),
+        error_bound=bound,
+    )
+
+
+def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]:
+    """Bound, without the part for rounding, and estimate of ``‖A − QQᴴA‖``.
+
+    Where samples tell it, but ‖A‖_F is known, from the energies too: `captured` is ‖B‖/‖A‖.
+    """
+    outcome = found.outcome
+    if outcome.error is None or outcome.error_bound is None:
+        return math.inf, math.inf
+    residual, estimate = max(0.0, outcome.error_bound - found.floor), outcome.error
+    if captured is not None and found.norm_is_exact and outcome.norm_A:
+        A = found.state.A
+        left = max(0.0, (1.0 - captured) * (1.0 + captured))
+        left += energy_rounding(A.shape, float(A.xp.finfo(A.dtype).eps))
+        residual = min(residual, outcome.norm_A * math.sqrt(left))
+    return residual, min(estimate, residual)
+
+
+def at_fixed_rank(found: Found, rank: int | None, S: Array) -> Outcome:
+    """The outcome of an approximation of a given rank, with the error where energies tell it.
+
+    ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²``, for the singular values S of A_r; down to its rounding.
+    """
+    problem, state, outcome = found.problem, found.state, found.outcome
+    if rank is not None and rank <= outcome.rank:
+        outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
+    A = state.A
+    if problem.norm != "fro" or A.norm is None or A.is_stack or not problem.check_finite:
+        return outcome
+    norm = state.frobenius
+    if norm is None:
+        norm = measured(problem, state).frobenius
+    assert norm is not None
+    outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
+    share = float(array_namespace(S).linalg.vector_norm(S / norm)) if norm > 0.0 else 1.0
+    left = max(0.0, (1.0 - share) * (1.0 + share)) if norm > 0.0 else 0.0
+    rounding = energy_rounding(A.shape, eps(S)) if norm > 0.0 else 0.0
+    return replace(
+        outcome,
+        error=norm * math.sqrt(left),
+        error_bound=norm * math.sqrt(left + rounding),
+        certificate="energy",
+    )

@@ -398,7 +398,8 @@ def _sum_of_squares(X: Array) -> Array:
     if is_complex(X):
         return xp.sum(xp.real(X * xp.conj(X)))
     # dot products, or norms, of at most 4,096 numbers, for half the time
-    parts = [X[..., start : start + 4096] for start in range(0, X.shape[-1], 4096)]
+    n = X.shape[-1]
+    parts = [X[..., start : min(start + 4096, n)] for start in range(0, n, 4096)]
     if is_numpy_namespace(xp):
         return np.sum(np.stack([np.sum(np.vecdot(part, part)) for part in parts]))
     if is_torch_namespace(xp) and not is_of_a_gpu(X):

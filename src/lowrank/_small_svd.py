@@ -8,10 +8,12 @@ import numpy as np
 from lowrank._array import (
     Array,
     adjoint,
+    adjoint_matmul,
     array_namespace,
     device_of,
     eps,
     eye,
+    is_complex,
     is_finite,
     is_of_a_gpu,
     is_torch_namespace,
@@ -22,9 +24,12 @@ from lowrank._array import (
 )
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import gaussian_source
+from lowrank.certificate import safety_factor
 
 __all__ = ["SmallSVD", "refuse_infinite", "robust_svd", "small_svd", "svd_of", "tails"]
 
+# Columns up to which a Gram matrix or a residual is computed, and samples for larger ones.
+MANY, SAMPLES = 256, 32
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.
 TURNS = 4
 
@@ -78,8 +83,14 @@ def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, f
 
 
 def _lost(A: Array, U: Array, S: Array, Vh: Array) -> float:
-    xp = array_namespace(A)
-    return float(safe_norm(A - (U * xp.astype(S, U.dtype)) @ Vh))
+    """``‖A − U diag(S) Vh‖_F``; of large matrices a bound, which holds but for 1e-12."""
+    xp, k = array_namespace(A), S.shape[0]
+    left = U * xp.astype(S, U.dtype)
+    if k <= MANY:
+        return float(safe_norm(A - left @ Vh))
+    X = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
+    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(A))
+    return factor * float(safe_norm(A @ X - left @ (Vh @ X))) / SAMPLES**0.5
 
 
 def tails(S: Array, norm: str) -> Array:
@@ -151,8 +162,14 @@ def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
 
 
 def _rotation(seed: int, M: Array) -> Array:
-    draw = gaussian_source(seed, array_namespace(M), device_of(M), purpose="rotation")
-    return orthonormalise(draw((*M.shape[:-2], M.shape[-1], M.shape[-1]), M.dtype)).Q
+    return orthonormalise(
+        _gaussian("rotation", (*M.shape[:-2], M.shape[-1], M.shape[-1]), M, seed)
+    ).Q
+
+
+def _gaussian(purpose: str, shape: tuple[int, ...], like: Array, seed: int = 0) -> Array:
+    draw = gaussian_source(seed, array_namespace(like), device_of(like), purpose=purpose)
+    return draw(shape, like.dtype)
 
 
 def _are_orthonormal(*bases: Array, limit: float) -> bool:
@@ -162,8 +179,11 @@ def _are_orthonormal(*bases: Array, limit: float) -> bool:
         if 0 in Q.shape:
             return True
         xp, k = array_namespace(Q), Q.shape[-1]
-        gram = adjoint(Q) @ Q - eye(k, k, like=Q)
-        departure = departure + xp.max(xp.sum(xp.abs(gram) ** 2, axis=(-2, -1)))
+        X, samples = eye(k, k, like=Q), 1
+        if k > MANY:  # the square of ‖(QᴴQ − I)X‖_F/√samples is unbiased for that of QᴴQ − I
+            X, samples = _gaussian("orthonormal", (k, SAMPLES), Q), SAMPLES
+        left = adjoint_matmul(Q, Q @ X) - X
+        departure = departure + xp.max(xp.sum(xp.abs(left) ** 2, axis=(-2, -1))) / samples
     return bool(departure <= (limit * eps(Q)) ** 2 * k)
 
 

@@ -36,14 +36,15 @@ class Tuning(NamedTuple):
     power_iterations: int = 2  # for spectra that fall slowly
     # An SVD with vectors takes as long as products of this many flops, over the cube of the side
     svd_cost: tuple[float, float] = (30.0, 14.0)  # in single and in double precision
+    block_cost: float = 4e7  # flops in the time that a block takes besides its products
 
 
 NUMPY = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64)
 TORCH_CPU = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64, 32, 2, (20.0, 10.0))
 # An H200: LAPACK's way takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, Cholesky QR 2.6 and 3.5,
 # nearly all of it, for narrow panels, the host's time for a hundred kernels. CuPy is not measured.
-TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (300.0, 300.0))
-CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (300.0, 300.0))
+TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0)
+CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0)
 OTHER = Tuning(Method.NATIVE, 0, 0, 64)
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lowrank._array import Array, array_namespace, eps, leading
 from lowrank._operator import Operator
 from lowrank._panel import orthonormalise
-from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import iterated_sample, multiplied
 from lowrank._rangefinder.state import Problem, State
 from lowrank._rangefinder.stop_rule import StopRule
@@ -19,6 +19,8 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
     """The part of the tolerance at which growth ends."""
     if share is None or state.rank == 0:  # without a basis there is nothing to truncate
         return 1.0
+    if isinstance(state.residual, Whole):
+        return share
     if problem.norm == "spectral" or isinstance(state.residual, Sampled):
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
@@ -104,42 +106,35 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     if problem.block_size is not None:
         return problem.block_size
     if state.A.costly_passes:
-        missing = missing_columns(problem, state, goal)
+        _, missing = missing_columns(problem, state, goal)
         return int(min(max(GROWTH.wide, state.rank), max(GROWTH.wide // 4, missing)))
     width = tuning(state.A.empty(0)).width
-    if len(state.looks) > 1:
-        before, last = state.looks[-2:]
-        missing = missing_columns(problem, state, goal)
-        if 0.0 < goal < last.estimate < before.estimate:
-            rate = math.log(before.estimate / last.estimate) / (last.rank - before.rank)
-            missing = max(missing, math.log(last.estimate / goal) / rate)
-        missing *= GROWTH.margin
-        width = max(width // 2, min(2 * width, 8 * math.ceil(missing / 8)))
-    return width
+    if len(state.looks) < 2:
+        return width
+    _, missing = missing_columns(problem, state, goal)
+    missing = min(GROWTH.margin * missing, 2.0 * width)
+    return int(max(width // 2, 8 * math.ceil(missing / 8)))
 
 
-def missing_columns(problem: Problem, state: State, target: float) -> float:
-    """Columns that the basis lacks at least, as far as the last looks tell.
+def missing_columns(problem: Problem, state: State, target: float) -> tuple[float, float]:
+    """Columns that the basis lacks: at least, and if it goes on as in the last block.
 
     The columns of the last block took ``e₀² − e₁²`` from the square of the error, and later ones
-    take less: at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing. Where the error
-    does not fall faster than in the block before, no fewer than if it goes on at that rate.
-    In the spectral norm, which clusters keep from falling, the error is taken to fall in a line.
+    take less: at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing, and all of them
+    where singular values are equal. Mostly the error goes on falling at a rate that is no larger,
+    which takes more. In the spectral norm, which clusters keep from falling, nothing is certain.
     """
-    looks = [look for look in state.looks[-3:] if look.estimate > 0.0]
-    if len(looks) < 2 or not looks[-2].rank < looks[-1].rank:
-        return 0.0
-    columns = looks[-1].rank - looks[-2].rank
-    e0, e1 = looks[-2].estimate, looks[-1].estimate
+    looks = [look for look in state.looks[-2:] if look.estimate > 0.0]
+    if len(looks) < 2 or not looks[0].rank < looks[1].rank:
+        return 0.0, math.inf
+    columns, e0, e1 = looks[1].rank - looks[0].rank, looks[0].estimate, looks[1].estimate
     if e1 <= target:
-        return 0.0
+        return 0.0, 0.0
     fall = max(1.0 - e1 / e0, eps(state.A.empty(0)))
+    at_that_rate = (
+        math.inf if target == 0.0 else columns * math.log(e1 / target) / -math.log1p(-fall)
+    )
     if problem.norm == "spectral":
-        return columns * (e1 - target) / e0 / fall if fall > GROWTH.least_fall else 0.0
+        return 0.0, at_that_rate
     by_energy = (e1 - target) / e0 * (e1 + target) / e0 / (fall * (2.0 - fall))
-    rate, rate_before = -math.log1p(-fall) / columns, 0.0
-    if len(looks) == 3 and looks[0].rank < looks[1].rank:
-        rate_before = math.log(looks[0].estimate / e0) / (looks[1].rank - looks[0].rank)
-    if rate > 1.02 * rate_before or target == 0.0:
-        return columns * by_energy
-    return max(columns * by_energy, math.log(e1 / target) / rate)
+    return columns * by_energy, max(columns * by_energy, at_that_rate)

@@ -1,5 +1,6 @@
 """Where growing on would cost more than the SVD of A: that is computed instead."""
 
+import math
 from dataclasses import replace
 
 from lowrank._array import eps
@@ -13,28 +14,45 @@ from lowrank._tuning import tuning
 
 __all__ = ["cut", "decomposed", "svd_is_cheaper"]
 
+# The part of the time of an SVD that growing may take before it has to look promising.
+PATIENCE = 0.1
+
 
 def svd_is_cheaper(
     problem: Problem, state: State, rule: StopRule, goal: float, *, truncates: bool
 ) -> bool:
-    """Whether to decompose A itself, by the flops of both ways from here on.
+    """Whether to decompose A itself, by the time that both ways take from here on.
 
-    To go from k to K columns takes 3 + 2q products with what is then left of A, and to truncate
-    them a QR of K columns, a small SVD and a product.
+    That is so where growing by the columns that are missing at least would take longer than the
+    SVD; and where the growth so far took a part of that time already, and would take longer if it
+    went on as in the last block. So no tolerance costs much more than the SVD.
     """
-    if not isinstance(state.residual, Explicit) or len(state.looks) < 2:
+    residual = state.residual
+    if not isinstance(residual, Explicit):
         return False
     (m, n), k = state.A.shape, state.rank
-    K = min(k + max(missing_columns(problem, state, max(goal, floor_of(state))), 1.0), rule.limit)
-    single = eps(state.residual.array) > 1e-10
-    cost = tuning(state.residual.array).svd_cost[0 if single else 1]
-    grown = (3 + 2 * powers_of(problem, state)) * 2.0 * m * n * (K - k) * (1.0 - (K + k) / (2 * m))
-    grown += 2.0 * m * K**2
-    if truncates:
-        grown += cost * K**3 + 4.0 * n * K**2 + 2.0 * m * K**2
+    q = powers_of(problem, state)
+    kind = tuning(residual.array)
+    cost = kind.svd_cost[0 if eps(residual.array) > 1e-10 else 1]
     short, long = min(m, n), max(m, n)
     whole = cost * short**3 + (6.0 * long * short**2 if long > 2 * short else 0.0)
-    return grown > whole
+
+    def grown(start: int, columns: float) -> float:
+        """From `start` to so many columns more: 3 + 2q products with what is then left of A, and
+        to truncate them a QR, a small SVD and a product.
+        """
+        K = min(start + max(columns, 1.0), rule.limit)
+        flops = (3 + 2 * q) * 2.0 * m * n * (K - start) * (1.0 - (K + start) / (2 * m))
+        flops += kind.block_cost * math.ceil((K - start) / kind.width) + 2.0 * m * K**2
+        return flops + truncates * (cost * K**3 + 4.0 * n * K**2 + 2.0 * m * K**2)
+
+    if k == 0:
+        return grown(0, kind.width) > whole
+    least, expected = missing_columns(problem, state, max(goal, floor_of(state)))
+    if grown(k, least) > whole:
+        return True
+    spent = (3 + 2 * q) * 2.0 * m * n * k * (1.0 - k / (2 * m))
+    return spent > PATIENCE * whole and grown(k, expected) > whole
 
 
 def decomposed(problem: Problem, state: State) -> State:

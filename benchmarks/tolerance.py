@@ -1,0 +1,264 @@
+"""What a tolerance costs: beside a plain program of the published algorithm, the SVD, and a rank.
+
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/tolerance.py \
+        > docs/explanation/tolerance_tables.md
+
+CPU time of one thread, medians of interleaved repeats; takes about ten minutes. `--quick` tries it
+on small matrices. The plain program (`published`) is ours, from the description of the algorithm of
+Penke and Herten: blocks of 64, one power iteration on the residual, growth to 0.9 of the tolerance,
+on torch. It skips complex numbers, bad input and certificates near rounding.
+"""
+
+import math
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from statistics import median
+from typing import Any
+
+import numpy as np
+import torch
+from measuring import cpu_name
+
+import lowrank
+from lowrank import gallery
+
+QUICK = "--quick" in sys.argv
+N, SMALL, REPEATS = (300, 200, 1) if QUICK else (1536, 900, 5)
+CASES = [
+    ("exp(−j/7)", 1e-3),
+    ("1/j²", 1e-3),
+    ("1/j", 0.1),
+    ("1/j", 0.05),
+    ("1/√j", 0.5),
+    ("decay + 8 % noise", 0.1),
+    ("decay + 8 % noise", 0.3),
+]
+DTYPES = ("float32", "float64")
+
+
+def matrix(name: str, dtype: str, m: int, n: int) -> Any:
+    rng, j = np.random.default_rng(0), np.arange(1, n + 1)
+    if name == "decay + 8 % noise":
+        A = gallery.matrix(np.exp(-np.arange(n) / 12), (m, n), xp=np, rng=0)
+        noise = rng.standard_normal(A.shape)
+        return (A / np.linalg.norm(A) + 0.08 * noise / np.linalg.norm(noise)).astype(dtype)
+    if name == "noise":
+        return rng.standard_normal((m, n)).astype(dtype)
+    values = {
+        "exp(−j/7)": gallery.fast(n),
+        "exp(−j/40)": np.exp(-j / 40),
+        "1/j²": gallery.slow(n),
+        "1/j": 1 / j,
+        "1/√j": j**-0.5,
+        "orthogonal": np.ones(n),
+    }
+    if name == "identity":
+        return np.eye(m, n, dtype=dtype)
+    return gallery.matrix(values[name], (m, n), xp=np, rng=0).astype(dtype)
+
+
+def best_rank(A: Any, rtol: float) -> int:
+    s = np.linalg.svd(A.astype(np.float64), compute_uv=False)
+    tails = np.sqrt(np.cumsum(s[::-1] ** 2)[::-1])
+    return int(np.sum(tails > rtol * np.linalg.norm(s)))
+
+
+def milliseconds(*calls: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
+    """Median CPU times of calls that take turns."""
+    for call in calls:
+        call()
+    times: list[list[float]] = [[] for _ in calls]
+    for _ in range(repeats):
+        for call, taken in zip(calls, times, strict=True):
+            start = time.process_time()
+            call()
+            taken.append(1e3 * (time.process_time() - start))
+    return [median(taken) for taken in times]
+
+
+# -- the published algorithm -----------------------------------------------------------------------
+
+
+def published(A: Any, rtol: float, *, width: int = 64, goal: float = 0.9) -> tuple[Any, Any, Any]:
+    """Truncated SVD from a basis that grows on the explicit residual."""
+    (m, n), generator = A.shape, torch.Generator().manual_seed(1)
+    tolerance = rtol * float(torch.linalg.vector_norm(A))
+    B, k, error, blocks = A.clone(), 0, math.inf, []
+    while error > goal * tolerance and k < min(m, n):
+        E = B[k:]
+        b = min(width, m - k, n - k)
+        Y = E @ torch.randn(n, b, generator=generator, dtype=A.dtype)
+        Q = torch.linalg.qr(E @ torch.linalg.qr(E.mT @ torch.linalg.qr(Y).Q).Q).Q
+        W, R = torch.linalg.qr(Q[:b])
+        W = W * torch.where(torch.diagonal(R) < 0, -1.0, 1.0).to(Q)
+        V = Q.clone()
+        V[:b] += W
+        T = torch.linalg.inv(torch.eye(b).to(Q) + W.mT @ Q[:b]).mT
+        E.addmm_(V, T.mT @ (V.mT @ E), alpha=-1)
+        blocks.append((V, T))
+        k += b
+        error = float(torch.linalg.vector_norm(B[k:]))
+    P, R = torch.linalg.qr(B[:k].mT)
+    U, S, W = torch.linalg.svd(R.mT, full_matrices=False)
+    tails = torch.flip(torch.cumsum(torch.flip(S.double() ** 2, (0,)), 0), (0,))
+    rank = int(torch.sum(tails + error**2 > tolerance**2 * (1 - 1e-6)))
+    left = torch.zeros(m, rank, dtype=A.dtype)
+    left[:k] = U[:, :rank]
+    for V, T in reversed(blocks):
+        part = left[m - V.shape[0] :]
+        part.addmm_(V, T @ (V.mT @ part), alpha=-1)
+    return left, S[:rank], W[:rank] @ P.mT
+
+
+# -- the tables ------------------------------------------------------------------------------------
+
+
+def begin(title: str, *columns: str) -> None:
+    print(f"<!-- {title} -->\n")
+    print("|", " | ".join(columns), "|")
+    print("| :--- |" + " ---: |" * (len(columns) - 1))
+
+
+def row(*cells: Any) -> None:
+    print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def beside_the_published() -> None:
+    begin(
+        f"published: {N}×{N}, noise {2 * N}×{N}",
+        "matrix, tolerance, dtype",
+        "best rank",
+        "plain program: ms",
+        "rank",
+        "torch: ms",
+        "over it",
+        "rank",
+        "NumPy: ms",
+        "over it",
+        "rank",
+    )
+    for name, rtol in CASES:
+        for dtype in DTYPES:
+            A = matrix(name, dtype, 2 * N if "noise" in name else N, N)
+            X = torch.from_numpy(A)
+            calls = (
+                lambda X=X, rtol=rtol: published(X, rtol),
+                lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
+                lambda A=A, rtol=rtol: lowrank.svd(A, rtol=rtol, rng=1),
+            )
+            plain, of_torch, of_numpy = milliseconds(*calls)
+            ranks = [int(call()[1].shape[0]) for call in calls[:1]]
+            ranks += [int(call().rank) for call in calls[1:]]
+            row(
+                f"{name}, {rtol:g}, {dtype}",
+                best_rank(A, rtol),
+                f"{plain:.0f}",
+                ranks[0],
+                f"{of_torch:.0f}",
+                f"{of_torch / plain:.2f}",
+                ranks[1],
+                f"{of_numpy:.0f}",
+                f"{of_numpy / plain:.2f}",
+                ranks[2],
+            )
+    print()
+
+
+def over_the_svd() -> None:
+    tolerances = (0.5, 0.1, 1e-2, 1e-4, 1e-6, 1e-10)
+    begin(
+        f"svd: n = {SMALL}",
+        "matrix, dtype, library",
+        *(f"{tolerance:g}" for tolerance in tolerances),
+    )
+    for name in ("noise", "orthogonal", "identity", "1/j", "1/√j", "exp(−j/40)"):
+        for dtype in DTYPES:
+            A = matrix(name, dtype, SMALL, SMALL)
+            for library, X, svd in (
+                ("NumPy", A, np.linalg.svd),
+                ("torch", torch.from_numpy(A), torch.linalg.svd),
+            ):
+                cells = []
+                for rtol in tolerances:
+                    ours, full = milliseconds(
+                        lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
+                        lambda X=X, svd=svd: svd(X, full_matrices=False),
+                        repeats=1 if QUICK else 3,
+                    )
+                    cells.append(f"{ours / full:.2f}")
+                row(f"{name}, {dtype}, {library}", *cells)
+    print()
+
+
+def over_the_same_rank() -> None:
+    m, n = (300, 200) if QUICK else (3072, 2048)
+    begin(
+        f"rank: {m}×{n}",
+        "matrix, tolerance, dtype",
+        "rank",
+        "NumPy: over svd(A, rank)",
+        "torch: over svd(A, rank)",
+    )
+    for name, rtol in (("exp(−j/40)", 1e-3), ("1/j", 0.1), ("decay + 8 % noise", 0.1)):
+        for dtype in DTYPES:
+            A, cells = matrix(name, dtype, m, n), []
+            for X in (A, torch.from_numpy(A)):
+                rank = lowrank.svd(X, rtol=rtol, rng=1).rank
+                ours, fixed = milliseconds(
+                    lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
+                    lambda X=X, rank=rank: lowrank.svd(X, rank, rng=1),
+                )
+                cells.append(f"{ours / fixed:.2f}")
+            row(f"{name}, {rtol:g}, {dtype}", rank, *cells)
+    print()
+
+
+def of_a_sparse_matrix() -> None:
+    from scipy import sparse  # noqa: PLC0415
+
+    m, n = (300, 200) if QUICK else (2400, 1600)
+    A = sparse.csr_array(matrix("decay + 8 % noise", "float64", m, n))
+    begin(f"sparse: {m}×{n}", "tolerance", "best rank", "rank", "columns multiplied", "passes")
+    for rtol in (0.3, 0.15, 0.1):
+        found = lowrank.svd(A, rtol=rtol, rng=1)
+        row(f"{rtol:g}", best_rank(A.toarray(), rtol), found.rank, found.products, found.passes)
+    print()
+
+
+def over_the_product() -> None:
+    n, k = (400, 32) if QUICK else (4096, 256)
+    begin(f"product: {n}×{n}, k = {k}", "dtype", "NumPy", "torch", "torch qr over linalg.qr")
+    for dtype in DTYPES:
+        A = np.random.default_rng(0).standard_normal((n, n)).astype(dtype)
+        cells = []
+        for X in (A, torch.from_numpy(A)):
+            Omega = X[:, :k] + 1
+            ours, product = milliseconds(
+                lambda X=X: lowrank.range_finder(X, k, rng=1), lambda X=X, Y=Omega: X @ Y
+            )
+            cells.append(f"{ours / product:.2f}")
+        tall = torch.from_numpy(A[:, :k].copy())
+        ours, native = milliseconds(lambda: lowrank.qr(tall), lambda: torch.linalg.qr(tall))
+        row(dtype, *cells, f"{ours / native:.2f}")
+    print()
+
+
+def main() -> None:
+    warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
+    torch.set_num_threads(1)
+    versions = f"NumPy {np.__version__}, torch {torch.__version__}"
+    print(f"<!-- of benchmarks/tolerance.py: {cpu_name()}, one thread, {versions} -->\n")
+    for table in (
+        beside_the_published,
+        over_the_svd,
+        over_the_same_rank,
+        of_a_sparse_matrix,
+        over_the_product,
+    ):
+        table()
+
+
+if __name__ == "__main__":
+    main()

@@ -49,15 +49,31 @@ def test_at_a_fixed_rank(shape, k, spectrum):
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("rtol", [1e-1, 3e-3])
-def test_to_a_tolerance(shape, rtol):
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3])
+@pytest.mark.parametrize("name", ["range_finder", "qb", "svd"])
+def test_to_a_tolerance(shape, rtol, name):
+    """One copy of A, or none where it may be overwritten, and what is thin; b columns a block."""
     A, (m, n) = matrix("slow", shape), shape
-    size, found = peak(lambda: lowrank.range_finder(A, rtol=rtol, rng=0))
-    k, b = found.rank, 64 * (1 + found.rank // 512)
-    assert size < (3 * m + n) * k + 4 * k**2 + (m + n) * b
-    size, found = peak(lambda: lowrank.svd(A, rtol=rtol, rng=0))
+    b, function = 64, getattr(lowrank, name)
+    size, found = peak(lambda: function(A, rtol=rtol, rng=0))
     k = found.history[-1].rank  # columns of the basis before they are cut
-    assert size < (3 * m + 4 * n) * k + 10 * k**2 + (m + n) * 64
+    thin = (2 * m + n) * k + 10 * k**2 + 3 * (m + n) * b
+    assert size < m * n + thin
+    assert size > m * n
+    copies = iter([A.copy() for _ in range(2)])
+    size, found = peak(lambda: function(next(copies), rtol=rtol, rng=0, overwrite_a=True))
+    assert found.history[-1].rank == k
+    assert size < thin + max(0, n - m) * k
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("rtol", [1e-1, 1e-3])
+def test_to_a_tolerance_by_energies_and_samples(shape, rtol):
+    A, (m, n) = matrix("slow", shape), shape
+    for certificate in ("energy", "sampled"):
+        size, found = peak(lambda c=certificate: lowrank.svd(A, rtol=rtol, rng=0, certificate=c))
+        k = found.history[-1].rank
+        assert size < (3 * m + 4 * n) * k + 10 * k**2 + 3 * (m + n) * 64
 
 
 @pytest.mark.parametrize("shape", [(12_000, 300), (300, 12_000), (10, 300, 1200)])

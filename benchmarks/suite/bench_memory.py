@@ -31,14 +31,18 @@ class OverLimit:
         A = matrix("slow", SHAPE)
         size, found = self.peak(lambda: lowrank.range_finder(A, **STOPS[stop], rng=0))
         k = found.rank
+        if stop == "rtol":
+            return size / (M * N + (2 * M + N) * k + 10 * k**2)
         return size / ((3 * M + N) * k + 4 * k**2 + (M + N) * LOOK)
 
     def track_svd(self, stop):
-        """Where a tolerance cuts the basis, its columns count, and a look."""
+        """Where a tolerance cuts the basis, its columns count; and one copy of A."""
         A, cut = matrix("slow", SHAPE), stop == "rtol"
         size, found = self.peak(lambda: lowrank.svd(A, **STOPS[stop], oversampling=0, rng=0))
         k = found.history[-1].rank if cut else found.rank
-        return size / ((3 * M + 4 * N) * k + 10 * k**2 + cut * (M + N) * LOOK)
+        if cut:
+            return size / (M * N + (2 * M + N) * k + 10 * k**2)
+        return size / ((3 * M + 4 * N) * k + 10 * k**2)
 
     track_range_finder.unit = track_svd.unit = "times the limit"
 

@@ -114,7 +114,7 @@ def errors_of(
             parallel=parallel,
             error=error,
             bound=error * (1.0 + 32.0 * eps(L)) + floor,
-            across=math.sqrt(max(0.0, error**2 - parallel**2)),
+            across=math.sqrt(max(0.0, error - parallel)) * math.sqrt(error + parallel),
             floor=floor,
         )
     outside = orthonormalise(L - sketch.Q @ G).R @ T
@@ -160,7 +160,7 @@ def approximate(
     if found.fixed:
         sketch = _sketch(found, *reads)
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        built, outcome = build(sketch, k), found.outcome
+        built, outcome = build(sketch, k), sketch.outcome
         if rank is not None and rank <= found.basis.rank:
             outcome = replace(outcome, status=Status.RANK_REACHED)
         return built, _counted(replace(outcome, rank=k), *reads)

@@ -3,10 +3,11 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import Array, array_namespace, eps
+from lowrank._array import Array, array_namespace, eps, safe_norm
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
 from lowrank._small_svd import tails
+from lowrank.certificate import rounding_floor
 from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
 
@@ -109,12 +110,10 @@ def at_fixed_rank(found: Found, rank: int | None, S: Array) -> Outcome:
         norm = measured(problem, state).frobenius
     assert norm is not None
     outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
-    share = float(array_namespace(S).linalg.vector_norm(S / norm)) if norm > 0.0 else 1.0
-    left = max(0.0, (1.0 - share) * (1.0 + share)) if norm > 0.0 else 0.0
-    rounding = energy_rounding(A.shape, eps(S)) if norm > 0.0 else 0.0
+    share = float(safe_norm(S)) / norm if norm > 0.0 else 1.0
+    left = max(0.0, (1.0 - share) * (1.0 + share))
+    bound = norm * math.sqrt(left + energy_rounding(A.shape, eps(S)))
+    bound += rounding_floor(A.xp.finfo(A.dtype), A.shape, outcome.rank, norm)
     return replace(
-        outcome,
-        error=norm * math.sqrt(left),
-        error_bound=norm * math.sqrt(left + rounding),
-        certificate="energy",
+        outcome, error=norm * math.sqrt(left), error_bound=bound, certificate="energy"
     )

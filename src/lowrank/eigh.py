@@ -4,6 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any, Unpack
 
+import numpy as np
+
 from lowrank._array import (
     Array,
     adjoint,
@@ -136,7 +138,8 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if found.problem.check_finite:
         _check_hermitian(T, C)
     w, W, _ = _small_eigh(T)
-    w = w if scale == 1.0 else w / scale
+    with np.errstate(over="ignore"):
+        w = w if scale == 1.0 else w / scale
     k = found.basis.rank if rank is None else min(rank, found.basis.rank)
     outcome = at_fixed_rank(found, rank, w[..., :k])
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
@@ -164,7 +167,9 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         residual, estimate = parts_of(found)
         _check_rest(lost_across, residual + 2.0 * found.floor)
         w, W, lost = _small_eigh(T)
-        w = w if scale == 1.0 else w / scale
+        with np.errstate(over="ignore"):
+            w = w if scale == 1.0 else w / scale
+        refuse_infinite(w)
         outcome = truncated(
             found.outcome,
             array_namespace(w).abs(w),
@@ -199,8 +204,8 @@ def _check_whole(whole: Whole) -> None:
     limit = ASYMMETRY * eps(whole.S) * (n + 1) ** 0.5 * size
     if whole.rounding > limit:
         message = (
-            f"`A` is not Hermitian: its triangles differ by {whole.rounding / size:.3g} of its "
-            "norm. Pass (A + Aᴴ)/2, or use `svd`."
+            "`A` is not Hermitian: it has a skew part of about "
+            f"{whole.rounding / size:.3g} of its norm. Pass (A + Aᴴ)/2, or use `svd`."
         )
         raise ValueError(message)
 

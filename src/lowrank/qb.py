@@ -2,6 +2,8 @@
 
 from typing import Unpack
 
+import numpy as np
+
 from lowrank._array import Array, adjoint, array_namespace
 from lowrank._options import Tolerances, shares_options
 from lowrank._sharded import shards_of
@@ -86,7 +88,8 @@ def qb(
             Q, B = adjoint(Vh), adjoint(U * weights)
     else:
         found, C, scale = projection(find(A, rank, **options))
-        C = C if scale == 1.0 else C / scale
+        with np.errstate(over="ignore"):
+            C = C if scale == 1.0 else C / scale
         outcome = at_fixed_rank(found, None, _norm_of(found, C))
         Q, B = found.basis.Q, adjoint(C)
         if by_rows:  # A ≈ C Qᴴ

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from typing import Any, Unpack
 
+import numpy as np
+
 from lowrank._array import Array, adjoint, safe_norm, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
@@ -142,7 +144,8 @@ def decompose(
     found, C, scale = projection(found, release=True)
     small = small_svd(C, found.domain_qr)
     del C
-    S = small.S if scale == 1.0 else small.S / scale
+    with np.errstate(over="ignore"):
+        S = small.S if scale == 1.0 else small.S / scale
     refuse_infinite(S)
     if found.fixed:
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
@@ -178,7 +181,8 @@ def _cut_of_whole(
     """The same from the SVD of A itself, of which the truncation makes all of the error."""
     whole, xp = found.whole, found.state.A.xp
     assert whole is not None
-    S = whole.S / found.state.explicit_scale
+    with np.errstate(over="ignore"):
+        S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
     outcome = truncated(
         found.outcome,

@@ -88,14 +88,17 @@ def reach(
         while True:
             is_stopped = False
             if state.looked is not state.residual:
-                after = looked(problem, state)
+                goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
+                after = looked(problem, state, goal)
                 if after is None:
                     break
                 state = after
                 yield state
                 is_stopped = _is_stopped(problem, state)
             goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-            status = rule.decide(state.looks[-1], goal, floor_of(state))
+            status = rule.decide(
+                state.looks[-1], goal, floor_of(state), is_falling=_is_falling(state)
+            )
             if status is not None:
                 yield replace(state, status=status)
                 return
@@ -112,6 +115,13 @@ def reach(
                     break
                 state = _appended(problem, state, Q)
         yield replace(state, status=Status.STOPPED)
+
+
+def _is_falling(state: State) -> bool:
+    """Whether the last block made an error that is known smaller by a fifth at least."""
+    if not isinstance(state.residual, Explicit) or len(state.looks) < 2:
+        return False
+    return state.looks[-1].estimate < 0.8 * state.looks[-2].estimate
 
 
 def _prepared(problem: Problem, state: State) -> State:

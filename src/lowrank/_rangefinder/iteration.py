@@ -25,9 +25,7 @@ def subspace_iteration(
     and a CUDA graph captures it. (Halko, Martinsson & Tropp, Finding structure with randomness,
     2011, doi:10.1137/090771806, Algorithm 4.4.)
     """
-    Q = orthonormalise(Y).Q
-    del Y
-    return iterated(Q, matmat, rmatmat, power_iterations, domain_qr=domain_qr)
+    return iterated(orthonormalise(Y).Q, matmat, rmatmat, power_iterations, domain_qr=domain_qr)
 
 
 def iterated(
@@ -53,26 +51,31 @@ def iterated(
     methods for stronger and faster approximate singular value decomposition, 2015,
     arXiv:1504.05477, Algorithm 2.)
     """
+    domain, last = _without_factor(domain_qr, factors), _without_factor(orthonormalise, factors)
+    between = last
+    if factors is None and not krylov:  # what is only multiplied need not be orthonormal
+        between = conditioned
+        domain = conditioned if domain_qr is orthonormalise else domain
     spaces: list[Array] = []
-    for step in range(power_iterations):
+    for left in reversed(range(power_iterations)):
         if krylov:
             spaces.insert(0, Q)
-        Z = rmatmat(Q)
-        if factors is None and domain_qr is orthonormalise:
-            Z = conditioned(Z)
-        else:
-            Z, R = domain_qr(Z)
-            if factors is not None:
-                factors.append(R)
-        Y = matmat(Z)
-        del Z
-        if factors is None and not krylov and step + 1 < power_iterations:
-            Q = conditioned(Y)
-            continue
-        Q, R = orthonormalise(Y)
+        Q = domain(rmatmat(Q))
+        Q = (between if left else last)(matmat(Q))
+    if krylov:
+        Q = orthonormalise(array_namespace(Q).concat([Q, *spaces], axis=-1)).Q
+    return Q if columns is None else leading(Q, columns)
+
+
+def _without_factor(
+    qr: Callable[[Array], Factors], factors: list[Array] | None
+) -> Callable[[Array], Array]:
+    """The orthonormal factor alone; the triangular one is kept where it is wanted."""
+
+    def orthonormal(X: Array) -> Array:
+        Q, R = qr(X)
         if factors is not None:
             factors.append(R)
-    if krylov:
-        xp = array_namespace(Q)
-        Q = orthonormalise(xp.concat([Q, *spaces], axis=-1)).Q
-    return Q if columns is None else leading(Q, columns)
+        return Q
+
+    return orthonormal

@@ -5,9 +5,14 @@ from dataclasses import replace
 
 from lowrank._array import Array, is_complex, is_finite, leading, safe_norm
 from lowrank._panel import orthonormalise
-from lowrank._rangefinder.blocks import powers_of
+from lowrank._rangefinder.blocks import powers_of, width_of_look
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Whole
-from lowrank._rangefinder.sampling import NOT_FINITE, iterated_sample, multiplied
+from lowrank._rangefinder.sampling import (
+    NOT_FINITE,
+    iterated_sample,
+    multiplied,
+    orthonormalized,
+)
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank.certificate import (
     norm_of_product,
@@ -21,10 +26,16 @@ from lowrank.results import Look
 __all__ = ["base_floor", "floor_of", "looked"]
 
 
-def looked(problem: Problem, state: State) -> State | None:
-    """The state with one look more at the error; None if the test matrix has run out."""
+def looked(problem: Problem, state: State, goal: float) -> State | None:
+    """The state with one look more at the error; None if the test matrix has run out.
+
+    Energies that have cancelled, and do not tell that the error is below the `goal`, give way to
+    samples.
+    """
     if isinstance(state.residual, ByEnergies) and state.residual.is_cancelled:
-        state = replace(state, residual=state.residual.products)
+        bound = state.residual.error().bound / state.scale + base_floor(state)
+        if bound > goal:
+            state = replace(state, residual=state.residual.products)
     residual, is_whole = state.residual, isinstance(state.residual, Whole)
     norm_bound = math.inf
     if problem.norm == "fro" and state.frobenius is not None:
@@ -65,11 +76,7 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     The sample ``E Ω`` is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds
     the (2q+1)-th power of ‖E‖₂ just as ``‖E Ω‖₂`` bounds ‖E‖₂.
     """
-    # 64 real or 32 complex samples bound the error within a factor of 2.02 at 1e-9. Looks widen
-    # with the basis, so that they stay few and the products wide.
-    least = 32 if state.A.is_complex else 64
-    width = least * (1 + state.rank // (8 * least))
-    Omega = problem.source.draw(width)
+    Omega = problem.source.draw(width_of_look(state))
     samples, of_complex = int(Omega.shape[-1]), is_complex(Omega)
     if samples == 0:
         return None
@@ -85,7 +92,8 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
             raise ValueError(NOT_FINITE)
         q = powers_of(problem, state)
         root = 1.0 / (2 * q + 1)
-        waiting = iterated_sample(problem, state, sample, q, factors=factors)
+        basis = orthonormalized(sample, factors)
+        waiting = iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
             state = replace(state, norm_A=_norm_below(problem, state, waiting, factors))
         size = norm_of_product(factors, state.A.xp, root)
@@ -142,7 +150,7 @@ def _norm_below(
         if problem.norm == "spectral":
             Y = leading(Y, 64)
         problem.work.add(int(Y.shape[-1]))
-        C = A.rmatmat(Y)
+        C = A.rmatmat(Y) if state.rank else residual.rmatmat(Y)
         if A.far is not None:
             C = A.far.orthonormalise(C).R
     if A.norm is None and not is_finite(C):

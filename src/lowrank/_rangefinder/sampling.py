@@ -13,7 +13,7 @@ from lowrank._rangefinder.iteration import iterated
 from lowrank._rangefinder.residuals import Sampled, Whole
 from lowrank._rangefinder.state import Problem, State
 
-__all__ = ["NOT_FINITE", "block", "iterated_sample", "measured", "multiplied"]
+__all__ = ["NOT_FINITE", "block", "iterated_sample", "measured", "multiplied", "orthonormalized"]
 
 NOT_FINITE = (
     "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
@@ -27,14 +27,16 @@ def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
     width = -(-columns // (q + 1)) if problem.krylov else columns
     flags: list[Array] = []
     state, sample = _sample(problem, state, width, flags=flags)
-    Q = iterated_sample(problem, state, sample, q, columns=columns, flags=flags)
+    basis = orthonormalized(sample)
+    Q = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     # Read last, so that the host never waits before all of the work is under way.
     if not problem.check_finite or _all_finite(state.A, Q, flags):
         return state, Q
     before, state = state, measured(problem, state)
     again, flags = problem.source.again, []
     state, sample = _sample(problem, state, width, flags=flags, draw=again)
-    rescued = iterated_sample(problem, state, sample, q, columns=columns, flags=flags)
+    basis = orthonormalized(sample)
+    rescued = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     if not state.A.is_stack:
         if not _all_finite(state.A, rescued, flags):
             raise ValueError(NOT_FINITE)
@@ -88,43 +90,45 @@ def multiplied(
 def iterated_sample(
     problem: Problem,
     state: State,
-    sample: list[Array] | Array,
+    basis: list[Array],
     q: int,
     *,
     columns: int | None = None,
     flags: list[Array] | None = None,
     factors: list[Array] | None = None,
 ) -> Array:
-    """A sample, in a list, or an orthonormal basis of it, after q power iterations."""
-    residual, work = state.residual, problem.work
+    """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
+    residual, work, xp = state.residual, problem.work, state.A.xp
     assert not isinstance(residual, Whole)
 
-    def product(multiply: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def multiplied(X: Array) -> Array:
+    def counted(multiply: Callable[[Array], Array]) -> Callable[[Array], Array]:
+        def product(X: Array) -> Array:
             work.add(int(X.shape[-1]))
             Y = multiply(X)
             if flags is not None and problem.check_finite:
-                flags.append(state.A.xp.all(state.A.xp.isfinite(Y)))
+                flags.append(xp.all(xp.isfinite(Y)))
             return Y
 
-        return multiplied
+        return product
 
-    Q = sample
-    if isinstance(sample, list):
-        Q, R = orthonormalise(sample.pop())
-        if factors is not None:
-            factors.append(R)
-        del R
     return iterated(
-        Q,
-        product(residual.matmat),
-        product(residual.rmatmat),
+        basis.pop(),
+        counted(residual.matmat),
+        counted(residual.rmatmat),
         q,
         domain_qr=_domain_qr(state.A),
         krylov=problem.krylov,
         columns=columns,
         factors=factors,
     )
+
+
+def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> list[Array]:
+    """An orthonormal basis of the sample, each in a list that gives it away."""
+    Q, R = orthonormalise(sample.pop())
+    if factors is not None:
+        factors.append(R)
+    return [Q]
 
 
 def _domain_qr(A: Operator) -> Callable[[Array], Factors]:

@@ -40,17 +40,19 @@ class StopRule:
         """The absolute tolerance; of a norm that is not known yet, `atol` is left."""
         return self.atol if norm_A is None else max(self.atol, self.rtol * norm_A)
 
-    def decide(self, look: Look, tolerance: float, floor: float) -> Status | None:
+    def decide(
+        self, look: Look, tolerance: float, floor: float, *, is_falling: bool = False
+    ) -> Status | None:
         """Status to stop with after the newest `look`, or None to go on.
 
         `tolerance` may be a part of that of the rule, where a truncation spends the rest. `floor`
-        is the rounding error of the basis.
+        is the rounding error of the basis. An error that is known, and `is_falling`, is no noise.
         """
         if look.bound <= tolerance:
             return Status.CONVERGED
         # The rest of the bound is down to the part for rounding: columns added from here on are
         # noise, and would not lower the bound by more than a half.
-        if look.bound <= 2.0 * floor:
+        if look.bound <= 2.0 * floor and not (is_falling and floor < tolerance):
             return Status.PRECISION_FLOOR
         if look.rank >= self.limit:
             return Status.RANK_REACHED if self.limit == self.cap else Status.FULL_RANK

@@ -73,8 +73,7 @@ class Sketch:
     estimate: float
     floor: float
     fixed: bool  # whether the rank is what was asked for
-    outcome: Outcome
-    array: Operator | None  # A, where it is an array and the error can be computed
+    array: Operator | None = None  # A, where it is an array and the error can be computed
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,9 +157,9 @@ def approximate(
     like = found.state.A.empty(0)
     reads = Columns(A, like), Columns(A.adjoint(), like)
     if found.fixed:
-        sketch = _sketch(found, *reads)
+        sketch, outcome = _sketch(found, *reads)
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        built, outcome = build(sketch, k), sketch.outcome
+        built = build(sketch, k)
         if rank is not None and rank <= found.basis.rank:
             outcome = replace(outcome, status=Status.RANK_REACHED)
         return built, _counted(replace(outcome, rank=k), *reads)
@@ -168,8 +167,8 @@ def approximate(
     share, rule = SHARE, found.state.rule
     assert rule is not None
     for _ in range(ROUNDS):
-        sketch = _sketch(found, *reads)
-        outcome, before = sketch.outcome, found.basis.rank
+        sketch, outcome = _sketch(found, *reads)
+        before = found.basis.rank
         most = len(sketch.pivoted.indices)
         most = most if rank is None else min(most, rank)
         tolerance = outcome.tolerance
@@ -199,7 +198,7 @@ def _counted(outcome: Outcome, *reads: Columns) -> Outcome:
     )
 
 
-def _sketch(found: Found, columns: Columns, rows: Columns) -> Sketch:
+def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outcome]:
     Q = found.basis.Q if found.fixed else found.basis.columns()
     found, C, before = projection(found)
     refuse_infinite(C)
@@ -212,7 +211,7 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> Sketch:
         captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
         (residual, estimate), floor = parts_of(found, captured), found.floor
     is_exact = not found.fixed and norm == "fro" and outcome.certificate == "exact"
-    return Sketch(
+    sketch = Sketch(
         Q=Q,
         B=B,
         scale=scale,
@@ -224,9 +223,9 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> Sketch:
         estimate=estimate,
         floor=floor,
         fixed=found.fixed,
-        outcome=outcome,
         array=found.state.A if is_exact else None,
     )
+    return sketch, outcome
 
 
 def _distance(A: Operator, L: Array, T: Array, scale: float) -> float:

@@ -1,9 +1,10 @@
 """One rule for all factorizations: the smallest rank that keeps the tolerance, and its error."""
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
-from lowrank._array import Array, array_namespace, eps, safe_norm
+from lowrank._array import Array, array_namespace, eps
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
 from lowrank._small_svd import tails
@@ -94,10 +95,10 @@ def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]
     return residual, min(estimate, residual)
 
 
-def at_fixed_rank(found: Found, rank: int | None, S: Array) -> Outcome:
+def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[], float]) -> Outcome:
     """The outcome of an approximation of a given rank, with the error where energies tell it.
 
-    ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²``, for the singular values S of A_r; down to its rounding.
+    ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²`` for the projection A_r, down to the rounding of the difference.
     """
     problem, state, outcome = found.problem, found.state, found.outcome
     if rank is not None and rank <= outcome.rank:
@@ -110,10 +111,8 @@ def at_fixed_rank(found: Found, rank: int | None, S: Array) -> Outcome:
         norm = measured(problem, state).frobenius
     assert norm is not None
     outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
-    share = float(safe_norm(S)) / norm if norm > 0.0 else 1.0
-    left = max(0.0, (1.0 - share) * (1.0 + share))
-    bound = norm * math.sqrt(left + energy_rounding(A.shape, eps(S)))
-    bound += rounding_floor(A.xp.finfo(A.dtype), A.shape, outcome.rank, norm)
-    return replace(
-        outcome, error=norm * math.sqrt(left), error_bound=bound, certificate="energy"
-    )
+    share = norm_of_it() / norm if norm > 0.0 else 1.0
+    left, limits = max(0.0, (1.0 - share) * (1.0 + share)), A.xp.finfo(A.dtype)
+    bound = norm * math.sqrt(left + energy_rounding(A.shape, float(limits.eps)))
+    bound += rounding_floor(limits, A.shape, outcome.rank, norm)
+    return replace(outcome, error=norm * math.sqrt(left), error_bound=bound, certificate="energy")

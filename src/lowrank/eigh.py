@@ -141,7 +141,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     with np.errstate(over="ignore"):
         w = w if scale == 1.0 else w / scale
     k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-    outcome = at_fixed_rank(found, rank, w[..., :k])
+    outcome = at_fixed_rank(found, rank, lambda: float(safe_norm(w[..., :k])))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
 
 

@@ -8,7 +8,7 @@ from lowrank._array import Array, adjoint, array_namespace
 from lowrank._options import Tolerances, shares_options
 from lowrank._sharded import shards_of
 from lowrank._truncate import at_fixed_rank
-from lowrank.rangefinder import Found, find, projection, warn_unless_converged
+from lowrank.rangefinder import find, projection, warn_unless_converged
 from lowrank.results import QBResult, fields_of
 from lowrank.svd import decompose
 
@@ -90,17 +90,10 @@ def qb(
         found, C, scale = projection(find(A, rank, **options))
         with np.errstate(over="ignore"):
             C = C if scale == 1.0 else C / scale
-        outcome = at_fixed_rank(found, None, _norm_of(found, C))
+        outcome = at_fixed_rank(found, None, lambda: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
         if by_rows:  # A ≈ C Qᴴ
             P, R = found.domain_qr(C)
             Q, B = P, R @ adjoint(Q)
     Q, B = (Q, B) if shards is None else shards.pair(Q, B)
     return QBResult(Q=Q, B=B, **fields_of(outcome))
-
-
-def _norm_of(found: Found, C: Array) -> Array:
-    """‖C‖_F, an array of one number; of one matrix alone, since nobody asks for that of a stack."""
-    xp = array_namespace(C)
-    norm = xp.linalg.vector_norm(C if found.state.A.far is None else found.domain_qr(C).R)
-    return xp.reshape(norm, (1,))

@@ -1,14 +1,12 @@
 """Randomized range finder: at a fixed rank, or grown until the error is small enough."""
 
 import warnings
-from collections import deque
-from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Unpack
 
 import numpy as np
 
-from lowrank._array import Array
+from lowrank._array import Array, matrix_norm_by_rows
 from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
@@ -225,7 +223,8 @@ class RangeFinder:
             If A holds NaN or Inf (found only with `check_finite`), or the test matrix has too few
             columns left.
         """
-        self._follow(growth.extend(self._problem, self._state, as_count(columns, "columns")))
+        columns = as_count(columns, "columns")
+        self._keep(growth.extend(self._problem, self._state, columns, self._keep))
         return self
 
     def reach(
@@ -254,13 +253,12 @@ class RangeFinder:
             If the tolerance could not be certified.
         """
         rule = _rule(self._state.A, rtol=rtol, atol=atol, rank=rank)
-        self._follow(growth.reach(self._problem, self._state, rule))
+        self._keep(growth.reach(self._problem, self._state, rule, keep=self._keep))
         warn_unless_converged(outcome_of(self._problem, self._state), stacklevel=3)
         return self
 
-    def _follow(self, states: Iterator[State]) -> None:
-        for state in states:
-            self._state = state
+    def _keep(self, state: State) -> None:
+        self._state = state
 
 
 RangeFinder.__doc__ = worded(RangeFinder.__doc__)
@@ -316,6 +314,11 @@ class Found(NamedTuple):
         far = self.state.A.far
         return orthonormalise(X) if far is None else far.orthonormalise(X)
 
+    def norm_along(self, X: Array) -> float:
+        """The norm of such a product."""
+        far = self.state.A.far
+        return matrix_norm_by_rows(X if far is None else far.orthonormalise(X).R)
+
     def agreed(self, rank: int) -> int:
         """The rank that all processes cut to."""
         return int(self.state.A.agreed(float(rank)))
@@ -369,7 +372,7 @@ def find(
 
 
 def _grown(problem: Problem, state: State, rule: StopRule, share: float | None) -> Found:
-    state = deque(growth.reach(problem, state, rule, share=share), maxlen=1).pop()
+    state = growth.reach(problem, state, rule, share=share)
     outcome = outcome_of(problem, state)
     return Found(problem, state, state.residual.basis, outcome, floor_of(state), fixed=False)
 

@@ -149,7 +149,7 @@ def decompose(
     refuse_infinite(S)
     if found.fixed:
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        outcome = at_fixed_rank(found, rank, S[..., :k])
+        outcome = at_fixed_rank(found, rank, lambda: float(safe_norm(S[..., :k])))
     else:
         captured = None
         if found.norm_is_exact and found.outcome.norm_A:

@@ -16,7 +16,7 @@ Where A is no array in memory, products with it take the place of B (`residuals`
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -34,8 +34,14 @@ from lowrank.results import Status
 
 __all__ = ["extend", "projected", "reach", "safe"]
 
+Keep = Callable[[State], object]
 
-def extend(problem: Problem, state: State, columns: int) -> Iterator[State]:
+
+def _ignored(_: State) -> None:
+    pass
+
+
+def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
     """The state with so many columns more, in one block, or as many as there are."""
     room = state.full - state.rank
     status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
@@ -47,9 +53,9 @@ def extend(problem: Problem, state: State, columns: int) -> Iterator[State]:
         elif columns > 0:
             _refuse_spent(state)
             state, Q = block(problem, state, columns)
-            yield safe(state)
+            keep(safe(state))
             state = _appended(problem, state, Q)
-        yield replace(state, status=status)
+    return replace(state, status=status)
 
 
 def projected(problem: Problem, state: State) -> tuple[State, Array]:
@@ -75,36 +81,40 @@ def projected(problem: Problem, state: State) -> tuple[State, Array]:
 
 
 def reach(
-    problem: Problem, state: State, rule: StopRule, *, share: float | None = None
-) -> Iterator[State]:
-    """Grow until the bound is below the tolerance of the rule; the state after each step.
+    problem: Problem,
+    state: State,
+    rule: StopRule,
+    *,
+    share: float | None = None,
+    keep: Keep = _ignored,
+) -> State:
+    """Grow until the bound is below the tolerance of the rule.
 
-    A caller that truncates gives its `share` of the goals above: growth ends at that part of the
-    tolerance, and what is left is spent by the truncation. Where that is out of reach, the
-    tolerance itself is enough to have converged.
+    A caller that truncates gives its `share` of the goals (`GROWTH`): growth ends at that part of
+    the tolerance, and what is left is spent by the truncation. Where that is out of reach, the
+    tolerance itself is enough to have converged. What `keep` is given is a state to go on from if
+    what follows is interrupted.
     """
     with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
         state = _prepared(problem, replace(state, rule=rule))
         while True:
             is_stopped = False
+            goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
             if state.looked is not state.residual:
-                goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
                 after = looked(problem, state, goal)
                 if after is None:
                     break
                 state = after
-                yield state
+                keep(state)
                 is_stopped = _is_stopped(problem, state)
-            goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-            status = rule.decide(
-                state.looks[-1], goal, floor_of(state), is_falling=_is_falling(state)
-            )
+                goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
+            floor, is_falling = floor_of(state), _is_falling(state)
+            status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
             if status is not None:
-                yield replace(state, status=status)
-                return
+                return replace(state, status=status)
             if is_stopped:
                 break
-            yield safe(state)
+            keep(safe(state))
             if isinstance(state.residual, Whole):
                 state = cut(state, goal, rule.limit)
             elif svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
@@ -114,7 +124,7 @@ def reach(
                 if Q is None:
                     break
                 state = _appended(problem, state, Q)
-        yield replace(state, status=Status.STOPPED)
+        return replace(state, status=Status.STOPPED)
 
 
 def _is_falling(state: State) -> bool:

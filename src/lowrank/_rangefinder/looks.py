@@ -112,7 +112,7 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         state = _with_sampled_norm(problem, state, waiting, estimate / spread, estimate * factor)
     bound = estimate * factor**root + base_floor(state, factor)
     if isinstance(state.residual, Explicit):  # a spectral norm is no more than ‖E‖_F
-        bound += float(state.residual.drift) / state.explicit_scale
+        bound += state.residual.drift / state.explicit_scale
         most = state.residual.error().bound / state.explicit_scale
         bound = min(bound, most + base_floor(state))
     return _recorded(state, estimate, min(bound, norm_bound))
@@ -176,7 +176,7 @@ def floor_of(state: State) -> float:
     """The same, with what was measured of this basis."""
     more, residual = 0.0, state.residual
     if isinstance(residual, Explicit):
-        more = float(residual.drift) / state.explicit_scale
+        more = residual.drift / state.explicit_scale
     elif isinstance(residual, Whole):
         more = residual.rounding / state.explicit_scale
     return base_floor(state) + more

@@ -18,7 +18,6 @@ from lowrank._array import (
     eye,
     matrix_norm_by_rows,
     safe_norm,
-    zeros,
 )
 from lowrank._operator import Operator
 from lowrank._rangefinder.basis import Basis
@@ -76,19 +75,18 @@ class Explicit:
     array: Array
     basis: Basis
     norm: float  # ‖E‖_F
-    drift: Array  # what the reflectors changed of norms, since they are not quite unitary
+    drift: float = 0.0  # what the reflectors change of norms, since they are not quite unitary
     certificate: str = "exact"
 
     @classmethod
     def of(cls, array: Array, basis: Basis, norm: float) -> "Explicit":
         """The residual of a basis, from A itself, which is overwritten."""
-        drift = array_namespace(array).linalg.vector_norm(zeros((1, 1), array))
-        found = cls(array, basis, norm, drift)
+        found = cls(array, basis, norm)
         if not basis.blocks:
             return found
         for block in basis.blocks:
             block.apply_adjoint(array)
-        return replace(found, norm=matrix_norm_by_rows(found._lower), drift=drift)
+        return replace(found, norm=matrix_norm_by_rows(found._lower))
 
     @property
     def _lower(self) -> Array:
@@ -105,12 +103,12 @@ class Explicit:
         basis = self.basis.append(Q)
         basis.blocks[-1].apply_adjoint(self.array)
         # The reflectors of Q are as far from unitary as its columns are from orthonormal.
-        departure = xp.linalg.vector_norm(adjoint(Q) @ Q - eye(b, b, like=Q))
+        departure = float(xp.linalg.vector_norm(adjoint(Q) @ Q - eye(b, b, like=Q)))
         after = replace(self, basis=basis, drift=self.drift + departure * self.norm)
         return replace(after, norm=matrix_norm_by_rows(after._lower))
 
     def error(self) -> Error:
-        return Error(self.norm, self.norm * (1.0 + 32.0 * eps(self.array)) + float(self.drift))
+        return Error(self.norm, self.norm * (1.0 + 32.0 * eps(self.array)) + self.drift)
 
     def projection(self) -> Array:
         return adjoint(self.array[: self.basis.rank, :])

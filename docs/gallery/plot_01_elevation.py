@@ -57,11 +57,11 @@ for metres in (40, 10, 5, 2):
     approximations[metres] = found.rank, B
 
 # %%
-# No rank was asked for: each line has the rank that its error needs. *Certified* is a bound that
-# the library computed without knowing the true error; the true one, for which A has to be compared
-# entry by entry, is never above it. The last column shows the price of detail. At 2 m the
-# factors hold more than half as many numbers as the map: hills are rough, and roughness has no low
-# rank.
+# No rank was asked for: each line has the rank that its error needs. *Certified* is the bound of
+# the library. A is an array in memory, so the bound is the error itself, to rounding: the library
+# knows what the basis leaves of A. The true error, for which A is compared entry by entry, agrees.
+# The last column shows the price of detail. At 2 m the factors hold more than half as many numbers
+# as the map: hills are rough, and roughness has no low rank.
 #
 # Look at the result
 # ------------------
@@ -126,6 +126,6 @@ ax.minorticks_off()
 ax.legend()
 
 for r, error in errors.items():
-    assert error <= 1.02 * lowrank.gallery.best_error(s, r) / np.sqrt(m * n)
+    assert error <= 1.03 * lowrank.gallery.best_error(s, r) / np.sqrt(m * n)
 
 plt.show()

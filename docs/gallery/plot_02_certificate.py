@@ -2,15 +2,22 @@
 Read the certificate: estimate, bound and truth
 ===============================================
 
-A basis that grows until the error is small enough needs to know the error, and the true one costs
-as much as the work itself. This script shows the two numbers that stand for it, and what each can
-be trusted with.
+A basis that grows until the error is small enough needs to know the error. Of an array in memory
+the library computes it. Of a matrix that is known by its products only, two numbers stand for it.
+This script shows all three, and what each can be trusted with.
 """
 
 # %%
 # A matrix whose singular values are known, ``exp(−j/20)``, serves as the example: for it, the best
 # that any method can do is known too. A :class:`~lowrank.RangeFinder` holds a basis that grows;
 # ``reach`` lets it grow until the relative error is certified to be at most 1e-6.
+#
+# An array in memory: the error itself
+# ------------------------------------
+#
+# Of an array the library keeps a copy, from which each new block of the basis is projected out.
+# What is left has the norm of the error. So estimate and bound are the error, up to rounding, and
+# the result says so: its ``certificate`` is "exact".
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -22,36 +29,43 @@ s = gallery.medium(500)
 A = gallery.matrix(s, (600, 500), rng=0)
 norm_A = np.linalg.norm(A)
 
-finder = lowrank.RangeFinder(A, rng=0)
-found = finder.reach(rtol=1e-6).result()
-print(found.status.value)
-print("rank  estimate    bound")
-for look in found.history[::2]:
-    print(f"{look.rank:4d}  {look.estimate / norm_A:.2e}  {look.bound / norm_A:.2e}")
-
-# %%
-# Where the numbers come from
-# ---------------------------
-#
-# Before new columns join the basis, they are looked at. They are products of A with random vectors
-# that the basis Q has never met; what is left of them outside of Q shows how much of A is outside
-# of Q. The mean of their squared lengths is the *estimate*, right on average. The *bound* is the
-# estimate times a factor, so large that the bound is below the truth with probability 1e-9 at most,
-# over all looks of this object together. The factor is about two here, and depends on neither A nor
-# its size.
-#
-# The truth, for comparison, is computed from all of A. The first columns of Q are the basis as it
-# was at each look.
+exact = lowrank.RangeFinder(A, rng=0).reach(rtol=1e-6).result()
 
 
-def error_at(rank):
-    Q = found.Q[:, :rank]
+def error_at(rank, Q):
+    Q = Q[:, :rank]
     return np.linalg.norm(A - Q @ (Q.T @ A))
 
 
+print(exact.certificate, exact.status.value)
+print("rank  bound     truth")
+for look in exact.history[::2]:
+    truth = error_at(look.rank, exact.Q)
+    print(f"{look.rank:4d}  {look.bound / norm_A:.2e}  {truth / norm_A:.2e}")
+    assert abs(look.bound - truth) < 1e-13 * norm_A
+
+# %%
+# Products only: estimate and bound
+# ---------------------------------
+#
+# An operator, a matrix that is known by its products, cannot be copied. Its basis is measured by
+# samples, and ``certificate="sampled"`` asks for the same of an array.
+#
+# Before new columns join the basis, they measure it. They are products of A with random vectors
+# that the basis Q has never met; what is left of them outside of Q shows how much of A is outside
+# of Q. The mean of their squared lengths is the *estimate*, right on average. The *bound* is the
+# estimate times a factor, so large that the bound is below the truth with probability 1e-9 at most,
+# over all estimates of this object together. The factor is about two here, and depends on neither A
+# nor its size.
+#
+# The truth, for comparison, is computed from all of A. The first columns of Q are the basis as it
+# was at each estimate.
+
+found = lowrank.RangeFinder(A, certificate="sampled", rng=0).reach(rtol=1e-6).result()
+print(found.certificate, found.status.value)
 looks = found.history
 ranks = np.array([look.rank for look in looks])
-truth = np.array([error_at(rank) for rank in ranks]) / norm_A
+truth = np.array([error_at(rank, found.Q) for rank in ranks]) / norm_A
 estimates = np.array([look.estimate for look in looks]) / norm_A
 bounds = np.array([look.bound for look in looks]) / norm_A
 best = np.array([gallery.best_error(s, rank) for rank in range(ranks[-1] + 1)]) / norm_A
@@ -77,14 +91,16 @@ ax.set_ylabel("error relative to ‖A‖")
 ax.legend()
 
 # %%
-# Growth ends at the first look whose *bound* is below the tolerance. It could have ended some
-# columns earlier, had the truth been known: that is what certainty costs. ``lowrank.svd`` and
-# ``lowrank.qb`` give most of it back, since they cut the surplus off the factors that they compute
-# in the end:
+# Growth ends at the first estimate whose *bound* is below the tolerance. It could have ended some
+# columns earlier, had the truth been known, as it is with an exact certificate. ``lowrank.svd`` and
+# ``lowrank.qb`` cut the surplus off the factors that they compute in the end, with either
+# certificate:
 
-trimmed = lowrank.svd(A, rtol=1e-6, rng=0)
-print("basis", found.rank, "svd", trimmed.rank, "best possible", gallery.best_rank(s, rtol=1e-6))
-assert trimmed.rank <= gallery.best_rank(s, rtol=1e-6) + 3
+best_rank = gallery.best_rank(s, rtol=1e-6)
+for basis, certificate in ((exact, "exact"), (found, "sampled")):
+    cut = lowrank.svd(A, rtol=1e-6, certificate=certificate, rng=0)
+    print(f"{certificate:7}: basis {basis.rank}, svd {cut.rank}, best possible {best_rank}")
+    assert cut.rank <= best_rank + 3
 
 # %%
 # How often they are wrong

@@ -49,8 +49,9 @@ ax.set_ylabel("best possible error relative to ‖A‖")
 
 # %%
 # Nothing went wrong in the third case: the answer, certified, is that nearly all directions are
-# needed. Gaussian noise is nearly as bad. Who gets such a rank should not use a range finder, but a
-# full decomposition, or better a different structure (sparse, Toeplitz, Kronecker).
+# needed. The library saw that after the first columns, and computed the full decomposition, which
+# takes less time than to grow such a basis. Gaussian noise is nearly as bad. Such a matrix needs a
+# different structure (sparse, Toeplitz, Kronecker).
 #
 # Slow fall, small rank
 # ---------------------

@@ -75,16 +75,17 @@ for dtype, rtol in tolerances.items():
 
 # %%
 # The rule ended, and said nothing of a problem. In the picture the root of E follows the true error
-# down to the dotted line, √eps, and jumps off. The estimates of a sampled residual, which the
-# library uses, follow it further: a sample of ``A − Q QᵀA`` is wrong by eps·‖A‖, not by its root.
+# down to the dotted line, √eps, and jumps off. The errors that the library computes follow it
+# further: it keeps what the basis leaves of A as an array, and the norm of that is wrong by
+# eps·‖A‖, not by its root.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 # sphinx_gallery_start_ignore
 fig.set_label(
     "Two panels, float32 and float64: errors on a logarithmic axis against the columns of the "
     "basis. The root of the energies follows the true error down to the root of eps and ends there "
-    "with a negative energy, marked by a cross. The sampled estimates follow the truth below it, "
-    "down to the tolerance."
+    "with a negative energy, marked by a cross. The norms of the residual follow the truth below "
+    "it, down to the tolerance."
 )
 # sphinx_gallery_end_ignore
 for ax, (dtype, (A, Q, energies, found)) in zip(axes, runs.items(), strict=True):
@@ -100,7 +101,7 @@ for ax, (dtype, (A, Q, energies, found)) in zip(axes, runs.items(), strict=True)
         ax.plot(steps[-1], error(A, Q), "x", color="C1", ms=9, mew=2, label="E < 0: “success”")
     looks = [look for look in found.history if look.rank > 0]
     ax.semilogy([look.rank for look in looks], [look.estimate / norm_A for look in looks], "o",
-                color="C0", ms=4, label="sampled estimate")  # fmt: skip
+                color="C0", ms=4, label="norm of the residual")  # fmt: skip
     for level, name, style in ((np.sqrt(eps), "√eps", ":"), (tolerances[dtype], "tolerance", "--")):
         ax.axhline(level, color="0.3", linewidth=1, linestyle=style)
         ax.annotate(name, (0, level), (0, 3), textcoords="offset points", color="0.3")
@@ -113,8 +114,8 @@ axes[1].legend(loc="upper right")
 # Nobody can certify everything
 # -----------------------------
 #
-# The sample has a floor as well, some multiple of eps·‖A‖. The difference is that it is known, and
-# said:
+# The norm of the residual has a floor as well, some multiple of eps·‖A‖. The difference is that it
+# is known, and said:
 
 A, *_ = runs["float32"]
 with warnings.catch_warnings():

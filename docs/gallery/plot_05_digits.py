@@ -25,7 +25,7 @@ print(images.shape)
 # -----------------------------
 #
 # Principal components are the singular vectors of the images less their mean. With ``center=True``
-# the mean is subtracted within the products, and the centred matrix is never formed: a sparse one
+# the mean is subtracted first: in a copy, or, of a sparse matrix, within the products, so that it
 # stays sparse.
 #
 # The total variance is the square of the Frobenius norm of the centred matrix, up to the factor m −
@@ -114,9 +114,9 @@ for row, share in zip(axes, (*shares, 1), strict=True):
         ax.spines[:].set_visible(False)
 
 # %%
-# For a matrix of 64 columns a full decomposition takes milliseconds too, and
-# ``sklearn.decomposition.PCA`` with ``n_components=0.95`` does that. It needs all singular values
-# to choose, the range finder only those that it returns: for thousands of pixels that is the
+# For a matrix of 64 columns a full decomposition takes milliseconds, and the library makes one
+# here. ``sklearn.decomposition.PCA`` with ``n_components=0.95`` always does. It needs all singular
+# values to choose, a range finder only those that it returns: for thousands of pixels that is the
 # difference.
 
 everything = np.linalg.svd(images - images.mean(0), compute_uv=False)

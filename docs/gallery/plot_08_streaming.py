@@ -144,8 +144,7 @@ fig, ax = plt.subplots(figsize=(7.2, 2.8))
 # sphinx_gallery_start_ignore
 fig.set_label(
     "Rows read so far within a pass, against the blocks read in all: saw teeth, each from zero to "
-    "6000. The first is the norm, the last the product with the transpose, those between are "
-    "products with A."
+    "6000. The first is the norm, the second the product with A, the third that with the transpose."
 )
 # sphinx_gallery_end_ignore
 names = {"norm": "norm of A", "matmat": "A times random vectors", "rmatmat": "Aᵀ times the basis"}
@@ -158,9 +157,10 @@ ax.set_ylim(0, 1.35 * steps)
 ax.legend(loc="upper center", ncols=3)
 
 # %%
-# Each tooth is one pass over the file: for the norm, to which the tolerance relates; for each look
-# at the basis; and for the factors. ``passes`` counts them, since reading is often the larger part
-# of the work.
+# Each tooth is one pass over the file: one for the norm, to which the tolerance relates, and two
+# for each block of the basis. One block was enough here. ``passes`` counts them, since reading is
+# often the larger part of the work. The error of the basis takes no pass of its own: by Pythagoras
+# its square is that of the norm less that of the product with the transpose.
 
 U, S, Vh = found
 assert len(heard) == found.passes * -(-steps // matrix.rows)

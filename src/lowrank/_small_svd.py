@@ -77,7 +77,8 @@ def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, f
         if m > 2 * n:
             P, R = orthonormalise(A)
             U, S, Vh = robust_svd(R)
-            return P @ U, S, Vh, _lost(R, U, S, Vh)
+            U = P @ U
+            return U, S, Vh, _lost(A, U, S, Vh)
         U, S, Vh = robust_svd(A)
         return U, S, Vh, _lost(A, U, S, Vh)
 

@@ -61,13 +61,13 @@ class Growth(NamedTuple):
     # Errors within a block: power iterations do not pay where half of it divides the error by so
     # much, or where it leaves no more than this part of the goal; they do where it hardly falls.
     steep: float = 0.3
+    steep_of_basis: float = 0.6  # where nothing is truncated, so that a few columns more stay
     enough: float = 0.35
     flat: float = 0.85
     # What is left of the energy, over what as many columns as there are would take at most.
     slow: float = 1.5
     margin: float = 1.25  # columns to multiply over those that seem to be missing
     wide: int = 128  # columns of the first block where a pass over A is what costs
-    least_fall: float = 0.02  # of a spectral error in a block, to tell anything of later blocks
 
 
 GROWTH = Growth()

@@ -22,6 +22,8 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
         return share
     if problem.norm == "spectral" or isinstance(state.residual, Sampled):
         return share * GROWTH.goal_of_samples
+    if state.A.costly_passes:  # whose columns cost less than a larger rank
+        return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers
     return share * (GROWTH.goal_of_slow if falls_slowly(state) else GROWTH.goal)
@@ -53,7 +55,7 @@ def falls_slowly(state: State) -> bool:
 
 
 def panel(
-    problem: Problem, state: State, rule: StopRule, goal: float
+    problem: Problem, state: State, rule: StopRule, goal: float, *, truncates: bool
 ) -> tuple[State, Array | None]:
     """Columns for the basis: those of the sample that waits, or of a fresh one; None of no more."""
     most, q = rule.limit - state.rank, powers_of(problem, state)
@@ -72,14 +74,15 @@ def panel(
     factors: list[Array] = []
     basis = orthonormalized(sample, factors)
     if q > 0 and problem.power_iterations is None and _can_be_asked(state.A):
-        q = _powers_of_block(state, factors[0], q, goal * state.measured_scale)
+        steep = GROWTH.steep if truncates else GROWTH.steep_of_basis
+        q = _powers_of_block(state, factors[0], q, goal * state.measured_scale, steep)
     return state, iterated_sample(problem, state, basis, q, columns=most)
 
 
-def _powers_of_block(state: State, R: Array, q: int, goal: float) -> int:
+def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) -> int:
     """Power iterations for a sample with the triangular factor R."""
     middle, end = _errors_within(R)
-    if end <= max(GROWTH.enough * goal, GROWTH.steep * middle):
+    if end <= max(GROWTH.enough * goal, steep * middle):
         return 0
     if state.rank == 0 and end >= GROWTH.flat * middle:
         return tuning(R).power_iterations
@@ -113,7 +116,7 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     if isinstance(state.residual, Sampled):
         return width_of_look(state)
     if state.A.costly_passes:
-        _, missing = missing_columns(problem, state, goal)
+        missing = GROWTH.margin * _missing_of_power_law(state, goal)
         return int(min(max(GROWTH.wide, state.rank), max(GROWTH.wide // 4, missing)))
     width = tuning(state.A.empty(0)).width
     if len(state.looks) < 2:
@@ -121,6 +124,17 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     _, missing = missing_columns(problem, state, goal)
     missing = min(GROWTH.margin * missing, 2.0 * width)
     return int(max(width // 2, 8 * math.ceil(missing / 8)))
+
+
+def _missing_of_power_law(state: State, goal: float) -> float:
+    """Columns that the basis lacks if the error falls as a power of its rank."""
+    looks = [look for look in state.looks[-2:] if look.rank > 0]
+    if len(looks) < 2 or not 0.0 < goal < looks[1].estimate < looks[0].estimate:
+        return math.inf
+    power = math.log(looks[0].estimate / looks[1].estimate) / math.log(
+        looks[1].rank / looks[0].rank
+    )
+    return looks[1].rank * math.expm1(math.log(looks[1].estimate / goal) / power)
 
 
 def width_of_look(state: State) -> int:

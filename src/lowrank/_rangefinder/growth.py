@@ -110,17 +110,19 @@ def reach(
                 goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
             floor, is_falling = floor_of(state), _is_falling(state)
             status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
-            if status is not None:
+            # Columns of all ranks that leave an error are not the range of A; its SVD has that.
+            is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
+            if status is not None and not is_short:
                 return replace(state, status=status)
             if is_stopped:
                 break
             keep(safe(state))
             if isinstance(state.residual, Whole):
                 state = cut(state, goal, rule.limit)
-            elif svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
+            elif is_short or svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
                 state = cut(decomposed(problem, state), goal, rule.limit)
             else:
-                state, Q = panel(problem, state, rule, goal)
+                state, Q = panel(problem, state, rule, goal, truncates=share is not None)
                 if Q is None:
                     break
                 state = _appended(problem, state, Q)

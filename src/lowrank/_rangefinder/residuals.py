@@ -99,13 +99,22 @@ class Explicit:
         return adjoint_matmul(self._lower, Y)
 
     def append(self, Q: Array) -> "Explicit":
-        xp, b = array_namespace(Q), Q.shape[-1]
+        """The residual after one more block.
+
+        Its reflectors are as far from unitary as the columns of Q are from orthonormal, and their
+        products, where sums over equal numbers are biased, change the norm of what they act on.
+        Both ways, by H and by Hᴴ: ``‖A − H HᴴA‖`` is twice the change of the norm in ``HᴴA`` where
+        ``H Hᴴ − I`` points along A.
+        """
+        xp, b, k = array_namespace(Q), Q.shape[-1], self.basis.rank
         basis = self.basis.append(Q)
         basis.blocks[-1].apply_adjoint(self.array)
-        # The reflectors of Q are as far from unitary as its columns are from orthonormal.
-        departure = float(xp.linalg.vector_norm(adjoint(Q) @ Q - eye(b, b, like=Q)))
-        after = replace(self, basis=basis, drift=self.drift + departure * self.norm)
-        return replace(after, norm=matrix_norm_by_rows(after._lower))
+        left = matrix_norm_by_rows(self.array[k + b :, :])
+        taken = xp.linalg.vector_norm(self.array[k : k + b, :])
+        departure = xp.linalg.vector_norm(adjoint(Q) @ Q - eye(b, b, like=Q)) * self.norm
+        change = 2.0 * xp.abs(xp.sqrt(taken**2 + left**2) - self.norm)
+        drift = self.drift + float(xp.maximum(departure, change))
+        return replace(self, basis=basis, norm=left, drift=drift)
 
     def error(self) -> Error:
         return Error(self.norm, self.norm * (1.0 + 32.0 * eps(self.array)) + self.drift)

@@ -1,0 +1,347 @@
+"""Errors that are known: the residual as an array, energies, and the SVD of A itself."""
+
+import inspect
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
+
+import lowrank
+from lowrank import Status, gallery
+from lowrank._operator import as_operator
+from lowrank._rangefinder.basis import Block
+
+NEVER = "lowrank._rangefinder.growth.svd_is_cheaper"
+FUNCTIONS = ["range_finder", "qb", "svd", "eigh", "interpolative", "cur"]
+
+
+@pytest.fixture
+def growing(monkeypatch):
+    """No SVD of A itself, which small matrices are given at once."""
+    monkeypatch.setattr(NEVER, lambda *_, **__: False)
+
+
+def approximation(backend, name, A, found):
+    """What a result says A is, in double precision."""
+    if name == "range_finder":
+        Q = backend.numpy(found.Q)
+        return Q @ (adjoint(Q) @ A)
+    if name == "interpolative":
+        return backend.numpy(found.skeleton) @ backend.numpy(found.coefficients)
+    factors = [backend.numpy(X) for X in found]
+    if name == "svd":
+        return (factors[0] * factors[1]) @ factors[2]
+    if name == "eigh":
+        return (factors[1] * factors[0]) @ adjoint(factors[1])
+    return np.linalg.multi_dot(factors)
+
+
+def hermitian(spectrum, n, dtype):
+    A = with_spectrum(gallery.SPECTRA[spectrum](n), (n, n), dtype)
+    return ((A + adjoint(A)) / 2).astype(dtype)
+
+
+# -- the error is the error ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("spectrum", ["slow", "slower", "fast"])
+def test_the_error_is_the_error(growing, backend, dtype, name, spectrum):
+    A = hermitian(spectrum, 90, dtype)
+    wide = A.astype(np.result_type(A, np.float64))
+    for rtol in (0.2, 0.02):
+        found = getattr(lowrank, name)(backend.asarray(A), rtol=rtol, rng=3)
+        true = np.linalg.norm(wide - approximation(backend, name, wide, found))
+        assert (found.certificate, found.converged) == ("exact", True)
+        rounding = float(100 * backend.eps(dtype) * norm(A, "fro"))
+        assert found.error == pytest.approx(true, abs=rounding)
+        assert true <= found.error_bound <= found.tolerance
+        assert found.error_bound <= true + 2 * rounding
+
+
+@pytest.mark.parametrize("shape", [(150, 90), (90, 150)])
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
+def test_three_ways_to_know_it(growing, backend, dtype, shape, side, kind, certificate):
+    A = with_spectrum(gallery.slower(90), shape, dtype)
+    options = {"norm": kind, "side": side, "rng": 1, "certificate": certificate}
+    found = lowrank.range_finder(backend.asarray(A), rtol=0.15, **options)
+    Q = backend.numpy(found.Q)
+    wide = A.astype(Q.dtype) if side == "left" else adjoint(A).astype(Q.dtype)
+    assert found.converged
+    assert norm(residual(wide, Q), kind) <= found.error_bound <= found.tolerance
+    rests_on = "sampled" if (certificate, kind) == ("energy", "spectral") else certificate
+    assert found.certificate == rests_on
+    assert defect(Q) <= 100 * backend.eps(dtype) * found.rank**0.5
+
+
+def test_no_columns_are_spent_on_certainty(growing):
+    """A tolerance costs no more products than the same basis of the same blocks would."""
+    A = with_spectrum(gallery.slower(300), (300, 300), "float64")
+    for q in (0, 1, 2):
+        found = lowrank.range_finder(A, rtol=0.1, power_iterations=q, rng=0)
+        assert found.products == (2 + 2 * q) * found.rank
+
+
+@pytest.mark.parametrize("rtol", [1e-8, 1e-10, 1e-12])
+@pytest.mark.parametrize("name", ["svd", "qb", "range_finder"])
+def test_energies_give_way_to_samples_below_their_cancellation(rtol, name):
+    A = with_spectrum(gallery.fast(200), (220, 200), "float64")
+    found = getattr(lowrank, name)(A, rtol=rtol, rng=0, certificate="energy")
+    Q = found.U if name == "svd" else found.Q
+    assert found.converged
+    assert found.certificate == "sampled"
+    assert np.linalg.norm(residual(A, Q)) <= found.error_bound <= rtol * np.linalg.norm(A)
+
+
+def test_energies_of_constant_matrices_carry_what_sums_lose():
+    """Sums of equal numbers are biased: the energy of ones is off by up to m eps."""
+    for shape in ((30_000, 60), (60, 30_000)):
+        A = np.ones(shape, "float32")
+        A[0, 0] = 2.0
+        for rtol in (0.3, 0.1, 1e-2):
+            found = quietly(lowrank.svd, A, rtol=rtol, rng=0, certificate="energy")
+            product = (found.U.astype("float64") * found.S) @ found.Vh
+            assert np.linalg.norm(A - product) <= found.error_bound
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "complex64"])
+@pytest.mark.parametrize("shape", [(1500, 300), (300, 1500), (4000, 40)])
+def test_reflectors_of_constant_matrices_drift_and_say_so(growing, dtype, shape):
+    A = np.ones(shape, dtype)
+    eps, wide = np.finfo(dtype).eps, np.longdouble
+    for rtol in (100 * eps, 200 * eps, 1e-3):
+        for block_size in (None, 1):
+            if block_size == 1 and rtol < 1e-3 and shape[0] < 4000:
+                continue
+            options = {"rng": 0, "block_size": block_size}
+            found = quietly(lowrank.svd, A, 40, rtol=rtol, **options)
+            U, Vh = found.U, found.Vh
+            if A.dtype.kind == "f":
+                U, Vh = U.astype(wide), Vh.astype(wide)
+            assert np.linalg.norm(A - (U * found.S) @ Vh) <= found.error_bound
+
+
+# -- which certificate ----------------------------------------------------------------------------
+
+
+def test_the_certificate_follows_from_the_matrix(tmp_path):
+    sparse = pytest.importorskip("scipy.sparse")
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    A = with_spectrum(gallery.slow(200), (210, 200), "float64")
+    np.save(tmp_path / "A.npy", A)
+    mapped = np.load(tmp_path / "A.npy", mmap_mode="r")
+    csr = sparse.csr_array(A)
+    for X, certificate in (
+        (A, "exact"),
+        (A[:, ::-1], "exact"),
+        (mapped, "energy"),
+        (mapped[5:], "energy"),
+        (np.asarray(mapped), "energy"),
+        (lowrank.RowBlocks(mapped), "energy"),
+        (csr, "energy"),
+        (linalg.aslinearoperator(A), "sampled"),
+    ):
+        found = lowrank.svd(X, rtol=0.1, rng=0)
+        assert (found.converged, found.certificate) == (True, certificate)
+    for X, certificate in ((A, "exact"), (csr, "sampled")):
+        assert lowrank.svd(X, rtol=0.1, norm="spectral", rng=0).certificate == certificate
+    assert lowrank.svd(A, rtol=0.1, center=True, rng=0).certificate == "exact"
+    assert lowrank.range_finder(A, 3, rng=0).certificate is None
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("stop", [{"rank": 3}, {"rtol": 0.1}])
+def test_certificates_that_a_matrix_does_not_allow(name, stop):
+    sparse = pytest.importorskip("scipy.sparse")
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    function, A = getattr(lowrank, name), np.eye(20)
+    with pytest.raises(TypeError, match="'exact' needs an array in memory"):
+        function(sparse.csr_array(A), certificate="exact", **stop)
+    with pytest.raises(TypeError, match="'energy' needs the Frobenius norm"):
+        function(linalg.aslinearoperator(A), certificate="energy", **stop)
+    with pytest.raises(ValueError, match=r"`certificate` must be 'exact', .* got 'certain'"):
+        function(A, certificate="certain", **stop)
+
+
+def test_without_memory_for_a_copy_energies_tell(backend, dtype):
+    A = with_spectrum(gallery.slow(200), (210, 200), dtype)
+
+    def refuse(*_):
+        raise MemoryError
+
+    class Large:
+        def __lowrank_operator__(self):
+            from dataclasses import replace  # noqa: PLC0415
+
+            return replace(as_operator(backend.asarray(A)), explicit=refuse)
+
+    found = lowrank.svd(Large(), rtol=0.1, rng=0)
+    assert (found.converged, found.certificate) == (True, "energy")
+    U, S, Vh = (backend.numpy(X) for X in found)
+    assert np.linalg.norm(A - (U * S) @ Vh) <= found.error_bound
+
+
+# -- whose memory ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_nothing_is_modified_unless_allowed(backend, dtype, name, kind):
+    A = hermitian("slower", 90, dtype)
+    there = backend.asarray(A)
+    for rtol in (0.3, 1e-3):
+        quietly(getattr(lowrank, name), there, rtol=rtol, norm=kind, rng=0)
+        assert np.array_equal(backend.numpy(there), A)
+
+
+@pytest.mark.parametrize("shape", [(160, 150), (150, 160)])
+@pytest.mark.parametrize("rtol", [0.3, 0.02, 1e-4])
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_what_may_be_overwritten_gives_the_same(backend, dtype, shape, rtol, side):
+    A = with_spectrum(gallery.slower(150), shape, dtype)
+    options = {"rtol": rtol, "side": side, "rng": 0}
+    found = lowrank.range_finder(backend.asarray(A.copy()), overwrite_a=True, **options)
+    usual = lowrank.range_finder(backend.asarray(A), **options)
+    Q, P = backend.numpy(found.Q), backend.numpy(usual.Q)
+    wide = A.astype(Q.dtype) if side == "left" else adjoint(A).astype(Q.dtype)
+    assert (found.rank, found.status) == (usual.rank, usual.status)
+    assert norm(residual(wide, Q), "fro") <= found.error_bound
+    if found.rank < 150:
+        assert norm(residual(P, Q), "fro") <= 2e3 * backend.eps(dtype) * norm(wide, "fro") / rtol
+
+
+def test_the_memory_of_a_is_used_where_it_may_be():
+    A = with_spectrum(gallery.slower(200), (210, 200), "float64")
+    X = A.copy()
+    found = lowrank.svd(X, rtol=0.2, rng=0, overwrite_a=True)
+    assert not np.allclose(X, A)
+    # HᴴA: its first rows hold the factor, those below the residual
+    k, scale = found.history[-1].rank, np.linalg.norm(X) / np.linalg.norm(A)
+    assert np.linalg.norm(X[k:]) == pytest.approx(scale * found.history[-1].estimate)
+    for kept in (A, np.broadcast_to(A[:1], (150, 200)), A.astype("float16")):
+        before = kept.copy()
+        kept.flags.writeable = False
+        quietly(lowrank.svd, kept, rtol=0.2, rng=0, overwrite_a=True)
+        assert np.array_equal(kept, before)
+
+
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, overwrites):
+    """The residual is half written then; it is made anew, unless A itself was overwritten."""
+    A = with_spectrum(gallery.slower(200), (210, 200), "float64")
+    finder = lowrank.RangeFinder(A.copy(), rng=0, overwrite_a=overwrites).reach(rtol=0.3)
+    usual = Block.apply_adjoint
+
+    def interrupted(self, X):
+        X[: X.shape[0] // 2] = 7.0
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Block, "apply_adjoint", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        finder.reach(rtol=0.05)
+    monkeypatch.setattr(Block, "apply_adjoint", usual)
+    if overwrites:
+        for again in (lambda: finder.reach(rtol=0.05), lambda: finder.extend(3)):
+            with pytest.raises(RuntimeError, match="`A` holds QᴴA, as `overwrite_a` allowed"):
+                again()
+    else:
+        found = finder.reach(rtol=0.05).result()
+        assert found.converged
+        assert norm(residual(A, found.Q), "fro") <= found.error_bound <= found.tolerance
+
+
+# -- where the SVD is cheaper ----------------------------------------------------------------------
+
+
+@given(
+    spectrum=st.sampled_from(sorted(gallery.SPECTRA)),
+    m=st.integers(1, 90),
+    n=st.integers(1, 90),
+    exponent=st.floats(-15, 0.1),
+    cap=st.one_of(st.none(), st.integers(0, 60)),
+    kind=st.sampled_from(["fro", "spectral"]),
+    overwrite_a=st.booleans(),
+    seed=st.integers(0, 10_000),
+)
+def test_of_small_matrices_the_best(
+    backend, dtype, spectrum, m, n, exponent, cap, kind, overwrite_a, seed
+):
+    """Leading singular vectors: no basis of that rank has a smaller error, nor is one smaller."""
+    A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
+    rtol, eps = 10.0**exponent, backend.eps(dtype)
+    options = {"rtol": rtol, "norm": kind, "overwrite_a": overwrite_a, "rng": seed}
+    found = quietly(lowrank.range_finder, backend.asarray(A.copy()), cap, **options)
+    Q = backend.numpy(found.Q)
+    wide = A.astype(Q.dtype)
+    s, true = np.linalg.svd(wide, compute_uv=False), norm(residual(wide, Q), kind)
+    best = norm(np.diag(s[found.rank :]), kind)
+    assert true <= found.error_bound
+    assert true <= best + 300 * eps * norm(wide, kind)
+    assert defect(Q) <= 200 * eps * max(found.rank, 1) ** 0.5
+    assert found.converged == (found.error_bound <= found.tolerance)
+    if found.converged and found.rank > 0 and rtol > 1e3 * eps:
+        fewer = norm(np.diag(s[found.rank - 1 :]), kind)
+        assert fewer > (rtol - 300 * eps) * norm(wide, kind)
+
+
+@pytest.mark.parametrize("name", ["svd", "qb"])
+@pytest.mark.parametrize("shape", [(300, 250), (250, 300), (600, 200), (200, 600)])
+def test_noise_is_decomposed_whole(backend, name, shape):
+    dtype = "float64" if backend.has_float64 else "float32"
+    A = gaussian(shape, dtype)
+    s = np.linalg.svd(A, compute_uv=False)
+    for options in ({}, {"overwrite_a": True}):
+        found = getattr(lowrank, name)(backend.asarray(A.copy()), rtol=1e-2, rng=0, **options)
+        left = backend.numpy(found[0] if isinstance(found, tuple) else next(iter(found)))
+        assert found.rank == gallery.best_rank(s, rtol=1e-2)
+        assert found.certificate == "exact"
+        error = np.linalg.norm(residual(A.astype(left.dtype), left))
+        assert error <= found.error_bound <= found.tolerance
+        # decided before much was multiplied: a tenth of the columns, a few times each
+        assert found.products < 3 * min(shape)
+
+
+def test_after_the_svd_the_object_goes_on():
+    A = gaussian((220, 200), "float64")
+    s = np.linalg.svd(A, compute_uv=False)
+    finder = lowrank.RangeFinder(A, rng=0).reach(rtol=1e-2)
+    products, rank = finder.result().products, finder.rank
+    assert rank == gallery.best_rank(s, rtol=1e-2)
+    tight = finder.reach(rtol=1e-4).result()
+    assert (tight.converged, tight.products) == (True, products)
+    assert tight.rank == gallery.best_rank(s, rtol=1e-4) >= rank
+    finder = lowrank.RangeFinder(A, rng=0)
+    quietly(finder.reach, rtol=1e-2, rank=150)
+    assert finder.rank == 150
+    found = finder.extend(60).result()
+    assert (found.rank, found.status) == (200, Status.FULL_RANK)
+    assert defect(finder.Q) < 1e-12
+
+
+def test_steps_are_not_taken_for_noise():
+    """Equal singular values and then none: the blocks tell how many there are, exactly."""
+    A = with_spectrum(np.repeat([1.0, 0.0], [150, 450]), (600, 600), "float64")
+    found = lowrank.svd(A, rtol=1e-6, rng=0)
+    assert found.rank == 150
+    assert found.history[-1].rank < 300
+
+
+# -- options, written once -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [*FUNCTIONS, "RangeFinder"])
+def test_shared_options_are_in_the_signature_and_the_words(name):
+    function = getattr(lowrank, name)
+    parameters = inspect.signature(function).parameters
+    tolerances = [] if name == "RangeFinder" else ["rtol", "atol"]
+    for option in (*tolerances, "norm", "certificate", "overwrite_a", "callback", "rng"):
+        assert parameters[option].kind is inspect.Parameter.KEYWORD_ONLY
+        assert option in function.__doc__
+    assert parameters["failure_probability"].default == 1e-9
+    assert "<" not in function.__doc__.split("Notes")[0].replace("<=", "")
+    with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'rtoll'"):
+        function(np.eye(3), rtoll=0.1)

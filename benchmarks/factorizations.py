@@ -17,7 +17,7 @@ from scipy.linalg import qr as pivoted
 from scipy.sparse.linalg import aslinearoperator
 
 import lowrank
-from lowrank import gallery, rangefinder
+from lowrank import gallery
 
 N, RANK, WIDTH, SEEDS = 500, 20, 30, 10
 SPECTRA = ("slow", "slower", "medium")
@@ -123,25 +123,6 @@ def tolerances() -> None:
                 cells.append(f"{found.products} ({found.rank})")
             row(f"{name}, {rtol:g}, {'Frobenius' if norm == 'fro' else norm}", *cells)
     end("tolerances")
-
-
-def clusters() -> None:
-    """A quarter of all singular values is equal, and a block has no more than 64 columns."""
-    s = gallery.steps(N)
-    A = gallery.matrix(s, rng=0)
-    kept = rangefinder.LEAST_NEW
-    begin("clusters", "", "rank", "products")
-    for name, least, options in (
-        ("power iterations", kept, {}),
-        ("Krylov, dependent columns dropped", kept, {"krylov": True}),
-        ("Krylov, all columns kept", 0.0, {"krylov": True}),
-    ):
-        rangefinder.LEAST_NEW = least
-        found = lowrank.range_finder(A, rtol=1e-3, power_iterations=3, rng=0, **options)
-        row(name, found.rank, found.products)
-    rangefinder.LEAST_NEW = kept
-    row("best possible", gallery.best_rank(s, rtol=1e-3), "")
-    end("clusters")
 
 
 def two_sides() -> None:
@@ -307,7 +288,6 @@ def main() -> None:
     for table in (
         krylov,
         tolerances,
-        clusters,
         two_sides,
         semidefinite,
         skeletons,

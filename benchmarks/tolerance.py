@@ -116,13 +116,18 @@ def published(A: Any, rtol: float, *, width: int = 64, goal: float = 0.9) -> tup
 
 
 def begin(title: str, *columns: str) -> None:
-    print(f"<!-- {title} -->\n")
+    name, _, size = title.partition(": ")
+    print(f"<!-- {name} -->\n\n{size}:\n")
     print("|", " | ".join(columns), "|")
     print("| :--- |" + " ---: |" * (len(columns) - 1))
 
 
 def row(*cells: Any) -> None:
     print("|", " | ".join(map(str, cells)), "|", flush=True)
+
+
+def end() -> None:
+    print("\n<!-- end -->\n")
 
 
 def beside_the_published() -> None:
@@ -163,7 +168,7 @@ def beside_the_published() -> None:
                 f"{of_numpy / plain:.2f}",
                 ranks[2],
             )
-    print()
+    end()
 
 
 def over_the_svd() -> None:
@@ -189,7 +194,7 @@ def over_the_svd() -> None:
                     )
                     cells.append(f"{ours / full:.2f}")
                 row(f"{name}, {dtype}, {library}", *cells)
-    print()
+    end()
 
 
 def over_the_same_rank() -> None:
@@ -212,7 +217,7 @@ def over_the_same_rank() -> None:
                 )
                 cells.append(f"{ours / fixed:.2f}")
             row(f"{name}, {rtol:g}, {dtype}", rank, *cells)
-    print()
+    end()
 
 
 def of_a_sparse_matrix() -> None:
@@ -224,7 +229,7 @@ def of_a_sparse_matrix() -> None:
     for rtol in (0.3, 0.15, 0.1):
         found = lowrank.svd(A, rtol=rtol, rng=1)
         row(f"{rtol:g}", best_rank(A.toarray(), rtol), found.rank, found.products, found.passes)
-    print()
+    end()
 
 
 def over_the_product() -> None:
@@ -242,7 +247,7 @@ def over_the_product() -> None:
         tall = torch.from_numpy(A[:, :k].copy())
         ours, native = milliseconds(lambda X=tall: lowrank.qr(X), lambda X=tall: torch.linalg.qr(X))
         row(dtype, *cells, f"{ours / native:.2f}")
-    print()
+    end()
 
 
 def main() -> None:

@@ -61,7 +61,7 @@ myst_heading_anchors = 3
 
 # Arrays have no static type yet: the docstrings say what the signatures cannot.
 autodoc_typehints = "none"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False
 autodoc_member_order = "bysource"
 numpydoc_show_class_members = False
 # All but: sections that would be empty words (See Also, an extended summary, examples of results),

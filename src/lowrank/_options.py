@@ -103,7 +103,12 @@ def shares_options(function: Function) -> Function:
                 raise TypeError(message)
         return function(*args, **options)
 
-    checked.__signature__ = given.replace(parameters=[*own, *shared])  # type: ignore[attr-defined]
+    # the stop rules first, as in every docstring, and what is a function's own before the rest
+    first = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+    stops = [p for p in shared if p.name in ("rtol", "atol")]
+    rest = [p for p in (*own, *shared) if p not in first and p not in stops]
+    parameters = [*first, *stops, *rest]
+    checked.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     checked.__doc__ = worded(function.__doc__)
     return checked  # type: ignore[return-value]
 

@@ -60,8 +60,6 @@ def eigh(
     oversampling : int
         At a fixed rank, columns of the basis beyond `rank`, cut off in the end.
     <options>
-    check : bool
-        Test first whether A is Hermitian, dense matrices too (but no stacks).
 
     Returns
     -------
@@ -85,9 +83,11 @@ def eigh(
     Notes
     -----
     Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
-    2n²(k + p) flops each. With a tolerance the basis grows until its certified error E leaves room
-    for both sides: ``‖A − QQᴴAQQᴴ‖ ≤ √2 ‖E‖``. Then it is cut to the smallest rank that the
-    tolerance allows.
+    2n²(k + p) flops each, and one for ‖A‖_F where it can be had, which tells the error. With a
+    tolerance the basis grows as for :func:`svd`; both ``E = A − QQᴴA`` and ``F = QQᴴA(I − QQᴴ)``
+    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. Then the basis is cut to
+    the smallest rank that the tolerance allows, or grows on if there is none. `check` tests whether
+    A is Hermitian, dense matrices too (but no stacks).
 
     Eigenvalues are those of the projected matrix: none is larger than the largest of A, or smaller
     than the smallest. Does not support derivatives, or stacks with a tolerance.

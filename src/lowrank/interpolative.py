@@ -73,8 +73,9 @@ def interpolative(
     about 4nK² for the pivots, in which each reads two numbers from the device; 6nk² + 2nkK and
     6mk² + 4mkK for X and its error, and (with a tolerance) for each of a few ranks that are tried.
 
-    The bound with a tolerance is deterministic once that of the basis holds: all else is computed.
-    Does not support derivatives or stacks.
+    With a tolerance in the Frobenius norm, of an array in memory, the error ``‖A − A_J X‖`` itself
+    is computed; else the bound holds if that of the basis does, as all else is computed. Of rows,
+    a test matrix has m rows. Does not support derivatives or stacks.
 
     References
     ----------

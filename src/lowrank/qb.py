@@ -52,11 +52,10 @@ def qb(
 
     Notes
     -----
-    At a fixed rank: the basis of :func:`range_finder` and one more product. With a tolerance the
-    basis grows until its certified error is at most half the tolerance; then Q and B are rotated
-    by the singular vectors of B and cut to the smallest rank that the rest of the tolerance
-    allows. That costs one more product with Aᴴ and about 6nk² flops for the k columns found. A
-    DTensor gives Q sharded as its rows are, and B as its columns are; see :func:`svd`.
+    At a fixed rank: the basis of :func:`range_finder` and one more product, and (in the Frobenius
+    norm, of a matrix whose norm can be had) the error, from ``‖A‖² − ‖B‖²``. With a tolerance the
+    result is that of :func:`svd`, with ``B = diag(S) Vh``. A DTensor gives Q sharded as its rows
+    are, and B as its columns are.
 
     Does not support derivatives, or stacks with a tolerance.
 

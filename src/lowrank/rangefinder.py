@@ -101,14 +101,16 @@ class RangeFinder:
         the library, device and dtype of the result; the first test matrix is a NumPy array unless
         `dtype`, or an attribute `device`, belongs to torch or CuPy. ‖A‖_F of an operator is not
         known: a lower bound stands for it, which makes `rtol` the stricter.
+    side : {"left", "right"}
+        Basis of the range of A (left, m rows) or of its corange (right, n rows).
     norm : {"fro", "spectral"}
         Norm of every tolerance, error and bound.
     power_iterations : int, optional
         Products with ``A Aᴴ`` that each block goes through, of what the basis leaves of A, and
         orthonormalized after every product. Default: for :meth:`extend` none; to a tolerance 1 in
         the spectral norm, 0 where only samples tell the error or a pass over A is what costs (files
-        and processes), 1 for other sparse matrices, and for arrays in memory up to 2, as each block
-        shows that they pay. With `krylov`, 1.
+        and processes), and else up to 2, as each block shows that they pay (on a GPU 1). With
+        `krylov`, 1.
     krylov : bool
         Keep the block as it was before each of its power iterations too: a block Krylov space, of
         ``power_iterations + 1`` times the columns for the same products with A. Its error is never
@@ -119,8 +121,6 @@ class RangeFinder:
         Columns of a block of the growing basis, where samples are not what tells the error.
         Default: 32 on a CPU, 128 elsewhere, and doubling from 128 on where a pass over A is what
         costs.
-    side : {"left", "right"}
-        Basis of the range of A (left, m rows) or of its corange (right, n rows).
     test_matrix : array or callable, optional
         Test matrix to use instead of a random one, with n rows (m for the corange). An array is
         used up from left to right. A callable ``(shape, dtype, device) -> array`` is asked once
@@ -142,9 +142,10 @@ class RangeFinder:
         double and 2e-2 ‖A‖ in single precision, for up to 4,096 rows). ``"sampled"``, for other
         operators and below that: products with a fresh random matrix.
     overwrite_a : bool
-        Whether A may be written to, with an exact certificate: its memory then holds ``HᴴA`` for
-        the unitary H whose first columns are the basis, and no copy is made. Without effect where a
-        copy cannot be avoided (read-only and half-precision arrays, the corange of a complex one).
+        Whether A may be written to, with an exact certificate: its memory then becomes ``HᴴA``, up
+        to a power of two, for the unitary H whose first columns are the basis, and no copy is made.
+        Its entries are lost. Without effect where a copy cannot be avoided (read-only and
+        half-precision arrays, the corange of a complex one, interpolative and CUR decompositions).
     check : bool
         Of an operator or a sparse matrix, test first whether `rmatmat` is the adjoint of `matmat`,
         by ``⟨y, A x⟩ = ⟨Aᴴ y, x⟩`` for four Gaussian x and y, and raise a :exc:`ValueError` if it
@@ -422,9 +423,9 @@ def range_finder(
         Grow until the error is below ``max(rtol · ‖A‖, atol)``, in the chosen norm. In the spectral
         norm, and for operators, a lower bound stands for ‖A‖, which makes the tolerance the
         stricter.
-    <options>
     side : {"left", "right"}
         Basis of the range of A (left, m rows) or of its corange (right, n rows).
+    <options>
 
     Returns
     -------

@@ -95,8 +95,8 @@ class RowBlocks:
     pages belong to the system, which takes them back as it needs.
 
     With a tolerance in the Frobenius norm: one pass for ‖A‖_F, which is exact other than that of
-    an operator, one for each look at a basis, one for the factors. The attribute `passes` of the
-    results counts them.
+    an operator, and two for each block of the basis, the first of 128 columns, later ones as many
+    as there are or seem to be missing. The attribute `passes` of the results counts them.
 
     A file that is stored by columns (chunks of all rows) is read in whole for every block; make
     its transpose, or give `rows` and memory for more of them at a time.

@@ -119,7 +119,9 @@ def reach(
             keep(safe(state))
             if isinstance(state.residual, Whole):
                 state = cut(state, goal, rule.limit)
-            elif is_short or svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
+            elif is_short or svd_is_cheaper(
+                problem, state, rule, goal, truncates=share is not None
+            ):
                 state = cut(decomposed(problem, state), goal, rule.limit)
             else:
                 state, Q = panel(problem, state, rule, goal, truncates=share is not None)

@@ -44,9 +44,9 @@ class Counts:
         """Of a matrix sharded by rows, of n columns, whatever m and P > 1 are."""
         columns = min(k + oversampling, n)
         # a sum for the sketch and for each power iteration; a gather for the QR along the rows in
-        # each iteration and for the factors, and one for the heights of the parts; the seed, one
-        # flag and the rank are broadcast
-        return cls(q + 1, (q + 1) * n * columns, q + 2, (q + 1) * columns**2 + 1, 3)
+        # each iteration and for the factors, and one for the heights of the parts and for their
+        # norms; the seed, one flag, the norm and the rank are broadcast
+        return cls(q + 1, (q + 1) * n * columns, q + 3, (q + 1) * columns**2 + 2, 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,12 +8,11 @@ from typing import Any, Literal, TypedDict, TypeVar
 
 from lowrank.results import Look
 
-__all__ = ["Callback", "Norm", "Options", "Tolerances", "shares_options"]
+__all__ = ["DEFAULTS", "WORDS", "Norm", "Options", "Tolerances", "shares_options", "worded"]
 
 Norm = Literal["fro", "spectral"]
 Certificate = Literal["exact", "energy", "sampled"]
-Callback = Callable[[Look], object]
-Function = TypeVar("Function", bound=Callable[..., Any])
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
@@ -30,7 +29,7 @@ class Options(TypedDict, total=False):
     overwrite_a: bool
     check: bool
     check_finite: bool
-    callback: Callback | None
+    callback: Callable[[Look], object] | None
 
 
 class Tolerances(Options, total=False):
@@ -80,7 +79,7 @@ ConvergenceWarning
 }
 
 
-def shares_options(function: Function) -> Function:
+def shares_options(function: _Function) -> _Function:
     """Give a function with ``**options`` the signature and the words of the shared options."""
     names = inspect.get_annotations(function)["options"].__args__[0].__annotations__
     given = inspect.signature(function)

@@ -12,6 +12,7 @@ __all__ = [
     "OTHER",
     "TORCH_CPU",
     "TORCH_CUDA",
+    "Growth",
     "Method",
     "Tuning",
     "tuning",

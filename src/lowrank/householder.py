@@ -13,6 +13,7 @@ from lowrank._array import (
     as_matrix,
     device_of,
     eye,
+    rows_below,
     same_place,
     zeros,
 )
@@ -26,12 +27,9 @@ __all__ = ["CompactWY", "Factor", "HouseholderQR", "householder_qr", "qr", "refl
 
 @dataclass(frozen=True, slots=True)
 class CompactWY:
-    """The unitary m×m matrix ``H = I − V T Vᴴ``; V is m×k, T is k×k and block upper triangular.
+    """The unitary m×m matrix ``H = I − V T Vᴴ``; V is m×k, T is k×k and block upper triangular."""
 
-    V is the first k columns of `store`, which may have room for more.
-    """
-
-    store: Array
+    V: Array
     T: Array
 
     @classmethod
@@ -39,10 +37,6 @@ class CompactWY:
         """No reflectors yet, for matrices of as many rows as `like`."""
         *batch, m, _ = like.shape
         return cls(zeros((*batch, m, 0), like), zeros((*batch, 0, 0), like))
-
-    @property
-    def V(self) -> Array:
-        return self.store[..., : self.columns]
 
     @property
     def columns(self) -> int:
@@ -69,25 +63,18 @@ class CompactWY:
         Q[..., :k, :] = Q[..., :k, :] + top
         return Q
 
-    def append(self, lower: "CompactWY", *, room: float = 0.0) -> "CompactWY":
+    def append(self, lower: "CompactWY") -> "CompactWY":
         """The product with reflectors that act on the rows from k on.
 
         ``(I − V₁T₁V₁ᴴ)(I − V₂T₂V₂ᴴ) = I − [V₁ V₂] [[T₁, −T₁(V₁ᴴV₂)T₂], [0, T₂]] [V₁ V₂]ᴴ``.
-
-        With `room`, a store that must grow gets this part more, so that growing by small blocks
-        seldom copies V; then only the product may be appended to, and no longer this object.
         """
         k = self.columns
         if k == 0:
             return lower
         coupling = -self.T @ (adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
-        store, stop = self.store, k + lower.columns
-        if store.shape[-1] < stop:
-            *batch, m, _ = store.shape
-            store = zeros((*batch, m, stop + int(room * min(stop, m - stop))), store)
-            store[..., :k] = self.V
-        store[..., k:, k:stop] = lower.V
-        return CompactWY(store, _block_triangle(self.T, coupling, lower.T))
+        V = rows_below(lower.V, k)
+        V = array_namespace(V).concat([self.V, V], axis=-1)
+        return CompactWY(V, _block_triangle(self.T, coupling, lower.T))
 
 
 def _added_to(Z: Array, X: Array) -> Array:

@@ -214,7 +214,7 @@ def stopped(rank):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
         callback = stop if dist.get_rank() == rank else None
-        found = lowrank.range_finder(A, rtol=1e-12, rank=250, callback=callback, rng=0)
+        found = lowrank.range_finder(A, rtol=1e-12, rank=290, callback=callback, rng=0)
     return found.status.name, len(found.history)
 
 

@@ -2,3 +2,5 @@
 
 `growth` has the loop, in the order of the paper; `residuals` the three ways to know the error.
 """
+
+__all__: list[str] = []

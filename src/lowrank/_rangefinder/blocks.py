@@ -26,7 +26,7 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers
-    return share * (GROWTH.goal_of_slow if falls_slowly(state) else GROWTH.goal)
+    return share * (GROWTH.goal_of_slow if _falls_slowly(state) else GROWTH.goal)
 
 
 def powers_of(problem: Problem, state: State) -> int:
@@ -37,11 +37,11 @@ def powers_of(problem: Problem, state: State) -> int:
         return 1
     if isinstance(state.residual, Explicit):
         most = tuning(state.residual.array).power_iterations
-        return most if falls_slowly(state) else min(1, most)
+        return most if _falls_slowly(state) else min(1, most)
     return int(isinstance(state.residual, ByEnergies) and not state.A.costly_passes)
 
 
-def falls_slowly(state: State) -> bool:
+def _falls_slowly(state: State) -> bool:
     """Whether the basis would have to be multiplied to take what is left.
 
     With the energy ``(e₀² − e₁²)/b`` of a column of the last block, k more columns take ``k`` times

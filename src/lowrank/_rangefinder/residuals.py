@@ -22,7 +22,16 @@ from lowrank._array import (
 from lowrank._operator import Operator
 from lowrank._rangefinder.basis import Basis
 
-__all__ = ["ByEnergies", "Error", "Explicit", "Residual", "Sampled", "Whole", "energy_rounding"]
+__all__ = [
+    "ByEnergies",
+    "Error",
+    "Explicit",
+    "Orthonormal",
+    "Residual",
+    "Sampled",
+    "Whole",
+    "energy_rounding",
+]
 
 
 class Error(NamedTuple):

@@ -212,6 +212,7 @@ def sharded_operator(G: torch.Tensor, blocks: Blocks) -> Operator:
         norm=norm,
         max_abs=norm,  # which bounds it
         array=None,
+        explicit=None,
     )
 
 

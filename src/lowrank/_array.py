@@ -377,9 +377,9 @@ def matrix_norm_by_rows(X: Array) -> float:
     own norm, adds in sequence, and loses four digits in float32 over 2^20 equal entries.
     """
     xp = array_namespace(X)
-    blocks = _row_blocks(X)
-    if not blocks:
+    if 0 in X.shape:
         return 0.0
+    blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
     with np.errstate(over="ignore", invalid="ignore"):
         norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
         smallest = float(xp.finfo(X.dtype).smallest_normal)
@@ -388,24 +388,29 @@ def matrix_norm_by_rows(X: Array) -> float:
             # is put back in Python's float.
             largest = _largest(X)  # an array: a GPU divides by a number through its reciprocal
             if 0.0 < float(largest) < math.inf:
-                squares = [xp.sum((xp.abs(block) / largest) ** 2) for block in blocks]
+                squares = [xp.sum((xp.abs(block) / largest) ** 2) for block in _row_blocks(X)]
                 norm = float(largest) * float(xp.sum(xp.stack(squares))) ** 0.5
     return norm
 
 
 def _sum_of_squares(X: Array) -> Array:
-    xp = array_namespace(X)
-    if is_complex(X):
-        return xp.sum(xp.real(X * xp.conj(X)))
-    # dot products, or norms, of at most 4,096 numbers, for half the time
-    n = X.shape[-1]
-    parts = [X[..., start : min(start + 4096, n)] for start in range(0, n, 4096)]
-    if is_numpy_namespace(xp):
-        return np.sum(np.stack([np.sum(np.vecdot(part, part)) for part in parts]))
-    if is_torch_namespace(xp) and not is_of_a_gpu(X):
-        norms = [xp.linalg.vector_norm(part, axis=-1) for part in parts]
-        return xp.sum(xp.stack([xp.sum(norm * norm) for norm in norms]))
-    return xp.sum(X * X)
+    """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
+    xp, n = array_namespace(X), X.shape[-1]
+    if not _adds_rows(xp, X):
+        return xp.sum(xp.real(X * xp.conj(X)) if is_complex(X) else X * X)
+    sums = []
+    for start in range(0, n, 4096):
+        part = X[..., start : min(start + 4096, n)]
+        if is_numpy_namespace(xp):
+            sums.append(np.sum(np.real(np.vecdot(part, part))))
+        else:
+            parts = (xp.real(part), xp.imag(part)) if is_complex(part) else (part,)
+            sums += [xp.sum(xp.linalg.vector_norm(each, axis=-1) ** 2) for each in parts]
+    return xp.sum(xp.stack(sums))
+
+
+def _adds_rows(xp: Namespace, X: Array) -> bool:
+    return is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))
 
 
 def _row_blocks(X: Array) -> list[Array]:

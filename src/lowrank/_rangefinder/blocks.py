@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 from lowrank._array import Array, array_namespace, eps, leading
 from lowrank._operator import Operator
@@ -42,16 +43,17 @@ def powers_of(problem: Problem, state: State) -> int:
 
 
 def _falls_slowly(state: State) -> bool:
-    """Whether the basis would have to be multiplied to take what is left.
+    """Whether the basis would have to be multiplied to take what was left, at any look so far.
 
-    With the energy ``(e₀² − e₁²)/b`` of a column of the last block, k more columns take ``k`` times
+    With the energy ``(e₀² − e₁²)/b`` of a column of the last block, k more columns take k times
     that at most. Of the singular values j^{−p} what is left is ``1/(2p − 1)`` times that much.
     """
-    if len(state.looks) < 2:
-        return False
-    before, last = state.looks[-2:]
-    energy = (before.estimate / last.estimate) ** 2 - 1.0 if last.estimate > 0 else math.inf
-    return last.rank - before.rank > GROWTH.slow * last.rank * energy
+    for before, last in pairwise(state.looks):
+        if before.rank < last.rank and last.estimate > 0.0:
+            energy = (before.estimate / last.estimate) ** 2 - 1.0
+            if last.rank - before.rank > GROWTH.slow * last.rank * energy:
+                return True
+    return False
 
 
 def panel(

@@ -12,7 +12,14 @@ from lowrank._rangefinder.state import Problem, State
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank._tuning import GROWTH, Method, tuning
 
-__all__ = ["goal_of", "missing_columns", "panel", "powers_of", "width_of_look"]
+__all__ = [
+    "goal_of",
+    "missing_columns",
+    "missing_of_power_law",
+    "panel",
+    "powers_of",
+    "width_of_look",
+]
 
 
 def goal_of(problem: Problem, state: State, share: float | None) -> float:
@@ -118,7 +125,7 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     if isinstance(state.residual, Sampled):
         return width_of_look(state)
     if state.A.costly_passes:
-        missing = GROWTH.margin * _missing_of_power_law(state, goal)
+        missing = GROWTH.margin * missing_of_power_law(state, goal)
         return int(min(max(GROWTH.wide, state.rank), max(GROWTH.wide // 4, missing)))
     width = tuning(state.A.empty(0)).width
     if len(state.looks) < 2:
@@ -128,7 +135,7 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     return int(max(width // 2, 8 * math.ceil(missing / 8)))
 
 
-def _missing_of_power_law(state: State, goal: float) -> float:
+def missing_of_power_law(state: State, goal: float) -> float:
     """Columns that the basis lacks if the error falls as a power of its rank."""
     looks = [look for look in state.looks[-2:] if look.rank > 0]
     if len(looks) < 2 or not 0.0 < goal < looks[1].estimate < looks[0].estimate:

@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 
 from lowrank._array import eps
-from lowrank._rangefinder.blocks import missing_columns, powers_of
+from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
 from lowrank._rangefinder.looks import base_floor, floor_of
 from lowrank._rangefinder.residuals import Explicit, Whole
 from lowrank._rangefinder.state import Problem, State
@@ -15,7 +15,7 @@ from lowrank._tuning import tuning
 __all__ = ["cut", "decomposed", "svd_is_cheaper"]
 
 # The part of the time of an SVD that growing may take before it has to look promising.
-PATIENCE = 0.1
+PATIENCE = 0.06
 
 
 def svd_is_cheaper(
@@ -48,11 +48,26 @@ def svd_is_cheaper(
 
     if k == 0:
         return grown(0, kind.width) > whole
-    least, expected = missing_columns(problem, state, max(goal, floor_of(state)))
+    target = max(goal, floor_of(state))
+    least, expected = missing_columns(problem, state, target)
     if grown(k, least) > whole:
         return True
+    if _slows_down(state):
+        expected = max(expected, missing_of_power_law(state, target))
     spent = (3 + 2 * q) * 2.0 * m * n * k * (1.0 - k / (2 * m))
     return spent > PATIENCE * whole and grown(k, expected) > whole
+
+
+def _slows_down(state: State) -> bool:
+    """Whether a column of the last block made the error fall by less than one before it did."""
+    if len(state.looks) < 3:
+        return False
+    first, second, last = state.looks[-3:]
+    if not (first.rank < second.rank < last.rank and 0.0 < last.estimate < second.estimate):
+        return False
+    before = math.log(first.estimate / second.estimate) / (second.rank - first.rank)
+    now = math.log(second.estimate / last.estimate) / (last.rank - second.rank)
+    return now < 0.8 * before
 
 
 def decomposed(problem: Problem, state: State) -> State:

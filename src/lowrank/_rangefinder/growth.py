@@ -41,45 +41,6 @@ def _ignored(_: State) -> None:
     pass
 
 
-def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
-    """The state with so many columns more, in one block, or as many as there are."""
-    room = state.full - state.rank
-    status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
-    columns = min(columns, room)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if columns > 0 and isinstance(state.residual, Whole):
-            residual = replace(state.residual, rank=state.rank + columns)
-            state = replace(state, residual=residual)
-        elif columns > 0:
-            _refuse_spent(state)
-            state, Q = block(problem, state, columns)
-            keep(safe(state))
-            state = _appended(problem, state, Q)
-    return replace(state, status=status)
-
-
-def projected(problem: Problem, state: State) -> tuple[State, Array]:
-    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state, in one pass at most.
-
-    ‖A‖_F is at least ‖C‖/s, a sharper bound than that of a sample.
-    """
-    residual = state.residual
-    if isinstance(residual, Explicit | Whole):
-        C = residual.projection()
-        return state, C if state.is_spent else state.A.xp.asarray(C, copy=True)
-    products = residual.products if isinstance(residual, ByEnergies) else residual
-    assert isinstance(products, Sampled)
-    known = products.known
-    missing = state.rank - (0 if known is None else int(known.shape[-1]))
-    if missing or known is None:
-        problem.work.add(missing)
-    C = products.projection()
-    if state.rule is not None and problem.norm == "fro" and state.A.norm is None:
-        lower = float(safe_norm(C)) / state.scale * (1.0 - 32.0 * epsilon_of(state))
-        state = replace(state, norm_A=max(state.norm_A or 0.0, lower))
-    return state, C
-
-
 def reach(
     problem: Problem,
     state: State,
@@ -110,7 +71,7 @@ def reach(
                 goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
             floor, is_falling = floor_of(state), _is_falling(state)
             status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
-            # Columns of all ranks that leave an error are not the range of A; its SVD has that.
+            # min(m, n) columns that leave an error are not the range of A; its SVD has that.
             is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
             if status is not None and not is_short:
                 return replace(state, status=status)
@@ -234,3 +195,45 @@ def _is_stopped(problem: Problem, state: State) -> bool:
     except StopIteration:
         is_stopped = True
     return bool(state.A.agreed(float(is_stopped)))
+
+
+# -- a fixed number of columns, and the factor B ---------------------------------------------------
+
+
+def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
+    """The state with so many columns more, in one block, or as many as there are."""
+    room = state.full - state.rank
+    status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
+    columns = min(columns, room)
+    with np.errstate(over="ignore", invalid="ignore"):
+        if columns > 0 and isinstance(state.residual, Whole):
+            residual = replace(state.residual, rank=state.rank + columns)
+            state = replace(state, residual=residual)
+        elif columns > 0:
+            _refuse_spent(state)
+            state, Q = block(problem, state, columns)
+            keep(safe(state))
+            state = _appended(problem, state, Q)
+    return replace(state, status=status)
+
+
+def projected(problem: Problem, state: State) -> tuple[State, Array]:
+    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state, in one pass at most.
+
+    ‖A‖_F is at least ‖C‖/s, a sharper bound than that of a sample.
+    """
+    residual = state.residual
+    if isinstance(residual, Explicit | Whole):
+        C = residual.projection()
+        return state, C if state.is_spent else state.A.xp.asarray(C, copy=True)
+    products = residual.products if isinstance(residual, ByEnergies) else residual
+    assert isinstance(products, Sampled)
+    known = products.known
+    missing = state.rank - (0 if known is None else int(known.shape[-1]))
+    if missing or known is None:
+        problem.work.add(missing)
+    C = products.projection()
+    if state.rule is not None and problem.norm == "fro" and state.A.norm is None:
+        lower = float(safe_norm(C)) / state.scale * (1.0 - 32.0 * epsilon_of(state))
+        state = replace(state, norm_A=max(state.norm_A or 0.0, lower))
+    return state, C

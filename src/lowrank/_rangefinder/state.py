@@ -25,13 +25,6 @@ class Work:
         self.passes += 1
         self.products += columns
 
-    def counted(self, product: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def counting(X: Array) -> Array:
-            self.add(int(X.shape[-1]))
-            return product(X)
-
-        return counting
-
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Problem:

@@ -52,8 +52,9 @@ def svd_is_cheaper(
     least, expected = missing_columns(problem, state, target)
     if grown(k, least) > whole:
         return True
-    if _slows_down(state):
-        expected = max(expected, missing_of_power_law(state, target))
+    if _slows_down(state):  # in between: powers of the rank fall too slowly, and rates too fast
+        by_power = max(expected, missing_of_power_law(state, target))
+        expected = math.sqrt(expected) * math.sqrt(by_power)
     spent = (3 + 2 * q) * 2.0 * m * n * k * (1.0 - k / (2 * m))
     return spent > PATIENCE * whole and grown(k, expected) > whole
 

@@ -345,3 +345,105 @@ def test_shared_options_are_in_the_signature_and_the_words(name):
     assert "<" not in function.__doc__.split("Notes")[0].replace("<=", "")
     with pytest.raises(TypeError, match=rf"{name}\(\) got an unexpected keyword argument 'rtoll'"):
         function(np.eye(3), rtoll=0.1)
+
+
+# -- found by use ----------------------------------------------------------------------------------
+
+
+def test_norms_beyond_the_dtype_tell_no_false_error():
+    """‖A‖_F may exceed the largest float32 number where no entry and no singular value does."""
+    A = (gaussian((300, 300), "float64") * 1e37).astype("float32")
+    wide = A.astype("float64")
+    for options in ({"rtol": 0.5}, {"rank": 40}):
+        for certificate in ("exact", "energy", "sampled"):
+            found = lowrank.svd(A, rng=0, certificate=certificate, **options)
+            product = (found.U.astype("float64") * found.S) @ found.Vh
+            assert np.linalg.norm(wide - product) <= found.error_bound
+    found = lowrank.eigh((A + A.T) / 2, 40, rng=0)
+    w, V = found.eigenvalues.astype("float64"), found.eigenvectors.astype("float64")
+    assert np.linalg.norm((wide + wide.T) / 2 - (V * w) @ V.T) <= found.error_bound
+
+
+@pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
+def test_a_test_matrix_that_turns_nan_is_refused(growing, backend, certificate):
+    A = backend.asarray(with_spectrum(gallery.slower(200), (210, 200), "float32"))
+    blocks = []
+
+    def draw(shape, dtype, device):
+        blocks.append(gaussian(shape, "float32", len(blocks)))
+        if len(blocks) == 2:
+            blocks[-1][3, 3] = np.nan
+        return backend.asarray(blocks[-1])
+
+    with pytest.raises(ValueError, match="is not finite"):
+        lowrank.svd(A, rtol=1e-2, test_matrix=draw, certificate=certificate)
+
+
+def test_memory_that_entries_share_is_not_written_to():
+    x = np.cumsum(gaussian(700, "float64"))
+    windows = np.lib.stride_tricks.as_strided(x, (400, 300), (8, 8))
+    A = windows.copy()
+    found = lowrank.svd(windows, rtol=0.01, rng=0, overwrite_a=True)
+    assert np.array_equal(windows, A)
+    assert np.linalg.norm(A - (found.U * found.S) @ found.Vh) <= found.error_bound
+    torch = pytest.importorskip("torch")
+    windows = torch.from_numpy(x).unfold(0, 300, 1)[:400]
+    lowrank.svd(windows, rtol=0.01, rng=0, overwrite_a=True)
+    assert np.array_equal(windows.numpy(), A)
+
+
+def test_a_tolerance_of_the_norm_ends():
+    torch = pytest.importorskip("torch")
+    for A in (torch.ones(3000, 30, dtype=torch.float64), np.ones((3000, 30)), np.eye(50)):
+        assert quietly(lowrank.range_finder, A, rtol=1.0, rng=0).rank <= 1
+
+
+def test_energies_that_differ_by_more_than_floats_can_tell():
+    A = np.diag(np.r_[1.0, np.full(199, 1e-200)])
+    assert quietly(lowrank.svd, A, atol=1e-250, rng=0).rank >= 1
+
+
+def test_columns_without_a_look_drift_too(growing):
+    A, eps = np.ones((3000, 100)), np.finfo(float).eps
+    for columns in (8, 64):
+        finder = lowrank.RangeFinder(A, rng=3).extend(columns)
+        found = quietly(finder.reach, rtol=200 * eps, rank=columns + 6).result()
+        Q = found.Q.astype(np.longdouble)
+        assert np.linalg.norm(A - Q @ (Q.T @ A)) <= found.error_bound
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_interpolation_jumps_over_clusters(kind):
+    """A basis that meets the smaller goal already grows to a still smaller one."""
+    A = with_spectrum(10.0 ** -(np.arange(80) // 8).astype(float), (200, 80), "float64")
+    for rtol in (0.361, 0.2, 0.04):
+        for function in (lowrank.interpolative, lowrank.cur):
+            assert function(A, rtol=rtol, norm=kind, rng=0).converged
+
+
+def test_an_operator_that_breaks_in_the_spectral_norm():
+    class Breaking:
+        shape, dtype, asked = (80, 60), np.dtype("float64"), 0
+
+        def matmat(self, X):
+            return gaussian((80, 60), "float64") @ X
+
+        def rmatmat(self, Y):
+            self.asked += 1
+            return gaussian((80, 60), "float64").T @ Y * (np.nan if self.asked == 2 else 1.0)
+
+    with pytest.raises(ValueError, match="is not finite"):
+        lowrank.range_finder(Breaking(), rtol=1e-3, norm="spectral", rng=0)
+
+
+def test_factors_of_an_operator_are_the_callers():
+    class Identity:
+        shape, dtype = (30, 30), np.dtype("float64")
+
+        def matmat(self, X):
+            return X
+
+        rmatmat = matmat
+
+    Q, B = lowrank.qb(Identity(), 5, rng=0)
+    assert not np.shares_memory(Q, B)

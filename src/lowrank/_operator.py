@@ -182,15 +182,31 @@ def _explicit(A: Array, flipped: bool, own: bool) -> Array:
     conjugate = flipped and is_complex(matrix)
     if flipped:
         matrix = xp.matrix_transpose(matrix)
+    if conjugate and not is_torch_array(A):  # torch's is a view
+        return xp.conj(matrix)
     if not (is_half(A) or (own and not conjugate and _is_writable(matrix))):
         matrix = xp.asarray(matrix, copy=True)
     return xp.conj(matrix) if conjugate else matrix
 
 
 def _is_writable(A: Array) -> bool:
+    """Whether each entry has memory of its own, which may be changed."""
     if is_torch_array(A):
-        return 0 not in A.stride() and not A.is_inference()
-    return not is_numpy_array(A) or bool(A.flags.writeable)
+        return not A.is_inference() and _is_disjoint(A.shape, A.stride())
+    if not is_numpy_array(A):
+        return True
+    strides = [stride / A.itemsize for stride in A.strides]
+    return bool(A.flags.writeable) and _is_disjoint(A.shape, strides)
+
+
+def _is_disjoint(shape: Any, strides: Any) -> bool:
+    """Whether no two entries share memory, as far as sorted strides prove it."""
+    span = 1.0
+    for stride, length in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
+        if stride < span:
+            return False
+        span += stride * (length - 1)
+    return True
 
 
 def _of_half(A: Array, name: str) -> Operator:

@@ -26,7 +26,7 @@ from lowrank.results import Outcome, Status
 __all__ = ["Built", "Columns", "Sketch", "approximate", "errors_of", "lost_in", "scale_of"]
 
 # The part of the goals of growth that the basis aims at, and how often half of it is tried.
-SHARE = 0.7
+SHARE, LEAST_SHARE = 0.7, 0.02
 ROUNDS = 3
 # Ranks to try for one basis.
 ATTEMPTS = 6
@@ -176,8 +176,9 @@ def approximate(
         k, built = _smallest(sketch, build, tolerance, most)
         if outcome.error is None or built.bound <= tolerance or k == rank:
             break
-        share *= 0.5
-        found = refined(found, rule, share=share)
+        while found.basis.rank == before and share > LEAST_SHARE:
+            share *= 0.5
+            found = refined(found, rule, share=share)
         if found.basis.rank == before:
             break
     if outcome.error is None:

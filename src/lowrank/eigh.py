@@ -13,6 +13,7 @@ from lowrank._array import (
     array_namespace,
     eps,
     largest_of_each,
+    matrix_norm_by_rows,
     safe_norm,
     signed,
 )
@@ -141,7 +142,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     with np.errstate(over="ignore"):
         w = w if scale == 1.0 else w / scale
     k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-    outcome = at_fixed_rank(found, rank, lambda: float(safe_norm(w[..., :k])))
+    outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
 
 

@@ -91,6 +91,8 @@ def qb(
             C = C if scale == 1.0 else C / scale
         outcome = at_fixed_rank(found, None, lambda: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
+        if found.state.A.norm is None:  # an operator may keep what it returns
+            B = array_namespace(B).asarray(B, copy=True)
         if by_rows:  # A ≈ C Qᴴ
             P, R = found.domain_qr(C)
             Q, B = P, R @ adjoint(Q)

@@ -5,7 +5,7 @@ from typing import Any, Unpack
 
 import numpy as np
 
-from lowrank._array import Array, adjoint, safe_norm, signed
+from lowrank._array import Array, adjoint, matrix_norm_by_rows, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
@@ -154,11 +154,11 @@ def decompose(
     refuse_infinite(S)
     if found.fixed:
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        outcome = at_fixed_rank(found, rank, lambda: float(safe_norm(S[..., :k])))
+        outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(S[..., None, :k]))
     else:
         captured = None
         if found.norm_is_exact and found.outcome.norm_A:
-            captured = float(safe_norm(S)) / found.outcome.norm_A
+            captured = matrix_norm_by_rows(S[None, :]) / found.outcome.norm_A
         residual, estimate = parts_of(found, captured)
         outcome = truncated(
             found.outcome,

@@ -57,7 +57,8 @@ def _falls_slowly(state: State) -> bool:
     """
     for before, last in pairwise(state.looks):
         if before.rank < last.rank and last.estimate > 0.0:
-            energy = (before.estimate / last.estimate) ** 2 - 1.0
+            ratio = before.estimate / last.estimate
+            energy = ratio * ratio - 1.0
             if last.rank - before.rank > GROWTH.slow * last.rank * energy:
                 return True
     return False

@@ -84,7 +84,8 @@ def decomposed(problem: Problem, state: State) -> State:
         array = state.A.explicit(False, False)
         array *= state.explicit_scale
         U, S, Vh, rounding = svd_of(array, hermitian=problem.hermitian)
-    whole = Whole(U, S, Vh, tails(S, problem.norm), rounding, 0)
+    # not fewer columns than the basis had
+    whole = Whole(U, S, Vh, tails(S, problem.norm), rounding, state.rank)
     return replace(state, residual=whole, waiting=None)
 
 
@@ -97,5 +98,8 @@ def cut(state: State, goal: float, limit: int) -> State:
     noise += base_floor(replace(state, residual=replace(whole, rank=limit)))
     target = max(goal - noise, 0.9 * least) * (1.0 - 64.0 * eps(whole.S)) * state.explicit_scale
     xp = state.A.xp
-    rank = min(int(xp.sum(xp.astype(whole.tails > target, xp.int32))), limit)
+    rank = int(xp.sum(xp.astype(whole.tails > target, xp.int32)))
+    if state.looked is whole:  # whose rank did not do
+        rank = max(rank, whole.rank + 1)
+    rank = min(max(rank, whole.rank), limit)
     return state if rank == whole.rank else replace(state, residual=replace(whole, rank=rank))

@@ -77,7 +77,6 @@ def reach(
                 return replace(state, status=status)
             if is_stopped:
                 break
-            keep(safe(state))
             if isinstance(state.residual, Whole):
                 state = cut(state, goal, rule.limit)
             elif is_short or svd_is_cheaper(
@@ -88,6 +87,7 @@ def reach(
                 state, Q = panel(problem, state, rule, goal, truncates=share is not None)
                 if Q is None:
                     break
+                keep(safe(state))
                 state = _appended(problem, state, Q)
         return replace(state, status=Status.STOPPED)
 
@@ -111,10 +111,13 @@ def _prepared(problem: Problem, state: State) -> State:
     if not isinstance(state.residual, Sampled) or state.residual.known is not None:
         return state
     if problem.certificate == "exact":
+        assert state.A.explicit is not None
         try:
-            return _with_explicit_residual(problem, state)
+            array = state.A.explicit(False, problem.overwrite_a)
         except _errors_of_memory(state.A):
-            pass
+            array = None
+        if array is not None:
+            return _with_explicit_residual(problem, state, array)
     if problem.norm == "fro" and problem.certificate != "sampled" and state.frobenius:
         norm = state.frobenius * state.scale
         energies = ByEnergies(state.residual, norm)
@@ -134,11 +137,9 @@ def _refuse_spent(state: State) -> None:
         raise RuntimeError(message)
 
 
-def _with_explicit_residual(problem: Problem, state: State) -> State:
-    A, basis = state.A, state.residual.basis
-    assert A.explicit is not None
+def _with_explicit_residual(problem: Problem, state: State, array: Array) -> State:
     assert state.frobenius is not None
-    array = A.explicit(False, problem.overwrite_a)
+    basis = state.residual.basis
     array *= state.explicit_scale
     if state.rank:
         problem.work.add(state.rank)
@@ -182,7 +183,12 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
     assert not isinstance(residual, Whole)
     if not isinstance(residual, Sampled):  # whose products make the new rows of B
         problem.work.add(int(Q.shape[-1]))
-    return replace(state, residual=residual.append(Q), waiting=None)
+    after = residual.append(Q)
+    known = after.norm if isinstance(after, Explicit) else 0.0
+    known = after.captured if isinstance(after, ByEnergies) else known
+    if not math.isfinite(state.A.agreed(known)):
+        raise ValueError(NOT_FINITE)
+    return replace(state, residual=after, waiting=None)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:

@@ -96,6 +96,8 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         waiting = iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
             state = replace(state, norm_A=_norm_below(problem, state, waiting, factors))
+        if is_unknown and not all(map(is_finite, factors)):
+            raise ValueError(NOT_FINITE)
         size = norm_of_product(factors, state.A.xp, root)
     size = state.A.agreed(size)
     if not math.isfinite(size):
@@ -111,6 +113,8 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
         state = _with_sampled_norm(problem, state, waiting, estimate / spread, estimate * factor)
     bound = estimate * factor**root + base_floor(state, factor)
+    if state.rank == 0 and state.norm_A is not None:  # of which it is the error
+        bound = max(bound, state.norm_A)
     if isinstance(state.residual, Explicit):  # a spectral norm is no more than ‖E‖_F
         bound += state.residual.drift / state.explicit_scale
         most = state.residual.error().bound / state.explicit_scale

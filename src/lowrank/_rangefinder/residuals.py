@@ -95,7 +95,11 @@ class Explicit:
             return found
         for block in basis.blocks:
             block.apply_adjoint(array)
-        return replace(found, norm=matrix_norm_by_rows(found._lower))
+        xp, Q = array_namespace(array), basis.columns()
+        gram = adjoint(Q) @ Q - eye(basis.rank, basis.rank, like=Q)
+        change = 2.0 * abs(matrix_norm_by_rows(array) - norm)
+        drift = max(change, float(xp.linalg.vector_norm(gram)) * norm)
+        return replace(found, norm=matrix_norm_by_rows(found._lower), drift=drift)
 
     @property
     def _lower(self) -> Array:

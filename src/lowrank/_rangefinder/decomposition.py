@@ -15,7 +15,7 @@ from lowrank._tuning import tuning
 __all__ = ["cut", "decomposed", "svd_is_cheaper"]
 
 # The part of the time of an SVD that growing may take before it has to look promising.
-PATIENCE = 0.06
+PATIENCE = 0.03
 
 
 def svd_is_cheaper(

@@ -383,9 +383,9 @@ def matrix_norm_by_rows(X: Array) -> float:
     with np.errstate(over="ignore", invalid="ignore"):
         norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
         smallest = float(xp.finfo(X.dtype).smallest_normal)
-        if norm < (smallest / eps(X)) ** 0.5 or norm == math.inf:
-            # Squares left the range of the dtype. The norm of a float32 matrix may, too: its size
-            # is put back in Python's float.
+        if norm < (smallest / eps(X)) ** 0.5 or not math.isfinite(norm):
+            # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32
+            # matrix may, too: its size is put back in Python's float.
             largest = _largest(X)  # an array: a GPU divides by a number through its reciprocal
             if 0.0 < float(largest) < math.inf:
                 squares = [xp.sum((xp.abs(block) / largest) ** 2) for block in _row_blocks(X)]

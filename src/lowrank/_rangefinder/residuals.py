@@ -197,11 +197,10 @@ class ByEnergies:
 
     def completed(self, products: Sampled) -> "ByEnergies":
         """The same with more columns in the basis, whose rows of B are computed here."""
-        A, known = products.A, products.known
-        start = 0 if known is None else int(known.shape[-1])
-        C = A.rmatmat(products.basis.columns(start))
+        A, before = products.A, products.known
+        known = products.projection()
+        C = known if before is None else known[..., before.shape[-1] :]
         part = float(safe_norm(C if A.far is None else A.far.orthonormalise(C).R)) / self.norm_A
-        known = C if known is None else A.xp.concat([known, C], axis=-1)
         captured = self.captured + part * part
         return replace(self, products=replace(products, known=known), captured=captured)
 

@@ -33,7 +33,7 @@ FILES = (
     "any_matrix",
 )
 # Methods of devices that are not here run on torch only.
-OF_DEVICES = ("_unasked_cholesky_qr", "_gram", "_by_halves", "_native_qr", "_scaled")
+OF_DEVICES = ("_unasked_cholesky_qr", "gram_matrix", "_by_halves", "_native_qr", "_scaled")
 NUMPY_ONLY = "not strict and not torch and not readonly and not complex64"
 
 SWAPS = {
@@ -154,7 +154,9 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--limit", type=float, default=120.0, help="seconds for a mutant")
-    parser.add_argument("--only", default="", help="part of a room and function, as _panel._gram")
+    parser.add_argument(
+        "--only", default="", help="part of a room and function, as _panel.gram_matrix"
+    )
     chosen = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ[variable] = "1"

@@ -161,7 +161,23 @@ def test_residual_norm_never_promises_more_than_rounding(backend, dtype):
     assert backend.eps(dtype) * np.linalg.norm(backend.numpy(A)) < found.upper_bound
 
 
-@pytest.mark.parametrize("samples", [16, 64, 1024])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("shape", [(300, 20), (20, 300), (64, 64)])
+def test_residual_norm_of_few_columns_or_rows_is_exact(backend, dtype, shape, kind):
+    """As many products as samples would take give all of the residual."""
+    A = gaussian(shape, dtype)
+    Q = np.linalg.qr(gaussian((shape[0], 7), dtype))[0]
+    B = gaussian((7, shape[1]), dtype)
+    for factor, E in ((None, residual(A, Q)), (B, A - Q @ B)):
+        given = () if factor is None else (backend.asarray(factor),)
+        found = lowrank.residual_norm(backend.asarray(A), backend.asarray(Q), *given, norm=kind)
+        assert found.samples == min(shape)
+        truth = norm(E, kind)
+        assert found.value == pytest.approx(truth, rel=100 * backend.eps(dtype))
+        assert truth <= found.upper_bound <= truth * (1 + 1000 * backend.eps(dtype))
+
+
+@pytest.mark.parametrize("samples", [16, 64, 79])
 def test_residual_norm_is_normalised(backend, dtype, samples):
     A, Q = np.eye(80, dtype=dtype), np.eye(80, 20, dtype=dtype)
     A[0, 0] = 5

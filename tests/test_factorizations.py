@@ -345,7 +345,7 @@ def test_cost_at_a_fixed_rank_is_as_documented(backend, kind, q):
 
 
 def test_default_power_iterations(backend):
-    A = backend.asarray(with_spectrum(gallery.fast(60), (80, 60), "float32"))
+    A = backend.asarray(with_spectrum(gallery.fast(160), (180, 160), "float32"))
     assert lowrank.range_finder(A, 10, rng=0).passes == 1
     assert lowrank.qb(A, 10, rng=0).products == 20
     assert lowrank.svd(A, 10, rng=0).products == 6 * 20

@@ -64,23 +64,24 @@ def test_two_numbers_per_block(A):
     assert count == 2 * blocks + 1  # and the norm of A
 
 
-@pytest.mark.parametrize(("certificate", "beside"), [("energy", 1), ("sampled", 1)])
-def test_one_number_per_look(A, certificate, beside):
-    options = {"rtol": 5e-2, "rng": 0, "certificate": certificate}
+@pytest.mark.parametrize(("certificate", "beside"), [("energy", 1), ("sampled", 2)])
+def test_one_number_per_look_and_block(A, certificate, beside):
+    """The error, and how far the columns of a block are from orthonormal."""
+    options = {"rtol": 1e-1, "rng": 0, "certificate": certificate}
     count, found = reads(lambda: lowrank.range_finder(A, **options))
     looks = len(found.history) - 1
     assert looks >= 3
-    assert count == looks + beside  # and the norm of A
+    assert count == 2 * looks + beside  # and the norm of A, and what the seed depends on
 
 
-@pytest.mark.parametrize(("certificate", "blocks", "beside"), [("exact", 2, 2), ("sampled", 0, 2)])
+@pytest.mark.parametrize(("certificate", "blocks", "beside"), [("exact", 2, 3), ("sampled", 1, 3)])
 def test_one_number_per_spectral_look(A, certificate, blocks, beside):
-    """And two for each block, where the residual is explicit."""
+    """And one for each block, or two where the residual is explicit."""
     options = {"norm": "spectral", "rng": 0, "certificate": certificate}
     count, found = reads(lambda: lowrank.range_finder(A, rtol=2e-2, **options))
     looks = len(found.history)
     assert looks >= 2
-    # the norm of A, and a lower bound on ‖A‖₂
+    # the norm of A, a lower bound on ‖A‖₂, and what the seed depends on
     assert count == looks + blocks * (looks - 1) + beside
 
 

@@ -168,7 +168,7 @@ def test_the_first_product_tells_library_and_dtype(backend, dtype):
 
 def test_an_unknown_norm_takes_half_of_the_failure_probability():
     """Of a complex operator that said float64, the first look is a real one."""
-    A = gaussian((300, 300), "complex128")
+    A = gaussian((400, 400), "complex128")
     delta = 1e-6
     found = lowrank.range_finder(
         Operator(A, dtype=np.dtype("float64")), rtol=0.5, rng=0, failure_probability=delta
@@ -301,7 +301,7 @@ def test_nothing_in_it(shape):
 
 
 def test_residual_norm(backend, dtype):
-    A = with_spectrum(gallery.slow(60), (80, 60), dtype)
+    A = with_spectrum(gallery.slow(70), (80, 70), dtype)
     Q = np.linalg.qr(A[:, :9]).Q
     operator = cast(backend, A)
     found = lowrank.residual_norm(operator, backend.asarray(Q), rng=0)

@@ -363,17 +363,17 @@ def test_reach_after_reach_reuses_all_work(backend, dtype, certificate):
     assert loose.converged
     again = finder.reach(rtol=2e-1).result()
     assert (again.products, again.rank, again.converged) == (products, loose.rank, True)
-    tight = finder.reach(rtol=1e-4).result()
+    tight = finder.reach(rtol=1e-3).result()
     assert tight.converged
     assert tight.rank > loose.rank
     P, Q = backend.numpy(loose.Q), backend.numpy(tight.Q)
     check_basis(Q, 300, tight.rank, backend.eps(dtype))
     assert norm(residual(P, Q), "fro") <= 200 * backend.eps(dtype)  # the basis only grows
-    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= 1e-4 * np.linalg.norm(A)
+    assert np.linalg.norm(residual(A.astype(Q.dtype), Q)) <= 1e-3 * np.linalg.norm(A)
     if certificate == "sampled":
         # every column multiplied is in the basis, or in the one look that ended the work
         width = 32 if np.dtype(dtype).kind == "c" else 64
-        assert tight.products == tight.rank + width
+        assert tight.products == tight.rank + width + 1  # and the probe of the seed
 
 
 def test_all_looks_share_one_failure_probability():
@@ -692,7 +692,8 @@ def test_extended_beyond_the_full_rank_in_steps(backend, dtype):
     assert finder.result().status is Status.RANK_REACHED
     result = finder.extend(13).result()
     assert (result.rank, result.status) == (20, Status.FULL_RANK)
-    assert result.products == 20
+    # which go through a power iteration: a square test matrix would lose some of them
+    assert result.products == 8 + 3 * 12
     check_basis(backend.numpy(result.Q), 30, 20, backend.eps(dtype))
     assert finder.extend(0).rank == 20
 

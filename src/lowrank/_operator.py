@@ -313,7 +313,9 @@ def _of_torch_sparse(A: Array, name: str) -> Operator:
         raise ValueError(message)
     values, _ = as_matrix(coo.values()[None, :], name=name)
     coo = coo.to(values.dtype)
-    conj = coo.t().conj_physical() if is_complex(values) else coo.t()
+    # made anew: a transposed view cannot be had in inference mode
+    flipped = coo.indices().flip(0), coo.values().conj_physical()
+    conj = loaded("torch").sparse_coo_tensor(*flipped, coo.shape[::-1], check_invariants=False)
     return _of_stored(values, A.shape, lambda X: coo @ X, lambda Y: conj @ Y)
 
 

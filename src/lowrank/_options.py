@@ -6,6 +6,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Literal, TypedDict, TypeVar
 
+from lowrank._arithmetic import full_precision
 from lowrank.results import Look
 
 __all__ = ["DEFAULTS", "WORDS", "Norm", "Options", "Tolerances", "shares_options", "worded"]
@@ -100,7 +101,8 @@ def shares_options(function: _Function) -> _Function:
                 called = function.__qualname__.removesuffix(".__init__")
                 message = f"{called}() got an unexpected keyword argument {name!r}"
                 raise TypeError(message)
-        return function(*args, **options)
+        with full_precision():
+            return function(*args, **options)
 
     # the stop rules first, as in every docstring, and what is a function's own before the rest
     first = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]

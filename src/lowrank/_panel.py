@@ -3,8 +3,6 @@
 import math
 from typing import NamedTuple
 
-import numpy as np
-
 from lowrank._array import (
     Array,
     adjoint,
@@ -15,8 +13,8 @@ from lowrank._array import (
     eye,
     inverse,
     is_complex,
-    is_torch_array,
-    loaded,
+    is_of_a_gpu,
+    is_traced,
     lower_inverse,
     phases,
     unasked_cholesky,
@@ -24,12 +22,22 @@ from lowrank._array import (
 )
 from lowrank._tuning import Method, tuning
 
-__all__ = ["Basis", "Reflectors", "conditioned", "orthonormalise", "reflectors"]
+__all__ = [
+    "Basis",
+    "Reflectors",
+    "conditioned",
+    "departure",
+    "gram_matrix",
+    "orthonormalise",
+    "reflectors",
+]
 
 # Columns below which numpy.linalg.qr takes what Cholesky QR has refused.
 NARROW = 16
 # Rows of a block of a long Gram matrix.
 GRAM_ROWS = 1024
+# Rows that are held in double precision at a time.
+DOUBLE_ROWS = 4096
 
 
 class Basis(NamedTuple):
@@ -93,12 +101,14 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
-        gram = adjoint(P) @ P if gram is None else gram
+        gram = adjoint_matmul(P, P) if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
         if b > NARROW and tall:
             return _by_halves(P, gram)
+        if tall:
+            return _polished(_native_qr(P))
     elif method is Method.UNASKED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
         return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
@@ -118,8 +128,7 @@ def conditioned(P: Array) -> Array:
 
 
 def _can_be_asked(P: Array) -> bool:
-    """Whether there are values, and not only the trace that torch compiles."""
-    return 0 not in P.shape and not (is_torch_array(P) and loaded("torch").compiler.is_compiling())
+    return 0 not in P.shape and not is_traced(P)
 
 
 def _by_halves(P: Array, gram: Array | None = None) -> Basis:
@@ -162,6 +171,17 @@ def _native_qr(P: Array) -> Basis:
     return Basis(Q, R * scale)
 
 
+def _polished(found: Basis) -> Basis:
+    """The same with columns as orthonormal as blocked sums make them, which LAPACK's are not.
+
+    Of a tall panel of equal numbers it leaves up to m/4 eps.
+    """
+    Q, R = found
+    gram = gram_matrix(Q)
+    better = _asked_cholesky_qr(Q, gram, passes=1)
+    return found if better is None else Basis(better.Q, better.R @ R)
+
+
 def _scaled(P: Array) -> tuple[Array, Array]:
     """`P` with columns scaled to a largest entry of one, and their scale; zero columns stay."""
     xp = array_namespace(P)
@@ -187,30 +207,29 @@ def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
     """
     xp, b, epsilon = array_namespace(P), P.shape[-1], eps(P)
     smallest = float(xp.finfo(P.dtype).smallest_normal)
-    with np.errstate(all="ignore"):
-        sizes = xp.linalg.diagonal(gram)
-        sizes = xp.real(sizes) if is_complex(P) else sizes
-        if not bool(xp.all((sizes > smallest / epsilon**2) & (sizes < math.inf))):
-            return None
-        sizes = xp.astype(xp.sqrt(sizes), P.dtype)
-        rows, columns = sizes[..., :, None], sizes[..., None, :]
-        L = checked_cholesky(gram / columns / rows)
-        if L is None:
-            return None
-        L_inverse = lower_inverse(L)
-        growth = float(xp.max(xp.sum(xp.abs(L_inverse) ** 2, axis=(-2, -1))))
-        is_near = growth < 1.1 * b  # to a multiple of an orthonormal basis
-        if not (is_near or (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0)):
-            return None
-        Q = P @ adjoint(L_inverse / columns)
-        L = L * rows
-        if is_near or passes == 1:
-            return Basis(Q, adjoint(L))
-        gram = adjoint(Q) @ Q
-        if not float(xp.max(xp.abs(gram - eye(b, b, like=Q)))) < 0.1:
-            return None
-        L2 = checked_cholesky(gram)
-        return None if L2 is None else Basis(Q @ adjoint(lower_inverse(L2)), adjoint(L @ L2))
+    sizes = xp.linalg.diagonal(gram)
+    sizes = xp.real(sizes) if is_complex(P) else sizes
+    if not bool(xp.all((sizes > smallest / epsilon**2) & (sizes < math.inf))):
+        return None
+    sizes = xp.astype(xp.sqrt(sizes), P.dtype)
+    rows, columns = sizes[..., :, None], sizes[..., None, :]
+    L = checked_cholesky(gram / columns / rows)
+    if L is None:
+        return None
+    L_inverse = lower_inverse(L)
+    growth = float(xp.max(xp.sum(xp.abs(L_inverse) ** 2, axis=(-2, -1))))
+    is_near = growth < 1.1 * b  # to a multiple of an orthonormal basis
+    if not (is_near or (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0)):
+        return None
+    Q = P @ adjoint(L_inverse / columns)
+    L = L * rows
+    if is_near or passes == 1:
+        return Basis(Q, adjoint(L))
+    gram = gram_matrix(Q)
+    if not float(xp.max(xp.abs(gram - eye(b, b, like=Q)))) < 0.1:
+        return None
+    L2 = checked_cholesky(gram)
+    return None if L2 is None else Basis(Q @ adjoint(lower_inverse(L2)), adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
@@ -242,18 +261,38 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     shift = 2.0 * eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
-        upper = adjoint(unasked_cholesky(_gram(X) + s * identity))
+        upper = adjoint(unasked_cholesky(gram_matrix(X) + s * identity))
         X, R = upper_solve(X, upper), upper @ R
     return Basis(X, R)
 
 
-def _gram(X: Array) -> Array:
-    """``XᴴX`` summed by blocks of rows: a product adds in sequence, with a bias in long columns."""
-    *batch, p, b = X.shape
-    rows = max(GRAM_ROWS, 4 * b)
-    count = p // rows
-    if count < 2:
-        return adjoint_matmul(X, X)
-    xp, last = array_namespace(X), X[..., count * rows :, :]
-    blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
-    return xp.sum(adjoint_matmul(blocks, blocks), axis=-3) + adjoint_matmul(last, last)
+def departure(Q: Array) -> Array:
+    """``‖QᴴQ − I‖_F``, as a 0-d array; the largest of a stack."""
+    xp, b = array_namespace(Q), Q.shape[-1]
+    return xp.max(xp.linalg.vector_norm(gram_matrix(Q) - eye(b, b, like=Q), axis=(-2, -1)))
+
+
+def gram_matrix(X: Array) -> Array:
+    """``XᴴX``, as free of the bias of long sums as its dtype allows (`adjoint_matmul`).
+
+    On a processor in double precision where X is in single, or by blocks of about √m rows. On a GPU
+    by blocks of GRAM_ROWS, all of them in one product.
+    """
+    xp, (*batch, p, b) = array_namespace(X), X.shape
+    if is_of_a_gpu(X) or is_traced(X):
+        count = p // max(GRAM_ROWS, 4 * b)
+        if count < 2:
+            return adjoint_matmul(X, X)
+        rows = p // count
+        last = X[..., count * rows :, :]
+        blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
+        return xp.sum(adjoint_matmul(blocks, blocks), axis=-3) + adjoint_matmul(last, last)
+    wide = {xp.float32: xp.float64, xp.complex64: xp.complex128}
+    dtype = next((wide[single] for single in wide if X.dtype == single), X.dtype)
+    rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
+    total = eye(b, b, like=X) * 0.0
+    for start in range(0, p, rows):
+        block = xp.astype(X[..., start : start + rows, :], dtype)
+        part = adjoint(block) @ block
+        total = part if start == 0 else total + part
+    return xp.astype(total, X.dtype)

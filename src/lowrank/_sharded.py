@@ -138,8 +138,7 @@ class Shards:
             )
             raise ValueError(message)
         local, _ = as_matrix(self.local)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return self.pair(*self.orthonormalise(local))
+        return self.pair(*self.orthonormalise(local))
 
     def leave(self, Q: Any, B: Any) -> Callable[[Array], tuple[Array, Array]]:
         """Of a sample with `operator`, what Q and B, or Q alone, leave of it."""

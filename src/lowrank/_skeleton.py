@@ -1,6 +1,7 @@
 """Approximations by columns of A itself: the rank that a tolerance needs, and their errors."""
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -204,7 +205,8 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
     found, C, before = projection(found)
     refuse_infinite(C)
     outcome, norm = found.outcome, found.problem.norm
-    unit = scale_of(C)
+    largest = 2.0 ** (math.frexp(float(array_namespace(C).finfo(C.dtype).max))[1] - 2)
+    unit = min(scale_of(C), largest / before)
     B = adjoint(C * unit)
     scale = before * unit
     residual = estimate = floor = 0.0
@@ -271,7 +273,7 @@ def _smallest(
     def predict(built: Built | None, k: int) -> int:
         factor, across, floor = 1.0, 1.25 * sketch.residual, sketch.floor
         if built is not None:
-            factor = built.parallel / max(tail(k) / sketch.scale, math.ulp(0.0))
+            factor = built.parallel / max(tail(k) / sketch.scale, sys.float_info.min)
             across, floor = built.across, built.floor
         room = tolerance - floor
         if not across < room:

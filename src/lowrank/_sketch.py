@@ -55,6 +55,11 @@ class TestMatrix:
             )
             raise TypeError(message)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether the test matrix is not the caller's."""
+        return self._given is None and self._asked is None
+
     def draw(self, columns: int) -> Array:
         """The next `columns` columns; fewer when a given array runs out of them."""
         if self._given is not None:
@@ -84,7 +89,7 @@ class TestMatrix:
 
     def probe(self) -> Array | None:
         """One column of a stream of its own; None where the test matrix is the caller's."""
-        if self._given is not None or self._asked is not None:
+        if not self.is_free:
             return None
         operator = self._operator
         source = gaussian_source(self._rng, operator.xp, operator.device, purpose="probe")

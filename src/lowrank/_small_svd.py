@@ -22,11 +22,11 @@ from lowrank._array import (
     phases,
     safe_norm,
 )
-from lowrank._panel import Basis, orthonormalise
+from lowrank._panel import Basis, gram_matrix, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
-__all__ = ["SmallSVD", "refuse_infinite", "robust_svd", "small_svd", "svd_of", "tails"]
+__all__ = ["SmallSVD", "departed", "refuse_infinite", "robust_svd", "small_svd", "svd_of", "tails"]
 
 # Columns up to which a Gram matrix or a residual is computed, and samples for larger ones.
 MANY, SAMPLES = 256, 32
@@ -50,10 +50,9 @@ class SmallSVD(NamedTuple):
 
 def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
     """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        P, R = qr(C)
-        M = adjoint(R)
-        U, S, W = robust_svd(M)
+    P, R = qr(C)
+    M = adjoint(R)
+    U, S, W = robust_svd(M)
     return SmallSVD(R, U, S, W, P)
 
 
@@ -63,24 +62,23 @@ def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, f
     Of a `hermitian` matrix, by its eigenvalues.
     """
     xp, (m, n) = array_namespace(A), A.shape
-    with np.errstate(over="ignore", invalid="ignore"):
-        if hermitian:
-            w, V = xp.linalg.eigh(A)
-            S = xp.abs(w)
-            order = xp.argsort(-S, stable=True)
-            S, U = xp.take(S, order), xp.take(V, order, axis=1)
-            Vh = adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
-            return U, S, Vh, _lost(A, U, S, Vh)
-        if n > 2 * m:
-            V, S, Uh, rounding = svd_of(adjoint(A))
-            return adjoint(Uh), S, adjoint(V), rounding
-        if m > 2 * n:
-            P, R = orthonormalise(A)
-            U, S, Vh = robust_svd(R)
-            U = P @ U
-            return U, S, Vh, _lost(A, U, S, Vh)
-        U, S, Vh = robust_svd(A)
+    if hermitian:
+        w, V = xp.linalg.eigh(A)
+        S = xp.abs(w)
+        order = xp.argsort(-S, stable=True)
+        S, U = xp.take(S, order), xp.take(V, order, axis=1)
+        Vh = adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
         return U, S, Vh, _lost(A, U, S, Vh)
+    if n > 2 * m:
+        V, S, Uh, rounding = svd_of(adjoint(A))
+        return adjoint(Uh), S, adjoint(V), rounding
+    if m > 2 * n:
+        P, R = orthonormalise(A)
+        U, S, Vh = robust_svd(R)
+        U = P @ U
+        return U, S, Vh, _lost(A, U, S, Vh)
+    U, S, Vh = robust_svd(A)
+    return U, S, Vh, _lost(A, U, S, Vh)
 
 
 def _lost(A: Array, U: Array, S: Array, Vh: Array) -> float:
@@ -92,6 +90,19 @@ def _lost(A: Array, U: Array, S: Array, Vh: Array) -> float:
     X = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
     factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(A))
     return factor * float(safe_norm(A @ X - left @ (Vh @ X))) / SAMPLES**0.5
+
+
+def departed(U: Array, S: Array) -> float:
+    """``‖(UᴴU − I) diag(S)‖_F``, which ``A − UUᴴA`` has and ``A − U diag(S) Vh`` has not.
+
+    For many columns a bound, as above.
+    """
+    weights, k = array_namespace(U).astype(S, U.dtype)[:, None], S.shape[0]
+    if k <= MANY:
+        return float(safe_norm((gram_matrix(U) - eye(k, k, like=U)) * adjoint(weights)))
+    Z = weights * _gaussian("departed", (k, SAMPLES), U)
+    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(U))
+    return factor * float(safe_norm(adjoint_matmul(U, U @ Z) - Z)) / SAMPLES**0.5
 
 
 def tails(S: Array, norm: str) -> Array:

@@ -4,8 +4,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
-
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import (
     Array,
     Namespace,
@@ -13,6 +12,7 @@ from lowrank._array import (
     array_namespace,
     as_matrix,
     device_of,
+    eye,
     is_complex,
     is_of_a_gpu,
     safe_norm,
@@ -119,6 +119,7 @@ def norm_of_product(factors: list[Array], xp: Namespace, root: float) -> float:
     return math.exp(root * float(log_size + xp.log(spectral_norm(product, xp))))
 
 
+@in_full_precision
 def residual_norm(
     A: Array,
     Q: Array,
@@ -146,7 +147,8 @@ def residual_norm(
         In the spectral norm the estimate lies above the truth by up to the square root of
         ``1 + stable rank of the residual / samples``.
     samples : int
-        Gaussian vectors to multiply. More make the bound tighter.
+        Gaussian vectors to multiply. More make the bound tighter. A matrix with no more columns,
+        or rows, is multiplied by the unit matrix instead, and the error is known to rounding.
     rng : None, int, numpy.random.Generator or native generator
         As in SPEC 7. It must be independent of whatever made Q. The seed that a function of this
         library found Q with will do, since the draws here are others; a native generator in the
@@ -190,39 +192,48 @@ def residual_norm(
     samples = as_count(samples, "samples", least=1)
     shards = shards_of(A)
     if shards is None:
-        operator, near, leave = _of_arrays(A, Q, B)
+        operator, near, leave = _of_arrays(A, Q, B, samples)
     else:
         operator, rng = shards.operator, shards.seed(rng)
         near, leave = shards.operator.empty(0), shards.leave(Q, B)
-    xp, rows, k = array_namespace(near), operator.test_rows, int(Q.shape[1])
+    xp, (m, n), k = array_namespace(near), operator.shape, int(Q.shape[1])
 
-    with np.errstate(over="ignore", invalid="ignore"):
+    is_whole = shards is None and min(m, n) <= samples
+    if is_whole:  # as many products tell all of it
+        samples, root = min(m, n), 1.0
+        Omega = eye(samples, samples, like=near)
+    else:
+        root = math.sqrt(samples)
         draw = gaussian_source(rng, xp, device_of(near), purpose="residual")
-        Omega = draw((rows, samples), near.dtype)
-        _, exponent = math.frexp(float(xp.finfo(near.dtype).max))
-        for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
-            Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
-            measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
-            value, size = (
-                float(number) / math.sqrt(samples) / scale for number in (measured, safe_norm(Y))
-            )
-            if math.isfinite(value) and math.isfinite(size):
-                break
-        else:
-            message = (
-                "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
-                "of `A` exceeds the largest float."
-            )
-            raise ValueError(message)
-    factor = safety_factor(samples, delta, is_complex=is_complex(near))
+        Omega = draw((operator.test_rows, samples), near.dtype)
+    _, exponent = math.frexp(float(xp.finfo(near.dtype).max))
+    for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
+        Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
+        measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
+        value, size = (float(number) / root / scale for number in (measured, safe_norm(Y)))
+        if math.isfinite(value) and math.isfinite(size):
+            break
+    else:
+        message = (
+            "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
+            "of `A` exceeds the largest float."
+        )
+        raise ValueError(message)
+    if is_whole:
+        factor = 1.0 + 32.0 * float(xp.finfo(near.dtype).eps)
+    else:
+        factor = safety_factor(samples, delta, is_complex=is_complex(near))
     floor = rounding_floor(xp.finfo(near.dtype), operator.shape, k, size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
 
 def _of_arrays(
-    A: Any, Q: Array, B: Array | None
+    A: Any, Q: Array, B: Array | None, samples: int
 ) -> tuple[Operator, Array, Callable[[Array], tuple[Array, Array]]]:
-    """The operator, an array where samples have to be, and the sample with what is left of it."""
+    """The operator, an array where samples have to be, and the sample with what is left of it.
+
+    Of a matrix with fewer rows than `samples` and columns, the sample is one of Aᴴ.
+    """
     operator = as_operator(A)
     if operator.is_stack:
         message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
@@ -248,4 +259,8 @@ def _of_arrays(
         same_place(Y, Q, names=("A.matmat(X)", "Q"))
         return Y, Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
 
-    return operator, Q, leave
+    def leave_rows(Omega: Array) -> tuple[Array, Array]:
+        inner, Y = adjoint_matmul(Q, Omega), operator.rmatmat(Omega)
+        return Y, Y - (operator.rmatmat(Q @ inner) if B is None else adjoint_matmul(B, inner))
+
+    return operator, Q, leave_rows if m < n and m <= samples else leave

@@ -7,6 +7,7 @@ from typing import Literal
 
 import numpy as np
 
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import (
     Array,
     adjoint,
@@ -138,6 +139,7 @@ class Subspace:
             return min(as_rank(self.rank, k, "rank"), k)
         return min(as_rank(0.25 if self.max_rank is None else self.max_rank, k, "max_rank"), k)
 
+    @in_full_precision
     def project(self, G: Array, /) -> Array:
         """Coordinates of `G` (m×n) in the basis: ``QᴴG``, or ``QᴴGᴴ`` on the right (r×M).
 
@@ -155,6 +157,7 @@ class Subspace:
         pieces = (as_matrix(X[:, start : start + width], name="G")[0] for start in starts)
         return xp.concat([adjoint_matmul(Q, piece) for piece in pieces], axis=-1)
 
+    @in_full_precision
     def lift(self, X: Array, /) -> Array:
         """The m×n matrix with coordinates `X` (r×M): ``Q X``, or its adjoint on the right."""
         lifted = self._found("lift") @ X
@@ -163,10 +166,12 @@ class Subspace:
             raise ValueError(message)
         return lifted if self.side == "left" else adjoint(lifted)
 
+    @in_full_precision
     def transport(self, new: "Subspace", /) -> Array:
         """``C = Q_newᴴ Q`` (r_new×r): what was ``X`` in this basis is ``C X`` in the new one."""
         return adjoint_matmul(new._found("transport"), self._found("transport"))
 
+    @in_full_precision
     def refresh(self, G: Array, /, *, step: int = 0) -> "Subspace":
         """The subspace with a basis found from `G`, and with the side that was chosen.
 
@@ -194,11 +199,10 @@ class Subspace:
             same_place(A.empty(0), old, names=("G", "basis"))
         numbers = np.random.SeedSequence([self.seed, as_count(step, "step"), self.index])
         draw = gaussian_source(numbers, A.xp, A.device, purpose="subspace")
-        with np.errstate(over="ignore", invalid="ignore"):
-            leading, sizes, r = self._leading(A, draw, numbers)
-            if old is not None and r < 1:
-                return self
-            Q = _completed(leading, sizes, r, lambda columns: draw((A.shape[0], columns), A.dtype))
+        leading, sizes, r = self._leading(A, draw, numbers)
+        if old is not None and r < 1:
+            return self
+        Q = _completed(leading, sizes, r, lambda columns: draw((A.shape[0], columns), A.dtype))
         if old is not None and old.shape == Q.shape and 0 not in sizes.shape:
             Q = A.xp.where(sizes[0] > 0, Q, old)
         return replace(self, basis=Q, side=side)
@@ -276,6 +280,7 @@ def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array
     return Q * phases(xp.linalg.diagonal(R))
 
 
+@in_full_precision
 def transport_squares(C: Array, mean: Array, square: Array, outside: Array | None = None) -> Array:
     """Second moments in a new basis: ``|(C∘C̄)(square − |mean|²) + |C mean|²|``.
 

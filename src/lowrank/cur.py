@@ -3,8 +3,6 @@
 import math
 from typing import Unpack
 
-import numpy as np
-
 from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
@@ -130,8 +128,7 @@ def _build(sketch: Sketch, k: int) -> Built:
     left = C * scale
     T = U @ (R * scale)
     lost += lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
-    with np.errstate(over="ignore", invalid="ignore"):
-        U = U * scale
+    U = U * scale
     if not is_finite(U):
         message = (
             "an entry of U exceeds the largest number of its dtype; multiply `A` by a constant."

@@ -4,8 +4,6 @@ import math
 from dataclasses import replace
 from typing import Any, Unpack
 
-import numpy as np
-
 from lowrank._array import (
     Array,
     adjoint,
@@ -139,8 +137,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if found.problem.check_finite:
         _check_hermitian(T, C)
     w, W, _ = _small_eigh(T)
-    with np.errstate(over="ignore"):
-        w = w if scale == 1.0 else w / scale
+    w = w if scale == 1.0 else w / scale
     k = found.basis.rank if rank is None else min(rank, found.basis.rank)
     outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
@@ -168,8 +165,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         residual, estimate = parts_of(found)
         _check_rest(lost_across, residual + 2.0 * found.floor)
         w, W, lost = _small_eigh(T)
-        with np.errstate(over="ignore"):
-            w = w if scale == 1.0 else w / scale
+        w = w if scale == 1.0 else w / scale
         refuse_infinite(w)
         outcome = truncated(
             found.outcome,

@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-import numpy as np
-
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import (
     Array,
     adjoint,
@@ -218,6 +217,7 @@ class HouseholderQR:
     def rank(self) -> int:
         return self._factor.wy.columns
 
+    @in_full_precision
     def apply(self, X: Array, /) -> Array:
         """``Q X`` for an m×c array X (or stack). Cost: 4mkc flops.
 
@@ -230,6 +230,7 @@ class HouseholderQR:
         top = _blocks_times(self.D, X[..., :k, :])
         return self._factor.wy.apply(array_namespace(X).concat([top, X[..., k:, :]], axis=-2))
 
+    @in_full_precision
     def apply_adjoint(self, X: Array, /) -> Array:
         """``Qᴴ X`` for an m×c array X (or stack). Cost: 4mkc flops.
 
@@ -243,6 +244,7 @@ class HouseholderQR:
         top = _blocks_adjoint_times(self.D, Z[..., :k, :])
         return array_namespace(X).concat([top, Z[..., k:, :]], axis=-2)
 
+    @in_full_precision
     def thin(self) -> Array:
         """The first k columns of Q, m×k, orthonormal to rounding: ``A == thin() @ R``.
 
@@ -250,6 +252,7 @@ class HouseholderQR:
         """
         return self._factor.thin()
 
+    @in_full_precision
     def extend(self, Y: Array, /) -> "HouseholderQR":
         """Append the columns of `Y` (m×c) in place, as if they had been there from the start.
 
@@ -262,8 +265,7 @@ class HouseholderQR:
             If Y does not have m rows, or another dtype or array library than the factorization.
         """
         Y = self._check(Y)
-        with np.errstate(over="ignore", invalid="ignore"):
-            self._factor = self._factor.extend(Y, self._block_size)
+        self._factor = self._factor.extend(Y, self._block_size)
         return self
 
     def _check(self, X: Array) -> Array:
@@ -275,6 +277,7 @@ class HouseholderQR:
         return X
 
 
+@in_full_precision
 def householder_qr(A: Array, /, *, block_size: int | None = None) -> HouseholderQR:
     """Blocked Householder QR, ``A = Q R`` with Q kept as reflectors.
 
@@ -319,10 +322,10 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     """
     A, _ = as_matrix(A, stacks=True)
     block_size = as_block_size(block_size, A)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return HouseholderQR(reflect(A, block_size), block_size)
+    return HouseholderQR(reflect(A, block_size), block_size)
 
 
+@in_full_precision
 def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:
     """QR factorization with explicit factors, as a drop-in for ``xp.linalg.qr``.
 
@@ -371,8 +374,7 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
         return QRResult(*shards.qr(mode))
     if mode == "reduced":
         A, _ = as_matrix(A, stacks=True)
-        with np.errstate(over="ignore", invalid="ignore"):
-            return QRResult(*orthonormalise(A))
+        return QRResult(*orthonormalise(A))
     F = householder_qr(A)
     m, k = F.shape[0], F.rank
     xp = array_namespace(F.R)

@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import (
     Array,
     Namespace,
@@ -34,6 +33,7 @@ NOT_SEMIDEFINITE = (
 COMPLAINTS = (NOT_FINITE, NOT_HERMITIAN, NOT_SEMIDEFINITE)
 
 
+@in_full_precision
 def nystrom(
     A: Array,
     /,
@@ -127,8 +127,7 @@ def nystrom(
         V = Omega
         w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # of nothing: real, and as many as V has
     else:
-        with np.errstate(over="ignore", invalid="ignore"):
-            w, V = _decompose(operator, Omega, check_finite=check_finite)
+        w, V = _decompose(operator, Omega, check_finite=check_finite)
     return EighResult(
         eigenvalues=w[..., :r],
         eigenvectors=V[..., :r],

@@ -2,8 +2,6 @@
 
 from typing import Unpack
 
-import numpy as np
-
 from lowrank._array import Array, adjoint, array_namespace
 from lowrank._options import Tolerances, shares_options
 from lowrank._sharded import shards_of
@@ -87,8 +85,7 @@ def qb(
             Q, B = adjoint(Vh), adjoint(U * weights)
     else:
         found, C, scale = projection(find(A, rank, **options))
-        with np.errstate(over="ignore"):
-            C = C if scale == 1.0 else C / scale
+        C = C if scale == 1.0 else C / scale
         outcome = at_fixed_rank(found, None, lambda: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
         if found.state.A.norm is None:  # an operator may keep what it returns

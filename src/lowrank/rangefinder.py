@@ -4,8 +4,7 @@ import warnings
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Unpack
 
-import numpy as np
-
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, matrix_norm_by_rows
 from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
 from lowrank._dot_test import check_adjoint
@@ -198,6 +197,7 @@ class RangeFinder:
         return self._state.rank
 
     @property
+    @in_full_precision
     def Q(self) -> Array:
         return self._state.residual.basis.columns()
 
@@ -207,11 +207,13 @@ class RangeFinder:
         status = outcome_of(self._problem, state).status.name
         return f"RangeFinder({shape}, rank={self.rank}, norm={norm!r}, {status})"
 
+    @in_full_precision
     def result(self) -> RangeFinderResult:
         """The basis found so far. Error and bound are those of the last look."""
         outcome = outcome_of(self._problem, self._state)
         return RangeFinderResult(Q=self.Q, side=self._side, **fields_of(outcome))
 
+    @in_full_precision
     def extend(self, columns: int, /) -> "RangeFinder":
         """Add `columns` columns (fewer where min(m, n) ends them) and return the object.
 
@@ -228,6 +230,7 @@ class RangeFinder:
         self._keep(growth.extend(self._problem, self._state, columns, self._keep))
         return self
 
+    @in_full_precision
     def reach(
         self, *, rtol: float | None = None, atol: float | None = None, rank: int | None = None
     ) -> "RangeFinder":
@@ -255,7 +258,7 @@ class RangeFinder:
         """
         rule = _rule(self._state.A, rtol=rtol, atol=atol, rank=rank)
         self._keep(growth.reach(self._problem, self._state, rule, keep=self._keep))
-        warn_unless_converged(outcome_of(self._problem, self._state), stacklevel=3)
+        warn_unless_converged(outcome_of(self._problem, self._state))
         return self
 
     def _keep(self, state: State) -> None:
@@ -276,7 +279,7 @@ def _rule(A: Operator, *, rtol: float | None, atol: float | None, rank: int | No
     return rule
 
 
-def warn_unless_converged(outcome: Outcome, *, stacklevel: int = 4) -> None:
+def warn_unless_converged(outcome: Outcome) -> None:
     """Warn, in the name of the function that the user called, of a tolerance that was not met."""
     if outcome.converged in (True, None):
         return
@@ -286,7 +289,8 @@ def warn_unless_converged(outcome: Outcome, *, stacklevel: int = 4) -> None:
         f"the tolerance {outcome.tolerance:.3g} (absolute) was not certified: {reached} at rank "
         f"{outcome.rank}. {status.name}: {status.value}"
     )
-    warnings.warn(message, ConvergenceWarning, stacklevel=stacklevel)
+    # the caller of a public function, and not what stands around all of them
+    warnings.warn(message, ConvergenceWarning, stacklevel=4)
 
 
 class Found(NamedTuple):
@@ -365,8 +369,7 @@ def find(
     status = Status.FULL_RANK if rank > state.full else Status.RANK_REACHED
     Q = state.residual.basis.empty
     if columns:
-        with np.errstate(over="ignore", invalid="ignore"):
-            state, Q = block(problem, state, columns)
+        state, Q = block(problem, state, columns)
     state = replace(state, status=status)
     outcome = replace(outcome_of(problem, state), rank=columns)
     return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed)
@@ -390,9 +393,8 @@ def projection(found: Found, *, release: bool = False) -> tuple[Found, Array, fl
     """
     problem, state, scale = found.problem, found.state, found.state.measured_scale
     if found.fixed:
-        with np.errstate(over="ignore", invalid="ignore"):
-            problem.work.add(found.basis.rank)
-            C = state.A.rmatmat(found.basis.Q)
+        problem.work.add(found.basis.rank)
+        C = state.A.rmatmat(found.basis.Q)
         work = problem.work
         outcome = replace(found.outcome, passes=work.passes, products=work.products)
     else:

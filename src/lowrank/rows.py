@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowrank._arithmetic import as_the_caller_set, in_full_precision
 from lowrank._array import (
     Array,
     adjoint_matmul,
@@ -164,6 +165,7 @@ class RowBlocks:
         m, n = self.shape
         return f"RowBlocks({m}×{n}, {self.dtype}, {self.rows} rows at a time)"
 
+    @in_full_precision
     def matmat(self, X: Array) -> Array:
         """``A X``, of shape (m, k), for an array X of shape (n, k) where the products live."""
         product = zeros((self.shape[0], X.shape[-1]), self._empty @ X)
@@ -172,6 +174,7 @@ class RowBlocks:
             self._tell("matmat", part)
         return product
 
+    @in_full_precision
     def rmatmat(self, Y: Array) -> Array:
         """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k) where the products live."""
         product = zeros((self.shape[1], Y.shape[-1]), adjoint_matmul(self._empty, Y[:0, :]))
@@ -180,6 +183,7 @@ class RowBlocks:
             self._tell("rmatmat", part)
         return product
 
+    @in_full_precision
     def norm(self) -> float:
         """``‖A‖_F``, in one pass."""
         return math.hypot(*self._of_blocks(matrix_norm_by_rows))
@@ -214,7 +218,8 @@ class RowBlocks:
 
     def _tell(self, product: str, part: slice) -> None:
         if self._callback is not None:
-            self._callback(Progress(product, part.stop, self.shape[0]))
+            with as_the_caller_set():
+                self._callback(Progress(product, part.stop, self.shape[0]))
 
     def _stored(self, part: slice) -> Array:
         """Rows of A, in memory and in the dtype that is asked for."""

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import (
     Array,
     adjoint,
@@ -142,6 +143,7 @@ class SketchedMatrix:
     True
     """
 
+    @in_full_precision
     def __init__(
         self,
         shape: tuple[int, int],
@@ -205,6 +207,7 @@ class SketchedMatrix:
 
     # -- updates --------------------------------------------------------------------------------
 
+    @in_full_precision
     def update(self, H: Any, /, *, theta: complex = 1.0, eta: complex = 1.0) -> "SketchedMatrix":
         """``A ← theta·A + eta·H``, and return the object.
 
@@ -232,6 +235,7 @@ class SketchedMatrix:
         everything = slice(0, self.shape[0])
         return self._add("H", operator.matmat, operator.rmatmat, everything, theta, eta)
 
+    @in_full_precision
     def update_rank_one(
         self, u: Array, v: Array, /, *, theta: complex = 1.0, eta: complex = 1.0
     ) -> "SketchedMatrix":
@@ -269,6 +273,7 @@ class SketchedMatrix:
             eta,
         )
 
+    @in_full_precision
     def update_rows(self, start: int, block: Any, /, *, eta: complex = 1.0) -> "SketchedMatrix":
         """Add ``eta·block`` to the rows of A from `start` on, and return the object.
 
@@ -301,6 +306,7 @@ class SketchedMatrix:
         rows = slice(start, end)
         return self._add("block", operator.matmat, operator.rmatmat, rows, 1.0, eta)
 
+    @in_full_precision
     def merge(self, other: Any, /) -> "SketchedMatrix":
         """Add the matrix of another object to this one, and return this one.
 
@@ -345,15 +351,14 @@ class SketchedMatrix:
     ) -> "SketchedMatrix":
         k = self.sketch_size
         theta, eta = self._as_number(theta, "theta"), self._as_number(eta, "eta")
-        with np.errstate(over="ignore", invalid="ignore"):
-            of_rows, of_columns = matmat(self._right), rmatmat(self._left[rows, :])
-            for product, method in ((of_rows, "matmat"), (of_columns, "rmatmat")):
-                same_place(self._Y, product, names=("self", f"{name}.{method}(X)"))
-            Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
-            XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
-            core = adjoint_matmul(self._core[rows, :], of_rows[:, k:])
-            Z = theta * self._Z + eta * core
-            norm, added = self._checked(name, XW, of_columns, Y, Z)
+        of_rows, of_columns = matmat(self._right), rmatmat(self._left[rows, :])
+        for product, method in ((of_rows, "matmat"), (of_columns, "rmatmat")):
+            same_place(self._Y, product, names=("self", f"{name}.{method}(X)"))
+        Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
+        XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
+        core = adjoint_matmul(self._core[rows, :], of_rows[:, k:])
+        Z = theta * self._Z + eta * core
+        norm, added = self._checked(name, XW, of_columns, Y, Z)
         self._Y[rows, :] = Y
         self._XW, self._Z, self._factors = XW, Z, None
         self._added = abs(theta) * (self._added + self.norm) + abs(eta) * added
@@ -363,10 +368,9 @@ class SketchedMatrix:
     def _checked(self, name: str, XW: Array, piece: Array, *others: Array) -> tuple[float, float]:
         """Norms of the new matrix and of the piece added, by the error sketch, if all is finite."""
         xp, k = array_namespace(XW), self.sketch_size
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm, added = (safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
-            for X in (XW, *others):
-                norm = xp.where(xp.all(xp.isfinite(X)), norm, xp.full_like(norm, math.nan))
+        norm, added = (safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
+        for X in (XW, *others):
+            norm = xp.where(xp.all(xp.isfinite(X)), norm, xp.full_like(norm, math.nan))
         sizes = float(norm), float(added)
         if not all(math.isfinite(size) for size in sizes):
             raise ValueError(NOT_FINITE.format(name=name))
@@ -402,6 +406,7 @@ class SketchedMatrix:
 
     # -- answers --------------------------------------------------------------------------------
 
+    @in_full_precision
     def svd(self, rank: int | None = None) -> SVDResult:
         """Truncated SVD of the approximation, with its estimated error and a bound on it.
 
@@ -445,6 +450,7 @@ class SketchedMatrix:
             products=self._right.shape[1] + self._left.shape[1],
         )
 
+    @in_full_precision
     def error(self, rank: int | None = None) -> ErrorEstimate:
         """The error of :meth:`svd` for this rank, in the Frobenius norm.
 
@@ -486,17 +492,16 @@ class SketchedMatrix:
         """The approximation of the largest rank, and its error: once for each state."""
         if self._factors is None:
             k = self.sketch_size
-            with np.errstate(over="ignore", invalid="ignore"):
-                Q, P = orthonormalise(self._Y).Q, orthonormalise(self._XW[:, :k]).Q
-                left, right = adjoint_matmul(self._core, Q), adjoint_matmul(self._right[:, k:], P)
-                C = adjoint(_left_solve(right, adjoint(_left_solve(left, self._Z))))
-                U, S, V = robust_svd(C)
-                U, V = Q @ U, P @ adjoint(V)
-                W = adjoint(self._XW[:, k:])
-                dropped = W @ V
-                scale = array_namespace(S).astype(S, U.dtype)
-                kept = dropped - adjoint_matmul(self._left[:, k:], U) * scale
-                outside = float(safe_norm(W - dropped @ adjoint(V)))
+            Q, P = orthonormalise(self._Y).Q, orthonormalise(self._XW[:, :k]).Q
+            left, right = adjoint_matmul(self._core, Q), adjoint_matmul(self._right[:, k:], P)
+            C = adjoint(_left_solve(right, adjoint(_left_solve(left, self._Z))))
+            U, S, V = robust_svd(C)
+            U, V = Q @ U, P @ adjoint(V)
+            W = adjoint(self._XW[:, k:])
+            dropped = W @ V
+            scale = array_namespace(S).astype(S, U.dtype)
+            kept = dropped - adjoint_matmul(self._left[:, k:], U) * scale
+            outside = float(safe_norm(W - dropped @ adjoint(V)))
             self._factors = _Factors(U, S, adjoint(V), kept, dropped, outside)
             self._looks += 1
         return self._factors

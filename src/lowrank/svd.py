@@ -3,8 +3,6 @@
 from dataclasses import replace
 from typing import Any, Unpack
 
-import numpy as np
-
 from lowrank._array import Array, adjoint, matrix_norm_by_rows, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
@@ -149,8 +147,7 @@ def decompose(
     found, C, scale = projection(found, release=True)
     small = small_svd(C, found.domain_qr)
     del C
-    with np.errstate(over="ignore"):
-        S = small.S if scale == 1.0 else small.S / scale
+    S = small.S if scale == 1.0 else small.S / scale
     refuse_infinite(S)
     if found.fixed:
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
@@ -186,8 +183,7 @@ def _cut_of_whole(
     """The same from the SVD of A itself, of which the truncation makes all of the error."""
     whole, xp = found.whole, found.state.A.xp
     assert whole is not None
-    with np.errstate(over="ignore"):
-        S = whole.S / found.state.explicit_scale
+    S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
     outcome = truncated(
         found.outcome,

@@ -2,7 +2,16 @@
 
 from dataclasses import dataclass, replace
 
-from lowrank._array import Array, adjoint, array_namespace, eye, rows_below, subtract_product, zeros
+from lowrank._array import (
+    Array,
+    adjoint,
+    adjoint_matmul,
+    array_namespace,
+    eye,
+    rows_below,
+    subtract_product,
+    zeros,
+)
 from lowrank._panel import reflectors
 
 __all__ = ["Basis", "Block"]
@@ -23,12 +32,12 @@ class Block:
     def apply(self, X: Array) -> None:
         """``X ← (I − V T Vᴴ) X`` on its rows of X, in place."""
         part = X[..., self.start :, :]
-        subtract_product(part, self.V, self.T @ (adjoint(self.V) @ part))
+        subtract_product(part, self.V, self.T @ adjoint_matmul(self.V, part))
 
     def apply_adjoint(self, X: Array) -> None:
         """``X ← (I − V Tᴴ Vᴴ) X`` on its rows of X, in place."""
         part = X[..., self.start :, :]
-        subtract_product(part, self.V, adjoint(self.T) @ (adjoint(self.V) @ part))
+        subtract_product(part, self.V, adjoint(self.T) @ adjoint_matmul(self.V, part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -139,12 +139,15 @@ def _width(problem: Problem, state: State, goal: float) -> int:
 def missing_of_power_law(state: State, goal: float) -> float:
     """Columns that the basis lacks if the error falls as a power of its rank."""
     looks = [look for look in state.looks[-2:] if look.rank > 0]
+    if looks and looks[-1].estimate <= goal:
+        return 0.0
     if len(looks) < 2 or not 0.0 < goal < looks[1].estimate < looks[0].estimate:
         return math.inf
     power = math.log(looks[0].estimate / looks[1].estimate) / math.log(
         looks[1].rank / looks[0].rank
     )
-    return looks[1].rank * math.expm1(math.log(looks[1].estimate / goal) / power)
+    exponent = math.log(looks[1].estimate / goal) / power
+    return looks[1].rank * math.expm1(exponent) if exponent < 700.0 else math.inf
 
 
 def width_of_look(state: State) -> int:

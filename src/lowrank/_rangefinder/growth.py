@@ -19,15 +19,15 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-import numpy as np
-
+from lowrank._arithmetic import as_the_caller_set
 from lowrank._array import Array, loaded, safe_norm
 from lowrank._operator import Operator
+from lowrank._panel import departure
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
-from lowrank._rangefinder.looks import floor_of, looked
+from lowrank._rangefinder.looks import floor_of, looked, settled
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
-from lowrank._rangefinder.sampling import NOT_FINITE, block, measured, multiplied
+from lowrank._rangefinder.sampling import NOT_FINITE, block, measured
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank.results import Status
@@ -56,40 +56,40 @@ def reach(
     tolerance itself is enough to have converged. What `keep` is given is a state to go on from if
     what follows is interrupted.
     """
-    with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
-        state = _prepared(problem, replace(state, rule=rule))
-        while True:
-            is_stopped = False
-            goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-            if state.looked is not state.residual:
-                after = looked(problem, state, goal)
-                if after is None:
-                    break
-                state = after
-                keep(state)
-                is_stopped = _is_stopped(problem, state)
-                goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-            floor, is_falling = floor_of(state), _is_falling(state)
-            status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
-            # min(m, n) columns that leave an error are not the range of A; its SVD has that.
-            is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
-            if status is not None and not is_short:
-                return replace(state, status=status)
-            if is_stopped:
+    state = _prepared(problem, replace(state, rule=rule), keep)
+    while True:
+        is_stopped = False
+        goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
+        if state.looked is not state.residual:
+            after = looked(problem, state, goal)
+            if after is None:
                 break
-            if isinstance(state.residual, Whole):
-                state = cut(state, goal, rule.limit)
-            elif is_short or svd_is_cheaper(
-                problem, state, rule, goal, truncates=share is not None
-            ):
-                state = cut(decomposed(problem, state), goal, rule.limit)
-            else:
-                state, Q = panel(problem, state, rule, goal, truncates=share is not None)
-                if Q is None:
-                    break
-                keep(safe(state))
-                state = _appended(problem, state, Q)
-        return replace(state, status=Status.STOPPED)
+            state = after
+            keep(state)
+            is_stopped = _is_stopped(problem, state)
+            goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
+        floor, is_falling = floor_of(state), _is_falling(state)
+        status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
+        # min(m, n) columns that leave an error are not the range of A; its SVD has that.
+        is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
+        if status is not None and not is_short:
+            state = settled(problem, state, truncates=share is not None)
+            if status is Status.CONVERGED and state.looks[-1].bound > goal:
+                status = Status.PRECISION_FLOOR
+            return replace(state, status=status)
+        if is_stopped:
+            break
+        if isinstance(state.residual, Whole):
+            state = cut(state, goal, rule.limit)
+        elif is_short or svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
+            state = cut(decomposed(problem, state), goal, rule.limit)
+        else:
+            state, Q = panel(problem, state, rule, goal, truncates=share is not None)
+            if Q is None:
+                break
+            keep(safe(state))
+            state = _appended(problem, state, Q)
+    return replace(state, status=Status.STOPPED)
 
 
 def _is_falling(state: State) -> bool:
@@ -99,19 +99,19 @@ def _is_falling(state: State) -> bool:
     return state.looks[-1].estimate < 0.8 * state.looks[-2].estimate
 
 
-def _prepared(problem: Problem, state: State) -> State:
+def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     """The state with the norm of A where it can be had, and with the residual that is asked for."""
     _refuse_spent(state)
     if state.A.norm is not None and state.frobenius is None:
         state = measured(problem, state)
     if 0 in state.A.shape:
         return replace(state, norm_A=0.0, norm_above=0.0)
-    if state.A.norm is None and not state.is_salted:
-        state = _salted(problem, state)
     if not isinstance(state.residual, Sampled) or state.residual.known is not None:
         return state
     if problem.certificate == "exact":
         assert state.A.explicit is not None
+        if problem.overwrite_a:
+            keep(replace(state, is_spent=True))
         try:
             array = state.A.explicit(False, problem.overwrite_a)
         except _errors_of_memory(state.A):
@@ -144,7 +144,7 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     if state.rank:
         problem.work.add(state.rank)
     residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
-    return replace(state, residual=residual, is_spent=problem.overwrite_a)
+    return replace(state, residual=residual, drift=0.0, is_spent=problem.overwrite_a)
 
 
 def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
@@ -155,27 +155,13 @@ def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
     return (MemoryError,)
 
 
-def _salted(problem: Problem, state: State) -> State:
-    """Let the seed depend on an operator, whose norm is not known, through one product.
-
-    A caller who deflates an operator and keeps the seed would otherwise multiply it by the very
-    test matrix that it annihilates.
-    """
-    omega = problem.source.probe()
-    if omega is not None:
-        state, sample = multiplied(problem, state, omega)
-        salt = float(safe_norm(sample.pop()))
-        if not math.isfinite(salt):
-            raise ValueError(NOT_FINITE)
-        problem.source.restart(salt)
-    return replace(state, is_salted=True)
-
-
 def safe(state: State) -> State:
     """The state to go on from if what follows is interrupted: it may write into the residual."""
     if not isinstance(state.residual, Explicit):
         return state
-    return replace(state, residual=Sampled(state.A, state.residual.basis), looked=None)
+    sampled, drift = Sampled(state.A, state.residual.basis), state.residual.drift
+    drift = drift / state.explicit_scale / (state.frobenius or 1.0)
+    return replace(state, residual=sampled, drift=drift, looked=None)
 
 
 def _appended(problem: Problem, state: State, Q: Array) -> State:
@@ -184,11 +170,23 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
     if not isinstance(residual, Sampled):  # whose products make the new rows of B
         problem.work.add(int(Q.shape[-1]))
     after = residual.append(Q)
-    known = after.norm if isinstance(after, Explicit) else 0.0
-    known = after.captured if isinstance(after, ByEnergies) else known
-    if not math.isfinite(state.A.agreed(known)):
+    if isinstance(after, Explicit):
+        known = state.A.agreed(after.norm)
+    else:
+        # and what is captured, only to see whether it is finite
+        captured = after.captured if isinstance(after, ByEnergies) else 0.0
+        known = state.A.agreed(float(departure(Q)) * _share_left(state) + 0.0 * captured)
+        state = replace(state, drift=state.drift + known)
+    if not math.isfinite(known):
         raise ValueError(NOT_FINITE)
     return replace(state, residual=after, waiting=None)
+
+
+def _share_left(state: State) -> float:
+    """At most so much of A is left by the basis."""
+    if not state.looks or not state.norm_A:
+        return 1.0
+    return min(1.0, state.looks[-1].bound / state.norm_A)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:
@@ -197,7 +195,8 @@ def _is_stopped(problem: Problem, state: State) -> bool:
     is_free = state.rank == 0 and state.sampled_looks == 0
     try:
         if problem.callback is not None and not is_free:
-            problem.callback(state.looks[-1])
+            with as_the_caller_set():
+                problem.callback(state.looks[-1])
     except StopIteration:
         is_stopped = True
     return bool(state.A.agreed(float(is_stopped)))
@@ -211,15 +210,14 @@ def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) 
     room = state.full - state.rank
     status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
     columns = min(columns, room)
-    with np.errstate(over="ignore", invalid="ignore"):
-        if columns > 0 and isinstance(state.residual, Whole):
-            residual = replace(state.residual, rank=state.rank + columns)
-            state = replace(state, residual=residual)
-        elif columns > 0:
-            _refuse_spent(state)
-            state, Q = block(problem, state, columns)
-            keep(safe(state))
-            state = _appended(problem, state, Q)
+    if columns > 0 and isinstance(state.residual, Whole):
+        residual = replace(state.residual, rank=state.rank + columns)
+        state = replace(state, residual=residual)
+    elif columns > 0:
+        _refuse_spent(state)
+        state, Q = block(problem, state, columns)
+        keep(safe(state))
+        state = _appended(problem, state, Q)
     return replace(state, status=status)
 
 

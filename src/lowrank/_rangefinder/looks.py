@@ -3,17 +3,29 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import Array, is_complex, is_finite, leading, safe_norm
+from lowrank._array import (
+    LONG,
+    Array,
+    adjoint,
+    adjoint_matmul,
+    eye,
+    is_complex,
+    is_finite,
+    leading,
+    safe_norm,
+)
 from lowrank._panel import orthonormalise
 from lowrank._rangefinder.blocks import powers_of, width_of_look
-from lowrank._rangefinder.residuals import ByEnergies, Explicit, Whole
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import (
     NOT_FINITE,
     iterated_sample,
     multiplied,
     orthonormalized,
+    salted,
 )
 from lowrank._rangefinder.state import Problem, State, epsilon_of
+from lowrank._small_svd import svd_of
 from lowrank.certificate import (
     norm_of_product,
     rounding_floor,
@@ -23,7 +35,7 @@ from lowrank.certificate import (
 )
 from lowrank.results import Look
 
-__all__ = ["base_floor", "floor_of", "looked"]
+__all__ = ["base_floor", "floor_of", "looked", "settled"]
 
 
 def looked(problem: Problem, state: State, goal: float) -> State | None:
@@ -76,6 +88,12 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     The sample ``E Ω`` is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds
     the (2q+1)-th power of ‖E‖₂ just as ``‖E Ω‖₂`` bounds ‖E‖₂.
     """
+    if not state.is_salted:
+        state = salted(problem, state)
+    if problem.source.is_free and state.A.far is None:
+        short = min(state.A.shape[-2] - state.rank, state.A.shape[-1])
+        if short <= width_of_look(state):
+            return _short_look(problem, state, short, norm_bound)
     Omega = problem.source.draw(width_of_look(state))
     samples, of_complex = int(Omega.shape[-1]), is_complex(Omega)
     if samples == 0:
@@ -112,7 +130,7 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     if is_sampled and state.norm_A is None:
         spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
         state = _with_sampled_norm(problem, state, waiting, estimate / spread, estimate * factor)
-    bound = estimate * factor**root + base_floor(state, factor)
+    bound = estimate * factor**root + base_floor(state, factor) + _drift(state)
     if state.rank == 0 and state.norm_A is not None:  # of which it is the error
         bound = max(bound, state.norm_A)
     if isinstance(state.residual, Explicit):  # a spectral norm is no more than ‖E‖_F
@@ -120,6 +138,81 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         most = state.residual.error().bound / state.explicit_scale
         bound = min(bound, most + base_floor(state))
     return _recorded(state, estimate, min(bound, norm_bound))
+
+
+def _short_look(problem: Problem, state: State, short: int, norm_bound: float) -> State:
+    """The same where as many products as a sample would take give all of the residual.
+
+    Its left singular vectors then wait to join the basis.
+    """
+    A, residual = state.A, state.residual
+    assert not isinstance(residual, Whole)
+    unit = eye(short, short, like=A.empty(0))
+    if short == A.shape[-1]:
+        state, sample = multiplied(problem, state, unit)
+        E = sample.pop()
+    else:
+        problem.work.add(short)
+        E = adjoint(residual.rmatmat(unit))
+    if not is_finite(E):
+        raise ValueError(NOT_FINITE)
+    U, S, _, rounding = svd_of(E)
+    scale, epsilon = state.measured_scale, epsilon_of(state)
+    size = float(safe_norm(S[:1] if problem.norm == "spectral" else S)) / scale
+    near = size * 64.0 * epsilon + rounding / scale
+    if state.norm_A is None or (A.norm is None and problem.norm == "fro"):
+        lower = 0.0 if state.rank == 0 else _norm_below(problem, state, None)
+        above = math.hypot(lower * (1.0 + 64.0 * epsilon), size + near)
+        add = max if problem.norm == "spectral" else math.hypot
+        state = replace(state, norm_A=add(lower, max(0.0, size - near)), norm_above=above)
+    state = replace(state, waiting=U, sampled_looks=state.sampled_looks + 1)
+    bound = size + near + base_floor(state) + _drift(state)
+    if isinstance(residual, Explicit):
+        bound += residual.drift / state.explicit_scale
+    return _recorded(state, size, min(bound, norm_bound))
+
+
+def settled(problem: Problem, state: State, *, truncates: bool) -> State:
+    """The state with a bound that holds next to rounding too, where samples tell it.
+
+    A sample of the residual rests on reflectors, and factors on B = QᴴA or on Q itself. Long sums
+    of numbers of one sign, in which rounding is biased, make them differ (`adjoint_matmul`): by
+    ``(HᴴA)[:k] − B`` where B is what comes next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. Where the
+    bound is so small that this matters, it is sampled.
+    """
+    A, residual, look = state.A, state.residual, state.looks[-1]
+    norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
+    if not isinstance(residual, Sampled) or state.rank == 0 or A.far is not None:
+        return state
+    if look.bound > 0.5 * LONG * epsilon_of(state) * norm:
+        return state
+    Omega = problem.source.draw(width_of_look(state))
+    samples, basis, k = int(Omega.shape[-1]), residual.basis, state.rank
+    if samples == 0:
+        return state
+    problem.work.add(samples)
+    Y = A.matmat(Omega)
+    HY = basis.coordinates(Y)
+    if truncates:
+        if residual.known is None:
+            problem.work.add(k)
+        C = residual.projection()
+        state = replace(state, residual=replace(residual, known=C))
+        D = HY[:k, :] - adjoint_matmul(C, Omega)
+    else:
+        Q = basis.columns()
+        D = Y - Q @ adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
+    looks = state.sampled_looks + 1
+    delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
+    factor = safety_factor(samples, delta, is_complex=is_complex(Omega))
+    drift = factor * float(safe_norm(D)) / math.sqrt(samples) / state.scale
+    return replace(
+        state,
+        looks=(*state.looks[:-1], look._replace(bound=look.bound + drift)),
+        looked=state.residual,
+        sampled_looks=looks,
+        drift=state.drift + drift / norm,
+    )
 
 
 def _with_sampled_norm(
@@ -176,11 +269,15 @@ def base_floor(state: State, factor: float = 1.0) -> float:
     return rounding_floor(A.xp.finfo(A.dtype), A.shape, state.rank, norm, factor)
 
 
+def _drift(state: State) -> float:
+    return state.drift * max(state.norm_A or 0.0, state.norm_above or 0.0)
+
+
 def floor_of(state: State) -> float:
     """The same, with what was measured of this basis."""
-    more, residual = 0.0, state.residual
+    more, residual = _drift(state), state.residual
     if isinstance(residual, Explicit):
-        more = residual.drift / state.explicit_scale
+        more += residual.drift / state.explicit_scale
     elif isinstance(residual, Whole):
-        more = residual.rounding / state.explicit_scale
+        more += residual.rounding / state.explicit_scale
     return base_floor(state) + more

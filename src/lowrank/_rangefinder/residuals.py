@@ -15,11 +15,11 @@ from lowrank._array import (
     adjoint_matmul,
     array_namespace,
     eps,
-    eye,
     matrix_norm_by_rows,
     safe_norm,
 )
 from lowrank._operator import Operator
+from lowrank._panel import departure
 from lowrank._rangefinder.basis import Basis
 
 __all__ = [
@@ -95,10 +95,8 @@ class Explicit:
             return found
         for block in basis.blocks:
             block.apply_adjoint(array)
-        xp, Q = array_namespace(array), basis.columns()
-        gram = adjoint(Q) @ Q - eye(basis.rank, basis.rank, like=Q)
         change = 2.0 * abs(matrix_norm_by_rows(array) - norm)
-        drift = max(change, float(xp.linalg.vector_norm(gram)) * norm)
+        drift = max(change, float(departure(basis.columns())) * norm)
         return replace(found, norm=matrix_norm_by_rows(found._lower), drift=drift)
 
     @property
@@ -124,9 +122,8 @@ class Explicit:
         basis.blocks[-1].apply_adjoint(self.array)
         left = matrix_norm_by_rows(self.array[k + b :, :])
         taken = xp.linalg.vector_norm(self.array[k : k + b, :])
-        departure = xp.linalg.vector_norm(adjoint(Q) @ Q - eye(b, b, like=Q)) * self.norm
         change = 2.0 * xp.abs(xp.sqrt(taken**2 + left**2) - self.norm)
-        drift = self.drift + float(xp.maximum(departure, change))
+        drift = self.drift + float(xp.maximum(departure(Q) * self.norm, change))
         return replace(self, basis=basis, norm=left, drift=drift)
 
     def error(self) -> Error:

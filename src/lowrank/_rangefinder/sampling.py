@@ -3,8 +3,9 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
-from lowrank._array import Array, array_namespace, device_of
+from lowrank._array import Array, array_namespace, device_of, eye, safe_norm
 from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
 from lowrank._panel import orthonormalise
@@ -13,7 +14,15 @@ from lowrank._rangefinder.iteration import iterated
 from lowrank._rangefinder.residuals import Sampled, Whole
 from lowrank._rangefinder.state import Problem, State
 
-__all__ = ["NOT_FINITE", "block", "iterated_sample", "measured", "multiplied", "orthonormalized"]
+__all__ = [
+    "NOT_FINITE",
+    "block",
+    "iterated_sample",
+    "measured",
+    "multiplied",
+    "orthonormalized",
+    "salted",
+]
 
 NOT_FINITE = (
     "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
@@ -22,19 +31,28 @@ NOT_FINITE = (
 
 
 def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
-    """An orthonormal panel of so many columns, from a sample of the residual."""
-    q = problem.power_iterations or 0
+    """An orthonormal panel of so many columns, from a sample of the residual.
+
+    All n columns of a tall matrix are those of A itself: a square test matrix is ill-conditioned,
+    and what it makes small is lost in rounding. The last of them need a power iteration for that.
+    """
+    q, draw, again = problem.power_iterations or 0, problem.source.draw, problem.source.again
+    m, n = state.A.shape[-2:]
+    if state.rank + columns == n < m and problem.source.is_free and state.A.test_rows == n:
+        q = 0 if state.rank == 0 else max(1, q)
+        if state.rank == 0:
+            draw = again = partial(_identity, state.A)
     width = -(-columns // (q + 1)) if problem.krylov else columns
     flags: list[Array] = []
-    state, sample = _sample(problem, state, width, flags=flags)
+    state, sample = _sample(problem, state, width, draw, flags)
     basis = orthonormalized(sample)
     Q = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     # Read last, so that the host never waits before all of the work is under way.
     if not problem.check_finite or _all_finite(state.A, Q, flags):
         return state, Q
     before, state = state, measured(problem, state)
-    again, flags = problem.source.again, []
-    state, sample = _sample(problem, state, width, flags=flags, draw=again)
+    flags = []
+    state, sample = _sample(problem, state, width, again, flags)
     basis = orthonormalized(sample)
     rescued = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     if not state.A.is_stack:
@@ -54,19 +72,22 @@ def _sample(
     problem: Problem,
     state: State,
     columns: int,
-    *,
-    flags: list[Array] | None = None,
-    draw: Callable[[int], Array] | None = None,
+    draw: Callable[[int], Array],
+    flags: list[Array],
 ) -> tuple[State, list[Array]]:
     """``E Ω``; in a list, so that the caller can hand it on without keeping it.
 
     The first product of an operator tells where all others live.
     """
-    Omega = (draw or problem.source.draw)(columns)
+    Omega = draw(columns)
     if Omega.shape[-1] < columns:
         message = f"`test_matrix` has {columns - Omega.shape[-1]} columns too few."
         raise ValueError(message)
     return multiplied(problem, state, Omega, flags)
+
+
+def _identity(A: Operator, columns: int) -> Array:
+    return eye(columns, columns, like=A.empty(0))
 
 
 def multiplied(
@@ -173,9 +194,23 @@ def measured(problem: Problem, state: State) -> State:
             state = replace(state, residual=replace(state.residual, A=A))
     unit = 2.0 ** min(-math.frexp(norm)[1], exponent - 2) if norm > 0.0 else 1.0
     known = norm if problem.norm == "fro" or norm == 0.0 else state.norm_A
-    return replace(
-        state, A=A, scale=scale, explicit_scale=unit, frobenius=norm, norm_A=known, is_salted=True
-    )
+    return replace(state, A=A, scale=scale, explicit_scale=unit, frobenius=norm, norm_A=known)
+
+
+def salted(problem: Problem, state: State) -> State:
+    """Let the test matrices that certify depend on A, through one product with what is left of it.
+
+    A caller who deflates a matrix and keeps the seed would otherwise multiply it by the very test
+    matrix that it annihilates; its norm may be that of the matrix before.
+    """
+    omega = problem.source.probe()
+    if omega is not None:
+        state, sample = multiplied(problem, state, omega)
+        salt = float(safe_norm(sample.pop()))
+        if not math.isfinite(salt):
+            raise ValueError(NOT_FINITE)
+        problem.source.restart(salt)
+    return replace(state, is_salted=True)
 
 
 def _scaled(A: Operator, scale: float) -> Operator:

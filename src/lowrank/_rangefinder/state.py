@@ -53,7 +53,8 @@ class State:
     scale: float = 1.0  # of A: a power of two, another than one where products would overflow
     explicit_scale: float = 1.0  # of an explicit residual: ‖A‖_F is about one there
     is_spent: bool = False  # whether the memory of A holds HᴴA, or did when work was interrupted
-    is_salted: bool = False
+    drift: float = 0.0  # relative to ‖A‖: what reflectors that are not quite unitary hide of E
+    is_salted: bool = False  # whether test matrices depend on a product with A
     frobenius: float | None = None  # ‖A‖_F, where it was measured
     norm_A: float | None = None  # in the chosen norm, or a lower bound
     norm_above: float | None = None  # an upper bound, where ‖A‖_F is sampled

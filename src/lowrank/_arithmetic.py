@@ -1,0 +1,109 @@
+"""Arithmetic in the precision of the arrays, whatever the process has set.
+
+A training script may let products in single precision be computed in TF32 or bfloat16, everywhere
+or under autocast. Neither an error bound nor orthonormal columns outlive that. Nor shall numbers
+that leave the range of their dtype on the way, and are seen to, end in a warning of NumPy.
+"""
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial, wraps
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+
+__all__ = ["as_the_caller_set", "full_precision", "in_full_precision"]
+
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+FULL = ("ieee", "none", "highest")  # names of full precision in torch
+CUPY_DEFAULT, CUPY_REDUCED = 1, (3, 6, 7)  # CuPy's own: float16, bfloat16, TF32
+
+
+class _Switches:
+    """The switches of the libraries, which all threads share: back when the last has left."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._inside = 0
+        self._undo: list[Callable[[], None]] = []
+
+    def enter(self) -> None:
+        with self._lock:
+            self._inside += 1
+            # Every time: another thread may have set them in between.
+            for read, write, full in _reduced():
+                self._undo.append(partial(_restored, read, write, read(), full))
+                write(full)
+
+    def leave(self) -> None:
+        with self._lock:
+            self._inside -= 1
+            while self._undo and not self._inside:
+                self._undo.pop()()
+
+
+def _restored(read: Callable[[], Any], write: Callable[[Any], None], was: Any, full: Any) -> None:
+    if read() == full:  # and nobody has set it since
+        write(was)
+
+
+def _reduced() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
+    """How to read and to write each switch that allows less, and what means full precision."""
+    torch: Any = sys.modules.get("torch")
+    backends: Any = getattr(torch, "backends", None)
+    if hasattr(getattr(getattr(backends, "mkldnn", None), "matmul", None), "fp32_precision"):
+        for switch in (backends.cuda.matmul, backends.mkldnn.matmul):
+            if switch.fp32_precision not in FULL:
+                name = "fp32_precision"
+                yield partial(getattr, switch, name), partial(setattr, switch, name), "ieee"
+    elif backends is not None and torch.get_float32_matmul_precision() not in FULL:
+        yield torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"
+    cupy: Any = sys.modules.get("cupy._core._routines_linalg")
+    if cupy is not None and cupy.get_compute_type(np.float32) in CUPY_REDUCED:
+        single = np.float32
+        read, write = partial(cupy.get_compute_type, single), partial(cupy.set_compute_type, single)
+        yield read, write, CUPY_DEFAULT
+
+
+_switches = _Switches()
+
+
+@contextmanager
+def full_precision() -> Iterator[None]:
+    """Products in the precision of their arrays; the settings are back afterwards."""
+    _switches.enter()
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(np.errstate(all="ignore"))
+            torch: Any = sys.modules.get("torch")
+            for device in ("cpu", "cuda") if hasattr(torch, "is_autocast_enabled") else ():
+                if torch.is_autocast_enabled(device):
+                    stack.enter_context(torch.autocast(device, enabled=False))
+            yield
+    finally:
+        _switches.leave()
+
+
+@contextmanager
+def as_the_caller_set() -> Iterator[None]:
+    """The settings of the process again, while the caller's own code runs."""
+    _switches.leave()
+    try:
+        yield
+    finally:
+        _switches.enter()
+
+
+def in_full_precision(function: Callable[_P, _T]) -> Callable[_P, _T]:
+    """Let a public function compute so."""
+
+    @wraps(function)
+    def computed(*args: _P.args, **options: _P.kwargs) -> _T:
+        with full_precision():
+            return function(*args, **options)
+
+    return computed

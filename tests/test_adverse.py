@@ -1,0 +1,122 @@
+"""Certificates and bases of matrices that are made to break them."""
+
+import numpy as np
+import pytest
+from conftest import BACKENDS
+from matrices import adjoint, defect, gaussian, norm, quietly, residual
+
+import lowrank
+
+NUMPY = BACKENDS[0]
+
+
+def approximation(backend, A, found):
+    """What a result says A is, in double precision."""
+    if isinstance(found, lowrank.RangeFinderResult):
+        return A - residual(A, backend.numpy(found.Q))
+    if isinstance(found, lowrank.IDResult):
+        return backend.numpy(found.skeleton) @ backend.numpy(found.coefficients)
+    first, *rest = (backend.numpy(X) for X in found)
+    return first @ rest[0] if len(rest) == 1 else (first * rest[0]) @ rest[1]
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
+@pytest.mark.parametrize("name", ["range_finder", "qb", "svd", "interpolative"])
+def test_a_matrix_and_its_normalized_residual_may_have_one_seed(name, certificate, kind):
+    """Both have the norm one, and the sketch that found the basis is annihilated by the rest."""
+    options = {"certificate": certificate, "norm": kind}
+    A = gaussian((200, 200), "float64")
+    A /= np.linalg.norm(A)
+    for seed in range(3):
+        Q = quietly(lowrank.range_finder, A, rtol=0.7, rng=seed, **options).Q
+        E = residual(A, Q)
+        E /= np.linalg.norm(E)
+        found = quietly(getattr(lowrank, name), E, rtol=0.1, rng=seed, **options)
+        assert norm(E - approximation(NUMPY, E, found), kind) <= found.error_bound
+        assert found.converged
+
+
+LIBRARIES = [each for each in BACKENDS if each.name in ("numpy", "torch:cpu", "torch:cuda", "cupy")]
+WIDE = {"float32": "float64", "complex64": "complex128", "float64": "longdouble"}
+
+
+@pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
+@pytest.mark.parametrize("block_size", [None, 1])
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        ((3000, 100), "float32"),
+        ((3000, 100), "float64"),
+        ((3000, 100), "complex64"),
+        ((40, 3000), "float64"),
+        ((50000, 30), "float32"),
+    ],
+)
+@pytest.mark.parametrize("library", LIBRARIES, ids=repr)
+def test_bounds_on_constant_matrices(library, shape, dtype, block_size, certificate):
+    """Rounding is biased in sums of equal numbers: columns that seem orthonormal are not."""
+    A = np.ones(shape, dtype)
+    A[: shape[0] // 2] *= np.asarray(0.7, dtype)
+    options = {"certificate": certificate, "block_size": block_size, "rng": 0}
+    E = A.astype(WIDE[dtype])
+    for rtol in (0.5, 100 * library.eps(dtype)):
+        for side in ("left", "right"):
+            given = {"rtol": rtol, "side": side, **options}
+            found = quietly(lowrank.range_finder, library.asarray(A), **given)
+            Q = library.numpy(found.Q)
+            rest = residual(E, Q) if side == "left" else residual(adjoint(E), Q)
+            assert np.linalg.norm(rest.astype(Q.dtype)) <= found.error_bound
+            assert defect(Q) <= 0.4 * max(shape) * library.eps(dtype)
+        found = quietly(lowrank.svd, library.asarray(A), rtol=rtol, **options)
+        rest = (E - approximation(library, E, found)).astype(Q.dtype)
+        assert np.linalg.norm(rest) <= found.error_bound
+
+
+@pytest.mark.parametrize("q", [0, 1, 2])
+def test_all_columns_are_those_of_the_matrix(backend, dtype, q):
+    """A square test matrix is ill-conditioned: what it makes small would be lost in rounding."""
+    eps = backend.eps(dtype)
+    for seed in range(5):
+        A = 1 + np.asarray(1e-3, dtype) * gaussian((300, 60), dtype, seed)
+        X, size = backend.asarray(A), eps * np.linalg.norm(A)
+        options = {"rng": seed, "power_iterations": q}
+        finder = lowrank.RangeFinder(X, **options)
+        for Q, most in (
+            (lowrank.range_finder(X, 60, **options).Q, 20),
+            (lowrank.range_finder(backend.asarray(adjoint(A)), 60, side="right", **options).Q, 20),
+            (finder.extend(30).extend(30).Q, 40),
+        ):
+            assert np.linalg.norm(residual(A, backend.numpy(Q))) <= most * size
+        for function in (lowrank.svd, lowrank.qb):
+            found = function(X, 60, **options)
+            assert np.linalg.norm(A - approximation(backend, A, found)) <= 40 * size
+
+
+def test_all_columns_take_one_product():
+    A = gaussian((300, 60), "float64")
+    found = lowrank.range_finder(A, 60, power_iterations=2, rng=0)
+    assert (found.passes, found.products) == (1, 60)
+    # the caller's test matrix is what is multiplied
+    found = lowrank.range_finder(A, 60, test_matrix=gaussian((60, 60), "float64"), rng=0)
+    assert np.linalg.norm(residual(A, found.Q)) > 0
+    A[4, 5] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        lowrank.range_finder(A, 60, rng=0)
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("shape", [(400, 9), (9, 400), (32, 32), (1, 30), (30, 1)])
+def test_few_columns_are_never_sampled_by_more(backend, dtype, shape, kind):
+    """A sample of as many columns tells no more than all of the residual, which is exact."""
+    A = gaussian(shape, dtype)
+    for rtol in (0.7, 0.3, 1e-3):
+        options = {"rtol": rtol, "norm": kind, "certificate": "sampled", "rng": 0}
+        found = quietly(lowrank.range_finder, backend.asarray(A), **options)
+        truth = norm(residual(A, backend.numpy(found.Q)), kind)
+        rounding = float(200 * backend.eps(dtype) * np.linalg.norm(A))
+        assert found.error == pytest.approx(truth, abs=rounding)
+        assert truth <= found.error_bound <= truth + rounding
+        assert found.converged
+        looks = len(found.history)
+        assert found.products <= (3 * looks + 3) * min(shape) + 1

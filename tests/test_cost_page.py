@@ -262,16 +262,20 @@ def test_qr_reads_its_matrix_as_it_is():
             call(AsOperator(semidefinite("float64")))
 
 
+@pytest.fixture
+def device():
+    pytest.importorskip("torch")
+    import pretended  # noqa: PLC0415
+
+    with pretended.pretending():
+        yield pretended
+
+
 @pytest.mark.parametrize("name", [name for name in CALLS if "operator" not in name])
 @pytest.mark.parametrize("k", [20, 60])
-def test_numbers_read_at_a_fixed_rank(name, k, monkeypatch):
-    torch = pytest.importorskip("torch")
-    from test_host_reads import as_a_device, reads  # noqa: PLC0415
-
-    as_a_device(monkeypatch)
-
+def test_numbers_read_at_a_fixed_rank(name, k, device):
     call, _, (*_, dtype), q = CALLS[name]
-    A = torch.asarray(semidefinite(dtype))
+    A, reads = device.from_numpy(semidefinite(dtype)), device.reads
     if name == "`SketchedMatrix.svd`":
         count, _ = reads(updated(A, k, q).svd)
     elif "Sketched" in name:
@@ -287,28 +291,20 @@ def test_numbers_read_at_a_fixed_rank(name, k, monkeypatch):
 @pytest.mark.parametrize("name", [name for name in TOLERANT if ADAPTIVE[name][3]])
 @pytest.mark.parametrize("dtype", BOTH)
 @pytest.mark.parametrize("rtol", [1e-2, 2e-3])
-def test_numbers_read_to_a_tolerance(name, dtype, rtol, monkeypatch):
-    torch = pytest.importorskip("torch")
-    from test_host_reads import as_a_device, reads  # noqa: PLC0415
-
-    as_a_device(monkeypatch)
-    A, q = torch.asarray(semidefinite(dtype)), int("spectral" in name)
+def test_numbers_read_to_a_tolerance(name, dtype, rtol, device):
+    A, q = device.from_numpy(semidefinite(dtype)), int("spectral" in name)
     (call,), (certificate,) = TOLERANT[name]
-    count, found = reads(lambda: to_tolerance(name, call, certificate, A, rtol, q))
+    count, found = device.reads(lambda: to_tolerance(name, call, certificate, A, rtol, q))
     assert count == value(ADAPTIVE[name][3], **symbols(found, dtype, q))
 
 
 @pytest.mark.parametrize(
     ("call", "fewer"), [("range_finder", 1), ("qb", 3), ("svd", 3), ("eigh", 4), ("nystrom", 1)]
 )
-def test_numbers_read_without_a_check(call, fewer, monkeypatch):
-    torch = pytest.importorskip("torch")
-    from test_host_reads import as_a_device, reads  # noqa: PLC0415
-
-    as_a_device(monkeypatch)
-    A, function = torch.asarray(semidefinite("float64")), getattr(lowrank, call)
+def test_numbers_read_without_a_check(call, fewer, device):
+    A, function = device.from_numpy(semidefinite("float64")), getattr(lowrank, call)
     checked, unchecked = (
-        reads(lambda check=check: function(A, 20, rng=0, check_finite=check))[0]
+        device.reads(lambda check=check: function(A, 20, rng=0, check_finite=check))[0]
         for check in (True, False)
     )
     assert checked - unchecked == fewer

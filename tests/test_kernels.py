@@ -14,6 +14,7 @@ from lowrank._tuning import Method, Tuning
 from lowrank.rangefinder import subspace_iteration
 
 torch = pytest.importorskip("torch")
+from pretended import from_numpy, pretending, reads  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 SPECTRA = {
@@ -142,9 +143,8 @@ def test_the_kernel_compiles_without_a_break(method, power_iterations):
 
 
 def test_no_question_to_the_device(method):
-    from test_host_reads import reads  # noqa: PLC0415
-
-    A = torch.asarray(gaussian((60, 50), "float32"))
-    count, _ = reads(lambda: lowrank.range_finder(A, 20, rng=0, check_finite=False))
-    assert count == 0
-    assert reads(lambda: lowrank.qr(A))[0] == 0
+    A = from_numpy(gaussian((60, 50), "float32"))
+    with pretending():
+        count, _ = reads(lambda: lowrank.range_finder(A, 20, rng=0, check_finite=False))
+        assert count == 0
+        assert reads(lambda: lowrank.qr(A))[0] == 0

@@ -356,7 +356,7 @@ def test_small_steps_equal_one_large_one(backend, dtype):
 
 @pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
 def test_reach_after_reach_reuses_all_work(backend, dtype, certificate):
-    A = with_spectrum(gallery.fast(300), (300, 300), dtype)
+    A = with_spectrum(gallery.slow(300), (300, 300), dtype)
     finder = lowrank.RangeFinder(backend.asarray(A), rng=0, certificate=certificate)
     loose = finder.reach(rtol=1e-1).result()
     products = loose.products

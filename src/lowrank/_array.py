@@ -34,6 +34,7 @@ __all__ = [
     "device_of",
     "eps",
     "eye",
+    "flushes",
     "inverse",
     "is_array_api_obj",
     "is_complex",
@@ -68,6 +69,8 @@ __all__ = [
 
 # Rows of a block of a long sum.
 LONG = 512
+# A number that no compiler multiplies with beforehand.
+HALF = np.float64(0.5)
 # Static array types do not exist yet; the alias names the intent.
 Array: TypeAlias = Any
 Namespace: TypeAlias = ModuleType
@@ -210,7 +213,7 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
         return _adjoint_matmul(X, Y)
     total = _adjoint_matmul(X[..., :LONG, :], Y[..., :LONG, :])
     for start in range(LONG, m, LONG):
-        part = slice(start, start + LONG)
+        part = slice(start, min(start + LONG, m))
         total += _adjoint_matmul(X[..., part, :], Y[..., part, :])
     return total
 
@@ -398,6 +401,17 @@ def safe_norm(X: Array) -> Array:
     return largest * xp.sqrt(xp.sum(size))
 
 
+def flushes(xp: Namespace, dtype: Any) -> bool:
+    """Whether numbers below the normal ones are taken for zero.
+
+    CuPy compiles its kernels of single precision so, and a process may ask its processor for it
+    (torch.set_flush_denormal), which the host's own numbers then show.
+    """
+    if is_cupy_namespace(xp):
+        return dtype in (xp.float32, xp.complex64)
+    return sys.float_info.min * float(HALF) == 0.0
+
+
 def _sizes(X: Array) -> Array:
     """Absolute values, of both parts of complex numbers: ``|a + ib|`` is rounded next to zero."""
     xp = array_namespace(X)
@@ -408,13 +422,17 @@ def matrix_norm_by_rows(X: Array) -> float:
     """Frobenius norm of a large matrix or stack without a copy of it; not finite if `X` is not.
 
     Sums of squares, because every library adds in pairs or trees there: a dot product, or torch's
-    own norm, adds in sequence, and loses four digits in float32 over 2^20 equal entries.
+    own norm on a processor, adds in sequence, and loses four digits in float32 over 2^20 equal
+    entries.
     """
     xp = array_namespace(X)
     if 0 in X.shape:
         return 0.0
-    blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
-    norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
+    if is_torch_namespace(xp) and is_of_a_gpu(X):  # in one kernel
+        norm = float(xp.linalg.vector_norm(X))
+    else:
+        blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
+        norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
     smallest = float(xp.finfo(X.dtype).smallest_normal)
     if norm < (smallest / eps(X)) ** 0.5 or not math.isfinite(norm):
         # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32

@@ -292,7 +292,7 @@ def gram_matrix(X: Array) -> Array:
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
     total = eye(b, b, like=X) * 0.0
     for start in range(0, p, rows):
-        block = xp.astype(X[..., start : start + rows, :], dtype)
+        block = xp.astype(X[..., start : min(start + rows, p), :], dtype)
         part = adjoint(block) @ block
         total = part if start == 0 else total + part
     return xp.astype(total, X.dtype)

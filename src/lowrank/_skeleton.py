@@ -12,6 +12,7 @@ from lowrank._array import (
     array_namespace,
     device_of,
     eps,
+    flushes,
     max_abs,
     safe_norm,
     subtract_product,
@@ -184,7 +185,8 @@ def approximate(
             break
     if outcome.error is None:
         return built, _counted(replace(outcome, rank=built.rank), *reads)
-    if k == 0 and found.norm_is_exact and outcome.norm_A is not None:
+    is_flushed = flushes(found.state.A.xp, found.state.A.dtype)
+    if k == 0 and found.norm_is_exact and outcome.norm_A is not None and not is_flushed:
         # the error is the norm itself
         bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
         built = replace(built, error=outcome.norm_A, bound=bound)

@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 
-from lowrank._array import Array, array_namespace, eps
+from lowrank._array import Array, array_namespace, eps, flushes
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
 from lowrank._small_svd import tails
@@ -51,7 +51,7 @@ def truncated(
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
     bound, error = math.hypot(residual, tail) + floor, math.hypot(min(estimate, residual), tail)
-    if rank == 0 and norm_is_exact and outcome.norm_A is not None:
+    if rank == 0 and norm_is_exact and outcome.norm_A is not None and not flushes(xp, S.dtype):
         # the error is the norm itself, whatever is lost in B
         error, bound = outcome.norm_A, min(bound, outcome.norm_A * (1.0 + 32.0 * epsilon))
     return with_bound(outcome, rank, cap, error, bound)
@@ -114,5 +114,5 @@ def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[], float
     share = norm_of_it() / norm if norm > 0.0 else 1.0
     left, limits = max(0.0, (1.0 - share) * (1.0 + share)), A.xp.finfo(A.dtype)
     bound = norm * math.sqrt(left + energy_rounding(A.shape, float(limits.eps)))
-    bound += rounding_floor(limits, A.shape, outcome.rank, norm)
+    bound += rounding_floor(A.xp, A.dtype, A.shape, outcome.rank, norm)
     return replace(outcome, error=norm * math.sqrt(left), error_bound=bound, certificate="energy")

@@ -13,6 +13,7 @@ from lowrank._array import (
     as_matrix,
     device_of,
     eye,
+    flushes,
     is_complex,
     is_of_a_gpu,
     safe_norm,
@@ -77,18 +78,26 @@ def spread_factor(samples: int, failure_probability: float, *, is_complex: bool)
 
 
 def rounding_floor(
-    limits: Any, shape: tuple[int, ...], rank: int, norm: float, factor: float = 1.0
+    xp: Namespace,
+    dtype: Any,
+    shape: tuple[int, ...],
+    rank: int,
+    norm: float,
+    factor: float = 1.0,
 ) -> float:
     """What rounding alone may add to the error of a basis of `rank` columns.
 
     Besides the part relative to ‖A‖, an absolute one: the products of numbers near the smallest
-    ones of the dtype are rounded to multiples of the smallest. Rounding may hide in few samples,
-    which carry a large `factor`: the constants have room for three, and 64 samples carry two.
+    ones of the dtype are rounded to multiples of the smallest. Where a processor or a library takes
+    them for zero, as `flushes` tells, they are lost whole, also where the norm is zero for that.
+    Rounding may hide in few samples, which carry a large `factor`: the constants have room for
+    three, and 64 samples carry two.
     """
-    if norm == 0.0:
+    limits, is_flushed = xp.finfo(dtype), flushes(xp, dtype)
+    if norm == 0.0 and not is_flushed:
         return 0.0
     columns = rank + FLOOR_COLUMNS
-    quantum = float(limits.smallest_normal) * float(limits.eps)
+    quantum = float(limits.smallest_normal) * (1.0 if is_flushed else float(limits.eps))
     relative = FLOOR * float(limits.eps) * math.sqrt(columns) * norm
     floor = relative + quantum * math.sqrt(2.0 * columns * math.prod(shape))
     return floor * max(1.0, factor / 3.0)
@@ -223,7 +232,7 @@ def residual_norm(
         factor = 1.0 + 32.0 * float(xp.finfo(near.dtype).eps)
     else:
         factor = safety_factor(samples, delta, is_complex=is_complex(near))
-    floor = rounding_floor(xp.finfo(near.dtype), operator.shape, k, size, factor)
+    floor = rounding_floor(xp, near.dtype, operator.shape, k, size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
 

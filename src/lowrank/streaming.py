@@ -483,9 +483,9 @@ class SketchedMatrix:
         value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
         delta = self._delta / (self._looks * (self._looks + 1) * (self.sketch_size + 1))
         factor = safety_factor(q, delta, is_complex=of_complex)
-        limits = array_namespace(factors.U).finfo(factors.U.dtype)
-        floor = rounding_floor(limits, self.shape, self.sketch_size, self.norm, factor)
-        bound = factor * (value + float(limits.eps) * self._added) + floor
+        xp, dtype = array_namespace(factors.U), factors.U.dtype
+        floor = rounding_floor(xp, dtype, self.shape, self.sketch_size, self.norm, factor)
+        bound = factor * (value + float(xp.finfo(dtype).eps) * self._added) + floor
         return ErrorEstimate(value, bound, "fro", q, self._delta)
 
     def _solved(self) -> _Factors:

@@ -9,11 +9,13 @@ from lowrank._array import (
     adjoint,
     adjoint_matmul,
     eye,
+    flushes,
     is_complex,
     is_finite,
     leading,
     safe_norm,
 )
+from lowrank._operator import Operator
 from lowrank._panel import orthonormalise
 from lowrank._rangefinder.blocks import powers_of, width_of_look
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
@@ -51,7 +53,7 @@ def looked(problem: Problem, state: State, goal: float) -> State | None:
     residual, is_whole = state.residual, isinstance(state.residual, Whole)
     norm_bound = math.inf
     if problem.norm == "fro" and state.frobenius is not None:
-        norm_bound = state.frobenius * (1.0 + 32.0 * epsilon_of(state))
+        norm_bound = state.frobenius * (1.0 + 32.0 * epsilon_of(state)) + _flushed(state.A)
     if state.rank == 0 and norm_bound < math.inf:  # without a basis the error is the norm itself
         assert state.frobenius is not None
         return _recorded(state, state.frobenius, norm_bound)
@@ -159,7 +161,7 @@ def _short_look(problem: Problem, state: State, short: int, norm_bound: float) -
     U, S, _, rounding = svd_of(E)
     scale, epsilon = state.measured_scale, epsilon_of(state)
     size = float(safe_norm(S[:1] if problem.norm == "spectral" else S)) / scale
-    near = size * 64.0 * epsilon + rounding / scale
+    near = size * (64.0 * epsilon) + rounding / scale
     if state.norm_A is None or (A.norm is None and problem.norm == "fro"):
         lower = 0.0 if state.rank == 0 else _norm_below(problem, state, None)
         above = math.hypot(lower * (1.0 + 64.0 * epsilon), size + near)
@@ -184,9 +186,11 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
     if not isinstance(residual, Sampled) or state.rank == 0 or A.far is not None:
         return state
-    if look.bound > 0.5 * LONG * epsilon_of(state) * norm:
+    (m, n), samples = A.shape, width_of_look(state)
+    if look.bound > 0.5 * LONG * epsilon_of(state) * norm or m <= samples:
         return state
-    Omega = problem.source.draw(width_of_look(state))
+    looks, is_whole = state.sampled_looks + 1, n <= samples
+    Omega = eye(n, n, like=A.empty(0)) if is_whole else problem.source.draw(samples)
     samples, basis, k = int(Omega.shape[-1]), residual.basis, state.rank
     if samples == 0:
         return state
@@ -202,10 +206,10 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     else:
         Q = basis.columns()
         D = Y - Q @ adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
-    looks = state.sampled_looks + 1
-    delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
-    factor = safety_factor(samples, delta, is_complex=is_complex(Omega))
-    drift = factor * float(safe_norm(D)) / math.sqrt(samples) / state.scale
+    drift = float(safe_norm(D)) / state.scale
+    if not is_whole:
+        delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
+        drift *= safety_factor(samples, delta, is_complex=is_complex(Omega)) / math.sqrt(samples)
     return replace(
         state,
         looks=(*state.looks[:-1], look._replace(bound=look.bound + drift)),
@@ -262,11 +266,17 @@ def _norm_below(
     return max(lower, state.frobenius / math.sqrt(min(A.shape)))
 
 
+def _flushed(A: Operator) -> float:
+    """What a norm lacks where numbers below the normal ones are taken for zero."""
+    smallest = float(A.xp.finfo(A.dtype).smallest_normal)
+    return smallest * math.sqrt(math.prod(A.shape)) if flushes(A.xp, A.dtype) else 0.0
+
+
 def base_floor(state: State, factor: float = 1.0) -> float:
     """What rounding may add to the error of a basis, where samples carry this factor."""
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
-    return rounding_floor(A.xp.finfo(A.dtype), A.shape, state.rank, norm, factor)
+    return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
 
 
 def _drift(state: State) -> float:

@@ -1,0 +1,498 @@
+"""The ways that are taken on a GPU only, on tensors that say they are on one."""
+
+import itertools
+
+import numpy as np
+import pytest
+from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
+
+import lowrank
+from lowrank import ConvergenceWarning, gallery
+
+torch = pytest.importorskip("torch")
+import array_api_compat  # noqa: E402
+from pretended import (  # noqa: E402
+    CUDA,
+    counting,
+    from_numpy,
+    pretending,
+    reads,
+    to_numpy,
+    without_numbers,
+)
+from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
+
+from lowrank import _small_svd, certificate  # noqa: E402
+from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
+from lowrank._panel import orthonormalise  # noqa: E402
+from lowrank.compress import Subspace  # noqa: E402
+
+DTYPES = ["float32", "float64", "complex64", "complex128"]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES)
+
+
+@pytest.fixture(autouse=True)
+def _pretending():
+    with pretending():
+        yield
+
+
+def eps(dtype):
+    return float(np.finfo(dtype).eps)
+
+
+def wide(A):
+    return A.astype(np.result_type(A, np.float64))
+
+
+def hermitian(dtype, n=150, spectrum=gallery.slower):
+    """Positive semidefinite, with these eigenvalues."""
+    V = np.linalg.qr(gaussian((n, n), dtype)).Q
+    A = (V * spectrum(n)) @ adjoint(V)
+    return ((A + adjoint(A)) / 2).astype(dtype)
+
+
+# -- what is pretended -----------------------------------------------------------------------------
+
+
+def test_it_says_that_it_is_on_a_device():
+    X = from_numpy(np.eye(3))
+    assert array_api_compat.is_torch_array(X)
+    assert array_api_compat.device(X) == X.device == X.mT.device == torch.zeros_like(X).device
+    assert array_api_compat.array_namespace(X).__name__ == "array_api_compat.torch"
+    assert torch.ones(2, device="cuda").is_cuda
+    assert torch.Generator(device="cuda").device == CUDA
+    assert torch.ones(2).to("cuda").device == X[0].to(torch.float32).device == CUDA
+    assert X.to("cpu").device == X.cpu().device == torch.ones(2).device == torch.device("cpu")
+    with pytest.raises(RuntimeError, match="on one device"):
+        X + torch.eye(3)
+    with pytest.raises(TypeError, match="convert cuda:0"):
+        np.asarray(X)
+
+
+def test_it_counts():
+    X = from_numpy(gaussian((4, 3), "float32"))
+    with counting() as counts:
+        Y = X.mT[1:] @ X
+        Y += torch.zeros(3, device="cuda")
+        torch.empty(3, device="cuda")
+        assert bool(Y.max() < 100)
+        Y[0, 0].item()
+    assert counts.operations == {"mm": 1, "zeros": 1, "add_": 1, "max": 1, "lt": 1}
+    assert (counts.launched, counts.reads) == (5, 2)
+
+
+def test_a_quotient_by_a_number_is_a_product():
+    X = from_numpy(np.full(2, 2.0**-1030))
+    assert torch.isinf(X / 2.0**-1030).all()
+    assert torch.equal(X / X[0], torch.ones(2, dtype=torch.float64, device="cuda"))
+
+
+# -- where results live ----------------------------------------------------------------------------
+
+CALLS = {
+    "qr": lowrank.qr,
+    "householder_qr": lambda A: [lowrank.householder_qr(A[:, :20]).extend(A[:, 20:60]).thin()],
+    "range_finder": lambda A: [lowrank.range_finder(A, 12, rng=0).Q],
+    "RangeFinder": lambda A: [lowrank.RangeFinder(A, rng=0).extend(5).reach(rtol=0.2).Q],
+    "qb": lambda A: lowrank.qb(A, 12, rng=0),
+    "svd": lambda A: lowrank.svd(A, rtol=0.2, rng=0),
+    "eigh": lambda A: lowrank.eigh(A, 12, rng=0),
+    "nystrom": lambda A: lowrank.nystrom(A, 12, rng=0),
+    "interpolative": lambda A: [lowrank.interpolative(A, 12, rng=0).coefficients],
+    "cur": lambda A: lowrank.cur(A, 12, rng=0),
+    "SketchedMatrix": lambda A: (
+        lowrank.SketchedMatrix(tuple(A.shape), 12, like=A[:0], rng=0).update(A).svd()
+    ),
+    "Subspace": lambda A: [Subspace(rank=12).refresh(A).basis],
+    "stack": lambda A: lowrank.svd(torch.stack([A, A.mT]), 12, rng=0),
+    "native generator": lambda A: lowrank.svd(A, 12, rng=torch.Generator(device=A.device)),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+@pytest.mark.parametrize("dtype", [*DTYPES, "float16", "bfloat16"])
+def test_results_live_where_the_matrix_does(name, dtype):
+    is_half = "16" in dtype
+    A = from_numpy(hermitian("float32" if is_half else dtype)).to(getattr(torch, dtype))
+    of_result = "float32" if is_half else dtype
+    kinds = {getattr(torch, of_result), getattr(torch, of_result.replace("complex64", "float32"))}
+    kinds |= {torch.float64} if dtype == "complex128" else set()
+    arrays = [*CALLS[name](A)]
+    assert all(X.device == CUDA for X in arrays)
+    assert {X.dtype for X in arrays} <= kinds
+    assert getattr(torch, of_result) in {X.dtype for X in arrays}
+
+
+# -- panels ----------------------------------------------------------------------------------------
+
+PANELS = {
+    "Gaussian": gaussian,
+    "zero": np.zeros,
+    "ones": np.ones,
+    "graded": lambda shape, dtype: gaussian(shape, dtype) * np.geomspace(1, 1e-30, shape[1]),
+    "to eps": lambda shape, dtype: with_spectrum(np.geomspace(1, 1e-16, shape[1]), shape, dtype),
+}
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", PANELS)
+# by the library's own qr, and by Cholesky QR with sums by blocks of rows
+@pytest.mark.parametrize("shape", [(300, 40), (2200, 256)], ids=str)
+def test_panels(dtype, kind, shape):
+    P = PANELS[kind](shape, dtype).astype(dtype)
+    Q, R = map(to_numpy, orthonormalise(from_numpy(P)))
+    assert defect(Q) <= 30 * eps(dtype) * shape[1] ** 0.5 * (shape[1] / 8) ** 0.5
+    assert not np.tril(R, -1).any()
+    lost = np.linalg.norm(P - Q @ R, axis=0)
+    assert np.all(lost <= 60 * eps(dtype) * np.linalg.norm(wide(P), axis=0))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+def test_panels_by_halves(dtype):
+    P = gaussian((1040, 520), dtype) * np.geomspace(1, 1e-6, 520)
+    Q, R = map(to_numpy, lowrank.qr(from_numpy(P.astype(dtype))))
+    assert defect(Q) <= 100 * eps(dtype) * 520**0.5
+    assert np.linalg.norm(P.astype(dtype) - Q @ R) <= 100 * eps(dtype) * np.linalg.norm(P)
+
+
+@every_dtype
+def test_stacks_of_panels(dtype):
+    P = np.stack([gaussian((60, 20), dtype), np.zeros((60, 20)), np.ones((60, 20))]).astype(dtype)
+    Q, R = map(to_numpy, lowrank.qr(from_numpy(P)))
+    for member, basis, factor in zip(P, Q, R, strict=True):
+        assert defect(basis) <= 100 * eps(dtype)
+        assert np.linalg.norm(member - basis @ factor) <= 100 * eps(dtype) * np.linalg.norm(member)
+    with counting() as counts:
+        lowrank.qr(from_numpy(P))
+    assert counts.operations["linalg_qr"] == 0  # which takes the members one by one
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(400, 300), (150, 400)], ids=str)
+def test_reflectors(dtype, shape):
+    A = gaussian(shape, dtype)
+    F = lowrank.householder_qr(from_numpy(A[:, :13])).extend(from_numpy(A[:, 13:]))
+    Q, R = to_numpy(F.thin()), to_numpy(F.R)
+    assert defect(Q) <= 100 * eps(dtype) * shape[1] ** 0.5
+    assert np.linalg.norm(A - Q @ R) <= 100 * eps(dtype) * norm(A, "fro")
+    back = F.apply(F.apply_adjoint(from_numpy(A[:, :4])))
+    assert np.linalg.norm(to_numpy(back) - A[:, :4]) <= 100 * eps(dtype) * norm(A[:, :4], "fro")
+
+
+# -- errors that are bounded -----------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("shape", [(220, 160), (160, 220)], ids=str)
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("known", ["exact", "energy", "sampled"])
+def test_certificates(dtype, shape, side, kind, known):
+    A = with_spectrum(gallery.slower(160), shape, dtype)
+    options = {"norm": kind, "side": side, "rng": 1, "certificate": known, "block_size": 24}
+    found = lowrank.range_finder(from_numpy(A), rtol=0.15, **options)
+    Q, E = to_numpy(found.Q), wide(A if side == "left" else adjoint(A))
+    assert defect(Q) <= 100 * eps(dtype) * found.rank**0.5
+    assert found.converged
+    assert norm(residual(E, Q), kind) <= found.error_bound <= found.tolerance
+    assert found.rank < 160
+
+
+def product(found):
+    """What a result says A is, and its orthonormal factors."""
+    if isinstance(found, lowrank.IDResult):
+        return to_numpy(found.skeleton) @ to_numpy(found.coefficients), []
+    factors = [to_numpy(X) for X in found]
+    if isinstance(found, lowrank.SVDResult):
+        U, S, Vh = factors
+        return (U * S) @ Vh, [U, adjoint(Vh)]
+    if isinstance(found, lowrank.EighResult):
+        w, V = factors
+        return (V * w) @ adjoint(V), [V]
+    return np.linalg.multi_dot(factors), factors[:1] if isinstance(found, lowrank.QBResult) else []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("name", ["qb", "svd", "eigh", "interpolative", "cur"])
+def test_factorizations(dtype, kind, name):
+    A = hermitian(dtype, 60)
+    found = getattr(lowrank, name)(from_numpy(A), rtol=0.2, norm=kind, rng=2)
+    approximation, bases = product(found)
+    assert found.converged
+    assert norm(wide(A) - approximation, kind) <= found.error_bound <= found.tolerance
+    assert all(defect(Q) <= 200 * eps(dtype) * found.rank**0.5 for Q in bases)
+    best = gallery.best_rank(np.linalg.svd(wide(A), compute_uv=False), rtol=0.2, norm=kind)
+    assert best <= found.rank <= 4 * best
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("power_iterations", [0, 2])
+def test_products_that_overflow_are_made_again(dtype, power_iterations):
+    """Of a matrix, and of the member of a stack that needs it."""
+    unit = with_spectrum(gallery.fast(80), (90, 80), dtype)
+    unit[0] = 1.0
+    A = (wide(unit) * 3.5e37).astype(dtype)  # of norm 3.1e38
+    best = np.linalg.norm(np.linalg.svd(wide(unit), compute_uv=False)[30:])
+    for given in (A, np.stack([unit, A])):
+        options = {"power_iterations": power_iterations, "rng": 0}
+        found = to_numpy(lowrank.range_finder(from_numpy(given), 30, **options).Q)
+        for Q in found.reshape(-1, 90, 30):
+            assert defect(Q) <= 100 * eps(dtype) * 30**0.5
+            assert norm(residual(wide(unit), Q), "fro") <= 4 * best
+
+
+def test_without_memory_for_a_copy(monkeypatch):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("lowrank._operator._explicit", fail)
+    A = from_numpy(with_spectrum(gallery.fast(90), (100, 90), "float32"))
+    found = lowrank.range_finder(A, rtol=0.1, rng=0)
+    assert (found.certificate, found.converged) == ("energy", True)
+
+
+@every_dtype
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_measured_errors(dtype, kind):
+    A = with_spectrum(gallery.slower(90), (120, 90), dtype)
+    Q = np.linalg.qr(A[:, :10]).Q
+    found = lowrank.residual_norm(from_numpy(A), from_numpy(Q), norm=kind, rng=0)
+    true = norm(residual(wide(A), wide(Q)), kind)
+    assert true <= found.upper_bound <= 12 * true
+
+
+@pytest.fixture(params=["decomposed at once", "growing"])
+def start(request, monkeypatch):
+    """Matrices as small as these are decomposed at once, unless they are kept from it."""
+    if request.param == "growing":
+        monkeypatch.setattr("lowrank._rangefinder.growth.svd_is_cheaper", lambda *_, **__: False)
+    return request.param
+
+
+@every_dtype
+@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_any_matrix(start, dtype, name, kind):
+    """Zero, of low rank, graded, next to the largest and to the smallest numbers, of no rows."""
+    make, rank = MATRICES[name]
+    A = make(dtype)
+    U, S, Vh = found = lowrank.svd(from_numpy(A), rtol=1e-3, norm=kind, rng=0)
+    k = exponent_of(A)
+    U, S, Vh, truth = to_numpy(U), scaled(to_numpy(S), k), to_numpy(Vh), scaled(wide(A), k)
+    assert (found.rank, found.converged) == (rank, True)
+    assert norm(truth - (U * S) @ Vh, kind) <= scaled(found.error_bound, k)
+    assert found.error_bound <= found.tolerance
+    assert max(defect(U), defect(adjoint(Vh))) <= 100 * eps(dtype) * max(rank, 1) ** 0.5
+
+
+# Powers of two, from below the normal numbers to next to the largest number.
+SIZES = {"float32": [-136, -129, 90, 123], "float64": [-1060, -1025, 1000, 1018]}
+
+
+@every_dtype
+@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize("name", ["range_finder", "qb", "svd"])
+def test_bounds_at_the_ends_of_the_range(start, dtype, position, name):
+    """A GPU divides by a number through its reciprocal, which is Inf for the smallest ones."""
+    sizes = SIZES["float32" if dtype in ("float32", "complex64") else "float64"]
+    exponent = sizes[position]
+    A = scaled(wide(with_spectrum(gallery.fast(80), (90, 80), dtype)), exponent).astype(dtype)
+    truth = scaled(wide(A), -exponent)
+    for kind in ("fro", "spectral"):
+        options = {"rtol": 1e-2, "norm": kind, "block_size": 16, "rng": 0}
+        found = quietly(getattr(lowrank, name), from_numpy(A), **options)
+        bound = scaled(found.error_bound, -exponent)
+        if name == "svd":
+            left, right = to_numpy(found.U), to_numpy(found.S)[:, None] * to_numpy(found.Vh)
+        else:
+            left = to_numpy(found.Q)
+            right = adjoint(left) @ wide(A) if name == "range_finder" else to_numpy(found.B)
+        assert norm(truth - left @ scaled(right, -exponent), kind) <= bound
+        assert defect(left) <= 100 * eps(dtype) * max(found.rank, 1) ** 0.5
+        best = gallery.best_rank(gallery.fast(80), rtol=1e-2, norm=kind)
+        assert found.converged == (found.error_bound <= found.tolerance)
+        assert not found.converged or name == "range_finder" or found.rank <= best + 3
+
+
+REFUSALS = {
+    "range_finder": lambda A: lowrank.range_finder(A, 5, rng=0),
+    "to a tolerance": lambda A: lowrank.range_finder(A, rtol=0.1, rng=0),
+    "RangeFinder": lambda A: lowrank.RangeFinder(A, rng=0).extend(5),
+    "qb": lambda A: lowrank.qb(A, 5, rng=0),
+    "svd": lambda A: lowrank.svd(A, 5, rng=0),
+    "eigh": lambda A: lowrank.eigh(A, 5, rng=0),
+    "nystrom": lambda A: lowrank.nystrom(A, 5, rng=0),
+    "interpolative": lambda A: lowrank.interpolative(A, 5, rng=0),
+    "cur": lambda A: lowrank.cur(A, 5, rng=0),
+    "residual_norm": lambda A: lowrank.residual_norm(A, lowrank.qr(A[:, -3:]).Q, rng=0),
+    "SketchedMatrix": lambda A: lowrank.SketchedMatrix((60, 60), 5, like=A[:0]).update(A),
+}
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("dtype", ["float32", "complex128"])
+@pytest.mark.parametrize("name", REFUSALS)
+@pytest.mark.parametrize("where", [(30, 7), (0, 3)])
+def test_what_is_not_finite_is_refused(bad, dtype, name, where):
+    A = hermitian(dtype, 60)
+    A[where] = bad
+    with pytest.raises(ValueError, match=r"NaN or Inf|not finite"):
+        REFUSALS[name](from_numpy(A))
+
+
+# -- the same as on a processor --------------------------------------------------------------------
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["range_finder", "qb", "svd", "eigh", "nystrom", "interpolative"])
+def test_the_same_as_on_a_processor(dtype, name):
+    """Of one test matrix; what is small is rounded in other places."""
+    A, Omega = hermitian(dtype, spectrum=gallery.fast), gaussian((150, 30), dtype)
+
+    def approximation(place):
+        found = getattr(lowrank, name)(place(A), 20, test_matrix=place(Omega))
+        if name == "range_finder":
+            return found.Q @ found.Q.mH
+        if name == "interpolative":
+            return found.skeleton @ found.coefficients
+        if name in ("eigh", "nystrom"):
+            w, V = found
+            return (V * w) @ V.mH
+        return (found.U * found.S) @ found.Vh if name == "svd" else found.Q @ found.B
+
+    here, there = approximation(torch.asarray), to_numpy(approximation(from_numpy))
+    assert np.linalg.norm(here.resolve_conj().numpy() - there) <= 1e4 * eps(dtype)
+
+
+def test_the_same_seed_as_on_a_processor():
+    """Which draws the numbers of single precision as a device does."""
+    A = with_spectrum(gallery.slow(90), (100, 90), "float32")
+    here, there = (lowrank.range_finder(X, 9, rng=3).Q for X in (torch.asarray(A), from_numpy(A)))
+    P, Q = here.numpy(), to_numpy(there)
+    assert np.linalg.norm(P @ P.T - Q @ Q.T) <= 1e-5
+
+
+@every_dtype
+def test_no_numbers_come_from_the_host(dtype):
+    A = from_numpy(gaussian((60, 40), dtype))
+    with counting() as counts:
+        lowrank.range_finder(A, 10, rng=0)
+    assert counts.operations["randn"] == 1
+    assert counts.operations["asarray"] == counts.operations["to"] == 0
+
+
+# -- what is done for the routines of a GPU --------------------------------------------------------
+
+
+@pytest.fixture
+def rough_svd(monkeypatch):
+    """An SVD as that of cuSOLVER: of moderate entries only, its results off by many eps."""
+    svd, calls = torch.linalg.svd, []
+
+    def rough(X, full_matrices=True):
+        assert float(X.abs().max()) <= 1.0
+        calls.append(X.shape)
+        U, S, Vh = svd(X, full_matrices=full_matrices)
+        error = 100 * torch.finfo(X.dtype).eps
+        U, Vh = (Q + error * from_numpy(gaussian(Q.shape, "float64")).to(Q.dtype) for Q in (U, Vh))
+        return U, S * (1 + error), Vh
+
+    monkeypatch.setattr("array_api_compat.torch.linalg.svd", rough)
+    return calls
+
+
+@every_dtype
+@pytest.mark.parametrize("exponent", [-80, 0, 80])
+def test_vectors_are_made_orthonormal_without_another_trial(rough_svd, dtype, exponent):
+    M = scaled(with_spectrum(gallery.slow(40), (40, 40), dtype), exponent).astype(dtype)
+    U, S, W = map(to_numpy, _small_svd.robust_svd(from_numpy(M)))
+    assert len(rough_svd) == 1
+    assert max(defect(U), defect(adjoint(W))) <= 30 * eps(dtype) * 40**0.5
+    assert np.linalg.norm(M - (U * S) @ W) <= 2e3 * eps(dtype) * norm(wide(M), "fro")
+    truth = np.linalg.svd(wide(M), compute_uv=False)
+    assert np.abs(S - truth).max() <= 100 * eps(dtype) * truth[0]
+
+
+@every_dtype
+def test_spectral_norms_are_sharper_than_singular_values(rough_svd, dtype):
+    X = with_spectrum(gallery.fast(20), (30, 20), dtype)
+    found = float(certificate.spectral_norm(from_numpy(X), array_api_compat.torch))
+    assert found == pytest.approx(np.linalg.norm(wide(X), 2), rel=20 * eps(dtype))
+
+
+# -- sums and products -----------------------------------------------------------------------------
+
+
+@every_dtype
+def test_products_with_the_adjoint(dtype):
+    X, Y = gaussian((3, 50, 30), dtype), gaussian((3, 50, 7), dtype)
+    with counting() as counts:
+        found = adjoint_matmul(from_numpy(X), from_numpy(Y))
+    assert np.linalg.norm(to_numpy(found) - adjoint(wide(X)) @ wide(Y)) <= 1e3 * eps(dtype)
+    assert counts.operations["bmm"] == 1
+
+
+@every_dtype
+@pytest.mark.parametrize("exponent", [-140, -130, -70, 0, 70, 120])
+def test_norms(dtype, exponent):
+    A = scaled(wide(gaussian((300, 400), dtype)), exponent).astype(dtype)
+    truth = scaled(np.linalg.norm(scaled(wide(A), -exponent)), exponent)
+    assert matrix_norm_by_rows(from_numpy(A)) == pytest.approx(truth, rel=1e-5)
+    assert matrix_norm_by_rows(from_numpy(np.ones((2**18, 4), dtype))) == pytest.approx(2**10)
+
+
+# -- what is launched, and waited for --------------------------------------------------------------
+
+N, K = 8192, 512
+# Operations and reads in single precision. Whoever makes them fewer lowers what is written here.
+BUDGETS = {
+    "range_finder": (lambda A: lowrank.range_finder(A, K, rng=0), 82, 1),
+    "range_finder, q = 2": (
+        lambda A: lowrank.range_finder(A, K, power_iterations=2, rng=0), 386, 1
+    ),
+    "range_finder, unchecked": (
+        lambda A: lowrank.range_finder(A, K, check_finite=False, rng=0), 71, 0
+    ),
+    "qb": (lambda A: lowrank.qb(A, K, rng=0), 85, 3),
+    "svd, q = 0": (lambda A: lowrank.svd(A, K, oversampling=0, power_iterations=0, rng=0), 223, 7),
+    "svd": (lambda A: lowrank.svd(A, K, oversampling=0, rng=0), 527, 7),
+    "qr": (lambda A: lowrank.qr(A[:, :K]), 69, 0),
+    "qr, narrow": (lambda A: lowrank.qr(A[:, :128]), 18, 0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", BUDGETS)
+def test_launched_at_a_fixed_rank(name):
+    call, most, waits = BUDGETS[name]
+    with without_numbers(), counting() as counts:
+        call(torch.empty(N, N, device="cuda"))
+    assert (counts.reads, counts.checks) == (waits, 0)
+    assert counts.launched <= most
+
+
+def launched_to_a_tolerance(blocks):
+    """With a norm of a half, errors that fall with each block, and reflectors that do not drift."""
+    errors = (number for block in range(1, 20) for number in (0.25 * 0.8**block, 0.0))
+    with without_numbers(itertools.chain([0.25], errors)), counting() as counts:
+        A, options = torch.empty(N, N, device="cuda"), {"block_size": 128, "rng": 0}
+        found = quietly(lowrank.range_finder, A, 128 * blocks, rtol=1e-3, **options)
+    assert (found.rank, len(found.history)) == (128 * blocks, blocks + 1)
+    return np.asarray([counts.launched, counts.reads + counts.checks])
+
+
+def test_launched_to_a_tolerance():
+    two, six = launched_to_a_tolerance(2), launched_to_a_tolerance(6)
+    launched, waits = (six - two) / 4
+    assert launched <= 121
+    assert waits == 2
+    assert two[0] - 2 * launched <= 10
+
+
+def test_a_tolerance_reads_two_numbers_per_block():
+    A = from_numpy(with_spectrum(gallery.slower(300), (300, 300), "float32"))
+    count, found = reads(lambda: lowrank.range_finder(A, rtol=0.1, block_size=16, rng=0))
+    assert count == 2 * (len(found.history) - 1) + 1
+    with pytest.warns(ConvergenceWarning):
+        assert lowrank.range_finder(A, 20, rtol=1e-3, rng=0).rank == 20

@@ -13,7 +13,9 @@ from lowrank._array import (
     eye,
     inverse,
     is_complex,
+    is_numpy_namespace,
     is_of_a_gpu,
+    is_torch_namespace,
     is_traced,
     lower_inverse,
     phases,
@@ -287,8 +289,10 @@ def gram_matrix(X: Array) -> Array:
         last = X[..., count * rows :, :]
         blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
         return xp.sum(adjoint_matmul(blocks, blocks), axis=-3) + adjoint_matmul(last, last)
-    wide = {xp.float32: xp.float64, xp.complex64: xp.complex128}
-    dtype = next((wide[single] for single in wide if X.dtype == single), X.dtype)
+    dtype = X.dtype
+    if is_numpy_namespace(xp) or is_torch_namespace(xp):  # another may have no double precision
+        wide = {xp.float32: xp.float64, xp.complex64: xp.complex128}
+        dtype = next((wide[single] for single in wide if X.dtype == single), X.dtype)
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
     total = eye(b, b, like=X) * 0.0
     for start in range(0, p, rows):

@@ -9,7 +9,6 @@ from matrices import adjoint, gaussian, residual, with_spectrum
 
 import lowrank
 from lowrank import gallery
-from lowrank._arithmetic import full_precision
 from lowrank._array import matrix_norm_by_rows, max_abs, phases, safe_norm
 
 CALLS = {
@@ -275,7 +274,7 @@ def test_norm_of_equal_entries_keeps_its_digits(backend, shape):
 def test_norms_neither_overflow_nor_underflow(backend, exponent):
     A = np.full((300, 400), 10.0**exponent, "float32")
     truth = 10.0**exponent * 120_000**0.5
-    with full_precision():
+    with np.errstate(over="ignore"):
         assert matrix_norm_by_rows(backend.asarray(A)) == pytest.approx(truth, rel=0.1)
         if exponent < 36:
             assert float(safe_norm(backend.asarray(A))) == pytest.approx(truth, rel=0.1)

@@ -23,27 +23,60 @@ FULL = ("ieee", "none", "highest")  # names of full precision in torch
 CUPY_DEFAULT, CUPY_REDUCED = 1, (3, 6, 7)  # CuPy's own: float16, bfloat16, TF32
 
 
-class _Switches:
-    """The switches of the libraries, which all threads share: back when the last has left."""
+class full_precision:  # noqa: N801
+    """Products in the precision of their arrays; the settings are back afterwards.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._inside = 0
-        self._undo: list[Callable[[], None]] = []
+    The switches of the libraries are those of the process: they are back when nobody is inside any
+    more. An object that an interruption has kept from its end is no longer inside once it is gone.
+    """
 
-    def enter(self) -> None:
-        with self._lock:
-            self._inside += 1
+    _lock = threading.RLock()
+    _inside: dict[int, int] = {}  # noqa: RUF012  # the thread of each
+    _undo: list[Callable[[], None]] = []  # noqa: RUF012
+
+    def __enter__(self) -> None:
+        self._autocast = ExitStack()
+        torch: Any = sys.modules.get("torch")
+        for device in ("cpu", "cuda") if hasattr(torch, "is_autocast_enabled") else ():
+            if torch.is_autocast_enabled(device):
+                self._autocast.enter_context(torch.autocast(device, enabled=False))
+        self._join({id(self): threading.get_ident()})
+
+    def __exit__(self, *_: object) -> None:
+        self._leave([id(self)])
+        self._autocast.close()
+
+    def __del__(self) -> None:
+        self._leave([id(self)])
+
+    @classmethod
+    def _join(cls, members: dict[int, int]) -> None:
+        with cls._lock:
+            cls._inside |= members
             # Every time: another thread may have set them in between.
             for read, write, full in _reduced():
-                self._undo.append(partial(_restored, read, write, read(), full))
+                cls._undo.append(partial(_restored, read, write, read(), full))
                 write(full)
 
-    def leave(self) -> None:
-        with self._lock:
-            self._inside -= 1
-            while self._undo and not self._inside:
-                self._undo.pop()()
+    @classmethod
+    def _leave(cls, members: list[int]) -> None:
+        with cls._lock:
+            for member in members:
+                cls._inside.pop(member, None)
+            while cls._undo and not cls._inside:
+                cls._undo.pop()()
+
+
+@contextmanager
+def as_the_caller_set() -> Iterator[None]:
+    """The switches of the process again, while the caller's own code runs."""
+    here = threading.get_ident()
+    members = {key: value for key, value in full_precision._inside.items() if value == here}
+    full_precision._leave([*members])
+    try:
+        yield
+    finally:
+        full_precision._join(members)
 
 
 def _restored(read: Callable[[], Any], write: Callable[[Any], None], was: Any, full: Any) -> None:
@@ -69,41 +102,12 @@ def _reduced() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]
         yield read, write, CUPY_DEFAULT
 
 
-_switches = _Switches()
-
-
-@contextmanager
-def full_precision() -> Iterator[None]:
-    """Products in the precision of their arrays; the settings are back afterwards."""
-    _switches.enter()
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(np.errstate(all="ignore"))
-            torch: Any = sys.modules.get("torch")
-            for device in ("cpu", "cuda") if hasattr(torch, "is_autocast_enabled") else ():
-                if torch.is_autocast_enabled(device):
-                    stack.enter_context(torch.autocast(device, enabled=False))
-            yield
-    finally:
-        _switches.leave()
-
-
-@contextmanager
-def as_the_caller_set() -> Iterator[None]:
-    """The settings of the process again, while the caller's own code runs."""
-    _switches.leave()
-    try:
-        yield
-    finally:
-        _switches.enter()
-
-
 def in_full_precision(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a public function compute so."""
+    """Let a public function compute so, without NumPy's warnings."""
 
     @wraps(function)
     def computed(*args: _P.args, **options: _P.kwargs) -> _T:
-        with full_precision():
+        with np.errstate(all="ignore"), full_precision():
             return function(*args, **options)
 
     return computed

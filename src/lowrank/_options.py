@@ -6,6 +6,8 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Literal, TypedDict, TypeVar
 
+import numpy as np
+
 from lowrank._arithmetic import full_precision
 from lowrank.results import Look
 
@@ -101,7 +103,7 @@ def shares_options(function: _Function) -> _Function:
                 called = function.__qualname__.removesuffix(".__init__")
                 message = f"{called}() got an unexpected keyword argument {name!r}"
                 raise TypeError(message)
-        with full_precision():
+        with np.errstate(all="ignore"), full_precision():
             return function(*args, **options)
 
     # the stop rules first, as in every docstring, and what is a function's own before the rest

@@ -160,7 +160,7 @@ def _short_look(problem: Problem, state: State, short: int, norm_bound: float) -
         raise ValueError(NOT_FINITE)
     U, S, _, rounding = svd_of(E)
     scale, epsilon = state.measured_scale, epsilon_of(state)
-    size = float(safe_norm(S[:1] if problem.norm == "spectral" else S)) / scale
+    size = float(safe_norm(leading(S, 1) if problem.norm == "spectral" else S)) / scale
     near = size * (64.0 * epsilon) + rounding / scale
     if state.norm_A is None or (A.norm is None and problem.norm == "fro"):
         lower = 0.0 if state.rank == 0 else _norm_below(problem, state, None)
@@ -184,7 +184,7 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     """
     A, residual, look = state.A, state.residual, state.looks[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
-    if not isinstance(residual, Sampled) or state.rank == 0 or A.far is not None:
+    if not isinstance(residual, Sampled) or state.rank == 0 or A.far is not None or not norm:
         return state
     (m, n), samples = A.shape, width_of_look(state)
     if look.bound > 0.5 * LONG * epsilon_of(state) * norm or m <= samples:

@@ -192,7 +192,8 @@ def measured(problem: Problem, state: State) -> State:
         A = _scaled(A, scale)
         if isinstance(state.residual, Sampled):
             state = replace(state, residual=replace(state.residual, A=A))
-    unit = 2.0 ** min(-math.frexp(norm)[1], exponent - 2) if norm > 0.0 else 1.0
+    room = exponent - 2  # which keeps it a normal number
+    unit = 2.0 ** max(-room, min(-math.frexp(norm)[1], room)) if norm > 0.0 else 1.0
     known = norm if problem.norm == "fro" or norm == 0.0 else state.norm_A
     return replace(state, A=A, scale=scale, explicit_scale=unit, frobenius=norm, norm_A=known)
 

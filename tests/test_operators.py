@@ -347,7 +347,7 @@ def test_refused():
         lowrank.svd(Operator(np.stack([A] * 4)), rtol=0.1)
     wrong = Operator(A)
     wrong.shape = (20, 30)
-    message = r"`A.matmat` of an array of shape .* must have shape \(20, 1\), got \(30, 1\)"
+    message = r"`A.matmat` of an array of shape .* must have shape \(20, 30\), got \(30, 30\)"
     wrong.matmat = lambda X: A @ X[:20]
     with pytest.raises(ValueError, match=message):
         lowrank.svd(wrong, rtol=0.1)

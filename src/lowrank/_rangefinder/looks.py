@@ -6,7 +6,6 @@ from dataclasses import replace
 from lowrank._array import (
     LONG,
     Array,
-    adjoint,
     adjoint_matmul,
     eye,
     flushes,
@@ -27,7 +26,6 @@ from lowrank._rangefinder.sampling import (
     salted,
 )
 from lowrank._rangefinder.state import Problem, State, epsilon_of
-from lowrank._small_svd import svd_of
 from lowrank.certificate import (
     norm_of_product,
     rounding_floor,
@@ -90,13 +88,7 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     The sample ``E Ω`` is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds
     the (2q+1)-th power of ‖E‖₂ just as ``‖E Ω‖₂`` bounds ‖E‖₂.
     """
-    if not state.is_salted:
-        state = salted(problem, state)
-    if problem.source.is_free and state.A.far is None:
-        short = min(state.A.shape[-2] - state.rank, state.A.shape[-1])
-        if short <= width_of_look(state):
-            return _short_look(problem, state, short, norm_bound)
-    Omega = problem.source.draw(width_of_look(state))
+    state, Omega, is_whole = _test_matrix(problem, state)
     samples, of_complex = int(Omega.shape[-1]), is_complex(Omega)
     if samples == 0:
         return None
@@ -126,11 +118,16 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be. A norm that is
     # sampled takes half of δ.
     delta = problem.failure_probability / (2.0 if is_sampled else 1.0) / (looks * (looks + 1))
-    factor = safety_factor(samples, delta, is_complex=of_complex)
-    estimate = size / state.measured_scale / math.sqrt(samples) ** root
+    factor = spread = 1.0 + 64.0 * epsilon_of(state)
+    estimate = size / state.measured_scale
+    if not is_whole:
+        factor = safety_factor(samples, delta, is_complex=of_complex)
+        spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
+        estimate /= math.sqrt(samples) ** root
+    elif problem.norm == "fro":  # of whose columns some may do
+        waiting = waiting @ problem.source.draw(samples)
     state = replace(state, waiting=waiting, sampled_looks=looks)
     if is_sampled and state.norm_A is None:
-        spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
         state = _with_sampled_norm(problem, state, waiting, estimate / spread, estimate * factor)
     bound = estimate * factor**root + base_floor(state, factor) + _drift(state)
     if state.rank == 0 and state.norm_A is not None:  # of which it is the error
@@ -142,36 +139,16 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     return _recorded(state, estimate, min(bound, norm_bound))
 
 
-def _short_look(problem: Problem, state: State, short: int, norm_bound: float) -> State:
-    """The same where as many products as a sample would take give all of the residual.
+def _test_matrix(problem: Problem, state: State) -> tuple[State, Array, bool]:
+    """Ω for a sample that certifies, and whether it is the unit matrix, which has no more columns.
 
-    Its left singular vectors then wait to join the basis.
+    That tells all of the residual.
     """
-    A, residual = state.A, state.residual
-    assert not isinstance(residual, Whole)
-    unit = eye(short, short, like=A.empty(0))
-    if short == A.shape[-1]:
-        state, sample = multiplied(problem, state, unit)
-        E = sample.pop()
-    else:
-        problem.work.add(short)
-        E = adjoint(residual.rmatmat(unit))
-    if not is_finite(E):
-        raise ValueError(NOT_FINITE)
-    U, S, _, rounding = svd_of(E)
-    scale, epsilon = state.measured_scale, epsilon_of(state)
-    size = float(safe_norm(leading(S, 1) if problem.norm == "spectral" else S)) / scale
-    near = size * (64.0 * epsilon) + rounding / scale
-    if state.norm_A is None or (A.norm is None and problem.norm == "fro"):
-        lower = 0.0 if state.rank == 0 else _norm_below(problem, state, None)
-        above = math.hypot(lower * (1.0 + 64.0 * epsilon), size + near)
-        add = max if problem.norm == "spectral" else math.hypot
-        state = replace(state, norm_A=add(lower, max(0.0, size - near)), norm_above=above)
-    state = replace(state, waiting=U, sampled_looks=state.sampled_looks + 1)
-    bound = size + near + base_floor(state) + _drift(state)
-    if isinstance(residual, Explicit):
-        bound += residual.drift / state.explicit_scale
-    return _recorded(state, size, min(bound, norm_bound))
+    n = state.A.shape[-1]
+    if problem.source.is_free and state.A.far is None and 0 < n <= width_of_look(state):
+        return state, eye(n, n, like=state.A.empty(0)), True
+    state = state if state.is_salted else salted(problem, state)
+    return state, problem.source.draw(width_of_look(state)), False
 
 
 def settled(problem: Problem, state: State, *, truncates: bool) -> State:
@@ -186,11 +163,11 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
     if not isinstance(residual, Sampled) or state.rank == 0 or A.far is not None or not norm:
         return state
-    (m, n), samples = A.shape, width_of_look(state)
+    m, samples = A.shape[0], width_of_look(state)
     if look.bound > 0.5 * LONG * epsilon_of(state) * norm or m <= samples:
         return state
-    looks, is_whole = state.sampled_looks + 1, n <= samples
-    Omega = eye(n, n, like=A.empty(0)) if is_whole else problem.source.draw(samples)
+    looks = state.sampled_looks + 1
+    state, Omega, is_whole = _test_matrix(problem, state)
     samples, basis, k = int(Omega.shape[-1]), residual.basis, state.rank
     if samples == 0:
         return state

@@ -22,7 +22,17 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "src" / "lowrank"
-ROOMS = ("_panel", "householder", "certificate", "rangefinder")
+ROOMS = (
+    "_panel",
+    "householder",
+    "certificate",
+    "_truncate",
+    "_rangefinder.residuals",
+    "_rangefinder.looks",
+    "_rangefinder.stop_rule",
+    "_rangefinder.growth",
+    "rangefinder",
+)
 FILES = (
     "panel",
     "householder",
@@ -30,6 +40,9 @@ FILES = (
     "operators",
     "inputs",
     "rangefinder",
+    "exact",
+    "adverse",
+    "cost_page",
     "any_matrix",
 )
 # Methods of devices that are not here run on torch only.
@@ -101,9 +114,13 @@ def parts(node, inside=""):
             yield from parts(child, where)
 
 
+def source_of(room):
+    return (PACKAGE / f"{room.replace('.', '/')}.py").read_text()
+
+
 def mutants(room):
     """(room, line, function, kind, before, after, source) for every change of a module."""
-    tree = ast.parse((PACKAGE / f"{room}.py").read_text())
+    tree = ast.parse(source_of(room))
     for parent, field, position, node, where in list(parts(tree)):
         for kind, new in list(changes(node)):
             ast.fix_missing_locations(ast.copy_location(new, node))
@@ -173,7 +190,7 @@ def main():
     )
     print(f"{len(sample)} of {len(every)} mutants", flush=True)
     fork, running, killed, total = multiprocessing.get_context("fork"), {}, Counter(), Counter()
-    sound = [ast.unparse(ast.parse((PACKAGE / f"{ROOMS[0]}.py").read_text()))]
+    sound = [ast.unparse(ast.parse(source_of(ROOMS[0])))]
     control = fork.Process(target=run, args=(ROOMS[0], OF_DEVICES[0], *sound))
     since = time.monotonic()
     control.start()

@@ -203,7 +203,8 @@ def test_zero_and_empty_matrices_need_no_basis(backend, dtype, shape, kind):
 def test_exact_rank_is_found(backend, dtype, rank):
     """Rank below, at and above the edge of a look: the error falls to rounding just there."""
     A = with_spectrum(gallery.low_rank(150, rank), (150, 160)[::-1], dtype)
-    found = lowrank.range_finder(backend.asarray(A), rtol=tolerances(dtype)[-2], rng=0)
+    options = {"rtol": tolerances(dtype)[-2], "block_size": 32, "rng": 0}
+    found = lowrank.range_finder(backend.asarray(A), **options)
     assert found.converged
     assert rank <= found.rank <= 128
 
@@ -433,7 +434,7 @@ def test_callback(backend, dtype):
             raise StopIteration
 
     with pytest.warns(ConvergenceWarning, match=r"STOPPED"):
-        found = lowrank.range_finder(A, rtol=1e-6, rng=0, callback=stop)
+        found = lowrank.range_finder(A, rtol=1e-6, block_size=32, rng=0, callback=stop)
     assert (found.status, found.rank, found.converged) == (Status.STOPPED, 32, False)
 
 

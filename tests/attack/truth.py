@@ -157,7 +157,8 @@ def judged(case, A, found):
     if told["converged"] and case.rtol is not None:
         goal = max(step[1] for step in (*case.history, ("", case.rtol)) if step[1] < 2)
         if case.function != "RangeFinder" or not case.history:
-            excess = truth / (goal * size * (1 + 100 * eps) + margin) if truth else 0.0
+            allowed = told["tolerance"] if case.absolute else goal * size
+            excess = truth / (allowed * (1 + 100 * eps) + margin) if truth else 0.0
             yield Verdict("tolerance", float(excess), text, float(excess) / 2)
     if told["norm_A"] is not None and case.function != "SketchedMatrix":
         ratio = told["norm_A"] / (size * (1 + 100 * eps) + quantum) if size else told["norm_A"]

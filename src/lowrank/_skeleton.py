@@ -208,7 +208,7 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
     refuse_infinite(C)
     outcome, norm = found.outcome, found.problem.norm
     largest = 2.0 ** (math.frexp(float(array_namespace(C).finfo(C.dtype).max))[1] - 2)
-    unit = min(scale_of(C), largest / before)
+    unit = max(1.0 / largest / before, min(scale_of(C), largest / before))
     B = adjoint(C * unit)
     scale = before * unit
     residual = estimate = floor = 0.0

@@ -11,6 +11,7 @@ Everything on the page follows from these files: run it again after every new on
 import argparse
 import json
 import math
+import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,13 @@ LOSSES = (
 )
 
 
+# The day on which the range finder was written anew.
+REBUILT = "2026-11-29"
+OLDER = (
+    "**Older than the code**: the range finder and all that stands on it were rebuilt on "
+    f"{REBUILT}. What a tolerance costs now on a processor is on [a page of its own](explanation/tolerance.md)."
+)
+
 # -- reading --------------------------------------------------------------------------------------
 
 
@@ -59,7 +67,9 @@ def newest(folder: Path) -> list[Row]:
     for content in sorted(contents, key=lambda content: content["date"]):
         key = content["kind"], content["machine"].get("device")
         old = found.get(key)
+        content["runs"] = [content | {"rows": None}]
         if key[0] == "gpu" and old is not None:
+            content["runs"] = [*old["runs"], *content["runs"]]
             there = {(row["section"], row["dtype"]) for row in measured(content["rows"])}
             kept = [row for row in old["rows"] if (row["section"], row["dtype"]) not in there]
             content["rows"] = [*kept, *measured(content["rows"])]
@@ -557,6 +567,8 @@ def machine(content: Row) -> list[str]:
         ),
         "",
     ]
+    if content["date"] < REBUILT and content["kind"] != "optimizer":
+        told += [OLDER, ""]
     if content.get("quick"):
         told = ["**A quick trial on small matrices: no figure here means anything.**", "", *told]
     return told
@@ -642,6 +654,7 @@ def gpu_page(content: Row) -> list[str]:
         f"## On a GPU: {content['machine']['device']}",
         "",
         *machine(content),
+        *tests_of(content),
         "### Goals on this GPU",
         "",
         *table(["goal", "worst case", ""], goals),
@@ -654,6 +667,20 @@ def gpu_page(content: Row) -> list[str]:
         "",
         *losses_table(rows),
     ]
+
+
+def tests_of(content: Row) -> list[str]:
+    """What the tests said on this device, in each run that the page has figures of."""
+    lines = ["### Tests on this GPU", ""]
+    for run in content["runs"]:
+        tests = run.get("tests") or {}
+        told = "no tests were run"
+        if "passed" in tests:
+            told = ", ".join(f"{tests[key]:,} {key}" for key in ("passed", "failed", "skipped"))
+        lines.append(f"- `{run['file']}`, {run['date'][:10]}: {told}.")
+        names = re.findall(r"^FAILED (\S+)", tests.get("output", ""), re.MULTILINE)
+        lines += [f"  - failed: `{name}`" for name in names]
+    return [*lines, ""]
 
 
 def told_of(met: bool | None) -> str:

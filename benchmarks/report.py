@@ -49,7 +49,8 @@ LOSSES = (
 REBUILT = "2026-11-29"
 OLDER = (
     "**Older than the code**: the range finder and all that stands on it were rebuilt on "
-    f"{REBUILT}. What a tolerance costs now on a processor is on [a page of its own](explanation/tolerance.md)."
+    f"{REBUILT}. What a tolerance costs now on a processor is on "
+    "[a page of its own](explanation/tolerance.md)."
 )
 
 # -- reading --------------------------------------------------------------------------------------

@@ -1,14 +1,19 @@
 """QR of one tall panel: an orthonormal basis of any rank, and its reflectors in compact WY form."""
 
 import math
-from typing import NamedTuple
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import numpy as np
 
 from lowrank._array import (
     Array,
+    Namespace,
     adjoint,
     adjoint_matmul,
     array_namespace,
     checked_cholesky,
+    device_of,
     eps,
     eye,
     inverse,
@@ -100,8 +105,11 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(Q, R)
     if b == 0:
         return Basis(P, adjoint(P) @ P)
-    method, narrowest, widest, *_ = tuning(P)
+    kind = tuning(P)
+    method, narrowest, widest, *_ = kind
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
+    if kind.mixed and tall and eps(P) > 1e-10:
+        return _mixed_cholesky_qr(P)
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
         gram = adjoint_matmul(P, P) if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
@@ -122,7 +130,10 @@ def conditioned(P: Array) -> Array:
     Where a Cholesky factor can be checked, one pass of Cholesky QR: orthonormal to a tenth.
     """
     p, b = P.shape[-2:]
-    if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
+    kind = tuning(P)
+    if kind.mixed and p >= 2 * b and eps(P) > 1e-10:
+        return _mixed_cholesky_qr(P, passes=1).Q
+    if kind.method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
         found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
@@ -243,15 +254,16 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     """Cholesky QR in four passes, two of them shifted, that holds for every rank if p ≥ 2b.
 
     With ``PᴴP + sI = RᴴR`` a singular value σ of P becomes ``σ/√(σ² + s)``, which is at least of
-    order ``σ/√s``: with s of order eps, two passes take the least singular value, a few eps that
-    were added to the diagonal, to order one; two passes without a shift then make the columns
+    order ``σ/√s``: with s of order eps, two passes take the least singular value, about an eps of
+    Gaussian noise in the first rows, to order one; two passes without a shift then make the columns
     orthonormal to rounding (Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa, Shifted Cholesky QR
     for computing the QR factorization of ill-conditioned matrices, 2020, doi:10.1137/18M1218212).
     Triangular solves, and no inverses, keep the residual at eps.
 
     The shift covers the rounding of the Gram matrix, of b unit columns with p entries. Tried on
     square to 10⁵-fold tall panels of decaying, repeated, zero, monomial and Hilbert columns: twice
-    the shift without more on the diagonal fails, and so do square panels.
+    the shift without noise fails, and so do square panels. Noise on the diagonal alone fails where
+    the panel is nilpotent there.
     """
     xp = array_namespace(P)
     X, scale = _scaled(P)
@@ -259,13 +271,44 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     norms = xp.astype(xp.linalg.vector_norm(X, axis=-2, keepdims=True), P.dtype)
     X = X / xp.where(norms == 0, xp.ones_like(norms), norms)
     identity = eye(b, b, like=X)
-    X[..., :b, :] = X[..., :b, :] + 4.0 * eps(X) * identity
+    X[..., : 2 * b, :] += 2.0 * eps(X) * _noise(b, xp, X.dtype, device_of(X))
     shift = 2.0 * eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
         upper = adjoint(unasked_cholesky(gram_matrix(X) + s * identity))
         X, R = upper_solve(X, upper), upper @ R
     return Basis(X, R)
+
+
+def _mixed_cholesky_qr(P: Array, passes: int = 2) -> Basis:
+    """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank.
+
+    I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
+    studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
+    a quarter of an eps in the first rows gives full rank to every panel, to about eps, and so a
+    condition that the first Gram matrix bears; the second one sees a basis that is orthonormal
+    nearly. Between products the first pass will do.
+    """
+    xp, (*_, p, b) = array_namespace(P), P.shape
+    dtype = xp.complex128 if is_complex(P) else xp.float64
+    X, identity = xp.astype(P, dtype), xp.eye(b, dtype=dtype, device=device_of(P))
+    sizes = xp.linalg.vector_norm(X, axis=-2, keepdims=True) + 1e-60  # of zeros too
+    noise = 0.25 * eps(P) * _noise(b, xp, dtype, device_of(P))
+    X[..., : 2 * b, :] += xp.astype(sizes, dtype) * noise
+    lift, R = 8.0 * (b + p**0.5) * 2.0**-52, None
+    for _ in range(passes):
+        G = adjoint_matmul(X, X)
+        upper = adjoint(unasked_cholesky(G * (1.0 + lift * identity)))
+        X = X @ upper_solve(identity, upper)
+        R = upper if R is None else upper @ R
+    return Basis(xp.astype(X, P.dtype), xp.astype(R, P.dtype))
+
+
+@lru_cache(maxsize=16)
+def _noise(b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
+    """A Gaussian 2b×b matrix with columns of about norm one, the same at every call."""
+    Z = np.random.default_rng(7).standard_normal((2 * b, b)) / (2 * b) ** 0.5
+    return xp.astype(xp.asarray(Z, device=device), dtype)
 
 
 def departure(Q: Array) -> Array:

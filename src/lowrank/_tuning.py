@@ -1,9 +1,10 @@
 """Measured defaults: how wide a block is, and how a panel is made orthonormal, by kind of array."""
 
 from enum import Enum, auto
+from functools import cache
 from typing import NamedTuple
 
-from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array
+from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array, loaded
 
 __all__ = [
     "CUPY",
@@ -38,14 +39,19 @@ class Tuning(NamedTuple):
     # An SVD with vectors takes as long as products of this many flops, over the cube of the side
     svd_cost: tuple[float, float] = (30.0, 14.0)  # in single and in double precision
     block_cost: float = 4e7  # flops in the time that a block takes besides its products
+    # Whether panels in single precision have Gram matrices in double: the time of few operations
+    mixed: bool = False
 
 
 NUMPY = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64)
 TORCH_CPU = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64, 48, 2, (20.0, 10.0))
 # An H200: LAPACK's way takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, Cholesky QR 2.6 and 3.5,
 # nearly all of it, for narrow panels, the host's time for a hundred kernels. CuPy is not measured.
-TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0)
-CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0)
+TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+# Compute capabilities of devices with half as many flops in double precision as in single, or more;
+# others have a 32nd or a 64th of them.
+OF_DOUBLES = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 OTHER = Tuning(Method.NATIVE, 0, 0, 64)
 
 
@@ -78,7 +84,14 @@ def tuning(X: Array) -> Tuning:
     if is_numpy_array(X):
         return NUMPY
     if is_cupy_array(X):
-        return CUPY
-    if is_torch_array(X):
-        return TORCH_CUDA if X.is_cuda else TORCH_CPU if X.device.type == "cpu" else OTHER
-    return OTHER
+        major, minor = X.device.compute_capability[:-1], X.device.compute_capability[-1]
+        return CUPY._replace(mixed=(int(major), int(minor)) in OF_DOUBLES)
+    if is_torch_array(X) and X.is_cuda:
+        return TORCH_CUDA._replace(mixed=_has_doubles(X.device.index or 0))
+    return TORCH_CPU if is_torch_array(X) and X.device.type == "cpu" else OTHER
+
+
+@cache
+def _has_doubles(index: int) -> bool:
+    cuda = loaded("torch").cuda
+    return not cuda.is_available() or cuda.get_device_capability(index) in OF_DOUBLES

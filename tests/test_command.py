@@ -20,8 +20,9 @@ from matrices import gaussian, norm, with_spectrum
 import lowrank
 from lowrank import gallery
 from lowrank.__main__ import main
-from lowrank._command import plotting, reading, reporting, running, writing
+from lowrank._command import plotting, reading, reporting, running
 from lowrank._command.arguments import parse
+from lowrank._command.telling import InputError
 from lowrank._command.working import answers
 
 sparse = pytest.importorskip("scipy.sparse")
@@ -688,10 +689,10 @@ def test_file_systems_without_links(monkeypatch):
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(Path, "hardlink_to", refuse)
-    writing.write(Path("F"), lambda stream: stream.write(b"all"), force=False)
+    running.write(Path("F"), lambda stream: stream.write(b"all"), force=False)
     assert Path("F").read_bytes() == b"all"
-    with pytest.raises(writing.InputError, match="F: exists"):
-        writing.write(Path("F"), lambda stream: stream.write(b"more"), force=False)
+    with pytest.raises(InputError, match="F: exists"):
+        running.write(Path("F"), lambda stream: stream.write(b"more"), force=False)
     assert Path("F").read_bytes() == b"all"
 
 

@@ -6,9 +6,8 @@ from types import FrameType
 
 from lowrank._command.arguments import parse
 from lowrank._command.demonstration import demonstrate
-from lowrank._command.errors import BAD_INPUT, INTERRUPTED, InputError
-from lowrank._command.running import run
-from lowrank._command.streams import complain, prepare_streams
+from lowrank._command.running import BAD_INPUT, run
+from lowrank._command.telling import InputError, complain, prepare_streams
 
 __all__ = ["main"]
 
@@ -16,17 +15,17 @@ __all__ = ["main"]
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""
     prepare_streams()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        options = parse(sys.argv[1:] if arguments is None else arguments)
-        if options is not None:
-            return run(options)
+        if arguments:
+            return run(parse(arguments))
         demonstrate()
     except InputError as error:
         complain(str(error))
         return BAD_INPUT
     except KeyboardInterrupt:
         complain("interrupted")
-        return INTERRUPTED
+        return 130  # that of shells
     return 0
 
 

@@ -2,14 +2,16 @@
 
 import argparse
 import math
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lowrank
-from lowrank._command.errors import InputError
+from lowrank._command.telling import refuse
 
 __all__ = ["Options", "parse"]
+
+Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 
 PLOTS = (".png", ".pdf", ".svg")
 
@@ -52,55 +54,29 @@ examples:
 """
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """The command line, checked as far as that goes without opening a file."""
-
-    file: Path
-    rtols: tuple[float, ...]
-    rank: int | None
-    norm: Any
-    power_iterations: int | None
-    seed: int
-    name: str | None
-    skip_rows: int
-    output: Path | None
-    plot: Path | None
-    force: bool
-    json: bool
-
-
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
-        raise InputError(message)
+        refuse(message)
 
 
 def _count(least: int) -> Any:
     def integer(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if value < least:
-            message = f"must be an integer of at least {least}, got {text!r}"
-            raise argparse.ArgumentTypeError(message)
-        return value
+        with suppress(ValueError):
+            if (value := int(text)) >= least:
+                return value
+        message = f"must be an integer of at least {least}, got {text!r}"
+        raise argparse.ArgumentTypeError(message)
 
     return integer
 
 
 def _tolerances(text: str) -> tuple[float, ...]:
-    values = []
-    for part in text.split(","):
-        try:
-            value = float(part)
-        except ValueError:
-            value = math.nan
-        if not 0.0 < value < math.inf:
-            message = f"must be a positive number, or several with commas between, got {text!r}"
-            raise argparse.ArgumentTypeError(message)
-        values.append(value)
-    return tuple(values)
+    with suppress(ValueError):
+        values = tuple(map(float, text.split(",")))
+        if all(0.0 < value < math.inf for value in values):
+            return values
+    message = f"must be a positive number, or several with commas between, got {text!r}"
+    raise argparse.ArgumentTypeError(message)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -116,8 +92,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--rtol",
         metavar="R[,R…]",
+        dest="rtols",
         type=_tolerances,
-        default=(),
+        default=(None,),
         help="relative tolerance, such as 1e-2; several give a line each",
     )
     add("--rank", metavar="K", type=_count(1), help="rank; a cap on it where --rtol is given")
@@ -144,26 +121,21 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def parse(arguments: list[str]) -> Options | None:
-    """The options, or None where there are no arguments at all."""
-    if not arguments:
-        return None
+def parse(arguments: list[str]) -> Options:
+    """The options, checked as far as that goes without opening a file.
+
+    With a rank alone, `rtols` is ``(None,)``: one question, without a tolerance.
+    """
     given = _parser().parse_args(arguments)
     if given.file is None:
-        message = "FILE is missing; python -m lowrank --help shows examples"
-        raise InputError(message)
-    if not given.rtol and given.rank is None:
-        message = "no stop rule: give --rtol, for instance --rtol 1e-2, or --rank, or both"
-        raise InputError(message)
+        refuse("FILE is missing; python -m lowrank --help shows examples")
+    if given.rtols == (None,) and given.rank is None:
+        refuse("no stop rule: give --rtol, for instance --rtol 1e-2, or --rank, or both")
     for path, option in ((given.output, "--output"), (given.plot, "--plot")):
-        if path is not None and len(given.rtol) > 1:
-            message = f"{option} takes one tolerance, got {len(given.rtol)}"
-            raise InputError(message)
+        if path is not None and len(given.rtols) > 1:
+            refuse(f"{option} takes one tolerance, got {len(given.rtols)}")
     if given.output is not None and given.output.suffix.lower() != ".npz":
-        message = f"--output must name a .npz file, got {given.output}"
-        raise InputError(message)
+        refuse(f"--output must name a .npz file, got {given.output}")
     if given.plot is not None and given.plot.suffix.lower() not in PLOTS:
-        message = f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}"
-        raise InputError(message)
-    options = vars(given)
-    return Options(rtols=options.pop("rtol"), **options)
+        refuse(f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}")
+    return given

@@ -10,7 +10,7 @@ import numpy as np
 
 import lowrank
 from lowrank import gallery
-from lowrank._command.streams import tell
+from lowrank._command.telling import tell
 
 __all__ = ["Row", "demonstrate", "elevation", "measure"]
 

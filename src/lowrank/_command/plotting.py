@@ -9,8 +9,8 @@ import numpy as np
 
 from lowrank._array import safe_norm
 from lowrank._command.arguments import Options
-from lowrank._command.errors import InputError, printable, reason, required
 from lowrank._command.reading import Matrix, as_numpy
+from lowrank._command.telling import InputError, printable, reason, required
 from lowrank._command.working import Answer
 from lowrank._small_svd import tails
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._command.errors import InputError, reason, required
+from lowrank._command.telling import InputError, reason, required
 
 __all__ = ["Matrix", "Source", "as_numpy", "sources"]
 

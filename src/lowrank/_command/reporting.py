@@ -9,10 +9,9 @@ from typing import Any
 
 import lowrank
 from lowrank._command.arguments import Options
-from lowrank._command.errors import printable
 from lowrank._command.reading import Matrix, Source
-from lowrank._command.streams import tell
-from lowrank._command.working import Answer, relative
+from lowrank._command.telling import printable, tell
+from lowrank._command.working import Answer
 from lowrank.results import Look
 
 __all__ = ["Progress", "Table", "as_json", "entry", "missed_line", "size"]
@@ -64,8 +63,12 @@ def _shape(shape: tuple[int, ...]) -> str:
     return "×".join(map(str, shape))
 
 
-def _asked(answer_rtol: float | None) -> str:
-    return "-" if answer_rtol is None else f"{answer_rtol:g}"
+def _rank(answer: Answer) -> str:
+    return f"{answer.factors.rank}{'*' if answer.missed else ''}"
+
+
+def _saving(rank: str, nbytes: int) -> str:
+    return f"{rank:>6} {size(nbytes) if nbytes else 'none':>11}"
 
 
 class Table:
@@ -80,10 +83,8 @@ class Table:
         self._many = len(matrices) > 1
         self._label = max([6, *(len(printable(source.name)) for source in matrices)])
         self._shape = max([5, *(len(_shape(source.shape or ())) for source in matrices)])
-        self._columns: tuple[float | None, ...] = options.rtols or (None,)
-        self._total = 0
-        self._saved = [0] * len(self._columns)
-        self._headed = False
+        self._total = 0  # bytes of what is in the table
+        self._saved = [0] * len(options.rtols)
 
     def add(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
         if self._many:
@@ -92,72 +93,60 @@ class Table:
             self._add_single(source, matrix, found)
 
     def _add_single(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
-        name = f" {source.name}" if source.name else ""
+        head = printable(f"{self._options.file}{f' {source.name}' if source.name else ''}")
         shape, norm = _shape(matrix.array.shape), NORMS[self._options.norm]
-        head = printable(f"{self._options.file}{name}")
         about = f"{shape}, {matrix.dtype}, {size(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
         tell(f"{head}: {about}\n")
         tell("tolerance    rank  error bound  estimate           memory        time")
         for answer in found:
+            rtol = "-" if answer.rtol is None else f"{answer.rtol:g}"
             ratio = answer.nbytes / matrix.nbytes
             share = f"{ratio:.0%}" if ratio < 10 else f"×{ratio:.0f}"
             share = f"{size(answer.nbytes)} {share:>5}"
+            bound, error = answer.relative(answer.bound), answer.relative(answer.error)
             tell(
-                f"{_asked(answer.rtol):>9} {_rank(answer):>7} "
-                f"{relative(answer.bound, answer.norm_A):12.2e} "
-                f"{relative(answer.error, answer.norm_A):9.2e} {share:>16} "
+                f"{rtol:>9} {_rank(answer):>7} {bound:12.2e} {error:9.2e} {share:>16} "
                 f"{answer.seconds:9.2f} s"
             )
 
     def _add_tensor(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
-        if not self._headed:
+        if not self._total:
             self._head()
-        cells = [
-            f"{printable(source.name):{self._label}}",
-            f"{_shape(matrix.array.shape):>{self._shape}}",
-        ]
         self._total += matrix.nbytes
+        cells = []
         for column, answer in enumerate(found):
             saved = max(0, matrix.nbytes - answer.nbytes)
             self._saved[column] += saved
             if answer.rtol is None:
-                cells.append(f"{relative(answer.bound, answer.norm_A):11.2e}")
-            cells.append(f"{_rank(answer):>6} {size(saved) if saved else 'none':>11}")
-        tell("  ".join(cells))
+                cells.append(f"{answer.relative(answer.bound):11.2e}")
+            cells.append(_saving(_rank(answer), saved))
+        self._line(printable(source.name), _shape(matrix.array.shape), cells)
 
     def _head(self) -> None:
-        self._headed = True
-        blank = " " * (self._label + 2 + self._shape)
-        above, below = [blank], [f"{'tensor':{self._label}}  {'shape':>{self._shape}}"]
-        for rtol in self._columns:
-            if rtol is None:
-                below.append("error bound")
-            above.append(f"{'' if rtol is None else f'within {rtol:g}':>18}")
-            below.append(f"{'rank':>6} {'saved':>11}")
-        if self._options.rtols:
-            tell("  ".join(above))
-        tell("  ".join(below))
+        rtols = self._options.rtols
+        titles = [f"{'rank':>6} {'saved':>11}"] * len(rtols)
+        if rtols == (None,):
+            titles.insert(0, "error bound")
+        else:
+            self._line("", "", [f"{f'within {rtol:g}':>18}" for rtol in rtols])
+        self._line("tensor", "shape", titles)
+
+    def _line(self, label: str, shape: str, cells: list[str]) -> None:
+        tell("  ".join([f"{label:{self._label}}", f"{shape:>{self._shape}}", *cells]))
 
     def end(self) -> None:
-        if not self._headed:
-            return
-        width = self._label + 2 + self._shape + (0 if self._options.rtols else 13)
-        cells = [f"{f'total {size(self._total)}':{width}}"]
-        for saved in self._saved:
-            share = saved / self._total
-            cells.append(f"{f'{share:.0%}':>6} {size(saved) if saved else 'none':>11}")
-        tell("  ".join(cells))
-
-
-def _rank(answer: Answer) -> str:
-    return f"{answer.factors.rank}{'*' if answer.missed else ''}"
+        if self._total:
+            width = self._label + 2 + self._shape
+            width += 13 if self._options.rtols == (None,) else 0
+            cells = [_saving(f"{saved / self._total:.0%}", saved) for saved in self._saved]
+            tell("  ".join([f"{f'total {size(self._total)}':{width}}", *cells]))
 
 
 def missed_line(answers: list[tuple[str, Answer]]) -> str:
     """One line on the tolerances that were not met: the only one, or how many and the worst."""
     missed = [(name, answer) for name, answer in answers if answer.missed]
-    name, worst = max(missed, key=lambda pair: relative(pair[1].bound, pair[1].norm_A))
-    bound = f"{relative(worst.bound, worst.norm_A):.3g}"
+    name, worst = max(missed, key=lambda pair: pair[1].relative(pair[1].bound))
+    bound = f"{worst.relative(worst.bound):.3g}"
     where = f"rank {worst.factors.rank}" + (f" of {name}" if name else "")
     if len(missed) == 1:
         status = worst.factors.status
@@ -171,22 +160,15 @@ def missed_line(answers: list[tuple[str, Answer]]) -> str:
     )
 
 
+def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
+    asked = {key: getattr(options, key) for key in ("norm", "rank", "power_iterations", "seed")}
+    head = {"lowrank": lowrank.__version__, "file": str(options.file), **asked}
+    return json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False)
+
+
 def _finite(value: float | None) -> float | None:
     """JSON has no number for a tolerance that overflows."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
-    head = {
-        "lowrank": lowrank.__version__,
-        "file": str(options.file),
-        "norm": options.norm,
-        "rank": options.rank,
-        "power_iterations": options.power_iterations,
-        "seed": options.seed,
-        "matrices": entries,
-    }
-    return json.dumps(head, indent=2, allow_nan=False)
 
 
 def entry(source: Source, matrix: Matrix, found: list[Answer]) -> dict[str, Any]:

@@ -1,21 +1,27 @@
 """From checked options to the table, the files and the exit code."""
 
 import math
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 import lowrank
 from lowrank._command.arguments import Options
-from lowrank._command.errors import BAD_INPUT, NOT_MET, InputError, required
 from lowrank._command.plotting import picture
 from lowrank._command.reading import Matrix, Source, as_numpy, sources
 from lowrank._command.reporting import Progress, Table, as_json, entry, missed_line
-from lowrank._command.streams import complain, tell
+from lowrank._command.telling import InputError, complain, guarded, refuse, required, tell
 from lowrank._command.working import Answer, answers
-from lowrank._command.writing import check_target, write
 
-__all__ = ["run"]
+__all__ = ["BAD_INPUT", "run", "write"]
+
+# Exit codes, beside 0. The first is that of argparse.
+BAD_INPUT = 2
+NOT_MET = 3
 
 
 def run(options: Options) -> int:
@@ -26,7 +32,7 @@ def run(options: Options) -> int:
     table = Table(options, matrices)
     entries: list[dict[str, Any]] = []
     told: list[tuple[str, Answer]] = []
-    failures = 0
+    code = 0
     try:
         for position, source in enumerate(matrices, start=1):
             count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
@@ -40,7 +46,7 @@ def run(options: Options) -> int:
                 progress.clear()
                 complain(str(error))
                 entries.append({"name": source.name, "error": str(error)})
-                failures += 1
+                code = BAD_INPUT
                 continue
             _write_files(matrix, found[0], options, progress)
             progress.clear()
@@ -56,24 +62,8 @@ def run(options: Options) -> int:
         table.end()
     if any(answer.missed for _, answer in told):
         complain(f"{options.file}: {missed_line(told)}")
-        return BAD_INPUT if failures else NOT_MET
-    return BAD_INPUT if failures else 0
-
-
-def _check_targets(options: Options, matrices: int) -> None:
-    """Find out what would keep files from being written before the work, not after it."""
-    for path, option in ((options.output, "--output"), (options.plot, "--plot")):
-        if path is None:
-            continue
-        if matrices > 1:
-            message = (
-                f"{options.file}: has {matrices} matrices and {option} takes one; "
-                "choose it with --name"
-            )
-            raise InputError(message)
-        check_target(path, source=options.file, force=options.force)
-    if options.plot is not None:
-        required("matplotlib", "--plot")
+        code = code or NOT_MET
+    return code
 
 
 def _solve(
@@ -85,9 +75,30 @@ def _solve(
     try:
         return matrix, answers(matrix, options, progress.look)
     except InputError as error:
-        where = f"{options.file}: {source.name}" if source.name else f"{options.file}"
-        message = f"{where}: {error}"
-        raise InputError(message) from error
+        refuse(f"{options.file}: {f'{source.name}: ' if source.name else ''}{error}")
+
+
+def _check_targets(options: Options, matrices: int) -> None:
+    """Find out what would keep files from being written before the work, not after it."""
+    for path, option in ((options.output, "--output"), (options.plot, "--plot")):
+        if path is None:
+            continue
+        if matrices > 1:
+            has = f"{options.file}: has {matrices} matrices"
+            refuse(f"{has} and {option} takes one; choose it with --name")
+        with guarded(path, "written"):
+            if not path.parent.is_dir():
+                refuse(f"cannot be written: there is no folder {path.parent}")
+            if not os.access(path.parent, os.W_OK | os.X_OK):
+                refuse(f"cannot be written: no permission for folder {path.parent}")
+            if path.is_dir():
+                refuse("cannot be written: it is a folder")
+            if path.exists() and path.samefile(options.file):
+                refuse("is the file that is read; choose another name")
+            if os.path.lexists(path) and not options.force:
+                refuse("exists; --force replaces it")
+    if options.plot is not None:
+        required("matplotlib", "--plot")
 
 
 def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Progress) -> None:
@@ -103,13 +114,32 @@ def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Pro
 def _save(stream: BinaryIO, answer: Answer, options: Options) -> None:
     U, S, Vh = map(as_numpy, answer.factors)
     tolerance = math.nan if answer.factors.tolerance is None else answer.factors.tolerance
-    np.savez(
-        stream,
-        U=U,
-        S=S,
-        Vh=Vh,
-        tolerance=tolerance,
-        bound=answer.bound,
-        norm=options.norm,
-        version=lowrank.__version__,
-    )
+    about = {"norm": options.norm, "version": lowrank.__version__}
+    np.savez(stream, U=U, S=S, Vh=Vh, tolerance=tolerance, bound=answer.bound, **about)
+
+
+def write(path: Path, fill: Callable[[BinaryIO], object], *, force: bool) -> None:
+    """Let `fill` write a new file beside `path`, then give it that name in one step.
+
+    So the file appears complete or not at all, and replaces another only with `force`.
+    """
+    with guarded(path, "written"):
+        target = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
+        beside = target.with_name(f".lowrank-{uuid.uuid4().hex}")
+        try:
+            with beside.open("xb") as stream:
+                if target.exists():
+                    beside.chmod(target.stat().st_mode & 0o777)
+                fill(stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            if not force:
+                try:
+                    target.hardlink_to(beside)  # unlike a rename, never replaces another file
+                    return
+                except OSError:  # the other file, or a file system without links
+                    if target.exists():
+                        refuse("exists; --force replaces it")
+            beside.replace(target)
+        finally:
+            beside.unlink(missing_ok=True)

@@ -1,0 +1,97 @@
+"""What a person is told: the answer, or one line instead of a traceback."""
+
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+__all__ = [
+    "InputError",
+    "complain",
+    "guarded",
+    "prepare_streams",
+    "printable",
+    "reason",
+    "refuse",
+    "required",
+    "tell",
+]
+
+
+class InputError(Exception):
+    """Something that only the person at the command line can mend; the message says what."""
+
+
+def refuse(message: str) -> NoReturn:
+    raise InputError(message)
+
+
+@contextmanager
+def guarded(label: object, done: str, memory: str = "does not fit in memory") -> Iterator[None]:
+    """Tell what goes wrong in one line: `label`, and that it cannot be `done`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    except InputError as error:
+        refuse(f"{label}: {error}")
+    except MemoryError:
+        refuse(f"{label}: {memory}")
+    # Damaged files and a foreign configuration make the libraries that read them raise anything.
+    except Exception as error:
+        said = reason(error)
+        if "pickle" in said.lower() or "Python objects" in said:
+            said = "it holds Python objects, which are not read"
+        refuse(f"{label}: cannot be {done}: {said}")
+
+
+def reason(error: BaseException) -> str:
+    """The first line of what an exception says, in a form that fits behind a file's name."""
+    said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
+    return said.splitlines()[0].rstrip(".")
+
+
+def printable(text: str) -> str:
+    """`text` without what would end the line or steer a terminal: names come from files."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def required(package: str, purpose: str) -> Any:
+    """Import an optional package, or say how to get it."""
+    try:
+        return importlib.import_module(package)
+    except ImportError:
+        top = package.partition(".")[0]
+        refuse(f"{purpose} needs {top}, which cannot be imported; python -m pip install {top}")
+
+
+def prepare_streams() -> None:
+    """Let every character be written, and writing to a closed stream do nothing."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        stream = getattr(sys, name)
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")  # a terminal may lack × and Greek letters
+
+
+def tell(text: str) -> None:
+    """Print a part of the answer."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        # What is still in the buffers would fail once more when the interpreter ends.
+        with open(os.devnull, "wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        # Whoever reads a pipe may have enough, as head does; the work goes on.
+        if not isinstance(error, BrokenPipeError):
+            refuse(f"cannot write to the standard output: {reason(error)}")
+
+
+def complain(text: str) -> None:
+    """One line on stderr."""
+    with suppress(OSError):  # there may be nobody left to tell
+        print(f"lowrank: {printable(text)}", file=sys.stderr, flush=True)

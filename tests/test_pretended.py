@@ -131,6 +131,18 @@ PANELS = {
     "zero": np.zeros,
     "ones": np.ones,
     "graded": lambda shape, dtype: gaussian(shape, dtype) * np.geomspace(1, 1e-30, shape[1]),
+    "rank three": lambda shape, dtype: (
+        gaussian((shape[0], 3), dtype) @ gaussian((3, shape[1]), dtype, 1)
+    ),
+    "twice": lambda shape, dtype: np.repeat(gaussian(shape, dtype)[:, ::2], 2, axis=1),
+    "Hilbert": lambda shape, _: 1 / (1.0 + np.add.outer(*map(np.arange, shape))),
+    "nilpotent": lambda shape, _: np.eye(*shape, 1),
+    "minus identity": lambda shape, _: -np.eye(*shape),
+    "zero, then identity": lambda shape, _: np.eye(*shape, shape[1] // 2),
+    "monomials": lambda shape, _: np.vander(np.linspace(-1, 1, shape[0]), shape[1])[:, ::-1],
+    "zeros and small": lambda shape, dtype: (
+        gaussian(shape, dtype) * np.where(np.arange(shape[1]) % 3, 0, np.finfo(dtype).tiny)
+    ),
     "to eps": lambda shape, dtype: with_spectrum(np.geomspace(1, 1e-16, shape[1]), shape, dtype),
 }
 
@@ -377,6 +389,7 @@ def test_the_same_seed_as_on_a_processor():
 @every_dtype
 def test_no_numbers_come_from_the_host(dtype):
     A = from_numpy(gaussian((60, 40), dtype))
+    lowrank.range_finder(A, 10, rng=0)  # the noise of its panels is made once
     with counting() as counts:
         lowrank.range_finder(A, 10, rng=0)
     assert counts.operations["randn"] == 1
@@ -448,17 +461,17 @@ def test_norms(dtype, exponent):
 N, K = 8192, 512
 # Operations and reads in single precision. Whoever makes them fewer lowers what is written here.
 BUDGETS = {
-    "range_finder": (lambda A: lowrank.range_finder(A, K, rng=0), 82, 1),
+    "range_finder": (lambda A: lowrank.range_finder(A, K, rng=0), 24, 1),
     "range_finder, q = 2": (
-        lambda A: lowrank.range_finder(A, K, power_iterations=2, rng=0), 386, 1
+        lambda A: lowrank.range_finder(A, K, power_iterations=2, rng=0), 68, 1
     ),
     "range_finder, unchecked": (
-        lambda A: lowrank.range_finder(A, K, check_finite=False, rng=0), 71, 0
+        lambda A: lowrank.range_finder(A, K, check_finite=False, rng=0), 20, 0
     ),
-    "qb": (lambda A: lowrank.qb(A, K, rng=0), 85, 3),
-    "svd, q = 0": (lambda A: lowrank.svd(A, K, oversampling=0, power_iterations=0, rng=0), 223, 7),
-    "svd": (lambda A: lowrank.svd(A, K, oversampling=0, rng=0), 527, 7),
-    "qr": (lambda A: lowrank.qr(A[:, :K]), 69, 0),
+    "qb": (lambda A: lowrank.qb(A, K, rng=0), 27, 3),
+    "svd, q = 0": (lambda A: lowrank.svd(A, K, oversampling=0, power_iterations=0, rng=0), 90, 5),
+    "svd": (lambda A: lowrank.svd(A, K, oversampling=0, rng=0), 134, 5),
+    "qr": (lambda A: lowrank.qr(A[:, :K]), 18, 0),
     "qr, narrow": (lambda A: lowrank.qr(A[:, :128]), 18, 0),
 }  # fmt: skip
 
@@ -466,8 +479,9 @@ BUDGETS = {
 @pytest.mark.parametrize("name", BUDGETS)
 def test_launched_at_a_fixed_rank(name):
     call, most, waits = BUDGETS[name]
-    with without_numbers(), counting() as counts:
-        call(torch.empty(N, N, device="cuda"))
+    for _ in range(2):  # what panels of one shape share is made once
+        with without_numbers(), counting() as counts:
+            call(torch.empty(N, N, device="cuda"))
     assert (counts.reads, counts.checks) == (waits, 0)
     assert counts.launched <= most
 
@@ -483,9 +497,10 @@ def launched_to_a_tolerance(blocks):
 
 
 def test_launched_to_a_tolerance():
+    launched_to_a_tolerance(2)
     two, six = launched_to_a_tolerance(2), launched_to_a_tolerance(6)
     launched, waits = (six - two) / 4
-    assert launched <= 121
+    assert launched <= 112
     assert waits == 2
     assert two[0] - 2 * launched <= 10
 

@@ -35,6 +35,7 @@ __all__ = [
     "conditioned",
     "departure",
     "gram_matrix",
+    "mixed_svd",
     "orthonormalise",
     "reflectors",
 ]
@@ -132,7 +133,7 @@ def conditioned(P: Array) -> Array:
     p, b = P.shape[-2:]
     kind = tuning(P)
     if kind.mixed and p >= 2 * b and eps(P) > 1e-10:
-        return _mixed_cholesky_qr(P, passes=1).Q
+        return _mixed_conditioned(P)
     if kind.method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
         found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
         if found is not None:
@@ -271,7 +272,8 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     norms = xp.astype(xp.linalg.vector_norm(X, axis=-2, keepdims=True), P.dtype)
     X = X / xp.where(norms == 0, xp.ones_like(norms), norms)
     identity = eye(b, b, like=X)
-    X[..., : 2 * b, :] += 2.0 * eps(X) * _noise(b, xp, X.dtype, device_of(X))
+    top = X[..., : 2 * b, :]
+    top += _constants(0, b, xp, X.dtype, device_of(X), 2.0 * eps(X))[0]
     shift = 2.0 * eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
@@ -280,35 +282,76 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     return Basis(X, R)
 
 
-def _mixed_cholesky_qr(P: Array, passes: int = 2) -> Basis:
+def _mixed_cholesky_qr(P: Array) -> Basis:
     """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank.
 
     I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
     a quarter of an eps in the first rows gives full rank to every panel, to about eps, and so a
     condition that the first Gram matrix bears; the second one sees a basis that is orthonormal
-    nearly. Between products the first pass will do.
+    nearly.
     """
     xp, (*_, p, b) = array_namespace(P), P.shape
-    dtype = xp.complex128 if is_complex(P) else xp.float64
-    X, identity = xp.astype(P, dtype), xp.eye(b, dtype=dtype, device=device_of(P))
-    sizes = xp.linalg.vector_norm(X, axis=-2, keepdims=True) + 1e-60  # of zeros too
-    noise = 0.25 * eps(P) * _noise(b, xp, dtype, device_of(P))
-    X[..., : 2 * b, :] += xp.astype(sizes, dtype) * noise
-    lift, R = 8.0 * (b + p**0.5) * 2.0**-52, None
-    for _ in range(passes):
-        G = adjoint_matmul(X, X)
-        upper = adjoint(unasked_cholesky(G * (1.0 + lift * identity)))
+    noise, identity, lifted = _constants(
+        1 << p.bit_length(), b, xp, _double_of(P), device_of(P), 0.25 * eps(P)
+    )
+    X = xp.astype(P, identity.dtype)
+    top, sizes = X[..., : 2 * b, :], xp.linalg.vector_norm(X, axis=-2, keepdims=True)
+    top += noise * (sizes + 1e-60)  # of zeros too
+    R = None
+    for _ in range(2):
+        upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
         X = X @ upper_solve(identity, upper)
         R = upper if R is None else upper @ R
     return Basis(xp.astype(X, P.dtype), xp.astype(R, P.dtype))
 
 
+def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
+    """``C = P diag(S) Uᴴ`` of a tall matrix in single precision, and R with ``C U ≈ P R``.
+
+    By the eigenvalues of ``CᴴC`` in double precision: the columns of CU are orthogonal to the
+    square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
+    rank. None where panels of this kind have no Gram matrices in double precision.
+    """
+    n, k = C.shape[-2:]
+    if not tuning(C).mixed or n < 2 * k or k == 0 or eps(C) < 1e-10:
+        return None
+    xp = array_namespace(C)
+    X = xp.astype(C, _double_of(C))
+    U = xp.linalg.eigh(-adjoint_matmul(X, X))[1]  # the largest first
+    P, R = _mixed_cholesky_qr(xp.astype(X @ U, C.dtype))
+    S = xp.linalg.diagonal(R)
+    S = -xp.sort(-(xp.real(S) if is_complex(S) else S), axis=-1)
+    return xp.astype(U, C.dtype), S, P, R
+
+
+def _mixed_conditioned(P: Array) -> Array:
+    """The first pass of it, without noise."""
+    xp, (*_, p, b) = array_namespace(P), P.shape
+    _, identity, lifted = _constants(
+        1 << p.bit_length(), b, xp, _double_of(P), device_of(P), 0.25 * eps(P)
+    )
+    X = xp.astype(P, identity.dtype)
+    upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + 1e-290 * identity))
+    return xp.astype(X @ upper_solve(identity, upper), P.dtype)
+
+
+def _double_of(P: Array) -> Any:
+    xp = array_namespace(P)
+    return xp.complex128 if is_complex(P) else xp.float64
+
+
 @lru_cache(maxsize=16)
-def _noise(b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
-    """A Gaussian 2b×b matrix with columns of about norm one, the same at every call."""
-    Z = np.random.default_rng(7).standard_normal((2 * b, b)) / (2 * b) ** 0.5
-    return xp.astype(xp.asarray(Z, device=device), dtype)
+def _constants(
+    p: int, b: int, xp: Namespace, dtype: Any, device: Any, size: float
+) -> tuple[Array, Array, Array]:
+    """A Gaussian 2b×b matrix with columns of about this norm, the same at every call; the unit
+    matrix; and what raises the diagonal of a Gram matrix of up to p rows by its rounding.
+    """
+    Z = np.random.default_rng(7).standard_normal((2 * b, b)) * size / (2 * b) ** 0.5
+    noise = xp.astype(xp.asarray(Z, device=device), dtype)
+    identity = xp.eye(b, dtype=dtype, device=device)
+    return noise, identity, 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
 
 
 def departure(Q: Array) -> Array:

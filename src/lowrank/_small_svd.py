@@ -22,7 +22,7 @@ from lowrank._array import (
     phases,
     safe_norm,
 )
-from lowrank._panel import Basis, gram_matrix, orthonormalise
+from lowrank._panel import Basis, gram_matrix, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
@@ -48,9 +48,15 @@ class SmallSVD(NamedTuple):
         return _lost(adjoint(self.R), self.U, self.S, self.W)
 
 
-def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
-    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C."""
-    P, R = qr(C)
+def small_svd(C: Array, qr: Callable[[Array], Basis] | None = None) -> SmallSVD:
+    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own."""
+    found = mixed_svd(C) if qr is None else None
+    if found is not None:
+        U, S, P, R = found
+        refuse_infinite(S)
+        k = S.shape[-1]
+        return SmallSVD(R @ adjoint(U), U, S, eye(k, k, like=U), P)
+    P, R = (qr or orthonormalise)(C)
     M = adjoint(R)
     U, S, W = robust_svd(M)
     return SmallSVD(R, U, S, W, P)

@@ -137,7 +137,9 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if found.problem.check_finite:
         _check_hermitian(T, C)
     w, W, _ = _small_eigh(T)
-    w = w if scale == 1.0 else w / scale
+    if scale != 1.0:
+        w = w / scale
+        refuse_infinite(w)
     k = found.basis.rank if rank is None else min(rank, found.basis.rank)
     outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome

@@ -5,6 +5,7 @@ from typing import Unpack
 from lowrank._array import Array, adjoint, array_namespace
 from lowrank._options import Tolerances, shares_options
 from lowrank._sharded import shards_of
+from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank
 from lowrank.rangefinder import find, projection, warn_unless_converged
 from lowrank.results import QBResult, fields_of
@@ -85,7 +86,9 @@ def qb(
             Q, B = adjoint(Vh), adjoint(U * weights)
     else:
         found, C, scale = projection(find(A, rank, **options))
-        C = C if scale == 1.0 else C / scale
+        if scale != 1.0:
+            C = C / scale
+            refuse_infinite(C)
         outcome = at_fixed_rank(found, None, lambda: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
         if found.state.A.norm is None:  # an operator may keep what it returns

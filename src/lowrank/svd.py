@@ -145,7 +145,7 @@ def decompose(
     if found.whole is not None:
         return _cut_of_whole(found, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
-    small = small_svd(C, found.domain_qr)
+    small = small_svd(C, None if found.state.A.far is None else found.domain_qr)
     del C
     S = small.S if scale == 1.0 else small.S / scale
     refuse_infinite(S)

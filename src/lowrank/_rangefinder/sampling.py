@@ -8,7 +8,7 @@ from functools import partial
 from lowrank._array import Array, array_namespace, device_of, eye, safe_norm
 from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
-from lowrank._panel import orthonormalise
+from lowrank._panel import conditioned, orthonormalise
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.iteration import iterated
 from lowrank._rangefinder.residuals import Sampled, Whole
@@ -45,7 +45,8 @@ def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
     width = -(-columns // (q + 1)) if problem.krylov else columns
     flags: list[Array] = []
     state, sample = _sample(problem, state, width, draw, flags)
-    basis = orthonormalized(sample)
+    spanned = orthonormalized if q == 0 or problem.krylov else _conditioned
+    basis = spanned(sample)
     Q = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     # Read last, so that the host never waits before all of the work is under way.
     if not problem.check_finite or _all_finite(state.A, Q, flags):
@@ -53,7 +54,7 @@ def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
     before, state = state, measured(problem, state)
     flags = []
     state, sample = _sample(problem, state, width, again, flags)
-    basis = orthonormalized(sample)
+    basis = spanned(sample)
     rescued = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     if not state.A.is_stack:
         if not _all_finite(state.A, rescued, flags):
@@ -104,7 +105,7 @@ def multiplied(
             problem.source.move(A)
             state = replace(state, A=A, residual=Sampled(A, Basis(A.empty(A.shape[-2]))))
     if flags is not None and problem.check_finite:
-        flags.append(A.xp.all(A.xp.isfinite(Y)))
+        flags.append(A.xp.sum(Y))
     return state, [Y]
 
 
@@ -127,7 +128,7 @@ def iterated_sample(
             work.add(int(X.shape[-1]))
             Y = multiply(X)
             if flags is not None and problem.check_finite:
-                flags.append(xp.all(xp.isfinite(Y)))
+                flags.append(xp.sum(Y))
             return Y
 
         return product
@@ -152,17 +153,25 @@ def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> 
     return [Q]
 
 
+def _conditioned(sample: list[Array]) -> list[Array]:
+    """Columns that span the sample, for the products that follow."""
+    return [conditioned(sample.pop())]
+
+
 def _domain_qr(A: Operator) -> Callable[[Array], Factors]:
     """QR of a product with Aᴴ, of which each process may have some rows."""
     return orthonormalise if A.far is None else A.far.orthonormalise
 
 
 def _all_finite(A: Operator, Q: Array, flags: list[Array]) -> bool:
-    """Whether all of it is finite: one value read from the device."""
-    xp = A.xp
-    finite = xp.all(xp.isfinite(Q))
-    for flag in flags:
-        finite = xp.logical_and(finite, flag)
+    """Whether all of it is finite, by sums, which are not where a term is not: one value read.
+
+    A sum may leave the range of the dtype alone; then the products are scaled in vain.
+    """
+    total = A.xp.sum(A.xp.stack([A.xp.sum(Q), *flags]))
+    finite = math.isfinite(
+        abs(complex(total) if A.xp.isdtype(total.dtype, "complex floating") else float(total))
+    )
     return bool(A.agreed(float(finite)))
 
 

@@ -46,6 +46,8 @@ NARROW = 16
 GRAM_ROWS = 1024
 # Rows that are held in double precision at a time.
 DOUBLE_ROWS = 4096
+# What is added to unit columns so that they are of full rank: a quarter of an eps in single.
+NOISE = 0.25 * 2.0**-23
 
 
 class Basis(NamedTuple):
@@ -273,7 +275,7 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     X = X / xp.where(norms == 0, xp.ones_like(norms), norms)
     identity = eye(b, b, like=X)
     top = X[..., : 2 * b, :]
-    top += _constants(0, b, xp, X.dtype, device_of(X), 2.0 * eps(X))[0]
+    top += 2.0 * eps(X) / NOISE * _constant("noise", 0, b, xp, X.dtype, device_of(X))
     shift = 2.0 * eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
@@ -292,12 +294,11 @@ def _mixed_cholesky_qr(P: Array) -> Basis:
     nearly.
     """
     xp, (*_, p, b) = array_namespace(P), P.shape
-    noise, identity, lifted = _constants(
-        1 << p.bit_length(), b, xp, _double_of(P), device_of(P), 0.25 * eps(P)
-    )
+    kind = 1 << p.bit_length(), b, xp, _double_of(P), device_of(P)
+    identity, lifted = _constant("identity", *kind), _constant("lifted", *kind)
     X = xp.astype(P, identity.dtype)
     top, sizes = X[..., : 2 * b, :], xp.linalg.vector_norm(X, axis=-2, keepdims=True)
-    top += noise * (sizes + 1e-60)  # of zeros too
+    top += _constant("noise", *kind) * (sizes + 1e-60)  # of zeros too
     R = None
     for _ in range(2):
         upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
@@ -328,9 +329,8 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
 def _mixed_conditioned(P: Array) -> Array:
     """The first pass of it, without noise."""
     xp, (*_, p, b) = array_namespace(P), P.shape
-    _, identity, lifted = _constants(
-        1 << p.bit_length(), b, xp, _double_of(P), device_of(P), 0.25 * eps(P)
-    )
+    kind = 1 << p.bit_length(), b, xp, _double_of(P), device_of(P)
+    identity, lifted = _constant("identity", *kind), _constant("lifted", *kind)
     X = xp.astype(P, identity.dtype)
     upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + 1e-290 * identity))
     return xp.astype(X @ upper_solve(identity, upper), P.dtype)
@@ -341,17 +341,27 @@ def _double_of(P: Array) -> Any:
     return xp.complex128 if is_complex(P) else xp.float64
 
 
-@lru_cache(maxsize=16)
-def _constants(
-    p: int, b: int, xp: Namespace, dtype: Any, device: Any, size: float
-) -> tuple[Array, Array, Array]:
-    """A Gaussian 2b×b matrix with columns of about this norm, the same at every call; the unit
-    matrix; and what raises the diagonal of a Gram matrix of up to p rows by its rounding.
+def _constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
+    """What panels of b columns share.
+
+    The unit matrix; a Gaussian 2b×b matrix, `noise`, with columns of about the norm NOISE; and what
+    a Gram matrix of up to p rows is multiplied by, entry by entry, so that its diagonal is `lifted`
+    by its rounding.
     """
-    Z = np.random.default_rng(7).standard_normal((2 * b, b)) * size / (2 * b) ** 0.5
-    noise = xp.astype(xp.asarray(Z, device=device), dtype)
+    return _kept_constant(name, p, b, xp, dtype, device)
+
+
+# torch takes what it returns for a constant when it compiles.
+_constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
+
+
+@lru_cache(maxsize=48)
+def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
+    if name == "noise":
+        Z = np.random.default_rng(7).standard_normal((2 * b, b)) * NOISE / (2 * b) ** 0.5
+        return xp.astype(xp.asarray(Z, device=device), dtype)
     identity = xp.eye(b, dtype=dtype, device=device)
-    return noise, identity, 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
+    return identity if name == "identity" else 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
 
 
 def departure(Q: Array) -> Array:

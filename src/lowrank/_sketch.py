@@ -93,7 +93,7 @@ class TestMatrix:
             return None
         operator = self._operator
         source = gaussian_source(self._rng, operator.xp, operator.device, purpose="probe")
-        return source((operator.shape[-1], 1), operator.dtype)
+        return source((operator.test_rows, 1), operator.dtype)
 
     def restart(self, salt: float) -> None:
         """Go on with another random stream, which depends on `salt`, such as the norm of A.

@@ -10,7 +10,6 @@ randomness, 2011, doi:10.1137/090771806.
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,8 +86,7 @@ def given_sketch(
     >>> round(bounds.given_sketch([1.0, 0.1], np.asarray([[1.0], [2.0]]), 1), 4)
     0.2236
     """
-    s, k = _split(singular_values, rank)
-    q = as_count(power_iterations, "power_iterations")
+    s, k, q = _split(singular_values, rank, power_iterations)
     norm = as_norm(norm)
     sketch = np.asarray(sketch)
     if sketch.ndim != 2 or sketch.shape[0] != s.size or sketch.shape[1] < k:
@@ -101,10 +99,10 @@ def given_sketch(
     if k and np.linalg.matrix_rank(sketch[:k]) < k:
         return math.inf
     transfer = sketch[k:] @ np.linalg.pinv(sketch[:k])
-    if q:
-        smallest = np.finfo(np.float64).tiny
-        transfer = transfer * (tail[:, None] / np.maximum(head, smallest)) ** (2 * q)
-    return math.hypot(_size(tail, norm), _matrix_norm(tail[:, None] * transfer, norm))
+    smallest = np.finfo(np.float64).tiny
+    transfer = transfer * (tail[:, None] / np.maximum(head, smallest)) ** (2 * q)
+    left = np.linalg.svd(tail[:, None] * transfer, compute_uv=False)
+    return math.hypot(_size(tail, norm), _size(left, norm))
 
 
 def expected(
@@ -150,18 +148,11 @@ def expected(
     >>> bounds.expected(s, 20, 10) <= 2 * gallery.best_error(s, 20)
     True
     """
-    s, k = _split(singular_values, rank)
+    s, k, q = _split(singular_values, rank, power_iterations)
     p = as_count(oversampling, "oversampling", least=2)
-    q = as_count(power_iterations, "power_iterations")
     if as_norm(norm) == "fro":
         return math.sqrt(1.0 + _gap(s, k) ** (4 * q) * k / (p - 1)) * _size(s[k:], "fro")
-
-    def spectral(values: Values) -> float:
-        spread = math.e * math.sqrt(k + p) / p
-        first = _size(values[k:], "spectral")
-        return (1.0 + math.sqrt(k / (p - 1))) * first + spread * _size(values[k:], "fro")
-
-    return _with_power(spectral, s, k, q)
+    return _with_power(1.0 + math.sqrt(k / (p - 1)), math.e * math.sqrt(k + p) / p, s[k:], q)
 
 
 def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -> float:
@@ -200,7 +191,7 @@ def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -
     >>> bounds.root_mean_square(s, 30) <= bounds.expected(s, 20, 10)
     True
     """
-    s, _ = _split(singular_values, 0)
+    s, *_ = _split(singular_values)
     columns = as_count(columns, "columns", least=2)
     norm = as_norm(norm)
     largest = _size(s, "spectral") or 1.0
@@ -262,26 +253,21 @@ def deviation(
     >>> bounds.deviation(gallery.fast(300), 20, 20, t=4.3, u=7.6).failure_probability < 1e-12
     True
     """
-    s, k = _split(singular_values, rank)
+    s, k, q = _split(singular_values, rank, power_iterations)
     p = as_count(oversampling, "oversampling", least=4)
-    q = as_count(power_iterations, "power_iterations")
     norm = as_norm(norm)
     if not (1.0 <= t < math.inf and 1.0 <= u < math.inf):
         message = f"`t` and `u` must be finite and at least 1, got {t!r} and {u!r}."
         raise ValueError(message)
     frobenius = t * math.sqrt(3.0 * k / (p + 1))
     spectral = t * math.e * math.sqrt(k + p) / (p + 1)
-
-    def bound(values: Values, damp: float = 1.0) -> float:
-        tail, first = _size(values[k:], "fro"), _size(values[k:], "spectral")
-        if norm == "fro":
-            return tail + damp * (frobenius * tail + u * spectral * first)
-        return first + frobenius * first + spectral * tail + u * spectral * first
-
     failure = min(1.0, 2.0 * t**-p + math.exp(-(u**2) / 2.0))
-    if norm == "fro":
-        return Deviation(bound(s, _gap(s, k) ** (2 * q)), failure)
-    return Deviation(_with_power(bound, s, k, q), failure)
+    if norm == "spectral":
+        bound = _with_power(1.0 + frobenius + u * spectral, spectral, s[k:], q)
+    else:
+        tail, first = _size(s[k:], "fro"), _size(s[k:], "spectral")
+        bound = tail + _gap(s, k) ** (2 * q) * (frobenius * tail + u * spectral * first)
+    return Deviation(bound, failure)
 
 
 def deviation_simple(
@@ -318,16 +304,10 @@ def deviation_simple(
     >>> bounds.deviation_simple(gallery.fast(300), 20, 30).failure_probability < 1e-12
     True
     """
-    s, k = _split(singular_values, rank)
+    s, k, q = _split(singular_values, rank, power_iterations)
     p = as_count(oversampling, "oversampling", least=4)
-    q = as_count(power_iterations, "power_iterations")
-
-    def bound(values: Values) -> float:
-        tail, first = _size(values[k:], "fro"), _size(values[k:], "spectral")
-        spread = 8.0 * math.sqrt(k + p) / (p + 1)
-        return (1.0 + 16.0 * math.sqrt(1.0 + k / (p + 1))) * first + spread * tail
-
-    return Deviation(_with_power(bound, s, k, q), min(1.0, 3.0 * math.exp(-p)))
+    of_first, of_tail = 1.0 + 16.0 * math.sqrt(1.0 + k / (p + 1)), 8.0 * math.sqrt(k + p) / (p + 1)
+    return Deviation(_with_power(of_first, of_tail, s[k:], q), min(1.0, 3.0 * math.exp(-p)))
 
 
 def likely(
@@ -379,7 +359,7 @@ def likely(
     >>> bool(np.linalg.norm(A - Q @ (Q.T @ A)) <= bounds.likely(s, 50))
     True
     """
-    s, _ = _split(singular_values, 0)
+    s, *_ = _split(singular_values)
     columns = as_count(columns, "columns", least=4)
     delta = as_failure_probability(failure_probability)
     u = max(1.0, math.sqrt(2.0 * math.log(2.0 / delta)))
@@ -392,7 +372,10 @@ def likely(
     return smallest
 
 
-def _split(singular_values: Any, rank: int) -> tuple[Values, int]:
+def _split(
+    singular_values: Any, rank: int = 0, power_iterations: int = 0
+) -> tuple[Values, int, int]:
+    """Singular values, the index at which they are split, and the power iterations."""
     s = np.asarray(singular_values, dtype=np.float64)
     if s.ndim != 1 or not np.all(np.isfinite(s)) or np.any(s < 0) or np.any(np.diff(s) > 0):
         message = (
@@ -400,7 +383,7 @@ def _split(singular_values: Any, rank: int) -> tuple[Values, int]:
             f"them negative; got an array of shape {s.shape}."
         )
         raise ValueError(message)
-    return s, min(as_count(rank, "rank"), s.size)
+    return s, min(as_count(rank, "rank"), s.size), as_count(power_iterations, "power_iterations")
 
 
 def _size(values: Values, norm: str) -> float:
@@ -411,12 +394,6 @@ def _size(values: Values, norm: str) -> float:
     return largest * float(np.linalg.norm(values / largest))
 
 
-def _matrix_norm(X: Any, norm: str) -> float:
-    if 0 in X.shape:
-        return 0.0
-    return float(np.linalg.norm(X, 2 if norm == "spectral" else None))
-
-
 def _gap(s: Values, k: int) -> float:
     """σ_{k+1}/σ_k, and one where there is no such gap."""
     if k == 0 or k >= s.size:
@@ -424,17 +401,15 @@ def _gap(s: Values, k: int) -> float:
     return float(s[k] / s[k - 1]) if s[k - 1] > 0 else 1.0
 
 
-def _with_power(bound: Callable[[Values], float], s: Values, k: int, q: int) -> float:
-    """A bound for ``(AAᴴ)^q A``, taken back to A.
+def _with_power(of_first: float, of_tail: float, values: Values, q: int) -> float:
+    """A bound for ``(AAᴴ)^q A``, so many times σ_{k+1} and τ_k, taken back to A.
 
-    All bounds depend on the values from the k-th on alone, in units of which nothing of weight
-    leaves the range of floats.
+    In units of the first of the `values` from there on, nothing of weight leaves the range of
+    floats.
     """
-    largest = _size(s[k:], "spectral")
-    if largest == 0.0:
+    first = _size(values, "spectral")
+    if first == 0.0:
         return 0.0
     power = 2 * q + 1
-    with np.errstate(over="ignore"):
-        values = np.minimum(s / largest, 1.0) ** power
-    root: float = bound(values) ** (1.0 / power)
-    return largest * root
+    root: float = (of_first + of_tail * _size((values / first) ** power, "fro")) ** (1.0 / power)
+    return first * root

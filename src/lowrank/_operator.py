@@ -28,7 +28,7 @@ from lowrank._array import (
     zeros,
 )
 
-__all__ = ["Far", "Operator", "as_operator", "numpy_dtype", "of_row_blocks"]
+__all__ = ["Far", "Operator", "as_operator", "located", "numpy_dtype", "of_row_blocks", "shape_of"]
 
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
@@ -150,20 +150,33 @@ def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Opera
     return _of_array(A, name)  # which says what is accepted
 
 
+def located(home: Array, shape: tuple[int, ...], **known: Any) -> Operator:
+    """The operator with products that are made where an array is, and in its dtype.
+
+    Norm and largest entry are those of the array, if no others are given.
+    """
+    norms = {"norm": lambda: matrix_norm_by_rows(home), "max_abs": lambda: max_abs(home)}
+    return Operator(array_namespace(home), shape, home.dtype, device_of(home), **{**norms, **known})
+
+
+def shape_of(A: Any, rule: str) -> tuple[int, int]:
+    """The lengths of a matrix. The `rule`, that it must have two, begins the error."""
+    if len(A.shape) != 2:
+        message = f"{rule}, got shape {tuple(A.shape)}."
+        raise ValueError(message)
+    return int(A.shape[0]), int(A.shape[1])
+
+
 def _of_array(A: Array, name: str) -> Operator:
     if is_array_api_obj(A) and A.ndim == 2 and is_half(A):
         return _of_half(A, name)
     is_file = _is_memory_mapped(A)
-    A, xp = as_matrix(A, name=name, stacks=True)
-    return Operator(
-        xp=xp,
-        shape=tuple(int(length) for length in A.shape),
-        dtype=A.dtype,
-        device=device_of(A),
+    A, _ = as_matrix(A, name=name, stacks=True)
+    return located(
+        A,
+        tuple(int(length) for length in A.shape),
         matmat=lambda X: A @ X,
         rmatmat=lambda Y: adjoint_matmul(A, Y),
-        norm=lambda: matrix_norm_by_rows(A),
-        max_abs=lambda: max_abs(A),
         array=A,
         explicit=None if A.ndim > 2 or is_file else partial(_explicit, A),
         costly_passes=is_file,
@@ -231,11 +244,9 @@ def of_row_blocks(
             product += adjoint_matmul(block(part), Y[..., part, :])
         return product
 
-    return Operator(
-        xp=xp,
-        shape=shape,
-        dtype=like.dtype,
-        device=device_of(like),
+    return located(
+        like,
+        shape,
         matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=-2),
         rmatmat=rmatmat,
         norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
@@ -254,24 +265,14 @@ def _of_dask(A: Any, name: str) -> Operator:
         raise ValueError(message)
     home, _ = as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
-    m, n = (int(length) for length in A.shape)
-
-    def rmatmat(Y: Array) -> Array:
-        product = (A.T @ np.conj(Y)).compute()
-        return np.conj(product) if is_complex(product) else product
-
-    def norm() -> float:
-        norms = A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64)
-        return float(safe_norm(norms.compute()))
-
-    return Operator(
-        xp=array_namespace(home),
-        shape=(m, n),
-        dtype=home.dtype,
-        device=device_of(home),
+    return located(
+        home,
+        tuple(int(length) for length in A.shape),
         matmat=lambda X: (A @ X).compute(),
-        rmatmat=rmatmat,
-        norm=norm,
+        rmatmat=lambda Y: _by_transpose(lambda Z: (A.T @ Z).compute(), Y),
+        norm=lambda: float(
+            safe_norm(A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64).compute())
+        ),
         max_abs=lambda: float(abs(A).max().compute()),
         costly_passes=True,
     )
@@ -281,28 +282,32 @@ def _norm_of_block(block: Any) -> Any:
     return np.full((1, 1), matrix_norm_by_rows(block))
 
 
+def _by_transpose(multiply: Callable[[Array], Array], Y: Array) -> Array:
+    """``Aᴴ Y`` by a product with the transpose.
+
+    The narrow Y is conjugated: a conjugate of A is a copy, and its dtype may be untrue.
+    """
+    xp = array_namespace(Y)
+    return xp.conj(multiply(xp.conj(Y))) if is_complex(Y) else multiply(Y)
+
+
 def _of_sparse(A: Any, name: str) -> Operator:
-    if len(A.shape) != 2:
-        message = f"`{name}` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
-        raise ValueError(message)
+    shape = shape_of(A, f"`{name}` must be a matrix (two dimensions)")
     csr = A.tocsr() if hasattr(A, "tocsr") else A.to_scipy_sparse().tocsr()
     if not csr.has_canonical_format:  # entries stored twice count twice in a norm
         csr = csr.copy()
         csr.sum_duplicates()
-    values, xp = as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
-
-    def rmatmat(Y: Array) -> Array:
-        # the transpose is a view of the same data, the conjugate would be a copy
-        return xp.conj(csr.T @ xp.conj(Y)) if is_complex(Y) else csr.T @ Y
-
-    return _of_stored(values, A.shape, lambda X: csr @ X, rmatmat)
+    values, _ = as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
+    return located(
+        values,
+        shape,
+        matmat=lambda X: csr @ X,
+        rmatmat=lambda Y: _by_transpose(lambda Z: csr.T @ Z, Y),
+    )
 
 
 def _of_torch_sparse(A: Array, name: str) -> Operator:
-    if A.ndim != 2:
-        shape = tuple(A.shape)
-        message = f"a sparse `{name}` must be a matrix (two dimensions), got shape {shape}."
-        raise ValueError(message)
+    shape = shape_of(A, f"a sparse `{name}` must be a matrix (two dimensions)")
     with loaded("torch").no_grad():
         coo = A.detach().to_sparse_coo().coalesce()
     if coo.dense_dim():
@@ -316,26 +321,7 @@ def _of_torch_sparse(A: Array, name: str) -> Operator:
     # made anew: a transposed view cannot be had in inference mode
     flipped = coo.indices().flip(0), coo.values().conj_physical()
     conj = loaded("torch").sparse_coo_tensor(*flipped, coo.shape[::-1], check_invariants=False)
-    return _of_stored(values, A.shape, lambda X: coo @ X, lambda Y: conj @ Y)
-
-
-def _of_stored(
-    values: Array,
-    shape: tuple[int, ...],
-    matmat: Callable[[Array], Array],
-    rmatmat: Callable[[Array], Array],
-) -> Operator:
-    """The operator of a sparse matrix with these entries (1×nnz), whose norm is theirs."""
-    return Operator(
-        xp=array_namespace(values),
-        shape=tuple(int(length) for length in shape),
-        dtype=values.dtype,
-        device=device_of(values),
-        matmat=matmat,
-        rmatmat=rmatmat,
-        norm=lambda: matrix_norm_by_rows(values),
-        max_abs=lambda: max_abs(values),
-    )
+    return located(values, shape, matmat=lambda X: coo @ X, rmatmat=lambda Y: conj @ Y)
 
 
 def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
@@ -343,21 +329,17 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
 
     Its dtype (or `device`) tells where the first test matrix has to be.
     """
-    shape = tuple(int(length) for length in A.shape)
-    if len(shape) != 2:
-        message = f"`{name}` must be an operator of two dimensions, got shape {shape}."
-        raise ValueError(message)
+    m, n = shape_of(A, f"`{name}` must be an operator of two dimensions")
     device: Any = getattr(A, "device", None)
     home: Array
     if type(A.dtype).__module__.partition(".")[0] == "torch":
-        torch = loaded("torch")
-        home = torch.empty(0, dtype=A.dtype, device=device)
+        home = loaded("torch").empty((1, 0), dtype=A.dtype, device=device)
     elif type(device).__module__.partition(".")[0] == "cupy":
         with device:
-            home = loaded("cupy").empty(0, dtype=A.dtype)
+            home = loaded("cupy").empty((1, 0), dtype=A.dtype)
     else:
-        home = np.empty(0, dtype=numpy_dtype(A.dtype))
-    home, xp = as_matrix(home[None, :], name=name)
+        home = np.empty((1, 0), dtype=numpy_dtype(A.dtype))
+    home, _ = as_matrix(home, name=name)
     matmat = A.matmat if hasattr(A, "matmat") else lambda X: A @ X
     if hermitian:
         rmatmat = matmat
@@ -365,13 +347,11 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
         rmatmat = A.rmatmat
     else:
         rmatmat = _product_with_adjoint(A, name, is_complex(home))
-    return Operator(
-        xp=xp,
-        shape=shape,
-        dtype=home.dtype,
-        device=device_of(home),
-        matmat=lambda X: _product(matmat, X, shape[0], f"{name}.matmat"),
-        rmatmat=lambda Y: _product(rmatmat, Y, shape[1], f"{name}.rmatmat"),
+    return located(
+        home,
+        (m, n),
+        matmat=lambda X: _product(matmat, X, m, f"{name}.matmat"),
+        rmatmat=lambda Y: _product(rmatmat, Y, n, f"{name}.rmatmat"),
         norm=None,
         max_abs=lambda: math.nan,
     )
@@ -386,15 +366,7 @@ def _product_with_adjoint(A: Any, name: str, is_complex_: bool) -> Callable[[Arr
     # A class of complex matrices that knows no `conj` may mean either by its transpose.
     if hasattr(A, "T") and (hasattr(A, "conj") or not is_complex_):
         transpose = A.T
-
-        def rmatmat(Y: Array) -> Array:
-            # conjugating the narrow Y: a real dtype may be an untruth, a conjugate of A a copy
-            if is_complex(Y):
-                xp = array_namespace(Y)
-                return xp.conj(transpose @ xp.conj(Y))
-            return transpose @ Y
-
-        return rmatmat
+        return lambda Y: _by_transpose(lambda Z: transpose @ Z, Y)
     alone = " (its `T` does not say whether it conjugates)" if hasattr(A, "T") else ""
     message = (
         f"`{name}` is a {type(A).__name__} without an adjoint{alone}: give it a method "

@@ -100,6 +100,7 @@ def flat(n: int) -> Spectrum:
     return np.ones(n)
 
 
+# Those that decay all along, and those that stay on a level somewhere.
 _DECAYING = (slow, fast, s_shaped, medium, slower, staircase, geometric)
 _LEVEL = (plateau_polynomial, plateau_exponential, steps, drop, low_rank, flat)
 SPECTRA: Mapping[str, Callable[[int], Spectrum]] = MappingProxyType(

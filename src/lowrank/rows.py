@@ -21,12 +21,13 @@ from lowrank._array import (
     zeros,
 )
 from lowrank._check import as_count
-from lowrank._operator import Operator, numpy_dtype
+from lowrank._operator import Operator, located, numpy_dtype, shape_of
 
 __all__ = ["Progress", "RowBlocks"]
 
 # A chunk that is higher than a block is read whole, unless it has more than so many times its size.
 WHOLE_CHUNK = 4
+FLOATING = ("float32", "float64", "complex64", "complex128")
 
 
 class Progress(NamedTuple):
@@ -136,15 +137,10 @@ class RowBlocks:
                 "operator or a sparse matrix is passed as it is."
             )
             raise TypeError(message)
-        if len(A.shape) != 2:
-            message = f"`A` must be a matrix (two dimensions), got shape {tuple(A.shape)}."
-            raise ValueError(message)
-        m, n = (int(length) for length in A.shape)
+        m, n = shape_of(A, "`A` must be a matrix (two dimensions)")
         self._A, self._callback = A, callback
         self._cast = None if dtype is None else numpy_dtype(dtype)
-        if self._cast is not None and self._cast.name not in (
-            "float32", "float64", "complex64", "complex128",
-        ):  # fmt: skip
+        if self._cast is not None and self._cast.name not in FLOATING:
             message = (
                 f"`dtype` must be float32, float64, complex64 or complex128, got {self._cast.name}."
             )
@@ -154,11 +150,10 @@ class RowBlocks:
         self._empty = self._block(slice(0, 0))
         self.shape, self.dtype = (m, n), self._empty.dtype
         if rows is None:
-            parts = 2 if is_complex(self._empty) else 1
-            width = n * parts * self._xp.finfo(self.dtype).bits // 8
-            rows = _height(
-                as_count(block_bytes, "block_bytes", least=1) / max(1, width), _chunk_of(A)
-            )
+            width, chunk = n * numpy_dtype(self.dtype).itemsize, _chunk_of(A)
+            fitting = as_count(block_bytes, "block_bytes", least=1) / max(1, width)
+            unit = 1 if chunk > WHOLE_CHUNK * fitting else chunk
+            rows = max(1, int(fitting // unit)) * unit
         self.rows = min(as_count(rows, "rows", least=1), max(1, m))
 
     def __repr__(self) -> str:
@@ -189,21 +184,15 @@ class RowBlocks:
         return math.hypot(*self._of_blocks(matrix_norm_by_rows))
 
     def __lowrank_operator__(self) -> Operator:
-        return Operator(
-            xp=self._xp,
-            shape=self.shape,
-            dtype=self.dtype,
-            device=self.device,
+        return located(
+            self._empty,
+            self.shape,
             matmat=self.matmat,
             rmatmat=self.rmatmat,
             norm=self.norm,
-            max_abs=self._max_abs,
+            max_abs=lambda: float(np.max(self._of_blocks(max_abs), initial=0.0)),
             costly_passes=True,
         )
-
-    def _max_abs(self) -> float:
-        sizes = self._of_blocks(max_abs)
-        return math.nan if any(map(math.isnan, sizes)) else max(sizes, default=0.0)
 
     def _of_blocks(self, measure: Callable[[Array], float]) -> list[float]:
         sizes = []
@@ -227,8 +216,8 @@ class RowBlocks:
         # the arrays of Dask call themselves arrays, but are plans to make one
         if not is_array_api_obj(block) or hasattr(block, "__dask_graph__"):
             block = np.asarray(block)
+        xp = array_namespace(block)
         if self._cast is not None:
-            xp = array_namespace(block)
             if is_complex(block) and self._cast.kind != "c":
                 message = (
                     f"`A` has dtype {block.dtype}, and `dtype` {self._cast.name} would lose its "
@@ -236,18 +225,13 @@ class RowBlocks:
                 )
                 raise TypeError(message)
             block = xp.astype(block, getattr(xp, self._cast.name), copy=False)
-        try:
-            return as_matrix(block)[0]
-        except TypeError as error:
-            if self._cast is None and array_namespace(block).isdtype(
-                block.dtype, ("bool", "integral")
-            ):
-                message = (
-                    f"`A` has dtype {block.dtype}; say what to compute in, for instance "
-                    'lowrank.RowBlocks(A, dtype="float32").'
-                )
-                raise TypeError(message) from error
-            raise
+        elif xp.isdtype(block.dtype, ("bool", "integral")):
+            message = (
+                f"`A` has dtype {block.dtype}; say what to compute in, for instance "
+                'lowrank.RowBlocks(A, dtype="float32").'
+            )
+            raise TypeError(message)
+        return as_matrix(block)[0]
 
     def _block(self, part: slice) -> Array:
         """Rows of A where the products are made."""
@@ -262,16 +246,6 @@ class RowBlocks:
 def _chunk_of(A: Any) -> int:
     """Rows of a chunk, or 1."""
     chunks = getattr(A, "chunks", None)
-    if not isinstance(chunks, tuple) or not chunks:
-        return 1
-    first = chunks[0]
-    if isinstance(first, tuple):  # Dask tells the height of each
-        first = max(first, default=1)
-    return max(1, int(first))
-
-
-def _height(rows: float, chunk: int) -> int:
-    """About so many rows, and whole chunks where these are not far higher."""
-    if chunk > WHOLE_CHUNK * rows:
-        return max(1, int(rows))
-    return max(1, int(rows // chunk)) * chunk
+    first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
+    # Dask tells the height of each
+    return max(1, *first) if isinstance(first, tuple) else max(1, int(first))

@@ -180,8 +180,7 @@ class SketchedMatrix:
         xp, device = array_namespace(home), device_of(home)
 
         def draw(purpose: str, shape: tuple[int, int]) -> Array:
-            source = gaussian_source(rng, xp, device, purpose=f"stream: {purpose}")
-            return source(shape, home.dtype)
+            return gaussian_source(rng, xp, device, purpose=f"stream: {purpose}")(shape, home.dtype)
 
         # Side by side, so that an update is read once from either side. Those from the left, and
         # their sketches, are kept as adjoints: products with tall matrices from the right.
@@ -232,8 +231,7 @@ class SketchedMatrix:
         Like all updates, reads two numbers from the device in the end.
         """
         operator = self._as_operator(H, "H", self.shape)
-        everything = slice(0, self.shape[0])
-        return self._add("H", operator.matmat, operator.rmatmat, everything, theta, eta)
+        return self._add("H", (operator.matmat, operator.rmatmat), theta, eta)
 
     @in_full_precision
     def update_rank_one(
@@ -264,14 +262,8 @@ class SketchedMatrix:
                 f"{tuple(u.shape)} and {tuple(v.shape)}."
             )
             raise ValueError(message)
-        return self._add(
-            "u vᴴ",
-            lambda X: u @ adjoint_matmul(v, X),
-            lambda X: v @ adjoint_matmul(u, X),
-            slice(0, m),
-            theta,
-            eta,
-        )
+        products = (lambda X: u @ adjoint_matmul(v, X)), (lambda X: v @ adjoint_matmul(u, X))
+        return self._add("u vᴴ", products, theta, eta)
 
     @in_full_precision
     def update_rows(self, start: int, block: Any, /, *, eta: complex = 1.0) -> "SketchedMatrix":
@@ -303,8 +295,8 @@ class SketchedMatrix:
                 f"rows, got shape {operator.shape} at row {start}."
             )
             raise ValueError(message)
-        rows = slice(start, end)
-        return self._add("block", operator.matmat, operator.rmatmat, rows, 1.0, eta)
+        products = operator.matmat, operator.rmatmat
+        return self._add("block", products, 1.0, eta, slice(start, end))
 
     @in_full_precision
     def merge(self, other: Any, /) -> "SketchedMatrix":
@@ -323,11 +315,9 @@ class SketchedMatrix:
             message = f"`other` must be a SketchedMatrix, got {type(other).__name__}."
             raise TypeError(message)
         same_place(self._Y, other._Y, names=("self", "other"))
-        pairs = [(getattr(self, x), getattr(other, x)) for x in ("_right", "_left", "_core")]
-        xp = array_namespace(self._Y)
-        if any(tuple(X.shape) != tuple(T.shape) for X, T in pairs) or not all(
-            bool(xp.all(X == T)) for X, T in pairs
-        ):
+        xp, tests = array_namespace(self._Y), ("_right", "_left", "_core")
+        pairs = ((getattr(self, test), getattr(other, test)) for test in tests)
+        if not all(X.shape == T.shape and bool(xp.all(X == T)) for X, T in pairs):
             message = (
                 f"only sketches with the same test matrices can be merged, got {self} and {other}; "
                 "make both with the same shape, sizes and integer `rng`."
@@ -343,21 +333,19 @@ class SketchedMatrix:
     def _add(
         self,
         name: str,
-        matmat: Callable[[Array], Array],
-        rmatmat: Callable[[Array], Array],
-        rows: slice,
+        products: tuple[Callable[[Array], Array], Callable[[Array], Array]],
         theta: complex,
         eta: complex,
+        rows: slice = slice(None),
     ) -> "SketchedMatrix":
-        k = self.sketch_size
+        k, (matmat, rmatmat) = self.sketch_size, products
         theta, eta = self._as_number(theta, "theta"), self._as_number(eta, "eta")
         of_rows, of_columns = matmat(self._right), rmatmat(self._left[rows, :])
-        for product, method in ((of_rows, "matmat"), (of_columns, "rmatmat")):
-            same_place(self._Y, product, names=("self", f"{name}.{method}(X)"))
+        same_place(self._Y, of_rows, names=("self", f"{name}.matmat(X)"))
+        same_place(self._Y, of_columns, names=("self", f"{name}.rmatmat(X)"))
         Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
         XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
-        core = adjoint_matmul(self._core[rows, :], of_rows[:, k:])
-        Z = theta * self._Z + eta * core
+        Z = theta * self._Z + eta * adjoint_matmul(self._core[rows, :], of_rows[:, k:])
         norm, added = self._checked(name, XW, of_columns, Y, Z)
         self._Y[rows, :] = Y
         self._XW, self._Z, self._factors = XW, Z, None
@@ -515,19 +503,16 @@ def _left_solve(M: Array, Z: Array) -> Array:
 
 def _home(dtype: Any, like: Any) -> Array:
     """An empty array of the library, device and dtype of the sketches."""
-    if like is None:
-        try:
-            home: Array = np.zeros((0, 0), dtype=np.float64 if dtype is None else dtype)
-        except TypeError:
-            message = (
-                f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
-            )
-            raise TypeError(message) from None
-    elif is_array_api_obj(like):
-        xp = array_namespace(like)
-        dtype = like.dtype if dtype is None else dtype
-        home = xp.zeros((0, 0), dtype=dtype, device=device_of(like))
-    else:
+    of_numpy, like = like is None, np.empty(0) if like is None else like
+    if not is_array_api_obj(like):
         message = f"`like` must be an array, got {type(like).__name__}."
         raise TypeError(message)
+    dtype = like.dtype if dtype is None else dtype
+    try:
+        home = array_namespace(like).empty((0, 0), dtype=dtype, device=device_of(like))
+    except TypeError:
+        if not of_numpy:
+            raise
+        message = f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
+        raise TypeError(message) from None
     return as_matrix(home, name="like")[0]

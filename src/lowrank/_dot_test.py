@@ -1,5 +1,6 @@
 """The dot test: whether an operator's two products are those of one matrix and its adjoint."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -11,14 +12,13 @@ from lowrank._array import (
     device_of,
     eps,
     is_complex,
-    is_finite,
     safe_norm,
     same_place,
 )
 from lowrank._operator import Operator
 from lowrank._sketch import gaussian_source
 
-__all__ = ["check_adjoint"]
+__all__ = ["check_adjoint", "not_hermitian"]
 
 # Pairs of vectors in one product: their norms know ‖A‖_F, where those of one may miss it by far.
 COLUMNS = 4
@@ -68,11 +68,11 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     same_place(P, Q, names=("A.matmat(X)", "A.rmatmat(Y)"))
     size = float(safe_norm(P)) + float(safe_norm(Q))
     smallest = float(xp.finfo(P.dtype).smallest_normal) / eps(P)
-    if not (is_finite(P) and is_finite(Q)) or 0.0 < size < smallest:
+    if not smallest <= size < math.inf:
         return
     # divided by their size, so that no product of them leaves the range
-    P, Q = (Z / size if size > 0.0 else Z for Z in (P, Q))
-    offset = 2.0 * COLUMNS**0.5 * A.offset / size if size > 0.0 else 0.0
+    P, Q = P / size, Q / size
+    offset = 2.0 * COLUMNS**0.5 * A.offset / size
     tolerance = CONSTANT * eps(P) * (COLUMNS * (m + n)) ** 0.5 * (1.0 + offset)
     left, right = adjoint_matmul(Y, P), adjoint_matmul(Q, X)
     if float(safe_norm(left - right)) <= tolerance:
@@ -80,16 +80,19 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     told, found = _on_host(left), _on_host(right)
     place = np.unravel_index(np.argmax(np.abs(told - found)), told.shape)
     a, b = (_number(Z[place] * size) for Z in (told, found))
+    if hermitian:
+        products = f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}"
+        raise not_hermitian(products)
     message = (
         f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
         f"⟨Aᴴ y, x⟩ = {b}. {_hint(A, (X, Y, P, Q), told, found, tolerance)}"
     )
-    if hermitian:
-        message = (
-            f"`A` is not Hermitian: for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}. "
-            "Pass (A + Aᴴ)/2, or use `svd`."
-        )
     raise ValueError(message)
+
+
+def not_hermitian(told: str) -> ValueError:
+    """The error that says so, and what has shown it."""
+    return ValueError(f"`A` is not Hermitian: {told}. Pass (A + Aᴴ)/2, or use `svd`.")
 
 
 def _hint(

@@ -18,18 +18,8 @@ from lowrank._array import (
 from lowrank._panel import orthonormalise
 from lowrank.certificate import spectral_norm
 
-__all__ = [
-    "LARGEST",
-    "Pivoted",
-    "as_indices",
-    "filled",
-    "interpolate",
-    "norm_of",
-    "pivoted_qr",
-    "positions",
-    "tails",
-    "with_identity",
-]
+__all__ = ["LARGEST", "Pivoted", "interpolate", "norm_of", "pivoted_qr", "tails"]
+__all__ += ["as_indices", "filled", "positions", "with_identity"]
 
 # Bound on the coefficients, the f of Gu & Eisenstat.
 LARGEST = 2.0

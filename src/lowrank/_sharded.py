@@ -20,7 +20,7 @@ from lowrank._array import (
     signed,
     zeros,
 )
-from lowrank._operator import Far, Operator, as_operator
+from lowrank._operator import Far, Operator, as_operator, shape_of
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import as_generator
 
@@ -57,14 +57,6 @@ class Shards:
             loaded("torch.distributed").all_reduce(X, group=self.group)
         return X
 
-    def gather(self, X: Array) -> list[Array]:
-        """X of every process, which has the same shape on all."""
-        if len(self.heights) == 1:
-            return [X]
-        parts = [zeros(tuple(X.shape), X) for _ in self.heights]
-        loaded("torch.distributed").all_gather(parts, X.contiguous(), group=self.group)
-        return parts
-
     def orthonormalise(self, X: Array) -> Basis:
         """QR along the sharded side: of the parts, then of their triangular factors together.
 
@@ -77,7 +69,7 @@ class Shards:
         Q, R = orthonormalise(X)
         padded = xp.concat([R, zeros((b - R.shape[0], b), R)], axis=0)
         rows = [min(height, b) for height in self.heights]
-        factors = [part[:r, :] for part, r in zip(self.gather(padded), rows, strict=True)]
+        factors = [part[:r, :] for part, r in zip(_gathered(padded, self.group), rows, strict=True)]
         second, R = orthonormalise(xp.concat(factors, axis=0))
         start = sum(rows[: self.position])
         return Basis(Q @ second[start : start + rows[self.position], :], R)
@@ -91,7 +83,8 @@ class Shards:
         else:
             size = zeros(tuple(phase.shape), xp.abs(phase))
         told = [xp.real(phase), xp.imag(phase)] if is_complex(X) else [phase]
-        parts = xp.stack(self.gather(xp.stack([size, *told])))  # real, which every backend gathers
+        # real, which every backend gathers
+        parts = xp.stack(_gathered(xp.stack([size, *told]), self.group))
         where = xp.argmax(parts[:, 0, :], axis=0)[None, None, :]
         where = xp.broadcast_to(where, (1, *parts.shape[1:]))
         _, *found = xp.unstack(xp.take_along_axis(parts, where, axis=0)[0, ...])
@@ -210,58 +203,42 @@ def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
     """What `A` is on this process, or None if it is no DTensor."""
     if not is_sharded(A):
         return None
-    if A.ndim != 2:
-        message = f"a DTensor must be a matrix (two dimensions), got shape {tuple(A.shape)}."
-        raise ValueError(message)
+    shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
     if test_matrix is not None:
         message = "a DTensor has a test matrix on each process, made from `rng`; give none."
         raise ValueError(message)
     dim = _sharded_dim(A)
-    local, mesh = A.to_local(), A.device_mesh
-    part = as_operator(local.detach())
+    local, mesh = A.to_local().detach(), A.device_mesh
+    part = as_operator(local)
     if dim is None:  # every process has all of it, and the sharded side has one part
         by_rows, group, position = True, None, 0
     else:
         by_rows = A.placements[dim].dim == 0
         group, position = mesh.get_group(dim), mesh.get_local_rank(dim)
-    sizes = _gathered(part.shape[0 if by_rows else 1], part, group)
-    m, n = (int(length) for length in A.shape)
-    shards = Shards(
-        mesh=mesh,
-        placements=tuple(A.placements),
-        shape=(m, n),
-        by_rows=by_rows,
-        local=local.detach(),
-        operator=part,
-        heights=tuple(int(size) for size in sizes),
-        group=group,
-        position=position,
-    )
+    heights = tuple(map(int, _numbers(part.shape[0 if by_rows else 1], part, group)))
+    shards = Shards(mesh, A.placements, shape, by_rows, local, part, heights, group, position)
     return replace(shards, operator=_operator(shards, part.adjoint() if by_rows else part))
 
 
 def _sharded_dim(A: Any) -> int | None:
     """The dimension of the mesh along which A is sharded."""
-    shards = []
-    for dim, place in enumerate(A.placements):
+    for place in A.placements:
         if place.is_partial():
             message = (
                 f"`A` has the placement {place!r}, a sum that was never made; pass "
                 "A.redistribute(placements=[Shard(0)]) or another placement without Partial."
             )
             raise ValueError(message)
-        if not place.is_replicate():
-            shards.append(dim)
-    if not shards:
+    dims = [dim for dim, place in enumerate(A.placements) if not place.is_replicate()]
+    if not dims:
         return None
-    kinds = {type(A.placements[dim]).__name__ for dim in shards}
-    if len(shards) > 1 or kinds != {"Shard"}:
+    if len(dims) > 1 or type(A.placements[dims[0]]).__name__ != "Shard":
         message = (
             f"`A` has the placements {tuple(A.placements)}; it may be sharded along one dimension "
             "of the mesh only, by rows (Shard(0)) or by columns (Shard(1)). Redistribute it."
         )
         raise ValueError(message)
-    return shards[0]
+    return dims[0]
 
 
 def _operator(shards: Shards, part: Operator) -> Operator:
@@ -269,39 +246,35 @@ def _operator(shards: Shards, part: Operator) -> Operator:
 
     def norm() -> float:
         own = math.nan if part.norm is None else part.norm()
-        return math.hypot(*_gathered(own, part, shards.group))
+        return math.hypot(*_numbers(own, part, shards.group))
 
-    def max_abs() -> float:
-        sizes = _gathered(part.max_abs(), part, shards.group)
-        return math.nan if any(map(math.isnan, sizes)) else max(sizes)
-
-    far = Far(
-        rows=part.shape[1],
-        orthonormalise=shards.orthonormalise,
-        agree=lambda X: _agreed(X, shards.mesh),
-    )
     return replace(
         part,
         shape=shards.shape[::-1] if shards.by_rows else shards.shape,
         matmat=lambda X: shards.sum(part.matmat(X)),
         norm=norm,
-        max_abs=max_abs,
+        max_abs=lambda: float(np.max(_numbers(part.max_abs(), part, shards.group))),
         array=None,
         explicit=None,
-        far=far,
+        far=Far(part.shape[1], shards.orthonormalise, lambda X: _agreed(X, shards.mesh)),
         costly_passes=True,
     )
 
 
-def _gathered(value: float, part: Operator, group: Any) -> list[float]:
-    """A number of every process, in their order."""
+def _gathered(X: Array, group: Any) -> list[Array]:
+    """X of every process, in their order, which has the same shape on all."""
     if group is None:
-        return [value]
-    torch, dist = loaded("torch"), loaded("torch.distributed")
-    own = torch.tensor([value], dtype=torch.float64, device=part.device)
-    parts = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, own, group=group)
-    return [float(found) for found in parts]
+        return [X]
+    dist = loaded("torch.distributed")
+    parts = [zeros(tuple(X.shape), X) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(parts, X.contiguous(), group=group)
+    return parts
+
+
+def _numbers(value: float, part: Operator, group: Any) -> list[float]:
+    """A number of every process, in their order."""
+    own = part.xp.asarray([value], dtype=part.xp.float64, device=part.device)
+    return [float(found[0]) for found in _gathered(own, group)]
 
 
 def _agreed(X: Array, mesh: Any) -> Array:

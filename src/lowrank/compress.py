@@ -20,7 +20,7 @@ from lowrank._array import (
     split_scale,
 )
 from lowrank._check import as_count, as_rank
-from lowrank._operator import Operator, as_operator
+from lowrank._operator import Operator, as_operator, shape_of
 from lowrank._panel import orthonormalise
 from lowrank._sketch import Source, gaussian_source
 from lowrank._small_svd import robust_svd
@@ -189,9 +189,7 @@ class Subspace:
             If G holds NaN or Inf (or overflows when it is multiplied), or is no matrix.
         """
         A = as_operator(G, name="G")
-        if A.is_stack:
-            message = f"`G` must be a matrix (two dimensions), got shape {A.shape}."
-            raise ValueError(message)
+        shape_of(A, "`G` must be a matrix (two dimensions)")
         side: Literal["left", "right"] = "left" if self.is_left(A.shape) else "right"
         A = A if side == "left" else A.adjoint()
         old = self.basis

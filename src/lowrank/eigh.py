@@ -15,7 +15,7 @@ from lowrank._array import (
     safe_norm,
     signed,
 )
-from lowrank._dot_test import check_adjoint
+from lowrank._dot_test import check_adjoint, not_hermitian
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._pivots import norm_of
@@ -35,12 +35,7 @@ LEAST_SHARE = 0.4
 
 @shares_options
 def eigh(
-    A: Array,
-    /,
-    rank: int | None = None,
-    *,
-    oversampling: int = 10,
-    **options: Unpack[Tolerances],
+    A: Array, /, rank: int | None = None, *, oversampling: int = 10, **options: Unpack[Tolerances]
 ) -> EighResult:
     """Truncated eigenvalue decomposition ``A ≈ V diag(w) Vᴴ`` of a Hermitian matrix.
 
@@ -120,10 +115,7 @@ def eigh(
         hermitian=True,
         **options,
     )
-    if found.fixed:
-        w, V, outcome = _at_fixed_rank(found, rank)
-    else:
-        w, V, outcome = _to_tolerance(found, rank)
+    w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
     warn_unless_converged(outcome)
     r = outcome.rank
     V = V * signed(array_namespace(V).matrix_transpose(V))[..., None, :]
@@ -165,9 +157,15 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         _check_hermitian(T, C)
         lost_across = norm_of(F, found.problem.norm) / scale
         residual, estimate = parts_of(found)
-        _check_rest(lost_across, residual + 2.0 * found.floor)
+        allowed = residual + 2.0 * found.floor
+        if lost_across > allowed:  # which no product with A shows
+            told = (
+                f"QᴴA(I − QQᴴ) has norm {lost_across:.3g}, where the error of the basis allows "
+                f"{allowed:.3g}"
+            )
+            raise not_hermitian(told)
         w, W, lost = _small_eigh(T)
-        w = w if scale == 1.0 else w / scale
+        w = w / scale
         refuse_infinite(w)
         outcome = truncated(
             found.outcome,
@@ -202,11 +200,8 @@ def _check_whole(whole: Whole) -> None:
     size, n = float(safe_norm(whole.S)), whole.U.shape[0]
     limit = ASYMMETRY * eps(whole.S) * (n + 1) ** 0.5 * size
     if whole.rounding > limit:
-        message = (
-            "`A` is not Hermitian: it has a skew part of about "
-            f"{whole.rounding / size:.3g} of its norm. Pass (A + Aᴴ)/2, or use `svd`."
-        )
-        raise ValueError(message)
+        told = f"it has a skew part of about {whole.rounding / size:.3g} of its norm"
+        raise not_hermitian(told)
 
 
 def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
@@ -242,19 +237,6 @@ def _check_hermitian(T: Array, C: Array) -> None:
     if float(xp.max(excess)) <= 1.0:
         return
     worst = xp.argmax(excess)
-    told, explained = (float(xp.reshape(X * largest, (-1,))[worst]) for X in (skew, limit))
-    message = (
-        f"`A` is not Hermitian: QᴴAQ has a skew part of norm {told:.3g}, where rounding explains "
-        f"{explained:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
-    )
-    raise ValueError(message)
-
-
-def _check_rest(rest: float, residual: float) -> None:
-    """Raise where ``QᴴA(I − QQᴴ)``, which no product with A shows, exceeds ``A − QQᴴA``."""
-    if rest > residual:
-        message = (
-            f"`A` is not Hermitian: QᴴA(I − QQᴴ) has norm {rest:.3g}, where the error of the basis "
-            f"allows {residual:.3g}. Pass (A + Aᴴ)/2, or use `svd`."
-        )
-        raise ValueError(message)
+    found, explained = (float(xp.reshape(X * largest, (-1,))[worst]) for X in (skew, limit))
+    told = f"QᴴAQ has a skew part of norm {found:.3g}, where rounding explains {explained:.3g}"
+    raise not_hermitian(told)

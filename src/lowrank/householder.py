@@ -1,6 +1,7 @@
 """Blocked Householder QR that grows: one accumulated compact WY pair (V, T)."""
 
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from lowrank._arithmetic import in_full_precision
@@ -31,26 +32,16 @@ class CompactWY:
     V: Array
     T: Array
 
-    @classmethod
-    def identity(cls, like: Array) -> "CompactWY":
-        """No reflectors yet, for matrices of as many rows as `like`."""
-        *batch, m, _ = like.shape
-        return cls(zeros((*batch, m, 0), like), zeros((*batch, 0, 0), like))
-
     @property
     def columns(self) -> int:
         return int(self.T.shape[-1])
 
     def apply(self, X: Array) -> Array:
-        """``H X`` in three products. May return `X` itself."""
-        if self.columns == 0:
-            return X
+        """``H X`` in three products."""
         return _added_to(self.V @ (-self.T @ adjoint_matmul(self.V, X)), X)
 
     def apply_adjoint(self, X: Array) -> Array:
-        """``Hᴴ X`` in three products. May return `X` itself."""
-        if self.columns == 0:
-            return X
+        """``Hᴴ X`` in three products."""
         return _added_to(self.V @ -adjoint_matmul(self.T, adjoint_matmul(self.V, X)), X)
 
     def thin(self, D: tuple[Array, ...]) -> Array:
@@ -68,11 +59,8 @@ class CompactWY:
         ``(I − V₁T₁V₁ᴴ)(I − V₂T₂V₂ᴴ) = I − [V₁ V₂] [[T₁, −T₁(V₁ᴴV₂)T₂], [0, T₂]] [V₁ V₂]ᴴ``.
         """
         k = self.columns
-        if k == 0:
-            return lower
         coupling = -self.T @ (adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
-        V = rows_below(lower.V, k)
-        V = array_namespace(V).concat([self.V, V], axis=-1)
+        V = array_namespace(self.V).concat([self.V, rows_below(lower.V, k)], axis=-1)
         return CompactWY(V, _block_triangle(self.T, coupling, lower.T))
 
 
@@ -88,9 +76,6 @@ class Factor(NamedTuple):
     wy: CompactWY
     D: tuple[Array, ...]
     R: Array
-
-    def thin(self) -> Array:
-        return self.wy.thin(self.D)
 
     def extend(self, Y: Array, block_size: int) -> "Factor":
         """The factor of the matrix with the columns of `Y` appended."""
@@ -111,7 +96,8 @@ def reflect(Y: Array, block_size: int) -> Factor:
     m, n = Y.shape[-2:]
     if n == 0 or m == 0:
         *batch, _, _ = Y.shape
-        return Factor(CompactWY.identity(Y), (), zeros((*batch, 0, n), Y))
+        wy = CompactWY(zeros((*batch, m, 0), Y), zeros((*batch, 0, 0), Y))
+        return Factor(wy, (), zeros((*batch, 0, n), Y))
     if n > m:
         return reflect(Y[..., :m], block_size).extend(Y[..., m:], block_size)
     if n <= block_size:
@@ -133,13 +119,10 @@ def _block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -
 
 def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
     """``diag(D) X``, for an X of as many rows as D has."""
-    if not D:
-        return X
-    parts, start = [], 0
+    parts, start = [X[..., :0, :]], 0
     for block in D:
-        stop = start + block.shape[-1]
-        parts.append(block @ X[..., start:stop, :])
-        start = stop
+        parts.append(block @ X[..., start : start + block.shape[-1], :])
+        start += block.shape[-1]
     return array_namespace(X).concat(parts, axis=-2)
 
 
@@ -193,29 +176,21 @@ class HouseholderQR:
         V = self.V
         return f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={device_of(V)})"
 
-    @property
-    def V(self) -> Array:
-        return self._factor.wy.V
-
-    @property
-    def T(self) -> Array:
-        return self._factor.wy.T
+    V = property(attrgetter("_factor.wy.V"))
+    T = property(attrgetter("_factor.wy.T"))
+    R = property(attrgetter("_factor.R"))
 
     @property
     def D(self) -> tuple[Array, ...]:
         return self._factor.D
 
     @property
-    def R(self) -> Array:
-        return self._factor.R
+    def rank(self) -> int:
+        return self._factor.wy.columns
 
     @property
     def shape(self) -> tuple[int, int]:
         return int(self.V.shape[-2]), int(self.R.shape[-1])
-
-    @property
-    def rank(self) -> int:
-        return self._factor.wy.columns
 
     @in_full_precision
     def apply(self, X: Array, /) -> Array:
@@ -250,7 +225,7 @@ class HouseholderQR:
 
         Cost: 2mk² flops; nothing is cached.
         """
-        return self._factor.thin()
+        return self._factor.wy.thin(self.D)
 
     @in_full_precision
     def extend(self, Y: Array, /) -> "HouseholderQR":

@@ -3,14 +3,7 @@
 from typing import Any
 
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import (
-    Array,
-    Namespace,
-    adjoint,
-    adjoint_matmul,
-    largest_of_each,
-    same_place,
-)
+from lowrank._array import Array, Namespace, adjoint, adjoint_matmul, largest_of_each, same_place
 from lowrank._check import as_count
 from lowrank._operator import Operator, as_operator
 from lowrank._panel import orthonormalise
@@ -129,12 +122,7 @@ def nystrom(
     else:
         w, V = _decompose(operator, Omega, check_finite=check_finite)
     return EighResult(
-        eigenvalues=w[..., :r],
-        eigenvectors=V[..., :r],
-        status=status,
-        rank=r,
-        passes=1,
-        products=k,
+        eigenvalues=w[..., :r], eigenvectors=V[..., :r], status=status, rank=r, passes=1, products=k
     )
 
 

@@ -119,11 +119,11 @@ def _block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -
 
 def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
     """``diag(D) X``, for an X of as many rows as D has."""
-    parts, start = [X[..., :0, :]], 0
+    parts, start = [], 0
     for block in D:
         parts.append(block @ X[..., start : start + block.shape[-1], :])
         start += block.shape[-1]
-    return array_namespace(X).concat(parts, axis=-2)
+    return array_namespace(X).concat(parts, axis=-2) if parts else X
 
 
 def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:

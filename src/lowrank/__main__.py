@@ -9,8 +9,6 @@ from lowrank._command.demonstration import demonstrate
 from lowrank._command.running import BAD_INPUT, run
 from lowrank._command.telling import InputError, complain, prepare_streams
 
-__all__ = ["main"]
-
 
 def main(arguments: list[str] | None = None) -> int:
     """Do what the command line says, and return the exit code."""

@@ -14,8 +14,6 @@ from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 
-__all__ = ["as_the_caller_set", "full_precision", "in_full_precision"]
-
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 

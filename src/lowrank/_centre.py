@@ -6,8 +6,6 @@ from dataclasses import replace
 from lowrank._array import Array, adjoint, array_namespace, as_matrix, device_of, safe_norm
 from lowrank._operator import Operator, of_row_blocks
 
-__all__ = ["centred"]
-
 # Rows of a dense matrix that are centred at a time, and at most so many entries; or a sixteenth of
 # it if more.
 ROWS, ENTRIES = 512, 2**18

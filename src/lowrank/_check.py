@@ -7,15 +7,6 @@ from lowrank._array import Array
 from lowrank._operator import Operator
 from lowrank._tuning import tuning
 
-__all__ = [
-    "as_block_size",
-    "as_certificate",
-    "as_count",
-    "as_failure_probability",
-    "as_norm",
-    "as_rank",
-]
-
 
 def as_count(value: Any, name: str, *, least: int = 0) -> int:
     try:

@@ -18,8 +18,6 @@ from lowrank._array import (
 from lowrank._operator import Operator
 from lowrank._sketch import gaussian_source
 
-__all__ = ["check_adjoint", "not_hermitian"]
-
 # Pairs of vectors in one product: their norms know ‖A‖_F, where those of one may miss it by far.
 COLUMNS = 4
 # Of the tolerance, see `check_adjoint`.

@@ -28,8 +28,6 @@ from lowrank._array import (
     zeros,
 )
 
-__all__ = ["Far", "Operator", "as_operator", "located", "numpy_dtype", "of_row_blocks", "shape_of"]
-
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
 

@@ -11,8 +11,6 @@ import numpy as np
 from lowrank._arithmetic import full_precision
 from lowrank.results import Look
 
-__all__ = ["DEFAULTS", "WORDS", "Norm", "Options", "Tolerances", "shares_options", "worded"]
-
 Norm = Literal["fro", "spectral"]
 Certificate = Literal["exact", "energy", "sampled"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])

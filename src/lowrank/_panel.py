@@ -29,17 +29,6 @@ from lowrank._array import (
 )
 from lowrank._tuning import Method, tuning
 
-__all__ = [
-    "Basis",
-    "Reflectors",
-    "conditioned",
-    "departure",
-    "gram_matrix",
-    "mixed_svd",
-    "orthonormalise",
-    "reflectors",
-]
-
 # Columns below which numpy.linalg.qr takes what Cholesky QR has refused.
 NARROW = 16
 # Rows of a block of a long Gram matrix.

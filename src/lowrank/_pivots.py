@@ -18,9 +18,6 @@ from lowrank._array import (
 from lowrank._panel import orthonormalise
 from lowrank.certificate import spectral_norm
 
-__all__ = ["LARGEST", "Pivoted", "interpolate", "norm_of", "pivoted_qr", "tails"]
-__all__ += ["as_indices", "filled", "positions", "with_identity"]
-
 # Bound on the coefficients, the f of Gu & Eisenstat.
 LARGEST = 2.0
 # Steps between two updates of the remainder.

@@ -24,8 +24,6 @@ from lowrank._operator import Far, Operator, as_operator, shape_of
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import as_generator
 
-__all__ = ["Shards", "shards_of"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Shards:

@@ -25,8 +25,6 @@ from lowrank._truncate import parts_of, with_bound
 from lowrank.rangefinder import Found, find, projection, refined
 from lowrank.results import Outcome, Status
 
-__all__ = ["Built", "Columns", "Sketch", "approximate", "errors_of", "lost_in", "scale_of"]
-
 # The part of the goals of growth that the basis aims at, and how often half of it is tried.
 SHARE, LEAST_SHARE = 0.7, 0.02
 ROUNDS = 3

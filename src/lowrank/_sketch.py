@@ -21,8 +21,6 @@ from lowrank._array import (
 )
 from lowrank._operator import Operator
 
-__all__ = ["TestMatrix", "as_generator", "gaussian_source"]
-
 # Streams of random numbers that fill a test matrix on the host, whatever the number of threads.
 STREAMS = 8
 LEAST_PER_THREAD = 2**16

@@ -26,8 +26,6 @@ from lowrank._panel import Basis, gram_matrix, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
-__all__ = ["SmallSVD", "departed", "refuse_infinite", "robust_svd", "small_svd", "svd_of", "tails"]
-
 # Columns up to which a Gram matrix or a residual is computed, and samples for larger ones.
 MANY, SAMPLES = 256, 32
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.

@@ -12,8 +12,6 @@ from lowrank.certificate import rounding_floor
 from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
 
-__all__ = ["at_fixed_rank", "parts_of", "truncated", "with_bound"]
-
 
 def truncated(
     outcome: Outcome,

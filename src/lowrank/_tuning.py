@@ -6,19 +6,6 @@ from typing import NamedTuple
 
 from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array, loaded
 
-__all__ = [
-    "CUPY",
-    "GROWTH",
-    "NUMPY",
-    "OTHER",
-    "TORCH_CPU",
-    "TORCH_CUDA",
-    "Growth",
-    "Method",
-    "Tuning",
-    "tuning",
-]
-
 
 class Method(Enum):
     """How a panel is made orthonormal."""

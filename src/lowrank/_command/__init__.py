@@ -1,3 +1,1 @@
 """What ``python -m lowrank`` does: read a file, factorize, report, write."""
-
-__all__: list[str] = []

@@ -9,8 +9,6 @@ from typing import Any, NoReturn
 import lowrank
 from lowrank._command.telling import refuse
 
-__all__ = ["Options", "parse"]
-
 Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 
 PLOTS = (".png", ".pdf", ".svg")

@@ -13,8 +13,6 @@ import lowrank
 from lowrank import gallery
 from lowrank._command.telling import tell
 
-__all__ = ["Row", "demonstrate", "elevation", "measure"]
-
 Matrix = np.ndarray[Any, np.dtype[np.float64]]
 
 REPEATS = 5

@@ -12,8 +12,6 @@ from lowrank._command.telling import guarded, printable, required
 from lowrank._command.working import Answer
 from lowrank._small_svd import tails
 
-__all__ = ["curves", "picture"]
-
 Double = np.ndarray[Any, np.dtype[Any]]
 
 # Full SVDs, for the best possible error and for true errors in the spectral norm, are taken up to

@@ -15,8 +15,6 @@ import numpy as np
 
 from lowrank._command.telling import InputError, guarded, reason, refuse, required
 
-__all__ = ["Matrix", "Source", "as_numpy", "sources"]
-
 TEXT = (".csv", ".tsv", ".txt")
 KINDS = sorted((*TEXT, ".mtx", ".npy", ".npz", ".safetensors"))
 INTEGER = re.compile(r"u?int\d+|bool")

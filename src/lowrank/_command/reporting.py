@@ -14,8 +14,6 @@ from lowrank._command.telling import printable, tell
 from lowrank._command.working import Answer
 from lowrank.results import Look
 
-__all__ = ["Progress", "Table", "as_json", "entry", "missed_line", "size"]
-
 NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}
 
 

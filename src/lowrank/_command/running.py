@@ -17,8 +17,6 @@ from lowrank._command.reporting import Progress, Table, as_json, entry, missed_l
 from lowrank._command.telling import InputError, complain, guarded, refuse, required, tell
 from lowrank._command.working import Answer, answers
 
-__all__ = ["BAD_INPUT", "run", "write"]
-
 # Exit codes, beside 0. The first is that of argparse.
 BAD_INPUT = 2
 NOT_MET = 3

@@ -8,18 +8,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-__all__ = [
-    "InputError",
-    "complain",
-    "guarded",
-    "prepare_streams",
-    "printable",
-    "reason",
-    "refuse",
-    "required",
-    "tell",
-]
-
 
 class InputError(Exception):
     """Something that only the person at the command line can mend; the message says what."""

@@ -14,8 +14,6 @@ from lowrank.certificate import residual_norm
 from lowrank.results import Look, SVDResult
 from lowrank.svd import svd
 
-__all__ = ["Answer", "answers"]
-
 
 @dataclass(frozen=True, slots=True)
 class Answer:

@@ -2,5 +2,3 @@
 
 `growth` has the loop, in the order of the paper; `residuals` the three ways to know the error.
 """
-
-__all__: list[str] = []

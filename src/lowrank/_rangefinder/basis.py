@@ -14,8 +14,6 @@ from lowrank._array import (
 )
 from lowrank._panel import reflectors
 
-__all__ = ["Basis", "Block"]
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:

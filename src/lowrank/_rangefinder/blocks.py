@@ -12,15 +12,6 @@ from lowrank._rangefinder.state import Problem, State
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank._tuning import GROWTH, Method, tuning
 
-__all__ = [
-    "goal_of",
-    "missing_columns",
-    "missing_of_power_law",
-    "panel",
-    "powers_of",
-    "width_of_look",
-]
-
 
 def goal_of(problem: Problem, state: State, share: float | None) -> float:
     """The part of the tolerance at which growth ends."""

@@ -12,8 +12,6 @@ from lowrank._rangefinder.stop_rule import StopRule
 from lowrank._small_svd import departed, svd_of, tails
 from lowrank._tuning import tuning
 
-__all__ = ["cut", "decomposed", "svd_is_cheaper"]
-
 # The part of the time of an SVD that growing may take before it has to look promising.
 PATIENCE = 0.03
 

@@ -32,8 +32,6 @@ from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank.results import Status
 
-__all__ = ["extend", "projected", "reach", "safe"]
-
 Keep = Callable[[State], object]
 
 

@@ -6,8 +6,6 @@ from lowrank._array import Array, array_namespace, leading
 from lowrank._panel import Basis as Factors
 from lowrank._panel import conditioned, orthonormalise
 
-__all__ = ["iterated", "subspace_iteration"]
-
 Product = Callable[[Array], Array]
 
 

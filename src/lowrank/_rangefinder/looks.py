@@ -35,8 +35,6 @@ from lowrank.certificate import (
 )
 from lowrank.results import Look
 
-__all__ = ["base_floor", "floor_of", "looked", "settled"]
-
 
 def looked(problem: Problem, state: State, goal: float) -> State | None:
     """The state with one look more at the error; None if the test matrix has run out.

@@ -22,17 +22,6 @@ from lowrank._operator import Operator
 from lowrank._panel import departure
 from lowrank._rangefinder.basis import Basis
 
-__all__ = [
-    "ByEnergies",
-    "Error",
-    "Explicit",
-    "Orthonormal",
-    "Residual",
-    "Sampled",
-    "Whole",
-    "energy_rounding",
-]
-
 
 class Error(NamedTuple):
     """``‖E‖_F``: what was computed, and a bound that lacks the rounding of the projection only."""

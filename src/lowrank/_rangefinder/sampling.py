@@ -14,16 +14,6 @@ from lowrank._rangefinder.iteration import iterated
 from lowrank._rangefinder.residuals import Sampled, Whole
 from lowrank._rangefinder.state import Problem, State
 
-__all__ = [
-    "NOT_FINITE",
-    "block",
-    "iterated_sample",
-    "measured",
-    "multiplied",
-    "orthonormalized",
-    "salted",
-]
-
 NOT_FINITE = (
     "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
     "or Inf."

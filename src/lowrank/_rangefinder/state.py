@@ -12,8 +12,6 @@ from lowrank._rangefinder.stop_rule import StopRule
 from lowrank._sketch import TestMatrix
 from lowrank.results import Look, Outcome, Status
 
-__all__ = ["Problem", "State", "Work", "epsilon_of", "outcome_of", "start"]
-
 
 class Work:
     """Counts what is multiplied: the passes over A, and the columns of all of them."""

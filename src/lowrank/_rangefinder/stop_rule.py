@@ -7,8 +7,6 @@ from typing import Any
 from lowrank._check import as_count
 from lowrank.results import Look, Status
 
-__all__ = ["StopRule"]
-
 
 @dataclass(frozen=True, slots=True)
 class StopRule:

@@ -8,8 +8,6 @@ import torch
 from lowrank.optim._options import Member
 from lowrank.optim._refresh import OURS
 
-__all__ = ["check_saved", "copied"]
-
 
 def copied(value: Any, device: torch.device | None) -> Any:
     """A copy on the device, or where the value is."""

@@ -27,8 +27,6 @@ from lowrank.optim._sharding import (
 )
 from lowrank.optim._update import coordinates, put_back
 
-__all__ = ["Batch", "LowRank"]
-
 # Optimizers whose step is proportional to the size of the weight: they are shown QᵀW, and not 0.
 SHOWN_THE_WEIGHT = ("Adafactor", "Lamb", "LAMB", "Lars", "LARS")
 # In a batch of compressed parameters, all that is temporary stays below the largest weight, or

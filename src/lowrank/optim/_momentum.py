@@ -18,8 +18,6 @@ from lowrank.optim._update import (
     weighted_column_squares,
 )
 
-__all__ = ["LowRankMomentum"]
-
 NAME = "AdamW, momentum of low rank"
 # Options of LowRank and AdamW that have no meaning here.
 FOREIGN = (

@@ -10,8 +10,6 @@ from lowrank._check import as_count
 from lowrank.compress import Subspace
 from lowrank.optim._sharding import Blocks, blocks_of, local
 
-__all__ = ["DEFAULTS", "Member", "is_asked", "member", "parse"]
-
 DEFAULTS: dict[str, Any] = {
     "rank": None,
     "energy": None,

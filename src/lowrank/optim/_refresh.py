@@ -13,8 +13,6 @@ from lowrank.optim._options import Member
 from lowrank.optim._sharding import by_rows, sharded_operator
 from lowrank.optim._update import coordinates, mean_square_outside, product, transported
 
-__all__ = ["OURS", "found_basis", "refreshed"]
-
 # What this optimizer adds to the state of a compressed parameter; all else is the inner one's.
 OURS = ("basis", "updates", "next_refresh", "residual_norm", "sketch")
 

@@ -6,8 +6,6 @@ from typing import Any
 
 import torch
 
-__all__ = ["Report", "Row", "storage_bytes"]
-
 
 @dataclass(frozen=True)
 class Row:

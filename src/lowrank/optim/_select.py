@@ -9,8 +9,6 @@ import torch
 from lowrank.optim._options import DEFAULTS, Member, member, parse
 from lowrank.optim._report import Report, Row
 
-__all__ = ["Groups", "select"]
-
 Patterns = str | Iterable[str] | Callable[[str, torch.nn.Parameter], bool] | None
 HEADS = ("lm_head", "head", "classifier", "score")
 # Names of the modules that hold the factors of LoRA: lora_A, lora_B, lora_embedding_A, …

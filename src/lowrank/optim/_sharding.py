@@ -10,20 +10,6 @@ from torch import distributed
 from lowrank._operator import Operator, as_operator
 from lowrank._panel import orthonormalise
 
-__all__ = [
-    "Blocks",
-    "agreed",
-    "align",
-    "blocks_of",
-    "by_rows",
-    "is_elementwise",
-    "local",
-    "orthonormal",
-    "placed_as",
-    "sharded_operator",
-    "unfit_placements",
-]
-
 
 @dataclass(frozen=True)
 class Blocks:

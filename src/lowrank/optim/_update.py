@@ -9,19 +9,6 @@ import torch
 from lowrank.compress import transport_squares
 from lowrank.optim._options import Member
 
-__all__ = [
-    "add_to_weight",
-    "change_of_weight",
-    "column_squares",
-    "compiled",
-    "coordinates",
-    "mean_square_outside",
-    "product",
-    "put_back",
-    "transported",
-    "weighted_column_squares",
-]
-
 # The part of the gradient outside the subspace may grow by this factor from step to step, and a
 # number outside may change by this many times as much as one inside, in the mean of a column.
 LARGEST_GROWTH = 1.01

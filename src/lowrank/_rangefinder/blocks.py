@@ -7,7 +7,7 @@ from itertools import pairwise
 from lowrank._array import Array, array_namespace, eps, leading
 from lowrank._operator import Operator
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
-from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized
+from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized, spanning
 from lowrank._rangefinder.state import Problem, State
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank._tuning import GROWTH, Method, tuning
@@ -72,6 +72,8 @@ def panel(
     if Omega.shape[-1] == 0:
         return state, None
     state, sample = multiplied(problem, state, Omega)
+    if q > 0 and not problem.krylov and not _can_be_asked(state.A):
+        return state, iterated_sample(problem, state, spanning(sample), q, columns=most)
     factors: list[Array] = []
     basis = orthonormalized(sample, factors)
     if q > 0 and problem.power_iterations is None and _can_be_asked(state.A):

@@ -35,7 +35,7 @@ def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
     width = -(-columns // (q + 1)) if problem.krylov else columns
     flags: list[Array] = []
     state, sample = _sample(problem, state, width, draw, flags)
-    spanned = orthonormalized if q == 0 or problem.krylov else _conditioned
+    spanned = orthonormalized if q == 0 or problem.krylov else spanning
     basis = spanned(sample)
     Q = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
     # Read last, so that the host never waits before all of the work is under way.
@@ -143,7 +143,7 @@ def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> 
     return [Q]
 
 
-def _conditioned(sample: list[Array]) -> list[Array]:
+def spanning(sample: list[Array]) -> list[Array]:
     """Columns that span the sample, for the products that follow."""
     return [conditioned(sample.pop())]
 

@@ -1,7 +1,6 @@
 """Blocked Householder QR that grows: one accumulated compact WY pair (V, T)."""
 
 from dataclasses import dataclass
-from operator import attrgetter
 from typing import Literal, NamedTuple
 
 from lowrank._arithmetic import in_full_precision
@@ -176,9 +175,17 @@ class HouseholderQR:
         V = self.V
         return f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={device_of(V)})"
 
-    V = property(attrgetter("_factor.wy.V"))
-    T = property(attrgetter("_factor.wy.T"))
-    R = property(attrgetter("_factor.R"))
+    @property
+    def V(self) -> Array:
+        return self._factor.wy.V
+
+    @property
+    def T(self) -> Array:
+        return self._factor.wy.T
+
+    @property
+    def R(self) -> Array:
+        return self._factor.R
 
     @property
     def D(self) -> tuple[Array, ...]:

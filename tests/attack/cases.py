@@ -134,8 +134,8 @@ FAMILIES = {
 }
 for _name, _values in gallery.SPECTRA.items():
     FAMILIES[f"gallery_{_name}"] = lambda r, m, n, s=_values: spectral(r, m, n, s(min(m, n)))
-# Those that know the seed: what a call with it left, and what its test matrix does not meet. None is
-# scaled to the product with the probe, too: whoever knows all random numbers can fool any sample.
+# Those that know the seed: what a call with it left, and what its test matrix does not meet. None
+# is scaled to the product with the probe too: who knows all random numbers can fool any sample.
 OF_SEED = ("residual", "deflated", "residual_of_rank", "blind")
 
 

@@ -120,3 +120,51 @@ def test_few_columns_are_never_sampled_by_more(backend, dtype, shape, kind):
         assert found.converged
         looks = len(found.history)
         assert found.products <= (3 * looks + 3) * min(shape) + 1
+
+
+class Failing:
+    """An operator of which one product is NaN, or is not there."""
+
+    def __init__(self, A, at, error):
+        self.A, self.at, self.error, self.asked = A, at, error, 0
+        self.shape, self.dtype = A.shape, A.dtype
+
+    def _product(self, Y):
+        self.asked += 1
+        if self.asked != self.at:
+            return Y
+        if self.error:
+            raise OSError
+        return Y * np.nan
+
+    def matmat(self, X):
+        return self._product(self.A @ X)
+
+    def rmatmat(self, Y):
+        return self._product(self.A.T @ Y)
+
+
+@pytest.mark.parametrize("error", [False, True])
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("shape", [(150, 120), (150, 20)])
+def test_an_object_outlives_each_of_its_products(shape, kind, error):
+    """Whichever product fails, once: the next request has a true answer."""
+    A = gaussian((shape[0], 8), "float64") @ gaussian((8, shape[1]), "float64", 1)
+    A += np.float64(1e-6) * gaussian(shape, "float64", 2)
+    for at in range(1, 100):
+        operator = Failing(A, at, error)
+        finder = lowrank.RangeFinder(operator, norm=kind, rng=0)
+        for rtol in (None, 0.3, 1e-13, 1e-3):
+            before = operator.asked
+            try:
+                quietly(finder.extend, 2) if rtol is None else quietly(finder.reach, rtol=rtol)
+            except (ValueError, OSError):
+                assert before < at <= operator.asked
+            assert not np.isnan(finder.Q).any()
+        if operator.asked < at:
+            break
+        found = quietly(finder.reach, rtol=1e-3).result()
+        truth = norm(residual(A, found.Q), kind)
+        assert truth <= found.error_bound
+        assert found.converged
+    assert at > 5

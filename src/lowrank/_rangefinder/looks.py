@@ -182,6 +182,8 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
         Q = basis.columns()
         D = Y - Q @ adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
     drift = float(safe_norm(D)) / state.scale
+    if not math.isfinite(drift):
+        raise ValueError(NOT_FINITE)
     if not is_whole:
         delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
         drift *= safety_factor(samples, delta, is_complex=is_complex(Omega)) / math.sqrt(samples)

@@ -13,6 +13,7 @@ from types import SimpleNamespace
 
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 CUDA = torch.device("cuda", 0)
@@ -216,3 +217,18 @@ def to_numpy(X):
     assert isinstance(X, Pretended)
     X = X.cpu()
     return X.to(torch.complex128 if X.is_complex() else torch.float64).numpy()
+
+
+class _Reads(TorchDispatchMode):
+    count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+def reads_of_tensors(function):
+    """How often `item` and the like are asked of tensors that do not pretend, and the result."""
+    with _Reads() as counter:
+        result = function()
+    return counter.count, result

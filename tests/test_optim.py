@@ -13,7 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_host_reads import reads  # noqa: E402
+from pretended import reads_of_tensors as reads  # noqa: E402
 
 from lowrank.compress import Subspace  # noqa: E402
 from lowrank.optim import LowRank, select  # noqa: E402

@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_host_reads import reads  # noqa: E402
+from pretended import reads_of_tensors as reads  # noqa: E402
 from test_optim import Tiny, loss_of, parameters, set_gradients, train  # noqa: E402
 from torch._dynamo.utils import counters  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402

@@ -93,8 +93,7 @@ def _numpy_and_strict() -> list[Backend]:
     return [
         Backend("numpy", xnp, "cpu"),
         Backend("numpy:readonly", xnp, "cpu", readonly=True),
-        Backend("strict", strict, strict.Device("CPU_DEVICE")),
-        Backend("strict:device1", strict, strict.Device("device1")),
+        Backend("strict", strict, strict.Device("device1")),
         Backend("strict:no_float64", strict, strict.Device("no_float64"), has_float64=False),
     ]
 

@@ -61,52 +61,50 @@ def small_svd(C: Array, qr: Callable[[Array], Basis] | None = None) -> SmallSVD:
 
 
 def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, float]:
-    """Thin SVD of a matrix of any shape: U, S and Vh, and ``‖A − U diag(S) Vh‖_F``.
+    """Thin SVD of a matrix of any shape: U, S and Vh, and what A loses by a basis of U.
 
     Of a `hermitian` matrix, by its eigenvalues.
     """
+    U, S, Vh = _factors(A, hermitian=hermitian)
+    return U, S, Vh, _lost(A, U, S, Vh, of_basis=True)
+
+
+def _factors(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array]:
     xp, (m, n) = array_namespace(A), A.shape
     if hermitian:
         w, V = xp.linalg.eigh(A)
         S = xp.abs(w)
         order = xp.argsort(-S, stable=True)
         S, U = xp.take(S, order), xp.take(V, order, axis=1)
-        Vh = adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
-        return U, S, Vh, _lost(A, U, S, Vh)
+        return U, S, adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
     if n > 2 * m:
-        V, S, Uh, rounding = svd_of(adjoint(A))
-        return adjoint(Uh), S, adjoint(V), rounding
+        V, S, Uh = _factors(adjoint(A))
+        return adjoint(Uh), S, adjoint(V)
     if m > 2 * n:
         P, R = orthonormalise(A)
         U, S, Vh = robust_svd(R)
-        U = P @ U
-        return U, S, Vh, _lost(A, U, S, Vh)
-    U, S, Vh = robust_svd(A)
-    return U, S, Vh, _lost(A, U, S, Vh)
+        return P @ U, S, Vh
+    return robust_svd(A)
 
 
-def _lost(A: Array, U: Array, S: Array, Vh: Array) -> float:
-    """``‖A − U diag(S) Vh‖_F``; of large matrices a bound, which holds but for 1e-12."""
-    xp, k = array_namespace(A), S.shape[0]
-    left = U * xp.astype(S, U.dtype)
-    if k <= MANY:
-        return float(safe_norm(A - left @ Vh))
-    X = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
-    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(A))
-    return factor * float(safe_norm(A @ X - left @ (Vh @ X))) / SAMPLES**0.5
+def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) -> float:
+    """``‖A − U diag(S) Vh‖_F``; of large matrices a bound, which holds but for 1e-12.
 
-
-def departed(U: Array, S: Array) -> float:
-    """``‖(UᴴU − I) diag(S)‖_F``, which ``A − UUᴴA`` has and ``A − U diag(S) Vh`` has not.
-
-    For many columns a bound, as above.
+    And ``‖(UᴴU − I) diag(S)‖_F`` where that is asked for `of_basis`: ``A − UUᴴA`` has it too.
     """
-    weights, k = array_namespace(U).astype(S, U.dtype)[:, None], S.shape[0]
+    xp, k = array_namespace(A), S.shape[0]
+    weights = xp.astype(S, U.dtype)
     if k <= MANY:
-        return float(safe_norm((gram_matrix(U) - eye(k, k, like=U)) * adjoint(weights)))
-    Z = weights * _gaussian("departed", (k, SAMPLES), U)
-    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(U))
-    return factor * float(safe_norm(adjoint_matmul(U, U @ Z) - Z)) / SAMPLES**0.5
+        parts = [A - (U * weights) @ Vh]
+        if of_basis:
+            parts.append((gram_matrix(U) - eye(k, k, like=U)) * weights)
+        return sum(float(safe_norm(part)) for part in parts)
+    X = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
+    Z = weights[:, None] * (Vh @ X)
+    Y = U @ Z
+    parts = [A @ X - Y, adjoint_matmul(U, Y) - Z] if of_basis else [A @ X - Y]
+    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(A)) / SAMPLES**0.5
+    return factor * sum(float(safe_norm(part)) for part in parts)
 
 
 def tails(S: Array, norm: str) -> Array:

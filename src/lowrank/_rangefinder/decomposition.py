@@ -9,7 +9,7 @@ from lowrank._rangefinder.looks import base_floor, floor_of
 from lowrank._rangefinder.residuals import Explicit, Whole
 from lowrank._rangefinder.state import Problem, State
 from lowrank._rangefinder.stop_rule import StopRule
-from lowrank._small_svd import departed, svd_of, tails
+from lowrank._small_svd import svd_of, tails
 from lowrank._tuning import tuning
 
 # The part of the time of an SVD that growing may take before it has to look promising.
@@ -82,7 +82,6 @@ def decomposed(problem: Problem, state: State) -> State:
         array = state.A.explicit(False, False)
         array *= state.explicit_scale
         U, S, Vh, rounding = svd_of(array, hermitian=problem.hermitian)
-    rounding += departed(U, S)
     # not fewer columns than the basis had
     whole = Whole(U, S, Vh, tails(S, problem.norm), rounding, state.rank)
     return replace(state, residual=whole, waiting=None)

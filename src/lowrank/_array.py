@@ -22,8 +22,6 @@ from array_api_compat import device as device_of
 
 # Rows of a block of a long sum.
 LONG = 512
-# A number that no compiler multiplies with beforehand.
-HALF = np.float64(0.5)
 # Static array types do not exist yet; the alias names the intent.
 Array: TypeAlias = Any
 Namespace: TypeAlias = ModuleType
@@ -362,7 +360,7 @@ def flushes(xp: Namespace, dtype: Any) -> bool:
     """
     if is_cupy_namespace(xp):
         return dtype in (xp.float32, xp.complex64)
-    return sys.float_info.min * float(HALF) == 0.0
+    return sys.float_info.min * 0.5 == 0.0
 
 
 def _sizes(X: Array) -> Array:

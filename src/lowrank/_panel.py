@@ -97,10 +97,9 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(Q, R)
     if b == 0:
         return Basis(P, adjoint(P) @ P)
-    kind = tuning(P)
-    method, narrowest, widest, *_ = kind
+    method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
-    if kind.mixed and tall and eps(P) > 1e-10:
+    if _is_mixed(P):
         return _mixed_cholesky_qr(P)
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
         gram = adjoint_matmul(P, P) if gram is None else gram
@@ -122,10 +121,9 @@ def conditioned(P: Array) -> Array:
     Where a Cholesky factor can be checked, one pass of Cholesky QR: orthonormal to a tenth.
     """
     p, b = P.shape[-2:]
-    kind = tuning(P)
-    if kind.mixed and p >= 2 * b and eps(P) > 1e-10:
+    if _is_mixed(P):
         return _mixed_conditioned(P)
-    if kind.method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
+    if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
         found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
@@ -273,6 +271,11 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     return Basis(X, R)
 
 
+def _is_mixed(P: Array) -> bool:
+    """Whether a tall panel, in single precision, has its Gram matrices in double."""
+    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] and eps(P) > 1e-10
+
+
 def _mixed_cholesky_qr(P: Array) -> Basis:
     """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank.
 
@@ -303,8 +306,7 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
     square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
     rank. None where panels of this kind have no Gram matrices in double precision.
     """
-    n, k = C.shape[-2:]
-    if not tuning(C).mixed or n < 2 * k or k == 0 or eps(C) < 1e-10:
+    if not _is_mixed(C) or C.shape[-1] == 0:
         return None
     xp = array_namespace(C)
     X = xp.astype(C, _double_of(C))
@@ -374,10 +376,8 @@ def gram_matrix(X: Array) -> Array:
         last = X[..., count * rows :, :]
         blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
         return xp.sum(adjoint_matmul(blocks, blocks), axis=-3) + adjoint_matmul(last, last)
-    dtype = X.dtype
-    if is_numpy_namespace(xp) or is_torch_namespace(xp):  # another may have no double precision
-        wide = {xp.float32: xp.float64, xp.complex64: xp.complex128}
-        dtype = next((wide[single] for single in wide if X.dtype == single), X.dtype)
+    # another library may have no double precision
+    dtype = _double_of(X) if is_numpy_namespace(xp) or is_torch_namespace(xp) else X.dtype
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
     total = eye(b, b, like=X) * 0.0
     for start in range(0, p, rows):

@@ -64,12 +64,7 @@ class Basis:
 
     def deflate(self, Y: Array) -> Array:
         """Rows k and on of ``HᴴY``."""
-        if not self.blocks:
-            return Y
-        Z = array_namespace(Y).asarray(Y, copy=True)
-        for block in self.blocks:
-            block.apply_adjoint(Z)
-        return Z[..., self.rank :, :]
+        return self.coordinates(Y)[..., self.rank :, :] if self.blocks else Y
 
     def embed(self, Y: Array) -> Array:
         """``H [0; Y]``, for rows k and on."""

@@ -17,7 +17,7 @@ from pretended import reads_of_tensors as reads  # noqa: E402
 
 from lowrank.compress import Subspace  # noqa: E402
 from lowrank.optim import LowRank, select  # noqa: E402
-from lowrank.optim._update import transported  # noqa: E402
+from lowrank.optim._inner import inner_of, moved  # noqa: E402
 
 SHAPES = [(24, 40), (40, 24), (24, 24), (24, 6, 2, 2), (24,)]
 
@@ -439,24 +439,32 @@ def test_rotation_keeps_what_the_moments_mean(cls):
 
 
 def test_moved_squares_bound_the_step_in_new_directions():
-    """A direction outside the old basis takes its mean square from outside, and not zero."""
-    state = {
+    """In directions of which nothing is known, squares are those seen outside the old basis."""
+    generator = torch.Generator().manual_seed(0)
+    mean = torch.randn(3, 8, generator=generator)
+    adam = {"step": torch.tensor(50.0), "exp_avg": mean, "exp_avg_sq": mean.square() + 0.5}
+    factored = {
         "step": torch.tensor(50.0),
-        "exp_avg": torch.randn(3, 8),
-        "exp_avg_sq": torch.rand(3, 8),
-        "row_var": torch.rand(3, 1),
-        "col_var": torch.rand(1, 8),
+        "row_var": torch.rand(3, 1, generator=generator),
+        "col_var": torch.rand(1, 8, generator=generator),
     }
-    outside = torch.full((8,), 2.0)
+    outside, betas = torch.full((1, 8), 2.0), {"betas": (0.9, 0.999)}
     bias = 1 - 0.999**50
-    moved = transported(state, torch.zeros(2, 3), (0.9, 0.999), outside)
-    assert torch.allclose(moved["exp_avg_sq"], torch.full((2, 8), 2.0 * bias), rtol=1e-4)
-    assert torch.equal(moved["exp_avg"], torch.zeros(2, 8))
-    assert torch.allclose(moved["row_var"], torch.full((2, 1), 2.0 * bias), rtol=1e-4)
-    assert torch.equal(moved["col_var"], state["col_var"])
-    same = transported(state, torch.eye(3), (0.9, 0.999), outside)
-    for name in ("exp_avg", "exp_avg_sq", "row_var"):
-        assert torch.allclose(same[name], state[name], atol=1e-6)
+    nothing, same = torch.zeros(1, 2, 3), torch.eye(3)[None]
+    for cls, state, group in (
+        (torch.optim.Adam, adam, betas),
+        (torch.optim.Adafactor, factored, {}),
+    ):
+        inner = inner_of(cls, {})
+        (new,), (kept,) = (moved(inner, [state], C, group, outside) for C in (nothing, same))
+        for name in ("exp_avg", "exp_avg_sq", "row_var"):
+            assert name not in state or torch.allclose(kept[name], state[name], atol=1e-6)
+        if cls is torch.optim.Adam:
+            assert torch.allclose(new["exp_avg_sq"], torch.full((2, 8), 2.0 * bias), rtol=1e-4)
+            assert torch.equal(new["exp_avg"], torch.zeros(2, 8))
+        else:
+            assert torch.allclose(new["row_var"], torch.full((2, 1), 2.0), rtol=1e-4)
+            assert torch.equal(new["col_var"], state["col_var"])
 
 
 @pytest.mark.parametrize("transport", ["rotate", "keep", "reset"])
@@ -564,7 +572,7 @@ def peak_bytes(function):
 @pytest.mark.parametrize(("dtype", "rank"), [(torch.float32, 64), (torch.bfloat16, 32)])
 @pytest.mark.parametrize("shape", [(512, 512), (512, 1408), (1408, 512)])
 def test_a_step_needs_less_than_one_weight_beyond_the_state(monkeypatch, dtype, rank, shape):
-    monkeypatch.setattr("lowrank.optim._lowrank.SMALL", 0)
+    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
     params = parameters([shape] * 3, dtype)
     opt = LowRank(params, torch.optim.AdamW, rank=rank, lr=1e-3, refresh_every=6, weight_decay=0.1)
     set_gradients(params, 0)
@@ -778,7 +786,7 @@ def _counts_of_steps(params, opt):
 
 @pytest.mark.parametrize("clip", [False, True])
 def test_grad_scaler(clip):
-    """A GradScaler finds what overflowed, and its finding is not looked for again."""
+    """A GradScaler skips the step of a gradient that overflowed, as with torch's optimizers."""
     params, twins = parameters(), parameters()
     options = {"rank": 4, "lr": 0.1, "refresh_every": 3}
     opt, twin = (LowRank(x, torch.optim.AdamW, **options) for x in (params, twins))
@@ -803,7 +811,7 @@ def test_grad_scaler(clip):
         twin.step()
         for p, q in zip(params, twins, strict=True):
             assert torch.allclose(p, q, atol=1e-5)
-    assert opt.skipped_steps == 1
+    assert opt.skipped_steps == 0  # it was not called
     assert scaler.get_scale() == 512.0
 
 

@@ -45,7 +45,7 @@ def without_code_generation(monkeypatch):
     def compiled(function):
         return torch.compile(function, fullgraph=True, backend="aot_eager")
 
-    monkeypatch.setattr("lowrank.optim._update.compiled", compiled)
+    monkeypatch.setattr("lowrank.optim._stacks.compiled", compiled)
     yield
     torch.compiler.reset()
 
@@ -113,7 +113,7 @@ def test_operations_of_a_step(monkeypatch, residual, each, together):
     for the squares of the columns and one for the change outside the subspace.
     """
     simple = lambda X, dtype: X.to(dtype).square().sum(-2)  # noqa: E731  as on a device
-    monkeypatch.setattr("lowrank.optim._update.column_squares", simple)
+    monkeypatch.setattr("lowrank.optim._stacks.column_squares", simple)
     counts = []
     for number in (2, 6):
         params = parameters([(24, 40), (40, 24)] * (number // 2))

@@ -315,7 +315,7 @@ def test_budget_in_bytes(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(512, 700), (700, 512), (512, 64, 3, 3)])
 def test_a_step_needs_less_than_one_weight_beyond_the_state(monkeypatch, shape, dtype):
-    monkeypatch.setattr("lowrank.optim._lowrank.SMALL", 0)
+    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
     (p,) = params = parameters([shape], dtype)
     rank = 512 // (16 if dtype == torch.float32 else 32)
     opt = LowRankMomentum(params, rank=rank, refresh_every=1, **RATE)
@@ -363,7 +363,7 @@ def test_an_exception_leaves_weight_and_state_as_they_were(monkeypatch):
         message = "no memory"
         raise RuntimeError(message)
 
-    monkeypatch.setattr("lowrank.optim._momentum.add_to_weight", fail)
+    monkeypatch.setattr("lowrank.optim._momentum.add_to_weights", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         opt.step()
     assert torch.equal(p, before[0])
@@ -612,7 +612,7 @@ def test_what_would_cost_more_is_left_to_adamw():
 
 
 def test_batches_are_as_large_as_their_temporaries_allow(monkeypatch):
-    monkeypatch.setattr("lowrank.optim._lowrank.SMALL", 0)
+    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
     params = parameters([(64, 8192)] * 12)
     opt = LowRankMomentum(params, rank=2, side="long", **RATE)
     train(opt, params, 2)

@@ -114,7 +114,7 @@ def test_only_the_state_is_kept_between_steps():
     assert len(proxies) == 4
     assert all(proxy.grad is None and proxy.numel() == 0 for proxy in proxies)
     for batch in opt._made:
-        assert not batch.inner.state
+        assert not batch.optimizer.state
     for state in opt.state.values():
         for value in state.values():
             if isinstance(value, torch.Tensor):
@@ -274,7 +274,7 @@ def test_dtensors_may_be_left_whole_beside_compressed_weights():
 
 def test_batches_are_as_large_as_their_temporaries_allow(monkeypatch):
     """Below the largest weight, with many weights of one size."""
-    monkeypatch.setattr("lowrank.optim._lowrank.SMALL", 0)
+    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
     params = parameters([(512, 512)] * 6)
     opt = LowRank(params, torch.optim.AdamW, rank=8, lr=1e-3)
     set_gradients(params, 0)

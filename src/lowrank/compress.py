@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -15,12 +15,12 @@ from lowrank._array import (
     array_namespace,
     as_matrix,
     eps,
+    largest_of_each,
     phases,
     same_place,
-    split_scale,
 )
 from lowrank._check import as_count, as_rank
-from lowrank._operator import Operator, as_operator, shape_of
+from lowrank._operator import as_operator, shape_of
 from lowrank._panel import orthonormalise
 from lowrank._sketch import Source, gaussian_source
 from lowrank._small_svd import robust_svd
@@ -56,7 +56,8 @@ class Subspace:
     random_fraction : float
         Share of the basis that is random and fresh at each refresh, orthogonal to the rest.
     power_iterations, oversampling : int
-        Of the range finder at a fixed rank.
+        Of the range finder at a fixed rank. An oversampling of at most a quarter of the columns
+        that are found stays in the basis, in place of as many random columns: no SVD is needed.
     warm_start : bool
         Begin with the old basis in place of random vectors (`oversampling` of which remain). It
         stands for one power iteration.
@@ -195,62 +196,8 @@ class Subspace:
         old = self.basis
         if old is not None:
             same_place(A.empty(0), old, names=("G", "basis"))
-        numbers = np.random.SeedSequence([self.seed, as_count(step, "step"), self.index])
-        draw = gaussian_source(numbers, A.xp, A.device, purpose="subspace")
-        leading, sizes, r = self._leading(A, draw, numbers)
-        if old is not None and r < 1:
-            return self
-        Q = _completed(leading, sizes, r, lambda columns: draw((A.shape[0], columns), A.dtype))
-        if old is not None and old.shape == Q.shape and 0 not in sizes.shape:
-            Q = A.xp.where(sizes[0] > 0, Q, old)
-        return replace(self, basis=Q, side=side)
-
-    def _leading(
-        self, A: Operator, draw: Source, numbers: np.random.SeedSequence
-    ) -> tuple[Array, Array, int]:
-        """Leading left singular vectors and values of A, nearly, and the rank of the basis."""
-        r = self.largest_rank(A.shape[0])
-        found = r - round(self.random_fraction * r)
-        if self.energy is None:
-            return *self._of_fixed_rank(A, min(found, A.shape[1]), draw), r
-        U, S, _, outcome = decompose(
-            A,
-            found,
-            rtol=math.sqrt(1.0 - self.energy),
-            power_iterations=None,
-            rng=np.random.default_rng(numbers),
-        )
-        before = 0 if self.basis is None else int(self.basis.shape[1])
-        if outcome.rank == 0 and before:  # a zero G
-            return U, S, 0
-        needed = outcome.rank / max(1.0 - self.random_fraction, 1.0 / r)
-        needed = max(1, math.ceil(needed / STEP)) * STEP
-        if 7 * before <= 8 * needed <= 8 * before:
-            needed = before
-        return U, S, min(r, needed)
-
-    def _of_fixed_rank(self, A: Operator, found: int, draw: Source) -> tuple[Array, Array]:
-        """Subspace iteration, cut to its `found` leading directions by the SVD of its last R.
-
-        Columns are made orthonormal once an iteration: what ``AAᴴ`` loses in between, directions
-        with singular values below √eps of the largest, is below eps of the energy.
-        """
-        xp, (k, M), iterations = A.xp, A.shape, self.power_iterations
-        if found == 0:
-            return A.empty(k), xp.sum(xp.abs(A.empty(k)), axis=0)
-        if self.warm_start and self.basis is not None:
-            old = min(int(self.basis.shape[1]), k)
-            more = draw((M, min(self.oversampling, k - old)), A.dtype)
-            Z = orthonormalise(xp.concat([A.rmatmat(self.basis), more], axis=-1)).Q
-            iterations = max(0, iterations - 1)
-        else:
-            Z = draw((M, min(found + self.oversampling, k, M)), A.dtype)
-        for _ in range(iterations):
-            Y, _ = split_scale(A.matmat(Z))  # the square of A may leave the range of its dtype
-            Z = orthonormalise(A.rmatmat(Y)).Q
-        Q, R = orthonormalise(A.matmat(Z))
-        U, S, _ = robust_svd(R)
-        return Q @ U[:, :found], S[:found]
+        Q = new_basis(self, A, self.basis, as_count(step, "step"))
+        return self if Q is None else replace(self, basis=Q, side=side)
 
     def _found(self, use: str) -> Array:
         if self.basis is None:
@@ -259,23 +206,112 @@ class Subspace:
         return self.basis
 
 
+def keeps_sketch(space: Subspace, k: int, M: int) -> bool:
+    """Whether all columns of a sketch stay, and none are cut: then no SVD is needed.
+
+    They do where the oversampling would be few columns of the basis; random ones are so many
+    fewer.
+    """
+    r = space.largest_rank(k)
+    found = r - round(space.random_fraction * r)
+    is_plain = space.energy is None and not (space.warm_start and space.basis is not None)
+    return is_plain and 4 * space.oversampling <= found and found + space.oversampling <= min(r, M)
+
+
+def source(space: Subspace, A: Any, step: int) -> Source:
+    """The random numbers of a refresh."""
+    numbers = np.random.SeedSequence([space.seed, step, space.index])
+    return gaussian_source(numbers, A.xp, A.device, purpose="subspace")
+
+
+def new_basis(
+    space: Subspace, A: Any, old: Array | None, step: int, draw: Source | None = None
+) -> Array | None:
+    """A basis for an operator that is taken from the left; None where the old one stays.
+
+    Or a stack of bases, for a stack of matrices whose sketches are kept whole, and a `draw` of
+    stacks.
+    """
+    draw = source(space, A, step) if draw is None else draw
+    leading, sizes, r = _leading(space, A, draw, step)
+    if old is not None and r < 1:
+        return None
+    Q = _completed(leading, sizes, r, lambda columns: draw((A.shape[-2], columns), A.dtype))
+    if old is not None and old.shape == Q.shape and 0 not in sizes.shape:
+        Q = A.xp.where(sizes[..., :1, None] > 0, Q, old)
+    return Q
+
+
+def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, Array, int]:
+    """Leading left singular vectors and values of A, nearly, and the rank of the basis."""
+    r = space.largest_rank(A.shape[-2])
+    found = r - round(space.random_fraction * r)
+    if space.energy is None:
+        return *_of_fixed_rank(space, A, min(found, A.shape[-1]), draw), r
+    U, S, _, outcome = decompose(
+        A,
+        found,
+        rtol=math.sqrt(1.0 - space.energy),
+        power_iterations=None,
+        rng=np.random.default_rng([space.seed, step, space.index]),
+    )
+    before = 0 if space.basis is None else int(space.basis.shape[1])
+    if outcome.rank == 0 and before:  # a zero G
+        return U, S, 0
+    needed = outcome.rank / max(1.0 - space.random_fraction, 1.0 / r)
+    needed = max(1, math.ceil(needed / STEP)) * STEP
+    if 7 * before <= 8 * needed <= 8 * before:
+        needed = before
+    return U, S, min(r, needed)
+
+
+def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[Array, Array]:
+    """Subspace iteration, kept whole or cut to its leading directions by the SVD of its last R.
+
+    Columns are made orthonormal once an iteration: what ``AAᴴ`` loses in between, directions
+    with singular values below √eps of the largest, is below eps of the energy.
+    """
+    xp, (k, M), iterations = A.xp, A.shape[-2:], space.power_iterations
+    if found == 0:
+        return A.empty(k), xp.sum(xp.abs(A.empty(k)), axis=0)
+    if space.warm_start and space.basis is not None:
+        old = min(int(space.basis.shape[1]), k)
+        more = draw((M, min(space.oversampling, k - old)), A.dtype)
+        Z = orthonormalise(xp.concat([A.rmatmat(space.basis), more], axis=-1)).Q
+        iterations = max(0, iterations - 1)
+    else:
+        Z = draw((M, min(found + space.oversampling, k, M)), A.dtype)
+    for _ in range(iterations):
+        Y = A.matmat(Z)
+        # of size 1: the square of A may leave the range of its dtype
+        Z = orthonormalise(A.rmatmat(Y / largest_of_each(Y))).Q
+    Q, R = orthonormalise(A.matmat(Z))
+    if keeps_sketch(space, k, M):
+        d = xp.linalg.diagonal(R)
+        return Q * phases(d)[..., None, :], xp.abs(d)
+    U, S, _ = robust_svd(R)
+    return Q @ U[:, :found], S[:found]
+
+
 def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array]) -> Array:
     """Orthonormal columns: the trusted ones of `leading`, and random ones up to r.
 
-    Each column has a defined sign, so that it depends on its direction only.
+    Each column has a defined sign, so that it depends on its direction only. `sizes` are singular
+    values, or the diagonal of a triangular factor, which tells of a sketch as much.
     """
-    found, more = min(leading.shape[1], r), draw(1 if leading.shape[1] >= r else r)
-    xp, leading, sizes = array_namespace(more), leading[:, :found], sizes[:found]
+    found, more = min(leading.shape[-1], r), draw(1 if leading.shape[-1] >= r else r)
+    xp, leading, sizes = array_namespace(more), leading[..., :found], sizes[..., :found]
     if found:
-        leading = leading * xp.conj(phases((adjoint(more[:, :1]) @ leading)[0, :]))
-        trusted = sizes > TRUSTED * eps(more) * xp.max(sizes)
+        if leading.ndim == 2:
+            leading = leading * xp.conj(phases((adjoint(more[:, :1]) @ leading)[0, :]))
+        trusted = sizes > TRUSTED * eps(more) * xp.max(sizes, axis=-1, keepdims=True)
         if found == r:
             if bool(xp.all(trusted)):
                 return leading
             more = draw(r)
-        leading = xp.where(trusted, leading, more[:, :found])
-    Q, R = orthonormalise(xp.concat([leading, more[:, found:]], axis=-1))
-    return Q * phases(xp.linalg.diagonal(R))
+        leading = xp.where(trusted[..., None, :], leading, more[..., :found])
+    Q, R = orthonormalise(xp.concat([leading, more[..., found:]], axis=-1))
+    return Q * phases(xp.linalg.diagonal(R))[..., None, :]
 
 
 @in_full_precision
@@ -318,7 +354,7 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     moved = xp.abs(weights @ (square - _square(mean)) + _square(C @ mean))
     if outside is None:
         return moved
-    rest = 1.0 - xp.sum(weights, axis=1, keepdims=True)
+    rest = 1.0 - xp.sum(weights, axis=-1, keepdims=True)
     return moved + xp.where(rest > 0, rest, xp.zeros_like(rest)) * outside
 
 

@@ -5,8 +5,7 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._options import Member
-from lowrank.optim._refresh import OURS
+from lowrank.optim._options import OURS, Weight
 
 
 def copied(value: Any, device: torch.device | None) -> Any:
@@ -22,18 +21,18 @@ def copied(value: Any, device: torch.device | None) -> Any:
 
 
 def check_saved(
-    saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
+    saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
 ) -> None:
     """Raise a ValueError unless the saved state of a parameter is one of it at this rank."""
     basis = saved.get("basis")
-    if (basis is None) != (each is None) and saved:
-        here, there = ("", "not ") if each is None else ("not ", "")
+    if (basis is None) != (weight is None) and saved:
+        here, there = ("", "not ") if weight is None else ("not ", "")
         message = (
             f"parameter {name} is {here}compressed in the state, and {there}compressed here; "
             "give its group the same `rank`."
         )
         raise ValueError(message)
-    if each is None or basis is None:
+    if weight is None or basis is None:
         for key, value in saved.items():
             if not isinstance(value, torch.Tensor) or value.ndim != parameter.ndim:
                 continue
@@ -51,23 +50,23 @@ def check_saved(
                 raise ValueError(message)
         return
     k, r = basis.shape
-    if k != each.k:
+    if k != weight.k:
         message = (
             f"the basis of parameter {name} has {k} rows in the state, but its shape "
-            f"{tuple(parameter.shape)} needs {each.k}."
+            f"{tuple(parameter.shape)} needs {weight.k}."
         )
         raise ValueError(message)
-    if r != each.rank and each.policy.energy is None:
+    if r != weight.rank and weight.policy.energy is None:
         message = (
-            f"parameter {name} has rank {r} in the state and {each.rank} here; build the "
+            f"parameter {name} has rank {r} in the state and {weight.rank} here; build the "
             f"optimizer with rank={r}."
         )
         raise ValueError(message)
     for key, value in saved.items():
         is_matrix = isinstance(value, torch.Tensor) and value.ndim == 2 and key not in OURS
-        if is_matrix and not (value.shape[0] in (r, 1) and value.shape[1] in (each.M, 1)):
+        if is_matrix and not (value.shape[0] in (r, 1) and value.shape[1] in (weight.M, 1)):
             message = (
                 f"`{key}` of parameter {name} has shape {tuple(value.shape)} in the state, but "
-                f"shape {tuple(parameter.shape)} at rank {r} needs {(r, each.M)}."
+                f"shape {tuple(parameter.shape)} at rank {r} needs {(r, weight.M)}."
             )
             raise ValueError(message)

@@ -6,16 +6,22 @@ from typing import Any, Literal
 import torch
 
 from lowrank._panel import orthonormalise
-from lowrank.optim._lowrank import Batch, LowRank
-from lowrank.optim._options import Member
-from lowrank.optim._refresh import found_basis
+from lowrank.optim._base import Chunk, LowRankOptimizer
+from lowrank.optim._inner import inner_of
+from lowrank.optim._options import Weight
+from lowrank.optim._refresh import alike, found_basis
 from lowrank.optim._sharding import orthonormal
-from lowrank.optim._update import (
-    add_to_weight,
+from lowrank.optim._stacks import (
+    Matrices,
+    add_to_weights,
     column_squares,
     coordinates,
-    product,
+    gradients,
+    products,
+    row_squares,
+    stack_of,
     weighted_column_squares,
+    write,
 )
 
 NAME = "AdamW, momentum of low rank"
@@ -26,7 +32,7 @@ FOREIGN = (
 )
 
 
-class LowRankMomentum(LowRank):
+class LowRankMomentum(LowRankOptimizer):
     """AdamW for large matrices, with both of its moments as factors of low rank.
 
     The first moment is a product of rank r that is found anew every few steps, by one step of
@@ -38,7 +44,7 @@ class LowRankMomentum(LowRank):
     ----------
     params : iterable of parameters, named parameters, or groups
         As for :class:`LowRank`; see :func:`select` for groups of a model. Each option but
-        `budget_bytes`, `nonfinite` and those of AdamW for the rest may differ by group.
+        `budget_bytes`, `temporary_bytes` and `nonfinite` may differ by group.
     rank : int or float, optional
         Of the momentum, or its fraction of the short side (a float below 1). Parameters of groups
         without it are stepped by :class:`torch.optim.AdamW`; so are vectors, complex parameters,
@@ -61,7 +67,7 @@ class LowRankMomentum(LowRank):
         Of the r×M coordinates of the momentum. What rounding takes away goes into the weight, as
         all else that the momentum can't hold, and with the same factor β₁/(1 − β₁): not for β₁
         near 1. Bases and means of squares are float32, or float64 for such parameters.
-    nonfinite, seed
+    rounding, temporary_bytes, nonfinite, seed
         As for :class:`LowRank`.
     foreach, fused : bool, optional
         Of the AdamW of what is not compressed.
@@ -88,9 +94,8 @@ class LowRankMomentum(LowRank):
     by that factor. As with Adam, β₂ should not be below β₁².
 
     Cost of a step: two products of 2kMr flops; and of one with a new basis four, and a QR of k×r.
-    Beyond the state it needs less memory than the largest of the weights, or 16 MiB (64 on a GPU),
-    up to r = k/16 (k/32 for weights of half precision), and up to three times as much for
-    convolutions in channels-last format.
+    Beyond the state it needs `temporary_bytes`, up to r = k/16 (k/32 for weights of half
+    precision), and up to three times as much for convolutions in channels-last format.
     Steps in the backward pass, sharded weights, checkpoints, and what is refused are as for
     :class:`LowRank`; of sharded weights about k·r or M·r numbers are summed over ranks in a step,
     and the coordinates of the momentum are whole on every rank where rows are the short side.
@@ -117,7 +122,7 @@ class LowRankMomentum(LowRank):
     True
     """
 
-    _spread = False  # they are small, and a step needs the old ones whole
+    _shares_coordinates = False  # they are small, and a step needs the old ones whole
     _temporaries = 12
 
     def __init__(
@@ -134,32 +139,33 @@ class LowRankMomentum(LowRank):
         refresh_every: int = 1,
         side: Literal["long", "left", "right"] | None = None,
         state_dtype: torch.dtype | None = None,
+        rounding: Literal["nearest", "stochastic", "compensated"] = "nearest",
+        temporary_bytes: int | None = None,
         nonfinite: Literal["skip", "raise", "ignore"] = "skip",
         seed: int = 0,
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
+        own = {
+            "rank": rank,
+            "scale": scale,
+            "refresh_every": refresh_every,
+            "random_fraction": 0.0,
+            "side": side,
+            "state_dtype": state_dtype,
+            "rounding": rounding,
+            "seed": seed,
+        }
+        adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(
             params,
-            torch.optim.AdamW,
-            rank=rank,
+            inner_of(torch.optim.AdamW, {**adamw, "foreach": foreach, "fused": fused}),
+            own,
             budget_bytes=budget_bytes,
-            scale=scale,
-            refresh_every=refresh_every,
-            random_fraction=0.0,
-            side=side,
-            state_dtype=state_dtype,
+            temporary_bytes=temporary_bytes,
             nonfinite=nonfinite,
-            seed=seed,
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            foreach=foreach,
-            fused=fused,
+            optimizer=NAME,
         )
-        for group in (self.defaults, *self.param_groups):
-            group["optimizer"] = NAME
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         for name in FOREIGN:
@@ -174,23 +180,23 @@ class LowRankMomentum(LowRank):
             raise ValueError(message)
 
     @staticmethod
-    def _bytes(each: Member, r: int, group: dict[str, Any]) -> int:
-        whole = (r + 1) * each.k + each.M
-        return whole * each.dtype.itemsize + r * each.M * _kind(group, each.dtype).itemsize
+    def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
+        whole = (r + 1) * weight.k + weight.M
+        return whole * weight.dtype.itemsize + r * weight.M * _kept_dtype(group, weight).itemsize
 
     @staticmethod
-    def _uncompressed_bytes(each: Member, state: dict[str, Any]) -> int:  # noqa: ARG004
-        return 2 * each.weight.numel() * each.parameter.element_size()
+    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG004
+        return 2 * weight.data.numel() * weight.data.element_size()
 
     def _check_saved(
-        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, each: Member | None
+        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
     ) -> None:
-        super()._check_saved(saved, parameter, name, each)
-        if each is None or not saved:
+        super()._check_saved(saved, parameter, name, weight)
+        if weight is None or not saved:
             return
-        r = each.rank
-        wanted: dict[str, tuple[int, ...]] = {"basis": (each.k, r), "exp_avg": (r, each.M)}
-        wanted |= {"row_sq": (each.k,), "col_sq": (each.M,)}
+        r = weight.rank
+        wanted: dict[str, tuple[int, ...]] = {"basis": (weight.k, r), "exp_avg": (r, weight.M)}
+        wanted |= {"row_sq": (weight.k,), "col_sq": (weight.M,)}
         found = {key: tuple(getattr(saved.get(key), "shape", ())) for key in wanted}
         if found != wanted or "step" not in saved:
             message = (
@@ -199,106 +205,118 @@ class LowRankMomentum(LowRank):
             )
             raise ValueError(message)
 
-    def _step_batch(self, batch: Batch, *, compiling: bool) -> None:  # noqa: ARG002
-        group = self.param_groups[batch.group]
-        members = [each for each in batch.members if each.parameter.grad is not None]
-        if not members:
-            return
-        beta, square_beta = group["betas"]
-        states = [_begun(each, self.state.get(each.parameter, {}), group) for each in members]
-        first = members[0]
-        old = [state["basis"] for state in states]
-        dtype = old[0].dtype
-        before = torch.stack([state["exp_avg"].to(dtype) for state in states])
-        new = self._bases(members, states, before, group)
-        after = torch.empty_like(before)
-        for each, Q, X in zip(members, new, after, strict=True):
-            coordinates(each, Q, each.gradient, X)
-        both = torch.stack(new), torch.stack(old)
-        stays = [Q is P for Q, P in zip(new, old, strict=True)]
-        rows, columns = _squares(members, dtype)
-        rows, M = first.sum_M(rows), before
-        if all(stays):
-            after, columns = first.sum_k(after, columns)
+    def _step_chunk(
+        self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
+    ) -> None:
+        del compiling
+        every = group["refresh_every"]
+
+        def kind(weight: Weight) -> tuple[int, bool, Any]:
+            state = self.state.get(weight.parameter, {})
+            step = state.get("step", 0) + 1
+            turns = (step + int(self._turns[weight.parameter] * every)) % every == 0
+            return step, turns and step > 1, state["basis"].shape if state else None
+
+        for part in alike(weights, kind):
+            step, turns, _ = kind(part[0])
+            self._step_alike(part, group, step, turns=turns, stacked=chunk.stacked)
+
+    def _step_alike(
+        self, weights: list[Weight], group: dict[str, Any], step: int, *, turns: bool, stacked: bool
+    ) -> None:
+        """Step weights that have taken as many steps, all with a new basis or none."""
+        first, (beta, square_beta) = weights[0], group["betas"]
+        if step == 1:
+            states = [_begun(weight, group) for weight in weights]
         else:
-            C = _of_stacks(lambda Q, P: Q.mT @ P, *both)
-            after, columns, C = first.sum_k(after, columns, C)
-            M = _of_stacks(torch.matmul, C, before)
-        if any(stays) and not all(stays):
-            M = torch.where(torch.tensor(stays, device=M.device)[:, None, None], before, M)
+            states = [dict(self.state[weight.parameter]) for weight in weights]
+        dtype = first.dtype
+        G = gradients(weights, stacked=stacked)
+        P, M = (stack_of([state[name] for state in states], dtype) for name in ("basis", "exp_avg"))
+        Q = _basis(first, G, P, M, beta) if turns else P
+        X = coordinates(Q, G)
+        rows, columns = first.sum_M(row_squares(G, dtype)), column_squares(G, dtype)
         # two roundings: a fused one would depend on the place of a number in the stack
-        after.mul_(1.0 - beta).add_(M * beta)
-        kind = _kind(group, dtype)
-        if kind != dtype:  # the step takes what is kept, and so pays out what is not
-            largest = min(torch.finfo(kind).max, torch.finfo(dtype).max)
-            after = after.clamp(-largest, largest).to(kind).to(dtype)
+        if turns:
+            C = of_stacks(lambda Q, P: Q.mT @ P, Q, P)
+            X, columns, C = first.sum_k(X, columns, C)
+            X.mul_(1.0 - beta).add_(of_stacks(torch.matmul, C, M).mul_(beta))
+        else:
+            X, columns = first.sum_k(X, columns)
+            X.mul_(1.0 - beta).add_(M * beta)
+        kept = _kept_dtype(group, first)
+        if kept != dtype:  # the step takes what is kept, and so pays out what is not
+            largest = min(torch.finfo(kept).max, torch.finfo(dtype).max)
+            X = X.clamp(-largest, largest).to(kept).to(dtype)
+        means = {}
         for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
-            squares = sums.div_(count).unbind()
-            means = torch._foreach_lerp(squares, [state[name] for state in states], square_beta)
-            for state, mean in zip(states, means, strict=True):
-                state[name] = mean
-        del rows, columns, sums, squares
-        a, b = _factors(first, states, square_beta, group["eps"])
-        sizes = _mean_squares(members, a, b)
+            before = stack_of([state[name] for state in states])
+            means[name] = torch.lerp(sums.div_(count), before, square_beta)
+        bias = 1.0 - square_beta**step
+        a, b = _factors(first, means["row_sq"] / bias, means["col_sq"] / bias, group["eps"])
         # Adafactor's clipping, Section 6: for steps that the means have not followed yet, and
         # where squares are far from a matrix of rank 1
-        b = b / sizes.clamp(min=1.0).sqrt().unsqueeze(-1)
+        sizes = _mean_squares(weights, G, a, b)
+        b = b / sizes.clamp_(min=1.0).sqrt_().unsqueeze(-1)
         b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))
-        kept = 1.0 - group["lr"] * group["weight_decay"] if group["weight_decay"] else 1.0
-        gain = b.unsqueeze(-2) * (beta / (1.0 - beta))
-        if all(stays):
-            Q, X = both[0], (after - before).mul_(gain)
+        if turns:
+            left, right = torch.cat([Q, P], -1), torch.cat([X, M.neg_()], -2)
         else:
-            Q, X = torch.cat(both, -1), torch.cat([after, before.neg()], -2).mul_(gain)
-        Q.mul_(a.unsqueeze(-1))
-        for i, (each, state) in enumerate(zip(members, states, strict=True)):
-            part = Q[i], X[i]
-            if stays[i] and not all(stays):
-                part = Q[i, :, : after.shape[1]], (after[i] - before[i]).mul_(gain[i])
-            add_to_weight(each, *part, kept=kept, t=b[i], rows=a[i])
-            state["basis"] = new[i]
-            state["exp_avg"] = after[i].to(kind, copy=True)
-            self.state[each.parameter] = state
-
-    def _bases(
-        self,
-        members: list[Member],
-        states: list[dict[str, Any]],
-        moments: torch.Tensor,
-        group: dict[str, Any],
-    ) -> list[torch.Tensor]:
-        """The bases of this step: for those whose turn it is, of ``D Mᵀ Q``."""
-        every, (beta, _) = group["refresh_every"], group["betas"]
-        bases = [state["basis"] for state in states]
-        turns = [
-            i
-            for i, (each, state) in enumerate(zip(members, states, strict=True))
-            if (state["step"] + int(self._turns[each.parameter] * every)) % every == 0
-        ]
-        turns = [i for i in turns if states[i]["step"] > 1]  # else found in this step
+            left, right = Q, X - M
+        left = left * a.unsqueeze(-1)
+        right *= b.unsqueeze(-2) * (beta / (1.0 - beta))
+        for state in states:
+            state["step"] = step
+        decay = group["weight_decay"]
+        add_to_weights(
+            weights, left, right, G, kept=1.0 - group["lr"] * decay if decay else 1.0,
+            t=b, rows=a, states=states, group=group,
+        )  # fmt: skip
+        del left, right, M
+        new = {"basis": Q, "exp_avg": X.to(kept), **means}
         if not turns:
-            return bases
-        M = moments if len(turns) == len(moments) else moments[turns]
-        # of size 1, so that no product leaves the range of its dtype
-        sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
-        if (first := members[0]).along_M is not None:
-            sizes = first.sum_M(sizes.square()).sqrt()
-        R = M / torch.where(sizes > 0, sizes, 1.0)
-        parts = [product(members[i], members[i].gradient, R[n].mT) for n, i in enumerate(turns)]
-        C, Y = first.sum_M(M @ R.mT, torch.stack(parts))
-        del parts
-        for n, i in enumerate(turns):
-            Y[n].mul_(1.0 - beta).addmm_(bases[i], C[n], alpha=beta)
-        if first.along_k is None:
-            found = _of_stacks(lambda Y: orthonormalise(Y).Q, Y)
-        else:
-            found = orthonormal(Y, first.along_k)
-        for n, i in enumerate(turns):
-            bases[i] = torch.where(sizes[n] > 0, found[n], bases[i])
-        return bases
+            del new["basis"]
+        for name, stack in new.items():
+            # a processor makes new ones, a device writes to those that are there
+            places = [state.get(name) if stacked else None for state in states]
+            for state, value in zip(states, write(stack, places), strict=True):
+                state[name] = value
+        for weight, state in zip(weights, states, strict=True):
+            self.state[weight.parameter] = state
 
 
-def _of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
+def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
+    """A state before the first step, with a basis of the gradient."""
+    basis = found_basis(weight, weight.policy)
+    k, M = weight.here
+    return {
+        "step": 0,
+        "basis": basis,
+        "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=_kept_dtype(group, weight)),
+        "row_sq": basis.new_zeros(k),
+        "col_sq": basis.new_zeros(M),
+    }
+
+
+def _basis(
+    first: Weight, G: Matrices, Q: torch.Tensor, M: torch.Tensor, beta: float
+) -> torch.Tensor:
+    """A basis of ``D Mᵀ Q``, with ``D = β₁ M + (1 − β₁) G``; M are the coordinates in Q."""
+    # of size 1, so that no product leaves the range of its dtype
+    sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
+    if first.along_M is not None:
+        sizes = first.sum_M(sizes.square()).sqrt()
+    R = (M / torch.where(sizes > 0, sizes, 1.0)).mT
+    C, Y = first.sum_M(of_stacks(torch.matmul, M, R), products(G, R))
+    Y.mul_(1.0 - beta).add_(of_stacks(torch.matmul, Q, C), alpha=beta)
+    if first.along_k is None:
+        found = of_stacks(lambda Y: orthonormalise(Y).Q, Y)
+    else:
+        found = orthonormal(Y, first.along_k)
+    return torch.where(sizes > 0, found, Q)
+
+
+def of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
     """A function of matrices: on a processor of one after the other, which rounds the same for all.
 
     It has nothing to gain from a stack, and steps of single parameters equal those of many.
@@ -308,50 +326,24 @@ def _of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> 
     return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
 
 
-def _begun(each: Member, state: dict[str, Any], group: dict[str, Any]) -> dict[str, Any]:
-    """A copy of the state for this step, or the first one."""
-    state = dict(state)
-    if not state:
-        basis = found_basis(each, each.policy)
-        state = {"step": 0, "basis": basis}
-        k, M = each.here
-        state["exp_avg"] = basis.new_zeros((basis.shape[1], M), dtype=_kind(group, basis.dtype))
-        state["row_sq"], state["col_sq"] = basis.new_zeros(k), basis.new_zeros(M)
-    state["step"] += 1
-    return state
-
-
-def _squares(members: list[Member], dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sums of the squares of the rows and of the columns of the gradients."""
-    gradients = [each.oriented(each.gradient) for each in members]
-    rows = torch.stack([column_squares(G.mT, dtype) for G in gradients])
-    columns = torch.stack([column_squares(G, dtype) for G in gradients])
-    return rows, columns
-
-
-def _mean_squares(members: list[Member], a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+def _mean_squares(
+    weights: list[Weight], G: Matrices, a: torch.Tensor, b: torch.Tensor
+) -> torch.Tensor:
     """Of the matrices ``diag(a) G diag(b)``."""
-    gradients = [each.oriented(each.gradient) for each in members]
-    squares = torch.stack([weighted_column_squares(G, a[i]) for i, G in enumerate(gradients)])
-    squares, first = squares * b.square(), members[0]
+    first, squares = weights[0], weighted_column_squares(G, a) * b.square()
     if first.blocks is not None:
         return first.blocks.total(squares.sum(-1)) / (first.k * first.M)
-    return _of_stacks(lambda X: X.mean(-1), squares) / first.k
+    return of_stacks(lambda X: X.mean(-1), squares) / first.k
 
 
 def _factors(
-    first: Member, states: list[dict[str, Any]], beta: float, eps: float
+    first: Weight, rows: torch.Tensor, columns: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The factors a and b of rows and columns; zero where no gradient has ever been seen.
 
     A row that is smaller than the rounding errors of the others is divided by the size of these:
     its part in the basis is nothing else.
     """
-    bias = [1.0 - beta ** state["step"] for state in states]
-    rows, columns = (
-        torch.stack([state[name] / one for state, one in zip(states, bias, strict=True)])
-        for name in ("row_sq", "col_sq")
-    )
     # the mean of the ones is that of the others, and one of them is whole on this rank
     of_all = (rows if first.along_k is None else columns).mean(-1, keepdim=True).sqrt()
     least = torch.finfo(rows.dtype).eps * of_all
@@ -360,7 +352,7 @@ def _factors(
     return a, b
 
 
-def _kind(group: dict[str, Any], dtype: torch.dtype) -> torch.dtype:
-    """The dtype of the coordinates of a momentum, by default that of its basis."""
+def _kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
+    """Of the coordinates of a momentum, by default that of its basis."""
     name = group["state_dtype"]
-    return dtype if name is None else getattr(torch, name)
+    return weight.dtype if name is None else getattr(torch, name)

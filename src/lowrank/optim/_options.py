@@ -25,6 +25,7 @@ DEFAULTS: dict[str, Any] = {
     "scale": 1.0,
     "side": None,
     "state_dtype": None,
+    "rounding": "nearest",
     "seed": 0,
     "skipped_steps": 0,
 }
@@ -32,8 +33,11 @@ CHOICES = {
     "residual": ("scaled", None),
     "transport": ("rotate", "keep", "reset"),
     "side": (None, "short", "long", "left", "right"),
+    "rounding": ("nearest", "stochastic", "compensated"),
     "state_dtype": (None, "float32", "bfloat16", "float16", "float64"),
 }
+# What is ours in the state of a parameter; all else is the inner optimizer's.
+OURS = (*("basis", "updates", "next_refresh", "residual_norm", "sketch", "began", "compensation"),)
 # State with a row for each of the short side; of all else the last dimension is the long side.
 OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 # GaLore's names: https://github.com/jiaweizzhao/GaLore
@@ -41,8 +45,8 @@ SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
 
 
 @dataclass(frozen=True)
-class Member:
-    """A compressed parameter: its place among all, and its matrix, k×M on the short side.
+class Weight:
+    """A compressed parameter: its place among all, and its matrix, k×M with the short side first.
 
     k and M are those of the whole, of which this rank may have a part only.
     """
@@ -53,7 +57,7 @@ class Member:
     M: int
     left: bool
     policy: Subspace
-    spread: bool = False  # over the ranks: coordinates too, where these have rows of the short side
+    shares: bool = False  # coordinates too, over the ranks, where these have rows of the short side
 
     @property
     def rank(self) -> int:
@@ -67,7 +71,7 @@ class Member:
         return torch.float32 if half else self.parameter.dtype
 
     @property
-    def weight(self) -> torch.Tensor:
+    def data(self) -> torch.Tensor:
         """What this rank has of the parameter."""
         return local(self.parameter).data
 
@@ -92,7 +96,7 @@ class Member:
     @cached_property
     def columns(self) -> Blocks | None:
         """The columns of the coordinates that the ranks have, None where each has all."""
-        if self.along_k is None or not self.spread:
+        if self.along_k is None or not self.shares:
             return self.along_M
         return replace(self.along_k, length=self.M)
 
@@ -110,14 +114,14 @@ class Member:
         """Sums over the long side, of this rank's part made whole; they may be overwritten."""
         return _summed(self.along_M, several)
 
-    def own(self, X: torch.Tensor) -> torch.Tensor:
+    def shard(self, X: torch.Tensor) -> torch.Tensor:
         """Of coordinates, or other numbers for each column, those that this rank steps."""
         if self.along_k is None or self.columns is None:
             return X
         return self.columns.part(X, -1).contiguous()
 
-    def every(self, X: torch.Tensor) -> torch.Tensor:
-        """What `own` has taken a part of, from all ranks."""
+    def gather(self, X: torch.Tensor) -> torch.Tensor:
+        """What `shard` has taken a part of, from all ranks."""
         if self.along_k is None or self.columns is None:
             return X
         return self.columns.whole(X.mT).mT
@@ -126,6 +130,8 @@ class Member:
         """How a tensor of state is spread over the ranks, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
             return None, 0
+        if name == "compensation":
+            return self.blocks, 0
         return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
 
     def saved(self, name: str, X: Any) -> Any:
@@ -201,9 +207,9 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
     )
 
 
-def member(
-    group: dict[str, Any], parameter: torch.Tensor, index: int, *, spread: bool = False
-) -> Member | None:
+def weight_of(
+    group: dict[str, Any], parameter: torch.Tensor, index: int, *, shares: bool = False
+) -> Weight | None:
     """How a parameter is compressed; None where it is not, or where nothing would be saved."""
     if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
@@ -216,6 +222,6 @@ def member(
         left = not left
     k, M = (m, n) if left else (n, m)
     policy = _policy(group, "left" if left else "right", index)
-    found = Member(index, parameter, k, M, left, policy, spread)
+    found = Weight(index, parameter, k, M, left, policy, shares)
     r = found.rank
     return found if 0 < r < k and r * k + 2 * r * M < 2 * k * M else None

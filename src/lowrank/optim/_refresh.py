@@ -1,6 +1,9 @@
-"""The state of a compressed parameter when a step begins: with a new basis where it is time."""
+"""The state of compressed parameters when a step begins: with new bases where it is time."""
 
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -8,54 +11,124 @@ import torch
 
 from lowrank._array import array_namespace
 from lowrank._sketch import gaussian_source
-from lowrank.compress import Subspace
-from lowrank.optim._options import Member
+from lowrank.compress import Subspace, keeps_sketch, new_basis, source
+from lowrank.optim._inner import Inner, likeness, moved, theirs
+from lowrank.optim._options import Weight
 from lowrank.optim._sharding import by_rows, sharded_operator
-from lowrank.optim._update import coordinates, mean_square_outside, product, transported
+from lowrank.optim._stacks import column_squares, coordinates, gradients, product, stack_of, write
 
-# What this optimizer adds to the state of a compressed parameter; all else is the inner one's.
-OURS = ("basis", "updates", "next_refresh", "residual_norm", "sketch")
+
+def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """The items in lists of those with one key, in their order."""
+    found = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return list(found.values())
 
 
 def refreshed(
-    each: Member, group: dict[str, Any], state: dict[str, Any], turn: float
-) -> dict[str, Any]:
-    """A copy of `state` for this step; the first refresh after the first step is at this turn.
+    weights: Sequence[Weight],
+    states: Sequence[dict[str, Any]],
+    group: dict[str, Any],
+    turns: Sequence[float],
+    inner: Inner,
+    *,
+    stacked: bool,
+) -> list[dict[str, Any]]:
+    """Copies of the states for this step; first refreshes after the first step are at these turns.
 
-    `turn`, between 0 and 1, is the place of the parameter among all that are compressed, so that
-    their refreshes are spread over the steps.
+    A turn, between 0 and 1, is the place of a parameter among all that are compressed, so that
+    refreshes are spread over the steps.
     """
-    state = dict(state)
-    steps, every = state.get("updates", 0), group["refresh_every"]
-    state["updates"] = steps + 1
-    old = state.get("basis")
-    if group["average"] > 0.0:
-        _sketch(each, group, state)
-    if old is not None and steps < state["next_refresh"]:
-        return state
-    state["next_refresh"] = steps + (every if old is not None else max(1, int(turn * every)))
-    policy, A = replace(each.policy, basis=old), None
-    if "sketch" in state:
-        policy = replace(policy, side="left", power_iterations=0, warm_start=False)
-        A = state["sketch"]
-    Q = found_basis(each, policy, A, step=steps)
-    if old is not None and not (group["transport"] == "keep" and old.shape == Q.shape):
-        theirs = {key: state.pop(key) for key in list(state) if key not in OURS}
-        if group["transport"] != "reset" and theirs:
-            state.update(_moved(each, group, theirs, old, Q))
-    state["basis"] = Q
-    return state
+    found, due = [], []
+    every = group["refresh_every"]
+    for weight, before, turn in zip(weights, states, turns, strict=True):
+        state = dict(before)
+        steps, old = state.get("updates", 0), state.get("basis")
+        state["updates"] = steps + 1
+        if group["average"] > 0.0:
+            _sketch(weight, group, state)
+        if old is None or steps >= state["next_refresh"]:
+            wait = every if old is not None else max(1, int(turn * every))
+            state["next_refresh"] = steps + wait
+            due.append((weight, state, steps))
+        found.append(state)
+
+    def kind(item: tuple[Weight, dict[str, Any], int]) -> Any:
+        weight, state, steps = item
+        if not stacked or "sketch" in state or not keeps_sketch(weight.policy, weight.k, weight.M):
+            return weight.index
+        old = state.get("basis")
+        return steps, None if old is None else old.shape, likeness(state)
+
+    for part in alike(due, kind):
+        _refresh([weight for weight, *_ in part], [state for _, state, _ in part], group, inner)
+    return found
+
+
+def _refresh(
+    weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any], inner: Inner
+) -> None:
+    """Put new bases into states that are alike, and move the rest of these."""
+    first, step = weights[0], states[0]["updates"] - 1
+    stacked = len(weights) > 1
+    old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
+    if stacked:
+        G: Any = gradients(weights, stacked=True)
+        A = SimpleNamespace(
+            xp=array_namespace(G),
+            device=first.parameter.device,
+            dtype=G.dtype,
+            shape=G.shape,
+            matmat=lambda X: G @ X,
+            rmatmat=lambda Y: G.mT @ Y,
+        )
+        draws = [source(weight.policy, A, step) for weight in weights]
+
+        def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
+            return stack_of([one(shape, dtype) for one in draws])
+
+        Q: Any = new_basis(first.policy, A, None if old is None else stack_of(old), step, draw)
+        new = write(Q, [None] * len(weights))
+    else:
+        G = gradients(weights, stacked=False)
+        policy, sketch = replace(first.policy, basis=old and old[0]), states[0].get("sketch")
+        if sketch is not None:
+            policy = replace(policy, side="left", power_iterations=0, warm_start=False)
+        new = [found_basis(first, policy, sketch, step=step)]
+    keeps = group["transport"] == "keep" and old is not None and old[0].shape == new[0].shape
+    if old is not None and not keeps:
+        before = [theirs(state) for state in states]
+        after = None
+        if group["transport"] == "rotate" and before[0]:
+            R = first.shard(first.sum_k(coordinates(old, G)))
+            squares = first.shard(first.sum_k(column_squares(G, R.dtype)))
+            outside = (squares - column_squares(R, R.dtype)).clamp_(min=0)
+            outside /= max(1, first.k - R.shape[-2])
+            C = first.sum_k(stack_of(new).mT @ stack_of(old))
+            after = moved(inner, before, C, group, outside)
+            if after is None:
+                inner.warn_of_anew(before[0])
+        for i, state in enumerate(states):
+            for name in before[i]:
+                del state[name]
+            if after is None:
+                state["began"] = step
+            else:
+                state.update(after[i])
+    for state, Q in zip(states, new, strict=True):
+        state["basis"] = Q
 
 
 def found_basis(
-    each: Member, policy: Subspace, sketch: torch.Tensor | None = None, *, step: int = 0
+    weight: Weight, policy: Subspace, sketch: torch.Tensor | None = None, *, step: int = 0
 ) -> torch.Tensor:
     """The rows on this rank of a basis of the gradient, or of a sketch (k×l) of gradients.
 
     All ranks compute the whole of it, k×r numbers of products that are the same for all.
     """
-    blocks, along_k = each.blocks, each.along_k
-    A: Any = each.gradient.flatten(1) if sketch is None else sketch
+    blocks, along_k = weight.blocks, weight.along_k
+    A: Any = weight.gradient.flatten(1) if sketch is None else sketch
     if along_k is not None:
         A = A if sketch is None else along_k.whole(sketch)
         old: Any = policy.basis
@@ -66,24 +139,14 @@ def found_basis(
     return by_rows(Q if along_k is None else along_k.part(Q))
 
 
-def _sketch(each: Member, group: dict[str, Any], state: dict[str, Any]) -> None:
+def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> None:
     """Average ``G Ω`` over the steps, for a test matrix Ω that never changes."""
-    width = min(each.rank + group["oversampling"], each.k)
-    device = each.parameter.device
-    xp = array_namespace(each.weight)
-    numbers = np.random.SeedSequence([group["seed"], each.index])
+    width = min(weight.rank + group["oversampling"], weight.k)
+    device = weight.parameter.device
+    xp = array_namespace(weight.data)
+    numbers = np.random.SeedSequence([group["seed"], weight.index])
     draw = gaussian_source(numbers, xp, device, purpose="average")
-    Omega: Any = draw((each.M, width), each.dtype)
-    Omega = Omega if each.along_M is None else each.along_M.part(Omega)
-    Y = each.sum_M(product(each, each.gradient, Omega))
+    Omega: Any = draw((weight.M, width), weight.dtype)
+    Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
+    Y = weight.sum_M(product(weight.oriented(weight.gradient), Omega))
     state["sketch"] = torch.lerp(Y, state["sketch"], group["average"]) if "sketch" in state else Y
-
-
-def _moved(
-    each: Member, group: dict[str, Any], theirs: dict[str, Any], old: torch.Tensor, Q: torch.Tensor
-) -> dict[str, Any]:
-    """The inner optimizer's state, moved from the basis `old` to Q."""
-    R = old.new_empty(old.shape[1], each.here[1])
-    coordinates(each, old, each.gradient, R)
-    outside = mean_square_outside(each, each.own(each.sum_k(R)))
-    return transported(theirs, each.sum_k(Q.mT @ old), group.get("betas", (0.0, 0.0))[:2], outside)

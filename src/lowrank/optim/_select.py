@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._options import DEFAULTS, Member, member, parse
+from lowrank.optim._options import DEFAULTS, Weight, parse, weight_of
 from lowrank.optim._report import Report, Row
 
 Patterns = str | Iterable[str] | Callable[[str, torch.nn.Parameter], bool] | None
@@ -27,9 +27,9 @@ class Groups(list[dict[str, Any]]):
         for group in self:
             options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                each = member(options, parameter, index)
+                weight = weight_of(options, parameter, index)
                 index += 1
-                rows.append(_row(name, parameter, each))
+                rows.append(_row(name, parameter, weight))
         return Report(tuple(rows))
 
 
@@ -83,7 +83,7 @@ def select(
             continue
         wanted = parameter in usual or _matches(include, name, parameter)
         wanted = wanted and not _matches(exclude, name, parameter)
-        pays = member({**DEFAULTS, **asked}, parameter, index) is not None
+        pays = weight_of({**DEFAULTS, **asked}, parameter, index) is not None
         (chosen if wanted and pays else others).append((name, parameter))
     compressed, rest = (
         {"params": [p for _, p in part], "param_names": [name for name, _ in part]}
@@ -121,10 +121,10 @@ def _matches(patterns: Patterns, name: str, parameter: torch.nn.Parameter) -> bo
     return parameter.ndim >= 2 and any(re.search(pattern, name) for pattern in patterns)
 
 
-def _row(name: str, parameter: torch.Tensor, each: Member | None) -> Row:
-    if each is None:
+def _row(name: str, parameter: torch.Tensor, weight: Weight | None) -> Row:
+    if weight is None:
         whole = 2 * parameter.numel() * parameter.element_size()
         return Row(name, tuple(parameter.shape), None, whole, whole)
-    size, r = each.dtype.itemsize, each.rank
-    whole = 2 * each.k * each.M * size
-    return Row(name, tuple(parameter.shape), r, (r * each.k + 2 * r * each.M) * size, whole)
+    size, r = weight.dtype.itemsize, weight.rank
+    whole = 2 * weight.k * weight.M * size
+    return Row(name, tuple(parameter.shape), r, (r * weight.k + 2 * r * weight.M) * size, whole)

@@ -1,6 +1,6 @@
 """Weights whose rows are spread over the ranks of a process group, and sums over these."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -211,26 +211,3 @@ def agreed(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:
             distributed.all_reduce(number, distributed.ReduceOp.MIN, group=mesh.get_group(dim))
         fine = number > 0
     return fine
-
-
-def is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.device) -> bool:
-    """Whether an optimizer's steps of two halves of a parameter are those of the whole.
-
-    And whether its state is made of plain tensors of the parameter's shape, and numbers.
-    """
-    device = torch.device("cpu") if device.type == "meta" else device  # weights yet to be made
-    G = torch.linspace(-1.0, 2.0, 64 * 128, device=device).view(64, 128)
-    found = []
-    for parts in ([G], list(G.chunk(2, dim=1))):
-        proxies = [torch.nn.Parameter(torch.zeros_like(part)) for part in parts]
-        for proxy, part in zip(proxies, parts, strict=True):
-            optimizer = make([proxy])
-            for factor in (1.0, -0.5):
-                proxy.grad = part * factor
-                optimizer.step()
-            for value in optimizer.state[proxy].values():
-                is_plain = getattr(value, "shape", ()) in ((), proxy.shape)
-                if not is_plain or hasattr(value, "__tensor_flatten__"):
-                    return False
-        found.append(torch.cat([proxy.detach() for proxy in proxies], dim=1))
-    return torch.allclose(found[0], found[1], rtol=1e-4, atol=0.0)

@@ -1,0 +1,586 @@
+"""What the optimizers of low-rank state share: groups, steps, gradients, checkpoints, reports."""
+
+import copy
+import warnings
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+import torch
+
+from lowrank._check import as_count, as_rank
+from lowrank.optim._inner import Inner
+from lowrank.optim._loading import check_saved, copied
+from lowrank.optim._options import DEFAULTS, Weight, is_asked, parse, weight_of
+from lowrank.optim._refresh import alike
+from lowrank.optim._report import Report, Row, storage_bytes
+from lowrank.optim._sharding import agreed, align, local, placed_as, unfit_placements
+
+# Bytes of what is temporary in a step of weights of one shape, where they are not given: of a
+# processor no less than the largest weight. On a GPU every operation costs the host as much as
+# several weights cost the device.
+TEMPORARY, TEMPORARY_ON_A_GPU = 2**24, 2**28
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Compressed parameters of one group and shape, stepped together."""
+
+    group: int
+    weights: tuple[Weight, ...]
+    stacked: bool  # as one tensor
+
+
+class LowRankOptimizer(torch.optim.Optimizer):
+    """A torch optimizer of which some weights have a state of low rank, and the rest another one.
+
+    What one of them is steps its `_step_chunk`; the rest is stepped by the inner optimizer.
+    """
+
+    _shares_coordinates = True  # over the ranks, where these have rows of the short side
+    _temporaries = 6  # of a step of a weight, in coordinates
+    _made: list[Chunk | torch.optim.Optimizer]
+    _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
+    _turns: dict[torch.Tensor, float]  # of the compressed parameters
+    _seen: Any
+
+    def __init__(
+        self,
+        params: Any,
+        inner: Inner,
+        own: dict[str, Any],
+        *,
+        budget_bytes: int | None,
+        temporary_bytes: int | None,
+        nonfinite: str,
+        optimizer: str,
+    ) -> None:
+        if nonfinite not in ("skip", "raise", "ignore"):
+            message = f"`nonfinite` must be 'skip', 'raise' or 'ignore', got {nonfinite!r}."
+            raise ValueError(message)
+        if temporary_bytes is not None:
+            as_count(temporary_bytes, "temporary_bytes")
+        self.nonfinite, self.temporary_bytes, self._inner = nonfinite, temporary_bytes, inner
+        self._forget()
+        defaults = parse({**inner.defaults, **DEFAULTS, **own, "optimizer": optimizer})
+        if budget_bytes is not None:
+            defaults["rank"] = 0.5  # until all parameters are known
+        super().__init__(params, defaults)
+        if budget_bytes is not None:
+            self._spend(budget_bytes)
+
+    # -- what differs -------------------------------------------------------------------------
+
+    def _step_chunk(
+        self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
+    ) -> None:
+        """Step weights that have gradients."""
+        raise NotImplementedError
+
+    def _chunk(self, group: int, weights: Sequence[Weight], *, stacked: bool) -> Chunk:
+        return Chunk(group, tuple(weights), stacked)
+
+    @staticmethod
+    def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
+        """Of the state of a parameter at rank r, without a compensation of its rounding."""
+        raise NotImplementedError
+
+    @staticmethod
+    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:
+        raise NotImplementedError
+
+    def _refusal(self, weight: Weight) -> str | None:  # noqa: ARG002
+        """Why a sharded weight can't be compressed, if it can't."""
+        return None
+
+    def _check_saved(
+        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
+    ) -> None:
+        check_saved(saved, parameter, name, weight)
+
+    # -- groups -------------------------------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        super().add_param_group(parse(param_group))
+        group = self.param_groups[-1]
+        try:
+            for parameter in group["params"]:
+                self._check(group, parameter)
+        except TypeError:
+            self.param_groups.pop()
+            raise
+        self.param_groups[-1] = parse(group)  # with the defaults
+
+    def _check(self, group: dict[str, Any], parameter: torch.Tensor) -> None:
+        """Raise a TypeError for a parameter that can't be stepped."""
+        wrong = None
+        if getattr(parameter, "_is_flat_param", False):
+            wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
+        elif hasattr(parameter, "placements"):
+            weight = weight_of(group, parameter, 0)
+            if weight is not None:
+                wrong = unfit_placements(parameter) or self._refusal(weight)
+        if wrong is not None:
+            message = (
+                f"a parameter is a {wrong}; keep the weights whole on every rank, as "
+                "DistributedDataParallel does, or give them to an optimizer of their own."
+            )
+            raise TypeError(message)
+
+    def __getstate__(self) -> dict[str, Any]:
+        names = ("nonfinite", "temporary_bytes", "_inner")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "_hooks" not in self.__dict__:  # a copy, and no loading
+            self._forget()
+        self._seen = ()
+        super().__setstate__(state)
+
+    def _forget(self) -> None:
+        """Go on without hooks, and with workers that the next step makes."""
+        if getattr(self, "_skipped", False):
+            self._count_a_skip()
+        self._seen = ()  # the groups, when the workers were made
+        self._hooks: ExitStack | None = None
+        self._skipped = False
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """A GradScaler divides its factor out, and skips; in the backward pass it is refused."""
+        return self._hooks is not None
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps that were not taken because a gradient held NaN or Inf."""
+        return sum(int(group["skipped_steps"]) for group in self.param_groups)
+
+    def _count_a_skip(self) -> None:
+        for group in self.param_groups[:1]:
+            group["skipped_steps"] += 1
+
+    # -- steps --------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Take a step with the gradients that the parameters hold; return the closure's loss."""
+        # Dynamo makes a constant of this question; the rest of the step is not for tracing.
+        return self._step(closure, compiling=torch.compiler.is_compiling())
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    @torch.no_grad()
+    def _step(self, closure: Callable[[], Any] | None, *, compiling: bool) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        workers, parameters = self._workers(), self._parameters()
+        self._prepare(parameters)
+        if hasattr(self, "found_inf"):
+            for name in ("found_inf", "grad_scale"):  # which the scaler would leave here
+                vars(self).pop(name, None)
+            message = (
+                "a GradScaler divides gradients by its factor after the backward pass, and so "
+                "can't be used with step_in_backward; train in bfloat16, without one."
+            )
+            raise RuntimeError(message)
+        skipped, self._skipped = self._skipped, False
+        finite = self.nonfinite == "ignore" or are_finite(parameters)
+        if not finite and self.nonfinite == "raise":
+            self._raise_nonfinite()
+        if not finite or skipped:
+            self._count_a_skip()
+        if finite:
+            for worker in workers:
+                self._work(worker, compiling=compiling)
+        return loss
+
+    def step_in_backward(self, when: Callable[[], bool] | None = None) -> ExitStack:
+        """Step every parameter in the backward pass, as soon as its gradient is complete.
+
+        The gradient is then freed, so that never more than a few exist at once. The training loop
+        stays as it is: `step` takes what still has a gradient (parameters that are added later,
+        say), and `zero_grad` finds nothing. Steps, state and checkpoints are those of the ordinary
+        loop.
+
+        Parameters
+        ----------
+        when : callable, optional
+            Asked each time a gradient is complete: False lets it stand, for gradients that are
+            accumulated over several backward passes.
+
+        Returns
+        -------
+        contextlib.ExitStack
+            Its ``close()``, or leaving it as a context manager, goes back to ordinary steps.
+
+        Raises
+        ------
+        RuntimeError
+            If it is in force already. In a process group of several ranks, unless the parameters
+            are DTensors: DDP averages gradients after the backward pass has reached them, FSDP2
+            before it tells. And by `step`, if it is called by a GradScaler, whose factor is divided
+            out after it, too.
+
+        Notes
+        -----
+        Nothing can be known of gradients that are not yet computed: a NaN or Inf skips the
+        parameter (`skipped_steps` counts the step once, and one number is read for each parameter),
+        and norms over all gradients can't be clipped. A gradient is complete when autograd says so:
+        under reentrant checkpointing a parameter that several segments share is stepped for each.
+        Of two optimizers of one parameter the first takes the gradient.
+
+        Examples
+        --------
+        >>> import torch
+        >>> from lowrank.optim import LowRank
+        >>> model = torch.nn.Linear(512, 512, bias=False)
+        >>> optimizer = LowRank(model.parameters(), torch.optim.AdamW, rank=32, lr=1e-3)
+        >>> with optimizer.step_in_backward(when=lambda: batch % 2 == 1):
+        ...     for batch in range(4):
+        ...         model(torch.ones(1, 512)).sum().backward()
+        >>> model.weight.grad is None
+        True
+        """
+        if self._hooks is not None:
+            message = "step_in_backward is in force already; close() what it returned first."
+            raise RuntimeError(message)
+        world = torch.distributed.is_available() and torch.distributed.is_initialized()
+        if world and torch.distributed.get_world_size() > 1:
+            plain = [i for i, p in enumerate(self._parameters()) if not hasattr(p, "placements")]
+            if plain:
+                message = (
+                    f"parameter {self._name(plain[0])} is not a DTensor, and there are "
+                    f"{torch.distributed.get_world_size()} ranks: its gradient would be used "
+                    "before it is averaged over them. Step after the backward pass."
+                )
+                raise RuntimeError(message)
+
+        @torch.compiler.disable  # type: ignore[untyped-decorator]
+        @torch.no_grad()
+        def hook(parameter: torch.Tensor) -> None:
+            if when is not None and not when():
+                return
+            self._workers()
+            if parameter not in self._worker_of:  # taken out of the groups
+                return
+            self._prepare([parameter])
+            if self.nonfinite == "ignore" or are_finite([parameter]):
+                self._work(self._worker_of[parameter])
+            elif self.nonfinite == "raise":
+                self._raise_nonfinite()
+            else:
+                self._skipped = True
+            parameter.grad = None
+
+        hooks = ExitStack()
+        hooks.callback(self._forget)
+        for parameter in self._parameters():
+            if parameter.requires_grad:
+                handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
+                hooks.callback(handle.remove)
+        self._seen, self._hooks = (), hooks
+        return hooks
+
+    def _work(self, worker: Chunk | torch.optim.Optimizer, *, compiling: bool = False) -> None:
+        if isinstance(worker, Chunk):
+            weights = [weight for weight in worker.weights if weight.parameter.grad is not None]
+            if weights:
+                group = self.param_groups[worker.group]
+                self._step_chunk(worker, weights, group, compiling=compiling)
+            return
+        worker.state = self.state
+        for theirs in worker.param_groups:
+            self._inner.set_options(theirs, self.param_groups[theirs["number"]])
+        worker.step()
+
+    def _prepare(self, parameters: list[torch.Tensor]) -> None:
+        """Refuse sparse gradients, and cut those of weights that are sharded as these are."""
+        for parameter in parameters:
+            align(parameter)
+            grad = parameter.grad
+            if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
+                name = self._name(self._parameters().index(parameter))
+                message = (
+                    f"parameter {name} has a sparse gradient, which cannot be compressed; put it "
+                    "in a group of its own with rank=None."
+                )
+                raise TypeError(message)
+
+    def _raise_nonfinite(self) -> None:
+        bad = [i for i, p in enumerate(self._parameters()) if not are_finite([p])]
+        message = (
+            "the gradients of these parameters hold NaN, Inf or numbers whose squares overflow: "
+            f"{', '.join(map(self._name, bad))}."
+        )
+        raise FloatingPointError(message)
+
+    # -- workers ------------------------------------------------------------------------------
+
+    def _parameters(self) -> list[torch.Tensor]:
+        return list(chain.from_iterable(group["params"] for group in self.param_groups))
+
+    def _weights(self) -> list[tuple[int, Weight]]:
+        """Compressed parameters with the numbers of their groups."""
+        found, index = [], 0
+        for number, group in enumerate(self.param_groups):
+            for parameter in group["params"]:
+                weight = weight_of(group, parameter, index, shares=self._shares_coordinates)
+                index += 1
+                if weight is None:
+                    continue
+                size = self._bytes(weight, weight.rank, group)
+                if size < 2 * weight.k * weight.M * weight.dtype.itemsize:
+                    found.append((number, weight))
+        return found
+
+    def _workers(self) -> list[Chunk | torch.optim.Optimizer]:
+        """What steps the parameters: chunks, and inner optimizers of what is not compressed.
+
+        Made anew when the groups have other parameters or options.
+        """
+        settled = [name for name in DEFAULTS if name != "skipped_steps"]
+        seen = [
+            [*map(id, group["params"]), *(group.get(name) for name in settled)]
+            for group in self.param_groups
+        ]
+        if seen == self._seen:
+            return self._made
+        alone = self._hooks is not None
+        for group in self.param_groups:
+            parse(group)
+            for parameter in group["params"]:
+                self._check(group, parameter)
+        weights = self._weights()
+        if any(map(is_asked, self.param_groups)) and not weights:
+            message = (
+                "no parameter is compressed: only matrices whose short side exceeds the rank are, "
+                "and no vectors, into which FSDP1 and ZeRO flatten them."
+            )
+            warnings.warn(message, UserWarning, stacklevel=2)
+        self._turns = {
+            weight.parameter: i / len(weights) for i, (_, weight) in enumerate(weights, 1)
+        }
+        left = [
+            (number, [p for p in group["params"] if p not in self._turns])
+            for number, group in enumerate(self.param_groups)
+        ]
+        if alone:
+            left = [(number, [p]) for number, params in left for p in params]
+        others = [{"params": params, "number": number} for number, params in left if params]
+        made: list[Chunk | torch.optim.Optimizer] = []
+        for groups in [[group] for group in others] if alone else [others] if others else []:
+            optimizer = self._inner.new(groups)
+            for p, state in optimizer.state.items():
+                if not self.state.get(p):
+                    self.state[p] = state
+            made.append(optimizer)
+        for number, same in _alike(weights, alone=alone):
+            stacked, count = self._plan(same[0], self.param_groups[number])
+            parts = (same[start : start + count] for start in range(0, len(same), count))
+            made += [self._chunk(number, part, stacked=stacked) for part in parts]
+        self._made, self._seen = made, seen
+        self._worker_of = {p: worker for worker in made for p in _parameters_of(worker)}
+        return made
+
+    def _plan(self, first: Weight, group: dict[str, Any]) -> tuple[bool, int]:
+        """Whether weights are stepped as a stack, and how many at a time."""
+        wide = getattr(torch, group["state_dtype"] or "float16").itemsize
+        size = first.rank * max(first.k, first.M) * max(wide, first.dtype.itemsize)
+        size *= self._temporaries
+        on_cpu, limit = first.parameter.device.type == "cpu", self.temporary_bytes
+        if limit is None:
+            largest = max(p.numel() * p.element_size() for p in self._turns)
+            limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
+        whole = size + 2 * first.k * first.M * first.dtype.itemsize  # gradient and weight
+        stacked = not on_cpu and first.blocks is None and whole <= limit
+        return stacked, max(1, limit // (whole if stacked else size))
+
+    def _name(self, index: int) -> str:
+        names: list[Any] = []
+        for group in self.param_groups:
+            known = list(group.get("param_names", []))
+            names += (known + [None] * len(group["params"]))[: len(group["params"])]
+        return str(index) if names[index] is None else f"{names[index]!r}"
+
+    def _spend(self, budget: int) -> None:
+        """Give all compressed parameters the largest fraction of k that the budget allows."""
+        weights = [(self.param_groups[number], weight) for number, weight in self._weights()]
+
+        def needed(fraction: float) -> int:
+            return sum(
+                self._bytes(weight, as_rank(fraction, weight.k, "budget_bytes"), group)
+                for group, weight in weights
+            )
+
+        low, high = 0.0, 0.5
+        if weights and needed(high) > budget:
+            for _ in range(50):
+                middle = (low + high) / 2
+                low, high = (middle, high) if needed(middle) <= budget else (low, middle)
+            if low == 0.0:
+                message = (
+                    f"`budget_bytes` must be at least {needed(1e-9):,}, for a basis of one column "
+                    f"for each of {len(weights)} parameters, got {budget:,}."
+                )
+                raise ValueError(message)
+            high = low
+        for group in self.param_groups:
+            if group["rank"] is not None:
+                group["rank"] = high
+
+    # -- state --------------------------------------------------------------------------------
+
+    def state_bytes(self) -> int:
+        """Bytes that the state keeps alive, whole storages: 0 before the first step.
+
+        Of weights that are sharded over ranks, those on this rank.
+        """
+        return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
+
+    def report(self) -> Report:
+        """The rank and the bytes of state of every parameter, and the bytes it would have.
+
+        The latter are those of the inner optimizer's state with k rows in place of r, without the
+        basis. Before the first step the state is empty. Shapes are those of whole weights, bytes
+        those on this rank.
+        """
+        compressed = {weight.index: weight for _, weight in self._weights()}
+        rows = []
+        for index, parameter in enumerate(self._parameters()):
+            state, weight = self.state.get(parameter, {}), compressed.get(index)
+            here, rank = storage_bytes(state.values()), None
+            whole = here
+            if weight is not None:
+                rank = int(state["basis"].shape[1]) if "basis" in state else weight.rank
+                whole = self._uncompressed_bytes(weight, state)
+            name = self._name(index).strip("'")
+            rows.append(Row(name, tuple(parameter.shape), rank, here, whole))
+        return Report(tuple(rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state; parts of what is sharded over ranks are DTensors in it."""
+        saved = super().state_dict()
+        for _, weight in self._weights():
+            if state := saved["state"].get(weight.index):
+                saved["state"][weight.index] = {
+                    name: weight.saved(name, state[name]) for name in state
+                }
+        return saved
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Copy a state; nothing is shared with it, and every dtype stays as it was saved.
+
+        Options that its groups do not have are the defaults of this optimizer.
+
+        Raises
+        ------
+        ValueError
+            If it belongs to other groups, ranks, shapes or another optimizer: nothing has been
+            changed then.
+        """
+        state_dict = dict(state_dict)
+        for hook in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = hook(self, state_dict) or state_dict
+        groups = self._loaded_groups(state_dict)
+        keys = [key for group in groups for key in group["params"]]
+        on_host = {
+            key: not any(group.get(name) for name in ("capturable", "fused"))
+            for group in groups
+            for key in group["params"]
+        }
+        parameters = dict(zip(keys, self._parameters(), strict=True))
+        places = {key: index for index, key in enumerate(keys)}
+        weights = {weight.index: weight for _, weight in self._weights()}
+        state: defaultdict[Any, Any] = defaultdict(dict)
+        for key, saved in state_dict["state"].items():
+            if key not in places:
+                state[key] = copy.deepcopy(saved)
+                continue
+            parameter, weight = parameters[key], weights.get(places[key])
+            self._check_saved(saved, parameter, self._name(places[key]), weight)
+            state[parameter] = {
+                name: copied(
+                    placed_as(parameter, X) if weight is None else weight.loaded(name, X),
+                    None if name == "step" and on_host[key] else parameter.device,
+                )
+                for name, X in saved.items()
+            }
+        for group, ours in zip(groups, self.param_groups, strict=True):
+            group["params"] = ours["params"]
+            if "param_names" in ours:
+                group.setdefault("param_names", ours["param_names"])
+        self.__setstate__({"state": state, "param_groups": groups})
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _loaded_groups(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
+        """The groups of a saved state with all options, or a ValueError."""
+        groups = copy.deepcopy(state_dict["param_groups"])
+        sizes = [[len(group["params"]) for group in all] for all in (groups, self.param_groups)]
+        if sizes[0] != sizes[1]:
+            message = (
+                f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; "
+                "build it with the same groups."
+            )
+            raise ValueError(message)
+        name = self.defaults["optimizer"]
+        # a partial or a function was saved by its own name once
+        made_by = getattr(self._inner.make, "__name__", type(self._inner.make).__name__)
+        names = {name, made_by} if name == self._inner.name else {name}
+        wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
+        if wrong:
+            told = (
+                "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
+            )
+            message = (
+                f"the state {told}, and this optimizer is {type(self).__name__} with {name}; give "
+                "it a state that it has saved."
+            )
+            raise ValueError(message)
+        defaults = {key: value for key, value in self.defaults.items() if key != "rank"}
+        return [
+            parse({**defaults, "rank": ours["rank"], **group, "optimizer": name})
+            for group, ours in zip(groups, self.param_groups, strict=True)
+        ]
+
+
+def _alike(weights: list[tuple[int, Weight]], *, alone: bool) -> Iterable[tuple[int, list[Weight]]]:
+    """Weights of one group and shape, in one dtype, on one device and sharded alike."""
+
+    def kind(item: tuple[int, Weight]) -> Any:
+        number, weight = item
+        p = weight.parameter
+        own = weight.index if alone else None
+        return number, p.shape, p.dtype, weight.left, p.device, weight.along_k, weight.along_M, own
+
+    return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
+
+
+def _parameters_of(worker: Chunk | torch.optim.Optimizer) -> list[torch.Tensor]:
+    if isinstance(worker, Chunk):
+        return [weight.parameter for weight in worker.weights]
+    return [p for group in worker.param_groups for p in group["params"]]
+
+
+def are_finite(parameters: list[torch.Tensor]) -> bool:
+    """Whether the squares of all gradients have a finite sum: one number read by the host."""
+    grads = [_values(local(p.grad)) for p in parameters if p.grad is not None]
+    sizes = []
+    for same in alike(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
+        dtype = same[0].dtype
+        # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
+        wide = torch.float32 if dtype == torch.float16 else None
+        norms = torch.stack(torch._foreach_norm(same, 2.0, wide))
+        sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
+    if not sizes:  # on this rank: others may have gradients of weights that are not sharded
+        device = parameters[0].device if parameters else None
+        sizes.append(torch.zeros(1, device=device))
+    together = torch.cat([size.to(sizes[0].device) for size in sizes])
+    return bool(agreed((together < 1).all(), parameters))
+
+
+def _values(grad: torch.Tensor) -> torch.Tensor:
+    return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad

@@ -1,0 +1,299 @@
+"""The wrapped optimizer: which one it is, its steps of coordinates, and what its state means."""
+
+import inspect
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+
+from lowrank.compress import transport_squares
+from lowrank.optim._options import OURS
+from lowrank.optim._stacks import slices, stack_of, write
+
+# What a tensor of state is, for each coordinate (or each row of these): a mean, which moves with
+# them; a mean of squares, or a sum; or numbers for columns, which stay.
+Meaning = Literal["mean", "squares", "sum of squares", "columns"]
+ADAM: dict[str, Meaning] = {"exp_avg": "mean", "exp_avg_sq": "squares", "max_exp_avg_sq": "squares"}
+MOMENTUM: dict[str, Meaning] = {"momentum_buffer": "mean"}
+LION: dict[str, Meaning] = {"exp_avg": "mean"}
+# By package and class; subclasses have the meanings of their parents. State of all others, and
+# state with other tensors in it, begins anew in a new basis: nothing is guessed.
+KNOWN: dict[str, dict[str, Meaning]] = {
+    **dict.fromkeys(("torch.Adam", "torch.AdamW", "torch.NAdam", "torch.RAdam"), ADAM),
+    "torch.SGD": MOMENTUM,
+    "torch.Muon": MOMENTUM,
+    "torch.RMSprop": {"square_avg": "squares", "grad_avg": "mean", **MOMENTUM},
+    "torch.Adagrad": {"sum": "sum of squares"},
+    "torch.Adafactor": {"row_var": "squares", "col_var": "columns", "variance": "squares"},
+    "transformers.Adafactor": {
+        **ADAM, "exp_avg_sq_row": "squares", "exp_avg_sq_col": "columns",
+    },
+    "torchao._AdamBase": ADAM,
+    "lion_pytorch.Lion": LION,
+    "pytorch_optimizer.Lion": LION,
+    "bitsandbytes.Lion": {"state1": "mean"},
+    "bitsandbytes.Adam": {"state1": "mean", "state2": "squares"},
+    "bitsandbytes.AdamW": {"state1": "mean", "state2": "squares"},
+}  # fmt: skip
+# The mean whose squares these are, less the variance.
+OF_MEANS = {"exp_avg_sq": "exp_avg", "state2": "state1", "square_avg": "grad_avg"}
+# Optimizers whose step is proportional to the size of the weight: they are shown QᵀW, and not 0.
+SHOWN_THE_WEIGHT = ("adafactor", "lamb", "lars")
+
+
+@dataclass(frozen=True)
+class Inner:
+    """An optimizer's class, or what makes one, with its options and what is known of it."""
+
+    make: Callable[..., torch.optim.Optimizer]
+    options: dict[str, Any]
+    name: str
+    defaults: dict[str, Any]
+    meanings: dict[str, Meaning] | None
+    sees_weights: bool
+    is_born_with_state: bool  # Adagrad is, and up to torch 2.12 makes none later
+    elementwise: dict[torch.device, bool] = field(default_factory=dict)
+    warned: list[str] = field(default_factory=list)
+
+    def new(self, params: Any) -> torch.optim.Optimizer:
+        return self.make(params, **self.options)
+
+    def is_elementwise(self, device: torch.device) -> bool:
+        """Whether a step of many coordinates is one of each, with plain state of their shape."""
+        if device not in self.elementwise:
+            self.elementwise[device] = not self.sees_weights and _is_elementwise(self.new, device)
+        return self.elementwise[device]
+
+    def set_options(self, theirs: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
+        """Give one of its groups the options of ours, as a scheduler has set them."""
+        for name in self.defaults:
+            value = instead.get(name, group[name])
+            if isinstance(theirs[name], torch.Tensor) and not isinstance(value, torch.Tensor):
+                value = torch.full_like(theirs[name], value)  # torchao's rate is on the device
+            theirs[name] = value
+
+    def knows(self, state: dict[str, Any]) -> bool:
+        """Whether the meaning of all tensors in a state is known."""
+        meant = self.meanings
+        return meant is not None and all(
+            name in meant for name, value in state.items() if is_array(value)
+        )
+
+    def warn_of_anew(self, state: dict[str, Any]) -> None:
+        """Say once that a state is not moved."""
+        if self.warned:
+            return
+        self.warned.append(self.name)
+        names = ", ".join(f"`{name}`" for name, value in state.items() if is_array(value))
+        message = (
+            f"the state of {self.name} ({names}) has no known meaning in a new basis, and begins "
+            "anew at each refresh; transport='reset' says so without this warning."
+        )
+        warnings.warn(message, UserWarning, stacklevel=2)
+
+
+def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]) -> Inner:
+    """What is known of an optimizer, also through a partial, a lambda or a subclass."""
+    example = make([torch.nn.Parameter(torch.zeros(1, 1))], **options)
+    closure = inspect.signature(example.step).parameters.get("closure")
+    if closure is not None and closure.default is closure.empty:
+        message = f"{type(example).__name__} cannot be wrapped: its step needs a closure."
+        raise TypeError(message)
+    kinds = type(example).__mro__
+    names = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds)
+    meanings = next((KNOWN[name] for name in names if name in KNOWN), None)
+    sees = any(part in kind.__name__.lower() for kind in kinds for part in SHOWN_THE_WEIGHT)
+    name = type(example).__name__
+    return Inner(make, options, name, dict(example.defaults), meanings, sees, bool(example.state))
+
+
+def is_array(value: Any) -> bool:
+    return isinstance(value, torch.Tensor) and value.ndim > 0
+
+
+def theirs(state: dict[str, Any]) -> dict[str, Any]:
+    """What the inner optimizer has in the state of a parameter."""
+    return {name: value for name, value in state.items() if name not in OURS}
+
+
+def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.device) -> bool:
+    """Whether steps of two halves of a parameter are those of the whole, with state alike."""
+    device = torch.device("cpu") if device.type == "meta" else device  # weights yet to be made
+    G = torch.linspace(-1.0, 2.0, 64 * 128, device=device).view(64, 128)
+    found = []
+    for parts in ([G], list(G.chunk(2, dim=1))):
+        proxies = [torch.nn.Parameter(torch.zeros_like(part)) for part in parts]
+        for proxy, part in zip(proxies, parts, strict=True):
+            optimizer = make([proxy])
+            for factor in (1.0, -0.5):
+                proxy.grad = part * factor
+                optimizer.step()
+            for value in optimizer.state[proxy].values():
+                is_plain = getattr(value, "shape", ()) in ((), proxy.shape)
+                if not is_plain or hasattr(value, "__tensor_flatten__"):
+                    return False
+        found.append(torch.cat([proxy.detach() for proxy in proxies], dim=1))
+    return torch.allclose(found[0], found[1], rtol=1e-4, atol=0.0)
+
+
+# -- a step of coordinates -------------------------------------------------------------------------
+
+
+def step_coordinates(
+    inner: Inner,
+    optimizer: torch.optim.Optimizer,
+    proxies: Sequence[torch.nn.Parameter],
+    values: torch.Tensor,
+    grads: torch.Tensor,
+    states: list[dict[str, Any]],
+    *,
+    stacked: bool,
+) -> list[dict[str, Any]]:
+    """Let `optimizer` step the `values` (n×r×M) in place by their gradients; return its states.
+
+    Through one proxy for all, if `stacked`, whose states must be alike, or one for each.
+    """
+    begun, parts = states, (list(values), list(grads))
+    if stacked:
+        begun, parts = [_joined(states)], ([values], [grads])
+    present = list(zip(proxies, *parts, begun, strict=False))
+    try:
+        for proxy, value, _, state in present:
+            proxy.data = value
+            first = inner.new([proxy]).state[proxy] if inner.is_born_with_state else {}
+            if state or first:
+                optimizer.state[proxy] = state or first
+        # apart: fused optimizers take either all state or none
+        have = [proxy in optimizer.state for proxy, *_ in present]
+        for part in sorted(set(have)):
+            for (proxy, _, grad, _), has_state in zip(present, have, strict=True):
+                proxy.grad = grad if has_state is part else None
+            optimizer.step()
+        for proxy, value, *_ in present:
+            if proxy.data_ptr() != value.data_ptr():
+                value.copy_(proxy.data)
+        made = [dict(optimizer.state.get(proxy, {})) for proxy, *_ in present]
+    finally:
+        optimizer.state.clear()
+        for proxy, *_ in present:
+            proxy.grad, proxy.data = None, proxy.data.new_empty(0)
+    return _parted(made[0], states) if stacked else made
+
+
+def likeness(state: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for states that can be joined: with tensors of the same kind, and the same numbers.
+
+    Of a number on a device only the age of the state tells.
+    """
+    alike: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
+    for name, value in theirs(state).items():
+        if isinstance(value, torch.Tensor) and (value.ndim or not value.is_cpu):
+            alike.append((name, value.shape, value.dtype))
+        else:
+            alike.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
+    return tuple(alike)
+
+
+def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
+    joined = {}
+    for name, value in states[0].items():
+        if is_array(value):
+            joined[name] = stack_of([state[name] for state in states])
+        else:
+            joined[name] = value.clone() if isinstance(value, torch.Tensor) else value
+    return joined
+
+
+def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    parted: list[dict[str, Any]] = [{} for _ in states]
+    for name, value in joined.items():
+        if is_array(value):
+            values: list[Any] = list(write(value, [state.get(name) for state in states]))
+        elif isinstance(value, torch.Tensor):
+            values = [value.clone() for _ in states]
+        else:
+            values = [value] * len(states)
+        for state, each in zip(parted, values, strict=True):
+            state[name] = each
+    return parted
+
+
+# -- in a new basis --------------------------------------------------------------------------------
+
+
+def moved(
+    inner: Inner,
+    states: list[dict[str, Any]],
+    C: torch.Tensor,
+    group: dict[str, Any],
+    outside: torch.Tensor,
+) -> list[dict[str, Any]] | None:
+    """States that are alike in a new basis; None where their meaning is unknown.
+
+    ``C = Q_newᵀ Q`` (n×r'×r). Means of coordinates become C times themselves; means of squares
+    follow :func:`lowrank.compress.transport_squares`, after their bias towards a start from zero is
+    divided out, with the mean squares `outside` (n×M) of the old basis; a sum is the mean as often
+    as there were steps. A factored mean of squares, one number a row and one a column, moves by
+    its rows.
+    """
+    new = [dict(state) for state in states]
+    if not inner.knows(states[0]):
+        return None
+    r, M = C.shape[-1], outside.shape[-1]
+    for name, first in states[0].items():
+        meaning = (inner.meanings or {}).get(name)
+        if not is_array(first) or meaning == "columns":
+            continue
+        quantized = _is_quantized(first)
+        if first.shape[0] != r or (quantized and C.shape[-2] != r):
+            return None
+        values = [state[name] for state in states]
+        X = _plain(values, C.dtype).view(len(values), r, -1)
+        if meaning == "mean":
+            Y = C @ X
+        else:
+            mean = None
+            if OF_MEANS.get(name) in states[0]:
+                mean = _plain([state[OF_MEANS[name]] for state in states], C.dtype)
+            rest = outside if X.shape[-1] == M else outside.mean(-1, keepdim=True)
+            Y = X.new_empty(len(values), C.shape[-2], X.shape[-1])
+            sizes = _sizes(meaning, states[0], group)
+            for part in slices(X.shape[-1], X):
+                center = torch.zeros_like(X[..., part]) if mean is None else mean[..., part]
+                Y[..., part] = sizes[1] * transport_squares(
+                    C, center / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
+                )
+        Y = Y.reshape(len(values), -1, *first.shape[1:])
+        if quantized:
+            copies = [value.to(value.device, copy=True) for value in values]
+            made = [value.copy_(y) for value, y in zip(copies, Y, strict=True)]
+        else:
+            made = write(Y.to(first.dtype), [None] * len(values))
+        for state, value in zip(new, made, strict=True):
+            state[name] = value
+    return new
+
+
+def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Any, Any]:
+    """By what a mean and a mean of squares, which began with zero, are smaller; or the count."""
+    step = state.get("step")
+    if step is None:
+        return 1.0, 1.0
+    # in double precision: 1 − β₂ᵗ in single is zero for β₂ near 1
+    step = float(step) if not isinstance(step, torch.Tensor) or step.is_cpu else step.double()
+    if meaning == "sum of squares":
+        return 1.0, step
+    betas = group.get("betas") or (0.0, group.get("alpha", 0.0))
+    return tuple(1.0 - float(beta) ** step for beta in betas[:2])  # type: ignore[return-value]
+
+
+def _is_quantized(value: Any) -> bool:
+    return hasattr(value, "dequantize") and type(value) is not torch.Tensor
+
+
+def _plain(values: list[Any], dtype: torch.dtype) -> torch.Tensor:
+    if _is_quantized(values[0]):
+        values = [value.dequantize() for value in values]
+    return stack_of([value.to(dtype) for value in values])

@@ -1,0 +1,343 @@
+"""The mathematics of a step, on the gradients of weights of one shape.
+
+They are one tensor n×k×M where every operation has to be launched on a device. On a processor, and
+where one weight alone would take too much memory, they are a list of k×M matrices, which are
+worked on one after the other and by pieces.
+"""
+
+import functools
+import hashlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from lowrank.optim._options import Weight
+
+Matrices = torch.Tensor | list[torch.Tensor]
+# The part of the gradient outside the subspace may grow by this factor from step to step, and a
+# number outside may change by this many times as much as one inside, in the mean of a column.
+LARGEST_GROWTH = 1.01
+LARGEST_RATIO = 3.0
+# Pieces in which a half-precision weight is worked on in single precision, and moments are moved:
+# as many, or fewer of so many numbers, for a GPU takes as long for a small piece as for a large.
+PIECES = 16
+PIECE_ON_A_GPU = 2**21
+# Numbers of a block of rows that stays in the cache of a processor while it is summed.
+CACHED = 2**16
+# Columns of a product QᵀX with few rows, for which a processor takes four fifths of the time.
+COLUMNS = 1024
+
+
+@functools.cache
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as one graph."""
+    return torch.compile(function, fullgraph=True)
+
+
+# -- stacks and lists ------------------------------------------------------------------------------
+
+
+def stack_of(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
+    """A copy of tensors of one shape, one above the other."""
+    first = tensors[0]
+    stack = first.new_empty((len(tensors), *first.shape), dtype=dtype or first.dtype)
+    torch._foreach_copy_(list(stack.unbind()), list(tensors))
+    return stack
+
+
+def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
+    """The parts of a stack in these tensors, or in new ones where they do not fit."""
+    parts = list(stack.unbind())
+    places = [
+        torch.empty_like(part)
+        if place is None or (place.shape, place.dtype) != (part.shape, part.dtype)
+        else place
+        for part, place in zip(parts, tensors, strict=True)
+    ]
+    torch._foreach_copy_(places, parts)
+    return places
+
+
+def gradients(weights: Sequence[Weight], *, stacked: bool) -> Matrices:
+    """Of weights of one shape, as k×M matrices: a stack in the dtype of products, or views."""
+    first = weights[0]
+    if not stacked:
+        return [weight.oriented(weight.gradient) for weight in weights]
+    G = stack_of([weight.gradient for weight in weights], first.dtype).flatten(2)
+    return G if first.left else G.mT
+
+
+def coordinates(Q: torch.Tensor | Sequence[torch.Tensor], X: Matrices) -> torch.Tensor:
+    """``QᵀX``, n×r×M."""
+    if isinstance(X, torch.Tensor):
+        return _stack(Q).mT @ X
+    R = Q[0].new_empty(len(X), Q[0].shape[1], X[0].shape[1])
+    for basis, matrix, out in zip(Q, X, R, strict=True):
+        _coordinates(basis, matrix, out)
+    return R
+
+
+def products(G: Matrices, Omega: torch.Tensor) -> torch.Tensor:
+    """``G Ω``, n×k×l."""
+    if isinstance(G, torch.Tensor):
+        return G @ Omega
+    return torch.stack([product(*pair) for pair in zip(G, Omega, strict=True)])
+
+
+def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
+    """Sums of the squares of the columns of matrices, computed in `dtype`."""
+    if isinstance(X, list):
+        return torch.stack([column_squares(matrix, dtype) for matrix in X])
+    if torch.compiler.is_compiling():
+        return X.to(dtype).square().sum(-2)
+    along_columns = X.stride(-2) == 1
+    if X.device.type != "cpu" or (along_columns and X.dtype == dtype):
+        return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
+    if along_columns:
+        parts = [X[..., columns].to(dtype).square().sum(-2) for _, columns in _pieces(X)]
+        return torch.cat(parts, -1)
+    if X.numel() <= CACHED:
+        return X.to(dtype).square().sum(-2)
+    # torch's own norm across the rows takes ten times as long on a processor
+    rows = max(1, min(CACHED // max(1, X.shape[-1]), X.shape[-2] // PIECES))
+    squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
+    for start in range(0, X.shape[-2], rows):
+        squares += X[..., start : start + rows, :].to(dtype).square().sum(-2)
+    return squares
+
+
+def row_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
+    """Sums of the squares of the rows of matrices, computed in `dtype`."""
+    turned = X.mT if isinstance(X, torch.Tensor) else [matrix.mT for matrix in X]
+    return column_squares(turned, dtype)
+
+
+def weighted_column_squares(G: Matrices, a: torch.Tensor) -> torch.Tensor:
+    """Sums of the squares of the columns of ``diag(a) G``; a stack G is changed to that."""
+    if isinstance(G, torch.Tensor):
+        return column_squares(G.mul_(a.unsqueeze(-1)), a.dtype)
+    return torch.stack([_weighted_column_squares(*pair) for pair in zip(G, a, strict=True)])
+
+
+# -- one matrix, by pieces -------------------------------------------------------------------------
+
+
+def slices(length: int, X: torch.Tensor) -> list[slice]:
+    count = PIECES
+    if X.device.type != "cpu":
+        count = min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
+    width = max(1, -(-length // max(1, count)))
+    return [slice(start, start + width) for start in range(0, max(1, length), width)]
+
+
+def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]]:
+    """Rows and columns of a matrix to work on at a time, as they follow one another in memory."""
+    everything = slice(None)
+    if whole:
+        return [(everything, everything)]
+    if X.stride(-2) >= X.stride(-1):
+        return [(rows, everything) for rows in slices(X.shape[-2], X)]
+    return [(everything, columns) for columns in slices(X.shape[-1], X)]
+
+
+def _coordinates(Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
+    """``QᵀX`` (r×M), written to `out`."""
+    if X.dtype == Q.dtype:
+        M = X.shape[1]
+        width = COLUMNS if X.device.type == "cpu" else max(1, M)
+        for start in range(0, M, width):
+            part = slice(start, start + width)
+            torch.mm(Q.mT, X[:, part], out=out[:, part])
+        return
+    for number, (rows, columns) in enumerate(_pieces(X)):
+        beta = 0 if number == 0 or rows == slice(None) else 1
+        out[:, columns].addmm_(Q[rows].mT, X[rows, columns].to(Q.dtype), beta=beta)
+
+
+def product(X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
+    """``X Ω`` (k×l) of one matrix."""
+    if len(pieces := _pieces(X, whole=X.dtype == Omega.dtype)) == 1:
+        return X.to(Omega.dtype) @ Omega
+    Y = Omega.new_zeros(X.shape[0], Omega.shape[1])
+    for rows, columns in pieces:
+        Y[rows].addmm_(X[rows, columns].to(Omega.dtype), Omega[columns])
+    return Y
+
+
+def _weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    if len(pieces := _pieces(G, whole=G.numel() <= CACHED)) == 1:
+        return (G * a[:, None]).square_().sum(0)
+    squares = a.new_zeros(G.shape[1])
+    for rows, columns in pieces:
+        squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
+    return squares
+
+
+# -- the change of the weights ---------------------------------------------------------------------
+
+
+def change_of_weight(
+    change: torch.Tensor,
+    R: torch.Tensor,
+    squares: torch.Tensor,
+    k: int,
+    lr: Any,
+    sign: float,
+    scale: float,
+    before: torch.Tensor,
+    total: Callable[[torch.Tensor], torch.Tensor] | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """X and t, such that the weight changes by ``Q X − G diag(t)``, and the norm of the residual.
+
+    For a stack of b weights: `change` (b×r×M) is what the inner optimizer did to coordinates whose
+    gradients were R (downhill, or uphill where `sign` is −1), and `squares` (b×M) are those of the
+    columns of the whole gradients G. Where this rank has a part of the columns, `total` sums over
+    the ranks. A column of ``G − QR`` is scaled as its coordinates were, by
+    ``s = ‖change‖/(lr ‖R‖)``; all of them less where the norm of ``(G − QR) diag(s)`` would exceed
+    1.01 times the norm `before` (b), unless that is zero. (X. Chen et al., Fira: can we achieve
+    full-rank training of LLMs under low-rank constraint?, 2024, arXiv:2410.01623, Algorithm 1.)
+
+    That factor has no bound where R is small beside the column of G, and one step may then be
+    larger than the weight. So s is at most what makes the k − r numbers outside of a column change
+    three times as much as the r inside, in the mean square.
+
+    The norms of the columns of G − QR are ``√(‖G‖² − ‖R‖²)``, so that this matrix is never formed;
+    where the difference cancels, its square root is below √eps ‖G‖.
+    """
+    r = R.shape[-2]
+    inside = column_squares(R, R.dtype)
+    outside = (squares - inside).clamp(min=0)
+    least = outside * (r / (LARGEST_RATIO**2 * (k - r)))
+    divisor = lr * torch.maximum(inside, least).sqrt()
+    s = torch.where(divisor > 0, column_squares(change, R.dtype).sqrt() / divisor, 0.0)
+    size = torch.linalg.vector_norm(s * outside.sqrt(), dim=-1)
+    if total is not None:
+        size = total(size.square()).sqrt()
+    limit = LARGEST_GROWTH * before
+    factor = torch.where((before > 0) & (size > limit), limit / size, 1.0)
+    t = s * (sign * lr * factor.unsqueeze(-1))
+    return change.addcmul_(R, t.unsqueeze(-2)).mul_(scale), t * scale, size * factor
+
+
+def add_to_weights(
+    weights: Sequence[Weight],
+    Q: torch.Tensor | Sequence[torch.Tensor],
+    X: torch.Tensor,
+    G: Matrices,
+    *,
+    kept: Any = 1.0,
+    t: torch.Tensor | None = None,
+    rows: torch.Tensor | None = None,
+    states: Sequence[dict[str, Any]],
+    group: dict[str, Any],
+) -> None:
+    """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, as the group's `rounding` says.
+
+    A stack G holds ``diag(rows) G`` already. What rounding takes away from a compensated weight is
+    `compensation` in its state, in the weight's dtype, and is added in the next step. (N. J.
+    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002,
+    doi:10.1137/1.9780898718027, Section 4.3.)
+    """
+    first, half = weights[0], weights[0].parameter.dtype != weights[0].dtype
+    lost: list[Any] = [None] * len(weights)
+    if half and group["rounding"] == "compensated":
+        for weight, state in zip(weights, states, strict=True):
+            if "compensation" not in state:
+                state["compensation"] = torch.zeros_like(weight.data)
+        lost = [state["compensation"] for state in states]
+    noise = None
+    if half and group["rounding"] == "stochastic":
+        noise = functools.partial(_noise, weights, states, group["seed"])
+    if isinstance(G, list):
+        for i, weight in enumerate(weights):
+            _add_to_weight(
+                weight, Q[i], X[i], G[i], kept, None if t is None else t[i],
+                None if rows is None else rows[i], lost[i], None if noise is None else noise(i),
+            )  # fmt: skip
+        return
+    data = [weight.data for weight in weights]
+    whole = stack_of(data, first.dtype)
+    if lost[0] is not None:
+        whole += stack_of(lost)
+    flat = whole.flatten(2)
+    W = flat if first.left else flat.mT
+    if isinstance(kept, torch.Tensor):
+        W.mul_(kept).baddbmm_(_stack(Q), X)
+    else:
+        W.baddbmm_(_stack(Q), X, beta=kept)
+    if t is not None:
+        W.addcmul_(G, t.unsqueeze(-2), value=-1.0)
+    if noise is not None:
+        _dither(whole, first.parameter.dtype, noise(0))
+    torch._foreach_copy_(data, list(whole.unbind()))
+    if lost[0] is not None:
+        torch._foreach_copy_(lost, list((whole - stack_of(data)).unbind()))
+
+
+def _stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+    return Q if isinstance(Q, torch.Tensor) else stack_of(Q)
+
+
+def _add_to_weight(
+    weight: Weight,
+    Q: torch.Tensor,
+    X: torch.Tensor,
+    G: torch.Tensor,
+    kept: Any,
+    t: torch.Tensor | None,
+    rows: torch.Tensor | None,
+    lost: torch.Tensor | None,
+    noise: torch.Generator | None,
+) -> None:
+    flat = weight.data.flatten(1)
+    W = flat if weight.left else flat.mT
+    C = None if lost is None else weight.oriented(lost)
+    for part in _pieces(W, whole=W.dtype == Q.dtype and (rows is None or W.numel() <= CACHED)):
+        here, columns = part
+        w = W[part].to(Q.dtype)  # the weight itself, where it has that dtype
+        if C is not None:
+            w += C[part]
+        if isinstance(kept, torch.Tensor):
+            w.mul_(kept).addmm_(Q[here], X[:, columns])
+        else:
+            w.addmm_(Q[here], X[:, columns], beta=kept)
+        if t is not None:
+            scaled = G[part].to(Q.dtype) if rows is None else G[part] * rows[here, None]
+            w.addcmul_(scaled, t[columns], value=-1.0)
+        if noise is not None:
+            _dither(w, W.dtype, noise)
+        if w.dtype != W.dtype:
+            W[part] = w
+        if C is not None:
+            C[part] = w - W[part]
+    if flat.untyped_storage().data_ptr() != weight.data.untyped_storage().data_ptr():
+        weight.data.copy_(flat.view_as(weight.data))
+
+
+def _noise(
+    weights: Sequence[Weight], states: Sequence[dict[str, Any]], seed: int, i: int
+) -> torch.Generator:
+    """Random numbers of the seed, the place of a weight, the part of it, and the step."""
+    weight, blocks = weights[i], weights[i].blocks
+    step = states[i].get("updates", states[i].get("step", 0))
+    numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.rank
+    digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
+    generator = torch.Generator(weight.parameter.device)
+    return generator.manual_seed(int.from_bytes(digest, "little"))
+
+
+def _dither(w: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Change w so that its nearest number of `dtype` is one of its neighbors, and w in the mean.
+
+    By a uniform number between −½ and ½ units in the last place: the neighbor above is taken with
+    the distance to the one below as its probability (M. P. Connolly, N. J. Higham and T. Mary,
+    Stochastic rounding and its probabilistic backward error analysis, 2021,
+    doi:10.1137/20M1334796, mode 1).
+    """
+    info = torch.finfo(dtype)
+    # eps is 2^(1 − p), and w lies between 2^(e − 1) and 2^e: the unit is 2^(e − p)
+    unit = torch.ldexp(torch.ones_like(w), torch.frexp(w).exponent) * (info.eps / 2)
+    unit.clamp_(min=info.smallest_normal * info.eps)
+    uniform = torch.rand(w.shape, dtype=w.dtype, device=w.device, generator=generator)
+    w.addcmul_(uniform.sub_(0.5), unit)

@@ -15,7 +15,7 @@ from lowrank.optim import LowRank, select  # noqa: E402
 
 # Operations of which none launches a kernel: views, and memory that is not written.
 FREE = ("view", "t", "transpose", "select", "slice", "unbind", "unsqueeze", "detach", "alias",
-        "empty", "empty_like", "new_empty", "_unsafe_view", "expand", "split",
+        "empty", "empty_like", "new_empty", "squeeze", "_unsafe_view", "expand", "split",
         "_record_function_enter_new", "_record_function_exit")  # fmt: skip
 
 
@@ -45,7 +45,7 @@ def without_code_generation(monkeypatch):
     def compiled(function):
         return torch.compile(function, fullgraph=True, backend="aot_eager")
 
-    monkeypatch.setattr("lowrank.optim._stacks.compiled", compiled)
+    monkeypatch.setattr("lowrank.optim._lowrank.compiled", compiled)
     yield
     torch.compiler.reset()
 

@@ -261,17 +261,30 @@ def test_apollo_12_one_is_told_if_nothing_is_saved():
 @pytest.mark.parametrize("rank", [4, None])
 def test_galore_2_flattened_parameters_are_refused(rank):
     """Of FSDP1, when the optimizer is made; also GaLore 12 and 23, APOLLO 5, LLaMA-Factory 2777."""
+    from torch.distributed.fsdp import (  # noqa: PLC0415
+        FullyShardedDataParallel,
+        ShardingStrategy,
+    )
 
-    class FlatParameter(torch.nn.Parameter):
-        pass
-
-    flat = FlatParameter(torch.zeros(1000))
-    with pytest.raises(TypeError, match="keep the weights whole"):
-        optimizer([flat], rank=rank)
     opt = optimizer(parameters())
-    with pytest.raises(TypeError, match="FlatParameter"):
-        opt.add_param_group({"params": [flat]})
-    assert len(opt.param_groups) == 1
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
+    try:
+        model = torch.nn.Linear(24, 40)
+        none = ShardingStrategy.NO_SHARD  # what it is for one process
+        model = FullyShardedDataParallel(
+            model, device_id=torch.device("cpu"), sharding_strategy=none
+        )
+        with pytest.raises(TypeError, match="keep the weights whole"):
+            optimizer(model.parameters(), rank=rank)
+        with pytest.raises(TypeError, match="FlatParameter"):
+            opt.add_param_group({"params": list(model.parameters())})
+        assert len(opt.param_groups) == 1
+        opt.param_groups[0]["params"] += list(model.parameters())
+        with pytest.raises(TypeError, match="FlatParameter"):
+            opt.step()
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 def test_galore_2_parts_of_sharded_weights_are_refused():

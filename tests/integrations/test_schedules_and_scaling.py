@@ -189,7 +189,7 @@ def test_galore_26_overflow_in_half_precision_skips_steps_and_training_recovers(
         taken.append(went)
     assert not any(taken[:2])  # the first basis waits for the first good gradient
     assert False in taken[taken.index(True) :]  # and later again
-    assert loop.opt.skipped_steps == taken.count(False)
+    assert loop.opt.skipped_steps == 0  # the scaler skips, and does not call it
     assert loop.schedule.last_epoch == taken.count(True)
     updates = {state["updates"] for state in loop.opt.state.values() if "basis" in state}
     assert updates == {taken.count(True)}

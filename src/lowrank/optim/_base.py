@@ -554,7 +554,9 @@ def _alike(weights: list[tuple[int, Weight]], *, alone: bool) -> Iterable[tuple[
         number, weight = item
         p = weight.parameter
         own = weight.index if alone else None
-        return number, p.shape, p.dtype, weight.left, p.device, weight.along_k, weight.along_M, own
+        # views of weights on their long and short sides go together, and no stacks of them
+        shape = (weight.k, weight.M) if p.device.type == "cpu" else (p.shape, weight.left)
+        return number, shape, p.dtype, p.device, weight.along_k, weight.along_M, own
 
     return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
 

@@ -250,7 +250,8 @@ def moved(
         if first.shape[0] != r or (quantized and C.shape[-2] != r):
             return None
         values = [state[name] for state in states]
-        X = _plain(values, C.dtype).view(len(values), r, -1)
+        X = _plain(values, C.dtype)
+        X = X if X.ndim > 2 else X.unsqueeze(-1)
         if meaning == "mean":
             Y = C @ X
         else:
@@ -265,7 +266,7 @@ def moved(
                 Y[..., part] = sizes[1] * transport_squares(
                     C, center / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
                 )
-        Y = Y.reshape(len(values), -1, *first.shape[1:])
+        Y = Y.view(*Y.shape[:2], *first.shape[1:])
         if quantized:
             copies = [value.to(value.device, copy=True) for value in values]
             made = [value.copy_(y) for value, y in zip(copies, Y, strict=True)]

@@ -252,6 +252,7 @@ class LowRankMomentum(LowRankOptimizer):
         for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
             before = stack_of([state[name] for state in states])
             means[name] = torch.lerp(sums.div_(count), before, square_beta)
+        del rows, columns, sums
         bias = 1.0 - square_beta**step
         a, b = _factors(first, means["row_sq"] / bias, means["col_sq"] / bias, group["eps"])
         # Adafactor's clipping, Section 6: for steps that the means have not followed yet, and

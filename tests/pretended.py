@@ -56,6 +56,15 @@ class Pretended(torch.Tensor):
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):
         return _run(func, args, kwargs or {})
 
+    @property
+    def data(self):
+        return torch.Tensor.data.__get__(self)
+
+    @data.setter
+    def data(self, other):
+        torch.Tensor.data.__set__(self, other)
+        self.inner = other.inner
+
     def untyped_storage(self):
         return self.inner.untyped_storage()
 
@@ -156,7 +165,9 @@ def _run(func, args, kwargs):
     finally:
         torch.set_flush_denormal(False)
     results = [X for X in tree_leaves(made) if isinstance(X, torch.Tensor)]
-    if name in {*READS, *CHECKS} or (not func.is_view and any(X.numel() for X in results)):
+    # what returns nothing writes to what it is given
+    launches = any(X.numel() for X in results) if results else func._schema.is_mutable
+    if name in {*READS, *CHECKS} or (launches and not func.is_view):
         _count(name)
 
     def wrapped(X):

@@ -15,13 +15,14 @@ from lowrank._array import (
     array_namespace,
     as_matrix,
     eps,
+    is_complex,
     largest_of_each,
     phases,
     same_place,
 )
 from lowrank._check import as_count, as_rank
 from lowrank._operator import as_operator, shape_of
-from lowrank._panel import orthonormalise
+from lowrank._panel import conditioned, orthonormalise
 from lowrank._sketch import Source, gaussian_source
 from lowrank._small_svd import robust_svd
 from lowrank.svd import decompose
@@ -232,14 +233,47 @@ def new_basis(
     Or a stack of bases, for a stack of matrices whose sketches are kept whole, and a `draw` of
     stacks.
     """
-    draw = source(space, A, step) if draw is None else draw
-    leading, sizes, r = _leading(space, A, draw, step)
-    if old is not None and r < 1:
-        return None
-    Q = _completed(leading, sizes, r, lambda columns: draw((A.shape[-2], columns), A.dtype))
+    xp, (k, M), draw = A.xp, A.shape[-2:], draw or source(space, A, step)
+    if keeps_sketch(space, k, M):
+        Q, sizes = _of_whole_sketch(space, A, draw)
+    else:
+        leading, sizes, r = _leading(space, A, draw, step)
+        if old is not None and r < 1:
+            return None
+        Q = _completed(leading, sizes, r, lambda columns: draw((k, columns), A.dtype))
     if old is not None and old.shape == Q.shape and 0 not in sizes.shape:
-        Q = A.xp.where(sizes[..., :1, None] > 0, Q, old)
+        Q = xp.where(sizes[..., :1, None] > 0, Q, old)
     return Q
+
+
+def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Array]:
+    """All columns of a sketch, random ones in place of those that are rounding errors, and more.
+
+    The diagonal of the triangular factor of a sketch tells its rank as singular values do.
+    """
+    xp, (*_, k, M) = A.xp, A.shape
+    r = space.largest_rank(k)
+    width = r - round(space.random_fraction * r) + space.oversampling
+    numbers = draw((M * width + k * r,), A.dtype)
+    Z = xp.reshape(numbers[..., : M * width], (*A.shape[:-2], M, width))
+    more = xp.reshape(numbers[..., M * width :], (*A.shape[:-2], k, r))
+    for _ in range(space.power_iterations):
+        Y = A.matmat(Z)
+        # of size 1: the square of A may leave the range of its dtype
+        Z = conditioned(A.rmatmat(Y / largest_of_each(Y)))
+    Q, R = orthonormalise(A.matmat(Z))
+    d = xp.linalg.diagonal(R)
+    sizes = xp.abs(d)
+    trusted = sizes > TRUSTED * eps(Q) * xp.max(sizes, axis=-1, keepdims=True)
+    Q = xp.where(trusted[..., None, :], _signed(Q, d), more[..., :width])
+    Q, R = orthonormalise(xp.concat([Q, more[..., width:]], axis=-1))
+    return _signed(Q, xp.linalg.diagonal(R)), sizes
+
+
+def _signed(Q: Array, d: Array) -> Array:
+    """Q with the phases of d, so that a column depends on its direction only."""
+    xp = array_namespace(Q)
+    return Q * (phases(d) if is_complex(d) else xp.copysign(xp.ones_like(d), d))[..., None, :]
 
 
 def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, Array, int]:
@@ -266,7 +300,7 @@ def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, A
 
 
 def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[Array, Array]:
-    """Subspace iteration, kept whole or cut to its leading directions by the SVD of its last R.
+    """Subspace iteration, cut to its `found` leading directions by the SVD of its last R.
 
     Columns are made orthonormal once an iteration: what ``AAᴴ`` loses in between, directions
     with singular values below √eps of the largest, is below eps of the energy.
@@ -286,9 +320,6 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
         # of size 1: the square of A may leave the range of its dtype
         Z = orthonormalise(A.rmatmat(Y / largest_of_each(Y))).Q
     Q, R = orthonormalise(A.matmat(Z))
-    if keeps_sketch(space, k, M):
-        d = xp.linalg.diagonal(R)
-        return Q * phases(d)[..., None, :], xp.abs(d)
     U, S, _ = robust_svd(R)
     return Q @ U[:, :found], S[:found]
 
@@ -296,22 +327,20 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
 def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array]) -> Array:
     """Orthonormal columns: the trusted ones of `leading`, and random ones up to r.
 
-    Each column has a defined sign, so that it depends on its direction only. `sizes` are singular
-    values, or the diagonal of a triangular factor, which tells of a sketch as much.
+    Each column has a defined sign, so that it depends on its direction only.
     """
-    found, more = min(leading.shape[-1], r), draw(1 if leading.shape[-1] >= r else r)
-    xp, leading, sizes = array_namespace(more), leading[..., :found], sizes[..., :found]
+    found, more = min(leading.shape[1], r), draw(1 if leading.shape[1] >= r else r)
+    xp, leading, sizes = array_namespace(more), leading[:, :found], sizes[:found]
     if found:
-        if leading.ndim == 2:
-            leading = leading * xp.conj(phases((adjoint(more[:, :1]) @ leading)[0, :]))
-        trusted = sizes > TRUSTED * eps(more) * xp.max(sizes, axis=-1, keepdims=True)
+        leading = leading * xp.conj(phases((adjoint(more[:, :1]) @ leading)[0, :]))
+        trusted = sizes > TRUSTED * eps(more) * xp.max(sizes)
         if found == r:
             if bool(xp.all(trusted)):
                 return leading
             more = draw(r)
-        leading = xp.where(trusted[..., None, :], leading, more[..., :found])
-    Q, R = orthonormalise(xp.concat([leading, more[..., found:]], axis=-1))
-    return Q * phases(xp.linalg.diagonal(R))[..., None, :]
+        leading = xp.where(trusted, leading, more[:, :found])
+    Q, R = orthonormalise(xp.concat([leading, more[:, found:]], axis=-1))
+    return Q * phases(xp.linalg.diagonal(R))
 
 
 @in_full_precision
@@ -355,9 +384,9 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     if outside is None:
         return moved
     rest = 1.0 - xp.sum(weights, axis=-1, keepdims=True)
-    return moved + xp.where(rest > 0, rest, xp.zeros_like(rest)) * outside
+    return moved + xp.maximum(rest, xp.zeros_like(rest)) * outside
 
 
 def _square(X: Array) -> Array:
-    size = array_namespace(X).abs(X)
+    size = array_namespace(X).abs(X) if is_complex(X) else X
     return size * size

@@ -580,7 +580,9 @@ def are_finite(parameters: list[torch.Tensor]) -> bool:
     if not sizes:  # on this rank: others may have gradients of weights that are not sharded
         device = parameters[0].device if parameters else None
         sizes.append(torch.zeros(1, device=device))
-    together = torch.cat([size.to(sizes[0].device) for size in sizes])
+    together = sizes[0]
+    if len(sizes) > 1:
+        together = torch.cat([size.to(sizes[0].device) for size in sizes])
     return bool(agreed((together < 1).all(), parameters))
 
 

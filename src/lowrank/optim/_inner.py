@@ -135,7 +135,7 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
                 if not is_plain or hasattr(value, "__tensor_flatten__"):
                     return False
         found.append(torch.cat([proxy.detach() for proxy in proxies], dim=1))
-    return torch.allclose(found[0], found[1], rtol=1e-4, atol=0.0)
+    return bool(torch.isclose(*found, rtol=1e-4, atol=0.0).all())
 
 
 # -- a step of coordinates -------------------------------------------------------------------------
@@ -209,12 +209,10 @@ def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
 def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
     parted: list[dict[str, Any]] = [{} for _ in states]
     for name, value in joined.items():
-        if is_array(value):
-            values: list[Any] = list(write(value, [state.get(name) for state in states]))
-        elif isinstance(value, torch.Tensor):
-            values = [value.clone() for _ in states]
-        else:
-            values = [value] * len(states)
+        values: list[Any] = [value] * len(states)
+        if isinstance(value, torch.Tensor):
+            stack = value if value.ndim else value.expand(len(states))
+            values = list(write(stack, [state.get(name) for state in states]))
         for state, each in zip(parted, values, strict=True):
             state[name] = each
     return parted
@@ -238,7 +236,8 @@ def moved(
     as there were steps. A factored mean of squares, one number a row and one a column, moves by
     its rows.
     """
-    new = [dict(state) for state in states]
+    new: list[dict[str, Any]] = [dict(state) for state in states]
+    plain: dict[str, torch.Tensor] = {}
     if not inner.knows(states[0]):
         return None
     r, M = C.shape[-1], outside.shape[-1]
@@ -250,22 +249,23 @@ def moved(
         if first.shape[0] != r or (quantized and C.shape[-2] != r):
             return None
         values = [state[name] for state in states]
-        X = _plain(values, C.dtype)
+        X = plain[name] = _plain(values, C.dtype)
         X = X if X.ndim > 2 else X.unsqueeze(-1)
         if meaning == "mean":
             Y = C @ X
         else:
-            mean = None
-            if OF_MEANS.get(name) in states[0]:
-                mean = _plain([state[OF_MEANS[name]] for state in states], C.dtype)
+            mean = OF_MEANS.get(name)
+            if mean in states[0] and mean not in plain:
+                plain[mean] = _plain([state[mean] for state in states], C.dtype)
             rest = outside if X.shape[-1] == M else outside.mean(-1, keepdim=True)
-            Y = X.new_empty(len(values), C.shape[-2], X.shape[-1])
-            sizes = _sizes(meaning, states[0], group)
+            sizes, parts = _sizes(meaning, states[0], group), []
             for part in slices(X.shape[-1], X):
-                center = torch.zeros_like(X[..., part]) if mean is None else mean[..., part]
-                Y[..., part] = sizes[1] * transport_squares(
+                center = plain[mean][..., part] if mean in plain else torch.zeros_like(X[..., part])
+                moved_part = transport_squares(
                     C, center / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
                 )
+                parts.append(moved_part.mul_(sizes[1]))
+            Y = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
         if quantized:
             copies = [value.to(value.device, copy=True) for value in values]
@@ -291,7 +291,7 @@ def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[
 
 
 def _is_quantized(value: Any) -> bool:
-    return hasattr(value, "dequantize") and type(value) is not torch.Tensor
+    return getattr(type(value), "dequantize", None) is not torch.Tensor.dequantize
 
 
 def _plain(values: list[Any], dtype: torch.dtype) -> torch.Tensor:

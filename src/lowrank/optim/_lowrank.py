@@ -275,7 +275,8 @@ class LowRank(LowRankOptimizer):
         compiling: bool,
     ) -> None:
         """Step weights with bases of one rank: with ``R = QᵀG``, and ``Q·(change of R)`` back."""
-        first, Q = weights[0], [state["basis"] for state in states]
+        first, bases = weights[0], [state["basis"] for state in states]
+        Q = stack_of(bases) if chunk.stacked else bases
         G = gradients(weights, stacked=chunk.stacked)
         R = first.shard(first.sum_k(coordinates(Q, G)))
         dtype, start = R.dtype, None

@@ -15,7 +15,15 @@ from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim._inner import Inner, likeness, moved, theirs
 from lowrank.optim._options import Weight
 from lowrank.optim._sharding import by_rows, sharded_operator
-from lowrank.optim._stacks import column_squares, coordinates, gradients, product, stack_of, write
+from lowrank.optim._stacks import (
+    as_stack,
+    column_squares,
+    coordinates,
+    gradients,
+    product,
+    stack_of,
+    write,
+)
 
 
 def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
@@ -73,6 +81,7 @@ def _refresh(
     first, step = weights[0], states[0]["updates"] - 1
     stacked = len(weights) > 1
     old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
+    bases: Any = None
     if stacked:
         G: Any = gradients(weights, stacked=True)
         A = SimpleNamespace(
@@ -88,8 +97,9 @@ def _refresh(
         def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
             return stack_of([one(shape, dtype) for one in draws])
 
-        Q: Any = new_basis(first.policy, A, None if old is None else stack_of(old), step, draw)
-        new = write(Q, [None] * len(weights))
+        old = None if old is None else stack_of(old)
+        bases = new_basis(first.policy, A, old, step, draw)
+        new = write(bases, [None] * len(weights))
     else:
         G = gradients(weights, stacked=False)
         policy, sketch = replace(first.policy, basis=old and old[0]), states[0].get("sketch")
@@ -105,7 +115,7 @@ def _refresh(
             squares = first.shard(first.sum_k(column_squares(G, R.dtype)))
             outside = (squares - column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            C = first.sum_k(stack_of(new).mT @ stack_of(old))
+            C = first.sum_k((stack_of(new) if bases is None else bases).mT @ as_stack(old))
             after = moved(inner, before, C, group, outside)
             if after is None:
                 inner.warn_of_anew(before[0])

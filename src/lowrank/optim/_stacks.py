@@ -71,7 +71,7 @@ def gradients(weights: Sequence[Weight], *, stacked: bool) -> Matrices:
 def coordinates(Q: torch.Tensor | Sequence[torch.Tensor], X: Matrices) -> torch.Tensor:
     """``QᵀX``, n×r×M."""
     if isinstance(X, torch.Tensor):
-        return _stack(Q).mT @ X
+        return as_stack(Q).mT @ X
     R = Q[0].new_empty(len(X), Q[0].shape[1], X[0].shape[1])
     for basis, matrix, out in zip(Q, X, R, strict=True):
         _coordinates(basis, matrix, out)
@@ -105,6 +105,12 @@ def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
     for start in range(0, X.shape[-2], rows):
         squares += X[..., start : start + rows, :].to(dtype).square().sum(-2)
     return squares
+
+
+def _column_norms(X: torch.Tensor) -> torch.Tensor:
+    if X.device.type == "cpu" or torch.compiler.is_compiling():
+        return column_squares(X, X.dtype).sqrt()
+    return torch.linalg.vector_norm(X, dim=-2)
 
 
 def row_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
@@ -207,17 +213,22 @@ def change_of_weight(
     """
     r = R.shape[-2]
     inside = column_squares(R, R.dtype)
-    outside = (squares - inside).clamp(min=0)
+    outside = (squares - inside).clamp_(min=0)
     least = outside * (r / (LARGEST_RATIO**2 * (k - r)))
-    divisor = lr * torch.maximum(inside, least).sqrt()
-    s = torch.where(divisor > 0, column_squares(change, R.dtype).sqrt() / divisor, 0.0)
+    # lr s, and zero where nothing is to be scaled: there G and R are zero
+    s = _column_norms(change) / torch.maximum(inside, least).sqrt()
+    s = s.nan_to_num(nan=0.0, posinf=0.0)
     size = torch.linalg.vector_norm(s * outside.sqrt(), dim=-1)
     if total is not None:
         size = total(size.square()).sqrt()
-    limit = LARGEST_GROWTH * before
-    factor = torch.where((before > 0) & (size > limit), limit / size, 1.0)
-    t = s * (sign * lr * factor.unsqueeze(-1))
-    return change.addcmul_(R, t.unsqueeze(-2)).mul_(scale), t * scale, size * factor
+    size = (size / lr).nan_to_num(nan=0.0)  # a rate of zero changes nothing
+    limit = torch.where(before > 0, LARGEST_GROWTH * before, torch.inf)
+    factor = (limit / size).clamp(max=1.0)  # of a size of zero, one
+    if scale != 1.0:
+        change.mul_(scale)
+    signed = factor if sign * scale == 1.0 else factor * (sign * scale)
+    t = s * signed.unsqueeze(-1)
+    return change.addcmul_(R, t.unsqueeze(-2)), t, size * factor
 
 
 def add_to_weights(
@@ -263,9 +274,9 @@ def add_to_weights(
     flat = whole.flatten(2)
     W = flat if first.left else flat.mT
     if isinstance(kept, torch.Tensor):
-        W.mul_(kept).baddbmm_(_stack(Q), X)
+        W.mul_(kept).baddbmm_(as_stack(Q), X)
     else:
-        W.baddbmm_(_stack(Q), X, beta=kept)
+        W.baddbmm_(as_stack(Q), X, beta=kept)
     if t is not None:
         W.addcmul_(G, t.unsqueeze(-2), value=-1.0)
     if noise is not None:
@@ -275,7 +286,7 @@ def add_to_weights(
         torch._foreach_copy_(lost, list((whole - stack_of(data)).unbind()))
 
 
-def _stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
+def as_stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     return Q if isinstance(Q, torch.Tensor) else stack_of(Q)
 
 

@@ -209,17 +209,14 @@ def fixed_rank_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
     def product(seed: int) -> Any:
         return A @ arrays.draw(seed, shape, A.dtype)
 
-    def product_alone(seed: int) -> None:
-        product(seed)
-
-    def both_products(seed: int) -> None:
-        _ = A.T @ product(seed)
+    def both_products(seed: int) -> Any:
+        return A.T @ product(seed)
 
     def svd(seed: int) -> Any:
         return lowrank.svd(A, k, oversampling=0, power_iterations=0, rng=seed)
 
     return [
-        Call(arrays.name, PRODUCT, "product", product_alone, one),
+        Call(arrays.name, PRODUCT, "product", product, one),
         Call("lowrank", FIXED, "basis", lambda seed: lowrank.range_finder(A, k, rng=seed), one),
         Call(arrays.name, PRODUCTS, "product", both_products, two),
         Call("lowrank", "qb", "qb", lambda seed: lowrank.qb(A, k, rng=seed), two),
@@ -308,31 +305,23 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
     base = "lowrank svd"
 
     def peer(library: str, method: str, run: Callable[[int], Any], *, once: bool = False) -> Call:
-        foreign = library not in ("numpy", "torch")
+        foreign = library not in ("numpy", "torch", "lowrank")
         return Call(library, method, "svd", run, base, once=once, foreign=foreign)
 
-    ours = [
-        Call("lowrank", "svd", "svd", lambda seed: lowrank.svd(A, k, rng=seed), base),
-        Call(
-            "lowrank",
-            "svd, power_iterations=7",
-            "svd",
-            lambda seed: lowrank.svd(A, k, power_iterations=7, rng=seed),
-            base,
-        ),
-    ]
+    def ours(name: str, **options: Any) -> Call:
+        return peer("lowrank", name, lambda seed: lowrank.svd(A, k, rng=seed, **options))
+
+    def full(library: str) -> Call:
+        svd = import_module(f"{library}.linalg").svd
+        return peer(library, "linalg.svd", lambda _: cut(svd(A, full_matrices=False), k), once=True)
+
+    both = [ours("svd"), ours("svd, power_iterations=7", power_iterations=7)]
     if arrays.name == "torch":
-        linalg = arrays.xp.linalg
         return [
-            *ours,
+            *both,
             peer("torch", "svd_lowrank", lambda _: svd_lowrank(A, k, k, 2)),
             peer("torch", f"svd_lowrank, q={k + 10}", lambda _: svd_lowrank(A, k, k + 10, 2)),
-            peer(
-                "torch",
-                "linalg.svd",
-                lambda _: cut(linalg.svd(A, full_matrices=False), k),
-                once=True,
-            ),
+            full("torch"),
         ]
 
     def sklearn(seed: int, **options: Any) -> Any:
@@ -360,11 +349,8 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
         rng = np.random.default_rng(seed)
         return sketch(A, k, power_iter=2, extra_samples=10, rng=rng)
 
-    def scipy_full(_: int) -> Any:
-        return cut(import_module("scipy.linalg").svd(A, full_matrices=False), k)
-
     return [
-        *ours,
+        *both,
         peer("scikit-learn", "randomized_svd", sklearn),
         peer(
             "scikit-learn",
@@ -377,13 +363,8 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
         peer("dask", "svd_compressed, n_power_iter=2", lambda seed: dask(seed, "power")),
         peer("dask", "svd_compressed, n_power_iter=2, QR", lambda seed: dask(seed, "QR")),
         peer("librla", "svd_sketch, power_iter=2", librla),
-        peer(
-            "numpy",
-            "linalg.svd",
-            lambda _: cut(np.linalg.svd(A, full_matrices=False), k),
-            once=True,
-        ),
-        peer("scipy", "linalg.svd", scipy_full, once=True),
+        full("numpy"),
+        full("scipy"),
     ]
 
 

@@ -21,10 +21,10 @@ The parts, in their order, and the sections of their rows:
   of 1e-5.
 - optimizers: one step of each on the weights of a Llama of 130M ("llama step"), and the sections of
   benchmarks/optimizer.py; all in bfloat16.
-- functions: what docs/capabilities.toml says of CUDA, with every kind of input and dtype, and the
-  replay of a CUDA graph ("capture", whose `ratio` is to the eager call).
 - small_svd ("small svd", "rate"): decompositions of Gram matrices of order `k`, and rates.
 - panels ("panel"): the QR of a sketch. "fast" has singular values that fall from 1 to 1e-10.
+- functions: what docs/capabilities.toml says of CUDA, with every kind of input and dtype, and the
+  replay of a CUDA graph ("capture", whose `ratio` is to the eager call).
 
 Seconds are medians of interleaved repeats by `time.perf_counter` between synchronisations of the
 device. `ratio` is to the time of as many bare products as the method takes, where nothing else is
@@ -43,7 +43,6 @@ import importlib.util
 import math
 import os
 import re
-import signal
 import subprocess
 import sys
 import tempfile
@@ -84,7 +83,7 @@ SIZES: dict[str, tuple[tuple[Shape, int], ...]] = {
 # based on an implicit Householder QR decomposition, manuscript, 2026; data of the repository
 # caropen/Reproduce-BARRF-Householder at 1264cd3): order, columns, adaptive, at a fixed rank.
 # Float32, CUDA and MAGMA 2.10; their makefiles point to a Grace Hopper. Blocks of 128.
-PUBLISHED: dict[str, tuple[tuple[int, int, float, float | None], ...]] = {
+PUBLISHED: dict[str, tuple[tuple[int, int, float | None, float | None], ...]] = {
     "full": (
         (16384, 128, 12.7, 11.2),
         (16384, 512, 30.1, 32.3),
@@ -98,7 +97,7 @@ PUBLISHED: dict[str, tuple[tuple[int, int, float, float | None], ...]] = {
         (16384, 8192, 275.0, 430.0),
         (16384, 16384, 423.0, 737.0),
     ),
-    "small": ((512, 64, math.nan, math.nan), (256, 256, math.nan, None)),
+    "small": ((512, 64, None, None), (256, 256, None, None)),
 }
 BLOCK = 128
 # Shapes, names in `SPECTRA`, tolerances and dtypes.
@@ -178,7 +177,8 @@ class Bench:
             return C.mT @ C
         if spectrum == "positive":
             C = self.matrix("fast", shape, k, "complex128" if kind.is_complex else "float64")
-            return (C.mH @ C).to(kind)
+            # and so much of the identity that it stays so when it is rounded to half precision
+            return (C.mH @ C + 3e-3 * torch.eye(len(C), device=self.device)).to(kind)
         values, noise = SPECTRA[spectrum]
         s = values(min(shape), k)
         A = gallery.matrix(s.tolist(), shape, xp=torch, rng=generator, **options)
@@ -276,19 +276,13 @@ def bare_products(A: Any, k: int, *, half: bool = False) -> Calls:
     def product(X: torch.Tensor) -> torch.Tensor:
         return X @ torch.randn(X.shape[1], k, dtype=dtype, device=X.device)
 
-    def one(_: int) -> tuple[()]:
-        product(A.to(dtype))
-        return ()
-
-    def two(_: int) -> tuple[()]:
-        X = A.to(dtype)
-        _ = X.mT @ product(X)
-        return ()
+    def both(X: torch.Tensor) -> torch.Tensor:
+        return X.mT @ product(X)
 
     suffix = ", in bfloat16" if half else ""
     return [
-        Call("torch", PRODUCT + suffix, "product", one, BASE, 1.0),
-        Call("torch", PRODUCTS + suffix, "product", two, BASE, 2.0),
+        Call("torch", PRODUCT + suffix, "product", lambda _: product(A.to(dtype)), BASE, 1.0),
+        Call("torch", PRODUCTS + suffix, "product", lambda _: both(A.to(dtype)), BASE, 2.0),
     ]
 
 
@@ -386,7 +380,10 @@ def torch_svd(A: torch.Tensor, driver: str) -> Any:
 
 def published(bench: Bench) -> None:
     for n, k, adaptive, fixed in PUBLISHED[bench.sizes]:
-        theirs = {"published": adaptive / 1e3, "published_fixed": fixed and fixed / 1e3}
+        theirs = {
+            "published": adaptive and adaptive / 1e3,
+            "published_fixed": fixed and fixed / 1e3,
+        }
         calls_of = partial(published_calls, k)
         bench.measure("published", calls_of, "float32", (n, n), k, "flat", **theirs)
 
@@ -435,18 +432,8 @@ def panel_calls(P: torch.Tensor) -> Calls:
     return [
         Call("torch", "linalg.qr", "panel", lambda _: tuple(torch.linalg.qr(P)), base),
         Call("lowrank", "qr", "panel", lambda _: tuple(lowrank.qr(P)), base),
-        unjudged("geqrf", lambda: torch.geqrf(P), base),
+        Call("torch", "geqrf", None, lambda _: torch.geqrf(P)[0], base),
     ]
-
-
-def unjudged(method: str, run: Callable[[], Any], base: str | None = None) -> Call:
-    """Something of torch whose result nobody looks at."""
-
-    def call(_: int) -> tuple[()]:
-        run()
-        return ()
-
-    return Call("torch", method, None, call, base)
 
 
 def small_svd(bench: Bench) -> None:
@@ -468,27 +455,28 @@ def small_calls(G: torch.Tensor) -> Calls:
         "eigh, float32": lambda: eigh(S),
         **{f"svd, {of}": partial(torch_svd, S, of) for of in ("gesvdj", "gesvda", "gesvd")},
         "qr, float32": lambda: tuple(torch.linalg.qr(S)),
+        "cholesky_ex, float64": lambda: torch.linalg.cholesky_ex(G)[0],
+        "inv_ex, float64": lambda: torch.linalg.inv_ex(G)[0],
     }
-    return [
-        *(Call("torch", name, None, lambda _, run=run: tuple(run())) for name, run in runs.items()),
-        unjudged("cholesky_ex, float64", lambda: torch.linalg.cholesky_ex(G)),
-        unjudged("inv_ex, float64", lambda: torch.linalg.inv_ex(G)),
-    ]
+    return [Call("torch", name, None, lambda _, run=run: run()) for name, run in runs.items()]
 
 
 def rates(bench: Bench, b: int, A: torch.Tensor) -> Calls:
+    def of(method: str, run: Callable[[], Any]) -> Call:
+        return Call("torch", method, None, lambda _: run())
+
     def product(dtype: str, shape: Shape, columns: int) -> Call:
         X = bench.matrix("flat", shape, 0, dtype)
         Y = bench.matrix("flat", (shape[1], columns), 0, dtype)
-        return unjudged(f"{size(shape)} by {columns} columns, {dtype}", lambda: X @ Y)
+        return of(f"{size(shape)} by {columns} columns, {dtype}", lambda: X @ Y)
 
     n = len(A)
     dtypes = ("float32", "float64", "bfloat16", "complex64")
     return [
         *(product(dtype, (n, n), columns) for dtype in dtypes for columns in (b, 4 * b)),
         product("float64", (4 * b, n), 4 * b),
-        unjudged("norm", lambda: torch.linalg.vector_norm(A)),
-        unjudged("a number read", lambda: float(A[0, 0])),
+        of("norm", lambda: torch.linalg.vector_norm(A)),
+        of("a number read", lambda: float(A[0, 0])),
     ]
 
 
@@ -678,56 +666,24 @@ def tests(bench: Bench) -> None:
         paths = os.pathsep.join(filter(None, [folder, str(SOURCE), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
         environment.pop("SCIPY_ARRAY_API", None)
-        status, shown = run_for(seconds, command, environment)
-    found = {"status": status, "seconds": seconds, **counts(shown), "output": shown[-3000:]}
-    bench.results.header["tests"] = found
-    print(shown[-2000:], flush=True)
-
-
-def run_for(
-    seconds: float, command: list[str], environment: dict[str, str]
-) -> tuple[int | None, str]:
-    """Status and output of a command, which is interrupted, then ended, when its time is up.
-
-    The output goes to a file: what was written before the end is kept.
-    """
-    with tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as output:
-        child = subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,  # so that its own children can be ended with it
-        )
-        try:
-            child.wait(max(0.0, seconds))
-        except subprocess.TimeoutExpired:
-            child.send_signal(signal.SIGINT)  # pytest then reports what it has
-            try:
-                child.wait(10.0)
-            except subprocess.TimeoutExpired:
-                os.killpg(child.pid, signal.SIGKILL)
-                child.wait()
-        output.seek(0)
-        return child.returncode, output.read()
+        # interrupted, it reports what it has; its own children end with it
+        limit = ["timeout", "--signal=INT", "--kill-after=10", f"{seconds:.0f}"]
+        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
+        done = subprocess.run([*limit, *command], cwd=ROOT, env=environment, check=False, **output)
+    found = {"status": done.returncode, "seconds": seconds, **counts(done.stdout)}
+    bench.results.header["tests"] = {**found, "output": done.stdout[-3000:]}
+    print(done.stdout[-2000:], flush=True)
 
 
 def counts(shown: str) -> dict[str, int]:
     """Passed, failed and skipped tests, from the summary or else from the dots."""
-    summary = shown.strip().rpartition("\n")[2]
-    found = {word: int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", summary)}
-    if not re.search(r"\d+ (passed|failed|skipped|error)", summary):
+    words = {"passed": ".", "failed": "F", "skipped": "s", "error": "E"}
+    last = shown.strip().rpartition("\n")[2]
+    found = {of: int(count) for count, of in re.findall(rf"(\d+) ({'|'.join(words)})", last)}
+    if not found:
         dots = "".join(re.findall(r"^([.sFExX]+)(?: *\[ *\d+%\])?$", shown, re.MULTILINE))
-        found = {"passed": dots.count("."), "failed": dots.count("F"), "skipped": dots.count("s")}
-        found["errors"] = dots.count("E")
-    return {
-        "passed": found.get("passed", 0),
-        "failed": found.get("failed", 0),
-        "errors": found.get("error", 0) + found.get("errors", 0),
-        "skipped": found.get("skipped", 0),
-    }
+        found = {word: dots.count(letter) for word, letter in words.items()}
+    return {word: found.get(word, 0) for word in words}
 
 
 def has(module: str) -> bool:
@@ -743,9 +699,9 @@ PARTS: dict[str, Callable[[Bench], None]] = {
     "tolerances": tolerances,
     "matrices": matrices,
     "optimizers": optimizers,
-    "functions": functions,
     "small_svd": small_svd,
     "panels": panels,
+    "functions": functions,  # a capture that fails may leave torch unusable
 }
 
 
@@ -767,7 +723,8 @@ def finish(bench: Bench) -> None:
     results.header["model"] = model and {"of": sorted(results.header["parts"]), **model}
     results.save()
     for goal, reached, met in gpu_goals(results.rows):
-        print(f"{goal}: {reached}, {met}")
+        if reached != "–":
+            print(f"{goal}: {reached}, {met}")
     if model:
         before, after = (model[f"within_30_percent{of}"] for of in ("_before", ""))
         print(f"within 30 % of the model: {before}, fitted {after}, of {model['rows']} rows")
@@ -809,7 +766,7 @@ def main() -> None:
     results.tell = lambda row: print(f"{budget.spent():4.0f} s  {told_of(row)}", flush=True)
     fitted = results.header.get("model")
     constants = fitted["constants"] if fitted else gpu_model.CONSTANTS
-    by = f"this file's {', '.join(fitted['of'])}" if fitted else gpu_model.FITTED_TO
+    by = "earlier rows of this file" if fitted else gpu_model.FITTED_TO
     seconds = 60.0 * (options.minutes or PART_MINUTES * len(options.part))
     budget = Budget(seconds - 10.0)  # the last ones are for the end
     bench = Bench(device, options.sizes, results, budget, dict(constants), by)

@@ -68,6 +68,7 @@ READS |= {"_linalg_check_errors"}
 WAITING = {"_linalg_eigh", "_linalg_svd"}
 PRODUCTS = {"addbmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "bmm", "mm"}
 LU = {"linalg_inv_ex", "linalg_lu_factor_ex", "_linalg_solve_ex"}
+QR = {"linalg_qr": 1.0, "geqrf": 0.5, "linalg_householder_product": 0.5}
 UNKNOWN = {"linalg_eig", "_linalg_eigvals", "linalg_lu", "ormqr"}
 
 
@@ -76,47 +77,43 @@ def costlier(*asked: Row) -> Row:
     return max(asked, key=lambda of: sum(CONSTANTS[name] * count for name, count in of.items()))
 
 
+def of_qr(*shape: int, share: float = 1.0) -> Row:
+    long, columns = max(shape[-2:]), math.prod(shape[:-2]) * min(shape[-2:]) * share
+    launched = {"qr, launch of a column": columns, "qr, column": columns}
+    return {**launched, "qr, entry": long * columns}
+
+
 def work_of(name: str, given: list[Any], made: list[Any], driver: str | None) -> Row | None:
     """What one operation asks of the device."""
     size = sum(X.numel() * X.element_size() for X in (*given, *made))
     shape = tuple(given[0].shape) if given else ()
     order = min(shape[-2:], default=0)
-    is_jacobi = name == "_linalg_svd" and driver in (None, "gesvdj") and order <= 1024
-    if name in UNKNOWN or (name == "_linalg_svd" and not is_jacobi):
-        return None
+    complexity = 4 if given and given[0].is_complex() else 1
     if name in PRODUCTS:
         X, Y = given[-2:]
-        bits = X.element_size() * 8 // (2 if X.is_complex() else 1)
-        flops = 2 * X.numel() * Y.shape[-1] * (4 if X.is_complex() else 1)
+        bits = 8 * X.element_size() // (2 if X.is_complex() else 1)
         # tiles of 128×128 on 132 processors; a long inner dimension is split
         tiles = made[0].numel() / 128**2 * max(1.0, X.shape[-1] / 512)
-        flops /= min(1.0, max(tiles, 4.0) / 132)
+        flops = 2 * complexity * X.numel() * Y.shape[-1] / min(1.0, max(tiles, 4.0) / 132)
         return {"kernel": 1, **costlier({f"flop, {bits}": flops}, {"byte": size})}
-    if name in ("linalg_qr", "geqrf", "linalg_householder_product"):
-        share = 1.0 if name == "linalg_qr" else 0.5
-        return {name: count * share for name, count in of_qr(*shape).items()}
+    if name in QR:
+        return of_qr(*shape, share=QR[name])
     if name == "linalg_cholesky_ex":
         return {"cholesky": 1, "cholesky, column": order}
     if name == "linalg_solve_triangular":
-        flops = order * given[1].numel() * (4 if given[1].is_complex() else 1)
-        column = {"triangular solve, column": order}
-        return {"kernel": 1, **costlier({"flop of a triangular solve": flops}, column)}
+        flops = {"flop of a triangular solve": complexity * order * given[1].numel()}
+        return {"kernel": 1, **costlier(flops, {"triangular solve, column": order})}
     if name in LU:
         return {"lu": 1, "lu, column": order}
-    if is_jacobi:
+    if name == "_linalg_svd":
+        if driver not in (None, "gesvdj") or order > 1024:
+            return None
         stack = math.prod(shape[:-2])
         found = {"gesvdj, column": stack * order, "gesvdj, entry": stack * order**2}
         return found | (of_qr(*shape) if max(shape[-2:]) >= 2 * order else {})
     if name == "_linalg_eigh":
         return {"eigh": 1, "eigh, column": order, "eigh, entry": order**2}
-    return {"kernel": 1, "byte": size}
-
-
-def of_qr(*shape: int) -> Row:
-    long, columns = max(shape[-2:]), math.prod(shape[:-2]) * min(shape[-2:])
-    return {
-        "qr, launch of a column": columns, "qr, column": columns, "qr, entry": long * columns
-    }  # fmt: skip
+    return None if name in UNKNOWN else {"kernel": 1, "byte": size}
 
 
 class _Counter(TorchDispatchMode):
@@ -131,13 +128,12 @@ class _Counter(TorchDispatchMode):
         given, out = ([X for X in tree_leaves(of) if torch.is_tensor(X)] for of in (args, made))
         is_read = name in READS and (not given[0].is_cpu or not torch.cuda.is_available())
         is_read |= bool(given and out) and out[0].is_cpu and not given[-1].is_cpu
-        if name not in READS and not func.is_view and any(X.numel() for X in out or given):
-            driver = (kwargs or {}).get("driver") if name == "_linalg_svd" else None
-            asked = None if name in FREE else work_of(name, given, out, driver)
-            self.is_known &= asked is not None or name in FREE
-            if name not in FREE:
-                self.operations += 1
-                self.segments[-1].update({f"operation, {self.through}": 1, **(asked or {})})
+        is_free = name in READS or name in FREE or func.is_view
+        if not is_free and any(X.numel() for X in out or given):
+            asked = work_of(name, given, out, (kwargs or {}).get("driver"))
+            self.is_known &= asked is not None
+            self.operations += 1
+            self.segments[-1].update({f"operation, {self.through}": 1, **(asked or {})})
         if is_read or name in WAITING:
             self.reads += is_read
             self.segments[-1]["read"] += 1
@@ -155,7 +151,7 @@ def counted(call: Callable[[], Any], through: str = "array API") -> Row:
         segments = [sum(segments[at : at + 2], Counter()) for at in pairs]
     work = [{f"call, {through}": 1}, *({**segment} for segment in segments)]
     found = {"operations": counter.operations, "host_reads": counter.reads}
-    return found | {"work": work if counter.is_known else None}
+    return found | {"work": work if counter.is_known and counter.operations else None}
 
 
 def _costs(works: list[list[Row]], seconds: Any) -> tuple[Any, Any]:
@@ -184,28 +180,27 @@ def predicted(work: list[Row] | None, constants: Mapping[str, float] = CONSTANTS
 def refit(rows: Iterable[Row], start: Mapping[str, float] = CONSTANTS) -> Row | None:
     """Constants that are nearest to the measured rows: least squares of the log of the ratio.
 
-    By Levenberg and Marquardt's method in the logarithms of the constants, with Huber's weights
-    beyond a ratio of 1.2; constants that no row depends on stay where they are, since all are drawn
-    there by a hundredth of what a row weighs.
+    By Levenberg and Marquardt's method in the logarithms of the constants, with Cauchy's weights,
+    by which rows that are off by much more than 30 % hardly count. Constants that no row depends on
+    stay where they are: all are drawn there by a hundredth of what a row weighs.
     """
     known = [row for row in rows if row.get("work") and row["seconds"]]
     if len(known) < 2:
         return None
     works, measured = [row["work"] for row in known], np.array([row["seconds"] for row in known])
     first = np.log([start[name] for name in NAMES])
-    prior, bend = 0.01, math.log(1.2)
+    prior, bend = 0.01, math.log(1.3)
 
     def loss(x: Any) -> tuple[float, Any, Any]:
         times, J = _costs(works, np.exp(x))
         r = np.log(times / measured)
-        far = np.maximum(np.abs(r), bend)
-        huber = np.where(np.abs(r) < bend, r**2, bend * (2.0 * far - bend))
-        return float(huber.sum() + prior * ((x - first) ** 2).sum()), r, J
+        far = bend**2 * np.log1p((r / bend) ** 2)
+        return float(far.sum() + prior * ((x - first) ** 2).sum()), r, J
 
     x, damping = first, 1.0
     best, r, J = loss(x)
     for _ in range(200):
-        weights = bend / np.maximum(np.abs(r), bend)
+        weights = 1.0 / (1.0 + (r / bend) ** 2)
         H = (J.T * weights) @ J + (prior + damping) * np.eye(len(NAMES))
         step = np.linalg.solve(H, -(J.T @ (weights * r)) - prior * (x - first))
         found = loss(x + step)

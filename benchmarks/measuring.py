@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
 from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
@@ -91,8 +92,9 @@ class Results:
         self.tell: Callable[[dict[str, Any]], None] = lambda _: None
         if resume and self.path is not None and self.path.exists():
             before = json.loads(self.path.read_text("utf-8"))
-            if before["machine"]["device"] != header["machine"]["device"]:
-                sys.exit(f"{path} is of another device: {before['machine']['device']}")
+            for key in ("machine", "quick"):
+                if before[key] != header[key]:
+                    sys.exit(f"{path} is of another run: {key} {before[key]}")
             self.rows = before.pop("rows")
             self.header = before | header
         self.save()
@@ -194,28 +196,16 @@ def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
 
 def commit() -> str | None:
     """The commit of the checkout, marked where files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options = {"cwd": ROOT, "stderr": subprocess.DEVNULL, "text": True, "timeout": 30}
     try:
-        shown = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(ROOT),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        shown = subprocess.check_output(command, **options)
     except (OSError, subprocess.SubprocessError):
         return None
-    return shown.stdout.strip() or None
+    return shown.strip() or None
 
 
+@cache
 def sources() -> dict[str, str]:
     """Digests of the library's code: its optimizers, and the rest less the command line."""
     digests = {"core": sha256(), "optim": sha256()}

@@ -84,9 +84,12 @@ def newest(folder: Path) -> list[Row]:
                 row["day"] = content.get("parts", {}).get(row.get("part"), content)["date"][:10]
         if key[0] == "gpu" and old is not None:
             content["runs"] = [*old["runs"], *content["runs"]]
-            there = {(row["section"], row["dtype"]) for row in measured(content["rows"])}
-            kept = [row for row in old["rows"] if (row["section"], row["dtype"]) not in there]
-            content["rows"] = [*kept, *measured(content["rows"])]
+            tried = [row for row in content["rows"] if row["seconds"] or not row["skipped"]]
+            there = {(row["section"], row["dtype"]) for row in tried}
+            content["rows"] = [
+                *(row for row in old["rows"] if (row["section"], row["dtype"]) not in there),
+                *(row for row in content["rows"] if (row["section"], row["dtype"]) in there),
+            ]
             content["file"] = f"{old['file']}` and `{content['file']}"
         found[key] = content
     return list(found.values())
@@ -161,6 +164,35 @@ def table(head: list[str], lines: list[list[str]], *, left: int = 1) -> list[str
     """A table whose first `left` columns hold words, the others numbers."""
     rule = [":---"] * left + ["---:"] * (len(head) - left)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
+
+
+def crossed(
+    rows: Iterable[Row],
+    of: Callable[[Row], Key],
+    by: Callable[[Row], Key],
+    cell: Callable[[Row], str],
+    title: str = "",
+) -> list[str]:
+    """A table of the rows `of` one thing `by` another; the last of each key is its name."""
+    cells: dict[Key, dict[Key, str]] = {}
+    columns: dict[Key, None] = {}
+    for row in rows:
+        cells.setdefault(of(row), {}).setdefault(by(row), cell(row))
+        columns[by(row)] = None
+    lines = [[name[-1], *(line.get(key, "–") for key in columns)] for name, line in cells.items()]
+    return table([title, *(key[-1] for key in columns)], lines)
+
+
+def section(rows: Any, title: str, text: str, lines: Iterable[str]) -> list[str]:
+    return [f"### {title}", "", text, "", *lines] if rows else []
+
+
+def by_code(row: Row) -> Key:
+    return (f"`{row['method']}`",)
+
+
+def by_method(row: Row) -> Key:
+    return row["library"], row["method"], label(row)
 
 
 def in_words(count: int, one_of: str) -> str:
@@ -238,12 +270,19 @@ def verdict(
     if not found:
         return [name, "–", "–", "not measured"]
     worst_case = (max if at_most else min)(found, key=lambda case: found[case])
-    worst = found[worst_case]
-    met = worst <= limit if at_most else worst >= limit
     misses = sum(value > limit if at_most else value < limit for value in found.values())
-    told = "met" if met else f"**missed** in {misses} of {len(found)}"
+    told = f"**missed** in {misses} of {len(found)}" if misses else "met"
     spread = f"{number(min(found.values()))} to {number(max(found.values()))}"
     return [name, spread, ", ".join(map(str, worst_case)), told]
+
+
+def goal(name: str, values: Iterable[float], limit: float, *, at_most: bool = False) -> list[str]:
+    """The worst of all cases, which decides."""
+    worst = (max if at_most else min)(values, default=None)
+    if worst is None:
+        return [name, "–", "not measured"]
+    is_met = worst <= limit if at_most else worst >= limit
+    return [name, number(worst), "met" if is_met else "**missed**"]
 
 
 # -- where lowrank loses --------------------------------------------------------------------------
@@ -253,11 +292,9 @@ def task_of(row: Row) -> str | None:
     """What a row computes and with how many power iterations; only the same can be compared."""
     if "task" in row:
         return row["task"]
-    method, is_ours = row["method"], row["library"] == "lowrank"
+    method = row["method"]
     if row["section"] == "panel":
-        return (
-            "panel" if method == "linalg.qr" or (is_ours and method == "orthonormalise") else None
-        )
+        return "panel" if method in ("linalg.qr", "orthonormalise") else None
     if row["section"] not in ("matrix", "full svd", "cupy") or row["library"] == "cupy":
         return "svd" if method.startswith("linalg.svd") else None
     if method in ("product + linalg.qr", "range_finder, q=0"):
@@ -330,26 +367,8 @@ def losses_table(rows: list[Row]) -> list[str]:
 # -- sections of the CPU --------------------------------------------------------------------------
 
 
-def cases_of(rows: list[Row]) -> list[Key]:
-    present = {(row["spectrum"], row["dtype"]) for row in rows}
-    return [(s, d) for s in SPECTRA for d in DTYPES if (s, d) in present]
-
-
-def by_case(
-    rows: list[Row], methods: list[Key], cell: Callable[[Row], str], title: str
-) -> list[str]:
-    """Methods against spectra and dtypes."""
-    cases = cases_of(rows)
-    lines = []
-    for library, method in methods:
-        mine = {
-            (row["spectrum"], row["dtype"]): row
-            for row in measured(rows, library=library, method=method)
-        }
-        if mine:
-            cells = [cell(mine[case]) if case in mine else "–" for case in cases]
-            lines.append([label({"library": library, "method": method}), *cells])
-    return table([title, *(f"{s}, {d}" for s, d in cases)], lines)
+def by_case(row: Row) -> Key:
+    return SPECTRA.index(row["spectrum"]), row["dtype"], f"{row['spectrum']}, {row['dtype']}"
 
 
 def error_cell(row: Row) -> str:
@@ -360,34 +379,27 @@ def error_cell(row: Row) -> str:
 
 
 def fixed_rank(rows: list[Row]) -> list[str]:
-    found = select(rows, section="fixed rank")
+    found, lines = measured(rows, section="fixed rank"), []
     if not found:
         return []
-    lines = [
-        "### At a fixed rank",
-        "",
-        (
-            f"Rank {found[0]['k']} of {size(found[0]['shape'])}, without power iterations or "
-            "oversampling, for all methods. The matrices: *flat*, all singular values one; "
-            "*fast*, exp(−j/7); *slow*, 1/j². Errors are divided by the best possible at that "
-            "rank; where that is below rounding, they are relative to the norm of A and in "
-            "parentheses. Without power iterations no method is nearer to the best."
-        ),
-        "",
-    ]
     for arrays, title in ARRAYS.items():
-        mine = select(found, arrays=arrays)
-        methods = unique((row["library"], row["method"]) for row in mine)
-        tasks = {(row["library"], row["method"]): row["task"] for row in mine}
+        mine = sorted(select(found, arrays=arrays), key=by_case)
         lengths = {base: spread_of(mine, base) for base in (PRODUCT, PRODUCTS)}
-        for task, base in ((("basis",), PRODUCT), (("qb", "svd"), PRODUCTS)):
-            chosen = [name for name in methods if tasks[name] in task]
+        for tasks, base in ((("basis",), PRODUCT), (("qb", "svd"), PRODUCTS)):
+            chosen = [row for row in mine if row["task"] in tasks]
             lines += [f"{title}, time over {base} (which takes {lengths[base]}):", ""]
-            lines += by_case(mine, chosen, lambda row: number(row["ratio"]), title)
-        chosen = [name for name in methods if tasks[name] != "product"]
+            lines += crossed(chosen, by_method, by_case, lambda row: number(row["ratio"]), title)
+        chosen = [row for row in mine if row["task"] != "product"]
         lines += [f"{title}, error over the best:", ""]
-        lines += by_case(mine, chosen, error_cell, title)
-    return lines
+        lines += crossed(chosen, by_method, by_case, error_cell, title)
+    text = (
+        f"Rank {found[0]['k']} of {size(found[0]['shape'])}, without power iterations or "
+        "oversampling, for all methods. The matrices: *flat*, all singular values one; "
+        "*fast*, exp(−j/7); *slow*, 1/j². Errors are divided by the best possible at that "
+        "rank; where that is below rounding, they are relative to the norm of A and in "
+        "parentheses. Without power iterations no method is nearer to the best."
+    )
+    return section(found, "At a fixed rank", text, lines)
 
 
 def spread_of(rows: list[Row], method: str) -> str:
@@ -408,21 +420,14 @@ def adaptive(rows: list[Row]) -> list[str]:
         ]
         for row in measured(rows, section="adaptive", task="adaptive")
     ]
-    if not lines:
-        return []
     head = ["arrays", "case", "tolerance", "rank found", "products", "time ratio", "true error"]
-    return [
-        "### To a tolerance",
-        "",
-        (
-            "`lowrank.range_finder(A, rtol=…)` on the same matrices, against "
-            "`lowrank.range_finder(A, rank)` of the rank that it found. What the search costs "
-            "beyond that: the norm of A, and the products that certify the error. *Products* are "
-            "the columns that were multiplied; tolerance and error are relative to the norm of A."
-        ),
-        "",
-        *table(head, lines, left=2),
-    ]
+    text = (
+        "`lowrank.range_finder(A, rtol=…)` on the same matrices, against "
+        "`lowrank.range_finder(A, rank)` of the rank that it found. What the search costs "
+        "beyond that: the norm of A, and the products that certify the error. *Products* are "
+        "the columns that were multiplied; tolerance and error are relative to the norm of A."
+    )
+    return section(lines, "To a tolerance", text, table(head, lines, left=2))
 
 
 def svds(rows: list[Row]) -> list[str]:
@@ -474,49 +479,33 @@ def skipped(rows: list[Row]) -> list[str]:
 
 
 def qrs(rows: list[Row]) -> list[str]:
-    found = select(rows, section="qr")
-    if not found:
-        return []
-    cases = unique((size(row["shape"]), row["dtype"]) for row in found)
-    methods = unique((row["arrays"], row["library"], row["method"]) for row in found)
-    times, accuracies = [], []
-    for shape, dtype in cases:
-        time_cells, accuracy_cells = [], []
-        for arrays, library, method in methods:
-            chosen = [row for row in found if size(row["shape"]) == shape]
-            row = one(chosen, dtype=dtype, arrays=arrays, library=library, method=method)
-            if row is None:
-                time_cells.append("–")
-                accuracy_cells.append("–")
-                continue
-            is_ours = library == "lowrank"
-            time_cells.append(duration(row["seconds"]) if is_ours else number(row["ratio"]))
-            accuracy_cells.append(f"{small(row['orthogonality'])}, {small(row['error'])}")
-        times.append([f"{shape}, {dtype}", *time_cells])
-        accuracies.append([f"{shape}, {dtype}", *accuracy_cells])
-    names = [
-        f"`lowrank.qr` on {ARRAYS[arrays]}" if library == "lowrank" else f"`{library}.{method}`"
-        for arrays, library, method in methods
-    ]
-    return [
-        "### QR",
-        "",
-        (
-            "Gaussian matrices. Time of `lowrank.qr`, and that of the others relative to it on the "
-            "same arrays: above 1, `lowrank.qr` is faster."
-        ),
-        "",
-        *table(["time", *names], times),
-        "Loss of orthogonality ‖QᵀQ − I‖ and residual ‖A − QR‖/‖A‖, in the Frobenius norm:",
-        "",
-        *table(["accuracy", *names], accuracies),
-    ]
+    found = measured(rows, section="qr")
+
+    def case(row: Row) -> Key:
+        return (f"{size(row['shape'])}, {row['dtype']}",)
+
+    def method(row: Row) -> Key:
+        if row["library"] == "lowrank":
+            return (f"`lowrank.qr` on {ARRAYS[row['arrays']]}",)
+        return (f"`{row['library']}.{row['method']}`",)
+
+    def time(row: Row) -> str:
+        return duration(row["seconds"]) if row["library"] == "lowrank" else number(row["ratio"])
+
+    def accuracy(row: Row) -> str:
+        return f"{small(row['orthogonality'])}, {small(row['error'])}"
+
+    text = (
+        "Gaussian matrices. Time of `lowrank.qr`, and that of the others relative to it on the "
+        "same arrays: above 1, `lowrank.qr` is faster."
+    )
+    lost = "Loss of orthogonality ‖QᵀQ − I‖ and residual ‖A − QR‖/‖A‖, in the Frobenius norm:"
+    times = crossed(found, case, method, time, "time")
+    accuracies = crossed(found, case, method, accuracy, "accuracy")
+    return section(found, "QR", text, [*times, lost, "", *accuracies])
 
 
 def growth(content: Row, picture: str | None) -> list[str]:
-    fits = content["fits"]
-    if not fits:
-        return []
     lines = [
         [
             f"`{fit['method']}`" if "," not in fit["method"] else "`range_finder`, adaptive",
@@ -525,50 +514,37 @@ def growth(content: Row, picture: str | None) -> list[str]:
             number(fit["slope"]),
             number(fit["products_slope"]),
         ]
-        for fit in fits
+        for fit in content["fits"]
     ]
     head = ["on NumPy, float64", "against", "sizes", "exponent of time", "of the products' flops"]
     pictures = [f"![Time against m, n and k]({picture})", ""] if picture else []
-    return [
-        "### Growth",
-        "",
-        (
-            "Time is proportional to a power of the size; the exponents are least-squares slopes "
-            "in logarithms, the other sizes fixed. The flops of the products are counted. The "
-            "adaptive range finder multiplies one look's columns more than it keeps, which weighs "
-            "less at larger rank; hence its exponent below 1 in k."
-        ),
-        "",
-        *pictures,
-        *table(head, lines, left=3),
-    ]
+    text = (
+        "Time is proportional to a power of the size; the exponents are least-squares slopes "
+        "in logarithms, the other sizes fixed. The flops of the products are counted. The "
+        "adaptive range finder multiplies one look's columns more than it keeps, which weighs "
+        "less at larger rank; hence its exponent below 1 in k."
+    )
+    return section(lines, "Growth", text, [*pictures, *table(head, lines, left=3)])
 
 
 def memory(content: Row) -> list[str]:
-    if not content["memory"]:
-        return []
     by_size: dict[Key, dict[str, float]] = {}
     for entry in content["memory"]:
-        by_size.setdefault((size(entry["shape"]), entry["k"]), {})[entry["method"]] = entry[
-            "fraction"
-        ]
+        key = size(entry["shape"]), entry["k"]
+        by_size.setdefault(key, {})[entry["method"]] = entry["fraction"]
     methods = unique(entry["method"] for entry in content["memory"])
     lines = [
         [shape, str(k), *(f"{100 * cells[method]:.0f} %" for method in methods)]
         for (shape, k), cells in by_size.items()
     ]
-    return [
-        "### Memory",
-        "",
-        (
-            "The most that NumPy holds at any time beyond A, results included, as a share of the "
-            "documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with looks "
-            "of b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k includes "
-            "the oversampling."
-        ),
-        "",
-        *table(["shape", "rank", *(f"`{name}`" for name in methods)], lines),
-    ]
+    text = (
+        "The most that NumPy holds at any time beyond A, results included, as a share of the "
+        "documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with looks "
+        "of b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k includes "
+        "the oversampling."
+    )
+    head = ["shape", "rank", *(f"`{name}`" for name in methods)]
+    return section(lines, "Memory", text, table(head, lines))
 
 
 def machine(content: Row) -> list[str]:
@@ -588,7 +564,10 @@ def machine(content: Row) -> list[str]:
         ),
         "",
     ]
-    if content["kind"] not in ("gpu", "optimizer") and content["date"] < REBUILT:
+    source, of = content.get("source"), "core" if content["kind"] == "cpu" else "optim"
+    if content["kind"] != "gpu" and source is not None and source[of] != sources()[of]:
+        told += ["**Older than the code**, which has changed since.", ""]
+    if content["kind"] in ("cpu", "llama") and source is None and content["date"] < REBUILT:
         told += [OLDER, ""]
     if content.get("quick"):
         told = ["**A quick trial on small matrices: no figure here means anything.**", "", *told]
@@ -694,56 +673,46 @@ def gpu_page(content: Row) -> list[str]:
 def older(rows: list[Row]) -> list[str]:
     """Which figures are older than the code."""
     found = measured(rows, older=True)
-    if not found:
-        return []
-    days = {}
+    kinds: dict[Key, list[str]] = {}
     for row in found:
-        days.setdefault((SECTIONS[row["section"]], row["dtype"]), row["day"])
-    names = [f"{name} in {dtype} ({day})" for (name, dtype), day in days.items()]
+        kinds.setdefault((SECTIONS[row["section"]], row["day"]), []).append(row["dtype"])
+    named = [f"{of} ({', '.join(unique(dtypes))}; {day})" for (of, day), dtypes in kinds.items()]
     told = "all figures: " if len(found) == len(measured(rows)) else ""
-    text = f"**Older than the code**, which has changed since, are {told}{', '.join(names)}."
-    return [text, ""]
+    text = f"**Older than the code**, which has changed since, are {told}{', '.join(named)}."
+    return [text, ""] if found else []
 
 
 def gpu_goals(rows: list[Row]) -> list[list[str]]:
     """What the library is meant to reach, the worst case of what is measured, and the verdict."""
-    lines = []
-
-    def goal(name: str, values: Iterable[float], limit: float, *, at_most: bool = False) -> None:
-        worst = (max if at_most else min)(values, default=None)
-        met = None if worst is None else worst <= limit if at_most else worst >= limit
-        lines.append([name, number(worst), told_of(met)])
-
-    fixed = {"section": "matrix", "dtype": "float32"}
+    lines, fixed = [], {"section": "matrix", "dtype": "float32"}
     ours = {**fixed, "method": "range_finder, q=0"}
     for n, limit in ((32768, 1.3), (8192, 2.2)):
-        found = [row["ratio"] for row in measured(rows, **ours, shape=[n, n])]
+        found = [row["ratio"] for row in measured(rows, **ours, shape=[n, n]) if row["ratio"]]
         name = f"range_finder, q=0, {n}×{n}: at most {limit} × the product"
-        goal(name, filter(None, found), limit, at_most=True)
+        lines.append(goal(name, found, limit, at_most=True))
     theirs = {**fixed, "method": "product + linalg.qr"}
     faster = gains(rows, theirs, ours, ("shape", "k", "spectrum")).values()
-    goal("range_finder, q=0: as fast as torch's product and linalg.qr, or more", faster, 1.0)
+    name = "range_finder, q=0: as fast as torch's product and linalg.qr, or more"
+    lines.append(goal(name, faster, 1.0))
     for shape, k in unique((tuple(row["shape"]), row["k"]) for row in measured(rows, **fixed)):
         case = fixed | {"shape": list(shape), "k": k}
         limit = 2.0 if k >= 256 and max(shape) <= 11008 else 1.4
         for q in (0, 2):
-            ours, theirs = (
-                case | {"method": of} for of in (f"svd, q={q}", f"svd_lowrank, niter={q}")
-            )
-            name = (
-                f"svd, q={q}, {size(shape)}, k={k}: {limit} × as fast as torch.svd_lowrank or more"
-            )
-            goal(name, gains(rows, theirs, ours, ("spectrum",)).values(), limit)
+            ours, theirs = {"method": f"svd, q={q}"}, {"method": f"svd_lowrank, niter={q}"}
+            faster = gains(rows, case | theirs, case | ours, ("spectrum",)).values()
+            name = f"svd, q={q}, {size(shape)}, k={k}: {limit} × as fast as torch.svd_lowrank"
+            lines.append(goal(f"{name} or more", faster, limit))
     for k, limit in ((128, 9), (512, 22), (1024, 38), (4096, 130), (16384, 380)):
-        case = {"section": "published", "library": "lowrank", "shape": [16384, 16384], "k": k}
-        found = [1e3 * row["seconds"] for row in measured(rows, **case, task="qb")]
+        case = {"section": "published", "task": "qb", "shape": [16384, 16384], "k": k}
+        best = sorted(1e3 * row["seconds"] for row in measured(rows, **case))[:1]
         name = f"published grid, {k} columns of 16384×16384, with B: at most {limit} ms"
-        goal(name, [min(found)] if found else [], limit, at_most=True)
+        lines.append(goal(name, best, limit, at_most=True))
     found = [row["ratio"] for row in measured(rows, section="tolerance", method="svd, rtol")]
-    goal("svd to a tolerance: at most 1.5 × the rank it found", found, 1.5, at_most=True)
+    name = "svd to a tolerance: at most 1.5 × the rank it found"
+    lines.append(goal(name, found, 1.5, at_most=True))
     found = [1e3 * row["seconds"] for row in measured(rows, section="llama step", method="LowRank")]
-    goal("a step of LowRank on a Llama of 130M: at most 5 ms", found, 5.0, at_most=True)
-    return lines
+    name = "a step of LowRank on a Llama of 130M: at most 5 ms"
+    return [*lines, goal(name, found, 5.0, at_most=True)]
 
 
 def tests_of(content: Row) -> list[str]:
@@ -754,40 +723,18 @@ def tests_of(content: Row) -> list[str]:
         told = "no tests were run"
         if "passed" in tests:
             told = ", ".join(f"{tests[key]:,} {key}" for key in ("passed", "failed", "skipped"))
+        if tests.get("status") == 124:
+            told += f", when {tests['seconds']:.0f} s were over"
         lines.append(f"- `{run['file']}`, {run['date'][:10]}: {told}.")
         names = re.findall(r"^FAILED (\S+)", tests.get("output", ""), re.MULTILINE)
         lines += [f"  - failed: `{name}`" for name in names]
     return [*lines, ""]
 
 
-def told_of(met: bool | None) -> str:
-    return {True: "met", False: "**missed**", None: "not measured"}[met]
-
-
-def crossed(
-    rows: list[Row], of: Callable[[Row], Key], by: Callable[[Row], Key], cell: Callable[[Row], str]
-) -> list[str]:
-    """A table of the rows `of` one thing `by` another; the last of each key is its name."""
-    cells: dict[Key, dict[Key, str]] = {}
-    for row in rows:
-        cells.setdefault(of(row), {}).setdefault(by(row), cell(row))
-    columns = unique(by(row) for row in rows)
-    lines = [[name[-1], *(line.get(key, "–") for key in columns)] for name, line in cells.items()]
-    return table(["", *(key[-1] for key in columns)], lines)
-
-
 def timed(row: Row) -> str:
     """A time, and in parentheses the one that the model predicts."""
     guess = row.get("predicted")
     return duration(row["seconds"]) + ("" if guess is None else f" ({duration(guess)})")
-
-
-def section(rows: list[Row], title: str, text: str, lines: Callable[[], list[str]]) -> list[str]:
-    return [f"### {title}", "", text, "", *lines()] if rows else []
-
-
-def by_method(row: Row) -> Key:
-    return row["library"], row["method"], label(row)
 
 
 def by_matrix(row: Row) -> Key:
@@ -797,16 +744,15 @@ def by_matrix(row: Row) -> Key:
 def gpu_predictions(content: Row) -> list[str]:
     found = [row for row in measured(content["rows"]) if row.get("predicted")]
     near = sum(abs(math.log(row["predicted"] / row["seconds"])) < math.log(1.3) for row in found)
+    fit = content.get("model") or {"rows": 0, "within_30_percent": 0}
     text = (
         "Times in parentheses are predictions by a model of what the host launches and the device "
-        "computes (`benchmarks/gpu_model.py`), with the constants of "
-        f"{' and '.join(unique(row['predicted_by'] for row in found))}. Of {len(found)} "
-        f"predictions {near} are within 30 % of the time."
+        "computes (`benchmarks/gpu_model.py`), with constants that were fitted to "
+        f"{' or '.join(unique(row['predicted_by'] for row in found))}. Of {len(found)} predictions "
+        f"{near} are within 30 % of the time, and of {fit['rows']} rows that the model was fitted "
+        f"to afterwards {fit['within_30_percent']}."
     )
-    fit = content.get("model")
-    constants = [[name, f"{value:.3g}"] for name, value in fit["constants"].items()] if fit else []
-    head = ["constants, fitted to all that was measured here", "seconds"]
-    return section(found, "Predictions", text, lambda: table(head, constants))
+    return section(found, "Predictions", text, [])
 
 
 def gpu_published(rows: list[Row]) -> list[str]:
@@ -819,59 +765,57 @@ def gpu_published(rows: list[Row]) -> list[str]:
         "end, as `lowrank.qb` and `lowrank.RangeFinder.reach` do, and of a fixed rank with "
         "cuSOLVER, without B, as `lowrank.range_finder`."
     )
-    theirs = [
+    both = [
         {**row, "method": name, "library": "theirs", "seconds": row[key], "predicted": None}
         for row in found
         for key, name in (("published", "theirs, with B"), ("published_fixed", "theirs, fixed"))
         if row[key] is not None
     ]
-    both = sorted([*theirs, *found], key=lambda row: (row["shape"], row["k"]))
+    both = sorted([*both, *found], key=lambda row: (row["shape"], row["k"]))
 
     def name(row: Row) -> Key:
         return (row["method"] if row["library"] == "theirs" else label(row),)
 
-    return section(
-        found,
-        "The published grid",
-        text,
-        lambda: crossed(both, lambda row: by_matrix(row)[1:], name, timed),
-    )
+    lines = crossed(both, lambda row: by_matrix(row)[1:], name, timed)
+    return section(found, "The published grid", text, lines)
 
 
 def gpu_tolerances(rows: list[Row]) -> list[str]:
     found = measured(rows, section="tolerance")
-    lines = []
-    for row in select(found, method="svd, rtol"):
-        same = {key: row[key] for key in ("shape", "spectrum", "dtype", "rtol")}
-        rank = one(found, **same, method="svd, rank")
-        lines.append(
-            [
-                f"{size(row['shape'])}, {row['spectrum']}, {row['dtype']}, {small(row['rtol'])}",
-                str(row["rank"]),
-                timed(row),
-                "–" if rank is None else timed(rank),
-                number(row["ratio"]),
-                small(row["error"]),
-            ]
-        )
-    head = ["matrix, tolerance", "rank found", "`svd(A, rtol)`", "`svd(A, rank)`", "ratio", "error"]
-    text = "`lowrank.svd` to a tolerance, beside the same at the rank that it found."
-    return section(found, "To a tolerance on this GPU", text, lambda: table(head, lines))
+
+    def matrix(row: Row) -> Key:
+        case = size(row["shape"]), row["spectrum"], row["dtype"], small(row["rtol"])
+        return (", ".join(case),)
+
+    def cell(row: Row) -> str:
+        return f"{timed(row)}; {row['rank']}; {number(row['ratio'])}; {small(row['error'])}"
+
+    text = (
+        "`lowrank.svd` to a tolerance, beside the same at the rank that it found: time, rank, time "
+        "over the other one, error."
+    )
+    lines = crossed(found, matrix, by_code, cell, "matrix, tolerance")
+    return section(found, "To a tolerance on this GPU", text, lines)
 
 
 def gpu_matrices(rows: list[Row]) -> list[str]:
     found = [row for row in measured(rows) if row["section"] in ("matrix", "full svd")]
     found = [row for row in found if row["ratio"] is not None and row["method"][:2] != "A@"]
-    dtypes = unique(row["dtype"] for row in found)
-    text = "Of as many products with A as the method takes. The full SVDs are compared to a single one."
-    lines = []
-    for title, chosen, cell in (
-        ("Time over the bare products", found, lambda row: number(row["ratio"])),
-        ("Times", [row for row in found if row.get("predicted")], timed),
-    ):
-        per_dtype = [crossed(select(chosen, dtype=of), by_method, by_matrix, cell) for of in dtypes]
-        lines += section(chosen, title, text, lambda tables=per_dtype: sum(tables, []))
-    return lines
+    known = [row for row in found if row.get("predicted")]
+
+    def tables(rows: list[Row], cell: Callable[[Row], str]) -> list[str]:
+        lines = []
+        for dtype in unique(row["dtype"] for row in rows):
+            lines += crossed(select(rows, dtype=dtype), by_method, by_matrix, cell, dtype)
+        return lines
+
+    text = "Of as many products with A as the method takes. The full SVDs are compared to a single"
+    text += " one."
+    ratios = tables(found, lambda row: number(row["ratio"]))
+    return [
+        *section(found, "Time over the bare products", text, ratios),
+        *section(known, "Times", "Of the same calls.", tables(known, timed)),
+    ]
 
 
 def gpu_panels(rows: list[Row]) -> list[str]:
@@ -885,57 +829,43 @@ def gpu_panels(rows: list[Row]) -> list[str]:
         return f"{figures}; {timed(row)}" if row.get("predicted") else figures
 
     text = "Time over `torch.linalg.qr`; loss of orthogonality ‖QᴴQ − I‖."
-    title = "Orthonormal columns of a sketch"
-    return section(
-        found,
-        title,
-        text,
-        lambda: crossed(found, sketch, lambda row: (f"`{row['method']}`",), cell),
-    )
+    lines = crossed(found, sketch, by_code, cell, "sketch")
+    return section(found, "Orthonormal columns of a sketch", text, lines)
 
 
 def gpu_small(rows: list[Row]) -> list[str]:
-    found, rates = (measured(rows, section=name) for name in ("small svd", "rate"))
-    text = "Gram matrices of order k; time, and loss of orthogonality ‖QᴴQ − I‖."
+    found = measured(rows, section="small svd")
 
     def cell(row: Row) -> str:
         lost = row["orthogonality"]
         return timed(row) + ("" if lost is None else f"; {small(lost)}")
 
-    body = [[row["method"], timed(row)] for row in rates]
-    return [
-        *section(
-            found, "Small decompositions", text,
-            lambda: crossed(found, by_method, lambda row: (f"k = {row['k']}",), cell),
-        ),
-        *(table(["rates", "time"], body) if body else []),
-    ]  # fmt: skip
+    text = "Gram matrices of order k; time, and loss of orthogonality ‖QᴴQ − I‖."
+    lines = crossed(found, by_method, lambda row: (f"k = {row['k']}",), cell)
+    rates = [[row["method"], timed(row)] for row in measured(rows, section="rate")]
+    lines += table(["rates", "time"], rates) if rates else []
+    return section(found, "Small decompositions", text, lines)
 
 
 def gpu_functions(rows: list[Row]) -> list[str]:
     found = select(rows, section="functions")
-    kinds = unique(row["arrays"] for row in found)
-    lines = []
-    for function in unique(row["method"] for row in found if row["method"] != "all"):
-        cells = []
-        for kind in kinds:
-            mine = select(found, arrays=kind, method=function)
-            good = [row for row in measured(mine) if not row.get("note")]
-            cells.append(f"{len(good)} of {len(mine)}" if mine else "–")
-        lines.append([f"`{function}`", *cells])
-    reasons = unique(
-        f"`{row['method']}` ({row['arrays']}, {row['dtype']}): {row['skipped'] or row.get('note')}"
-        for row in found
-        if row["skipped"] or row.get("note")
-    )
-    text = (
-        "Dtypes that were measured of those that "
-        "[the table of what takes what](reference/capabilities.md) names."
-    )
-    return section(
-        found, "All functions", text,
-        lambda: [*table(["", *kinds], lines), *(f"- not {reason}" for reason in reasons), ""],
-    )  # fmt: skip
+    bad = [row for row in found if row["skipped"] or row.get("note")]
+    reasons: dict[Key, list[str]] = {}
+    for row in bad:
+        key = row["method"], row["arrays"], row["skipped"] or row["note"]
+        reasons.setdefault(key, []).append(row["dtype"])
+
+    def cell(row: Row) -> str:
+        tried, failed = (
+            select(of, arrays=row["arrays"], method=row["method"]) for of in (found, bad)
+        )
+        return f"{len(tried) - len(failed)} of {len(tried)}"
+
+    shown = [row for row in found if row["method"] != "all"]
+    lines = [f"- Not {of} of {on} ({', '.join(d)}): {why}" for (of, on, why), d in reasons.items()]
+    text = "In how many dtypes, of those that [the reference](reference.md) names."
+    tables = crossed(shown, by_code, lambda row: (row["arrays"],), cell)
+    return section(found, "All functions", text, [*tables, *lines, ""])
 
 
 def gpu_steps(rows: list[Row]) -> list[str]:
@@ -950,7 +880,7 @@ def gpu_steps(rows: list[Row]) -> list[str]:
         "On the weights of a Llama of 130M in bfloat16: 84 matrices, which are compressed to rank "
         "192 where no other is named, and 27 other weights."
     )
-    return section(found, "Steps of a Llama", text, lambda: table(head, lines))
+    return section(found, "Steps of a Llama", text, table(head, lines))
 
 
 # -- the optimizer --------------------------------------------------------------------------------
@@ -1023,62 +953,51 @@ def megabytes(count: int | None) -> str:
 
 def optimizer_goals(rows: list[Row]) -> list[list[str]]:
     lines = []
-    for goal, method, limit in STEP_GOALS:
-        row = one(rows, section="step", method=method)
-        ratio = None if row is None else row["ratio"]
-        met = None if ratio is None else ratio <= limit
-        lines.append([f"{goal}, at most {limit}", number(ratio), told_of(met)])
-    worst = [row["ratio"] for row in measured(rows, section="training", method="LowRank")]
-    met = max(worst) <= 1.15 if worst else None
-    goal = "forward, backward and step over the same with AdamW (foreach), at most 1.15"
-    lines.append([goal, number(max(worst, default=None)), told_of(met)])
-    fast = [
+    for name, method, limit in STEP_GOALS:
+        found = [row["ratio"] for row in measured(rows, section="step", method=method)]
+        lines.append(goal(f"{name}, at most {limit}", found, limit, at_most=True))
+    found = [row["ratio"] for row in measured(rows, section="training", method="LowRank")]
+    name = "forward, backward and step over the same with AdamW (foreach), at most 1.15"
+    lines.append(goal(name, found, 1.15, at_most=True))
+    found = [
         1.0 / row["ratio"]
         for row in measured(rows, section="refresh", method="Subspace, half random")
         if row["captured"] >= 0.995
     ]
-    met = min(fast) >= 20.0 if fast else None
-    goal = (
+    name = (
         "a refresh as it is by default, where it has 0.995 of the energy, times faster than "
         "torch.linalg.svd, at least 20"
     )
-    lines.append([goal, number(min(fast, default=None)), told_of(met)])
-    return lines
+    return [*lines, goal(name, found, 20.0)]
 
 
 def training_table(rows: list[Row]) -> list[str]:
-    tokens = unique(row["tokens"] for row in rows)
-    if not tokens:
-        return []
-    head = ["forward, backward and step", *(f"{count:,} tokens, over AdamW" for count in tokens)]
-    lines = []
-    for method in unique(row["method"] for row in rows):
-        found = [one(rows, method=method, tokens=count) for count in tokens]
-        lines.append([method, *("–" if row is None else number(row["ratio"]) for row in found)])
-    return table(head, lines)
+    def tokens(row: Row) -> Key:
+        return (f"{row['tokens']:,} tokens, over AdamW",)
+
+    title = "forward, backward and step"
+    table = crossed(rows, by_name, tokens, lambda row: number(row["ratio"]), title)
+    return table if rows else []
+
+
+def by_name(row: Row) -> Key:
+    return (row["method"],)
 
 
 def refresh_table(rows: list[Row]) -> list[str]:
-    spectra = unique(row["spectrum"] for row in rows)
-    if not spectra:
+    if not rows:
         return []
-    shape, rank = size(rows[0]["shape"]), rows[0]["rank"]
-    lines = []
-    for method in unique(row["method"] for row in rows):
-        found = [one(rows, method=method, spectrum=spectrum) for spectrum in spectra]
-        cells = [
-            "–" if row is None else f"{number(1.0 / row['ratio'])} ×; {row['captured']:.3f}"
-            for row in found
-        ]
-        lines.append([method, *cells])
-    return [
-        (
-            f"One basis of a {shape} matrix in {rows[0]['dtype']}, rank {rank}: how many times "
-            "faster than `torch.linalg.svd`, and its captured energy over that of the SVD."
-        ),
-        "",
-        *table(["singular values", *spectra], lines),
-    ]
+
+    def cell(row: Row) -> str:
+        return f"{number(1.0 / row['ratio'])} ×; {row['captured']:.3f}"
+
+    text = (
+        f"One basis of a {size(rows[0]['shape'])} matrix in {rows[0]['dtype']}, rank "
+        f"{rows[0]['rank']}: how many times faster than `torch.linalg.svd`, and its captured "
+        "energy over that of the SVD."
+    )
+    table = crossed(rows, by_name, lambda row: (row["spectrum"],), cell, "singular values")
+    return [text, "", *table]
 
 
 def counts_table(rows: list[Row]) -> list[str]:
@@ -1144,18 +1063,10 @@ def plot_ratios(content: Row, path: Path) -> bool:
                     row["ratio"]
                     for row in select(mine, library=library, method=method, dtype=dtype)
                 ]
+                y = [place + (0.13 if filled else -0.13)] * len(x)
                 color = BLUE if is_ours else ORANGE
-                face = color if filled else "white"
-                ax.plot(
-                    x,
-                    [place + (0.13 if filled else -0.13)] * len(x),
-                    marker="o",
-                    linestyle="",
-                    markersize=6,
-                    color=color,
-                    markerfacecolor=face,
-                    clip_on=False,
-                )
+                face = {"color": color, "markerfacecolor": color if filled else "white"}
+                ax.plot(x, y, marker="o", linestyle="", markersize=6, clip_on=False, **face)
         ax.axvline(1.0, color=GREY, linewidth=1.0, zorder=0)
         names = [f"{NAMES.get(name[1], name[1])} {name[2]}" for name in methods]
         ax.set_yticks(range(len(names)), names)
@@ -1226,16 +1137,9 @@ def write_beside(ax: Any, ends: list[tuple[float, str, float, str]]) -> None:
     height, least = -math.inf, 0.07 * (high - low)
     for y, text, x, color in sorted(ends):
         height = max(there(y), height + least)
-        ax.annotate(
-            text,
-            (x, back(height)),
-            xytext=(6, 0),
-            textcoords="offset points",
-            va="center",
-            color=color,
-            fontsize=9,
-            annotation_clip=False,
-        )
+        style = {"va": "center", "color": color, "fontsize": 9, "annotation_clip": False}
+        beside = {"xytext": (6, 0), "textcoords": "offset points"}
+        ax.annotate(text, (x, back(height)), **beside, **style)
 
 
 def abscissa(row: Row, axis: str) -> int:
@@ -1265,14 +1169,18 @@ def plots(content: Row, out: Path, suffix: str) -> dict[str, str]:
 
 # -- the page -------------------------------------------------------------------------------------
 
-NO_CPU = (
-    "No results of a CPU are here yet. The first command measures one, and the second takes the "
-    "results over into this page:"
+NOTHING = (
+    "No results are here yet. The first command measures some, and the second takes them over into "
+    "this page:"
 )
-NO_GPU = (
-    "No results of a GPU are here yet. The first command measures one, and the second takes the "
-    "results over into this page:"
-)
+
+
+PAGES: dict[str, Callable[[Row, dict[str, str]], list[str]]] = {
+    "cpu": cpu_page,
+    "gpu": lambda content, _: gpu_page(content),
+    "llama": lambda content, _: llama_page(content),
+    "optimizer": lambda content, _: optimizer_page(content),
+}
 
 
 def page(files: list[Row], out: Path) -> str:
@@ -1295,24 +1203,18 @@ def page(files: list[Row], out: Path) -> str:
         "```",
         "",
     ]
-    cpus = select(files, kind="cpu")
-    for place, content in enumerate(cpus):
-        suffix = f"-{place + 1}" if place else ""
-        lines += cpu_page(content, plots(content, out, suffix))
-    if not cpus:
-        lines += ["## On a CPU", "", NO_CPU, "", *command("cpu")]
-    gpus = select(files, kind="gpu")
-    for content in gpus:
-        lines += gpu_page(content)
-    if not gpus:
-        lines += ["## On a GPU", "", NO_GPU, "", *command("gpu")]
-    for content in select(files, kind="llama"):
-        lines += llama_page(content)
-    optimizers = select(files, kind="optimizer")
-    for content in optimizers:
-        lines += optimizer_page(content)
-    if not optimizers:
-        lines += ["## Training with state of low rank", "", NO_CPU, "", *command("optimizer")]
+    for kind, title in (
+        ("cpu", "On a CPU"),
+        ("gpu", "On a GPU"),
+        ("llama", None),
+        ("optimizer", "Training with state of low rank"),
+    ):
+        found = select(files, kind=kind)
+        for place, content in enumerate(found):
+            suffix = f"-{place + 1}" if place else ""
+            lines += PAGES[kind](content, plots(content, out, suffix))
+        if title is not None and not found:
+            lines += [f"## {title}", "", NOTHING, "", *command(kind)]
     return "\n".join(lines).rstrip() + "\n"
 
 

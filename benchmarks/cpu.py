@@ -45,7 +45,7 @@ from typing import Any
 
 import measuring
 import numpy as np
-from measuring import Call, Judge, Results, accuracy, interleaved, parts, told
+from measuring import Call, Judge, Results, accuracy, cut, interleaved, parts, told
 
 import lowrank
 from lowrank import gallery
@@ -366,11 +366,6 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
         full("numpy"),
         full("scipy"),
     ]
-
-
-def cut(factors: Any, k: int) -> tuple[Any, ...]:
-    U, S, Vh = factors
-    return U[:, :k], S[:k], Vh[:k]
 
 
 def qrs(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> None:  # noqa: ARG001

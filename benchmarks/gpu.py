@@ -3,13 +3,9 @@
     python benchmarks/gpu.py --out benchmarks/results/gpu-NAME-DATE.json [--part NAME ...]
 
 Needs PyTorch and array-api-compat; CuPy, SciPy, scikit-learn, pytest and hypothesis are used where
-they are installed. lowrank itself need not be: the checkout is used. Several calls may fill one
-file: a part takes the place of what it measured last time, and the others stay. The file is written
-after every row, so that a run that is cut off keeps what it has. A trial without a GPU:
-
-    python benchmarks/gpu.py --out trial.json --device cpu --sizes small [--part NAME ...]
-
-The parts, in their order, and the sections of their rows:
+they are installed. Several calls may fill one file: a part takes the place of what it measured last
+time, the others stay, and a run that is cut off keeps the rows that it has. For a trial without a
+GPU, add `--device cpu --sizes small`. The parts, in their order, and the sections of their rows:
 
 - tests: those of the test-suite that run on torch's CUDA device and on CuPy.
 - published: the grid of Penke and Herten (2026): Gaussian matrices in float32, without power
@@ -27,19 +23,18 @@ The parts, in their order, and the sections of their rows:
   replay of a CUDA graph ("capture", whose `ratio` is to the eager call).
 
 Seconds are medians of interleaved repeats by `time.perf_counter` between synchronisations of the
-device. `ratio` is to the time of as many bare products as the method takes, where nothing else is
-said: A@Omega with the draw of Omega, and for each further product of k columns the difference
-between "A@Omega, then AᴴQ" and it. `products` is their number. Of bfloat16 matrices they are in
-float32, the cast included, unless the method says otherwise. `error` is ‖A − QQᴴA‖/‖A‖ of a basis
-and the residual of a factorization, in the Frobenius norm, `orthogonality` is ‖QᴴQ − I‖_F, both in
-float64. `rank` is that of the result. `peak_bytes` is what the call allocated beyond what was
-there, its result included. `operations`, `host_reads` and `work` are counted in one more run, and
-`predicted` is the time by benchmarks/gpu_model.py, with the constants that `predicted_by` names.
-"model" in the file are its constants as fitted to all rows of the file.
+device. `ratio` is to the time of as many bare products as the method takes (`products`), where
+nothing else is said: A@Omega with the draw of Omega, and for each further product of k columns the
+difference between "A@Omega, then AᴴQ" and it. Of bfloat16 matrices they are in float32, the cast
+included, unless the method says otherwise. `error` is ‖A − QQᴴA‖/‖A‖ of a basis and the residual of
+a factorization, in the Frobenius norm, `orthogonality` is ‖QᴴQ − I‖_F, both in float64.
+`peak_bytes` is what the call allocated beyond what was there, its result included. `operations`,
+`host_reads` and `work` are counted in one more run, and `predicted` is the time by
+benchmarks/gpu_model.py, with the constants that `predicted_by` names. "model" in the file holds its
+constants, fitted to all rows of the file.
 """
 
 import argparse
-import importlib.util
 import math
 import os
 import re
@@ -52,6 +47,8 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +56,7 @@ import gpu_model
 import measuring
 import optimizer
 import torch
-from measuring import ROOT, SOURCE, Budget, Call, Results, accuracy, told
+from measuring import ROOT, SOURCE, Budget, Call, Results, accuracy, cut, told
 from report import duration, gpu_goals, number, size
 
 import lowrank
@@ -70,36 +67,24 @@ Calls = list[Call]
 # Shapes with their ranks.
 SIZES: dict[str, tuple[tuple[Shape, int], ...]] = {
     "full": (
-        ((8192, 8192), 512),
-        ((32768, 32768), 512),
-        ((4096, 11008), 256),
-        ((2048, 2048), 128),
-        ((4096, 11008), 128),
-        ((4096, 11008), 1024),
+        ((8192, 8192), 512), ((32768, 32768), 512), ((4096, 11008), 256),
+        ((2048, 2048), 128), ((4096, 11008), 128), ((4096, 11008), 1024),
     ),
     "small": (((512, 512), 32), ((1024, 704), 64)),
-}
+}  # fmt: skip
 # Milliseconds by C. Penke and A. Herten (A GPU-accelerated blocked adaptive randomized range finder
 # based on an implicit Householder QR decomposition, manuscript, 2026; data of the repository
 # caropen/Reproduce-BARRF-Householder at 1264cd3): order, columns, adaptive, at a fixed rank.
 # Float32, CUDA and MAGMA 2.10; their makefiles point to a Grace Hopper. Blocks of 128.
 PUBLISHED: dict[str, tuple[tuple[int, int, float | None, float | None], ...]] = {
     "full": (
-        (16384, 128, 12.7, 11.2),
-        (16384, 512, 30.1, 32.3),
-        (16384, 1024, 49.2, 60.8),
-        (16384, 4096, 157.0, 229.0),
-        (4096, 4096, 37.2, None),
-        (2048, 2048, 15.7, None),
-        (1024, 1024, 7.5, None),
-        (16384, 256, 20.4, 18.0),
-        (16384, 2048, 85.8, 117.0),
-        (16384, 8192, 275.0, 430.0),
-        (16384, 16384, 423.0, 737.0),
+        (16384, 128, 12.7, 11.2), (16384, 512, 30.1, 32.3), (16384, 1024, 49.2, 60.8),
+        (16384, 4096, 157.0, 229.0), (4096, 4096, 37.2, None), (2048, 2048, 15.7, None),
+        (1024, 1024, 7.5, None), (16384, 256, 20.4, 18.0), (16384, 2048, 85.8, 117.0),
+        (16384, 8192, 275.0, 430.0), (16384, 16384, 423.0, 737.0),
     ),
     "small": ((512, 64, None, None), (256, 256, None, None)),
-}
-BLOCK = 128
+}  # fmt: skip
 # Shapes, names in `SPECTRA`, tolerances and dtypes.
 TOLERANCES: dict[str, tuple[tuple[Shape, str, float, str], ...]] = {
     "full": (
@@ -224,7 +209,7 @@ class Bench:
         self, A: Any, group: Any, through: str | None, call: Call, result: Any, medians: Any
     ) -> dict[str, Any]:
         """The columns of a row beside its times; what fails is noted, and costs no others."""
-        columns: dict[str, Any] = {}
+        columns: dict[str, Any] = {"converged": getattr(result, "converged", None)}
         if call.base == f"torch {PRODUCT}" and call.base in medians:
             products = getattr(result, "products", call.products * group["k"]) / group["k"]
             base, both = medians[call.base], medians.get(f"torch {PRODUCTS}", math.nan)
@@ -364,13 +349,10 @@ def matrices(bench: Bench) -> None:
 
 def full_svd_calls(k: int, A: torch.Tensor) -> Calls:
     def full(driver: str) -> Call:
-        def run(_: int) -> Any:
-            U, S, Vh = torch_svd(A, driver)
-            return U[:, :k], S[:k], Vh[:k]
+        name = f"linalg.svd, {driver}"
+        return Call("torch", name, "svd", lambda _: cut(torch_svd(A, driver), k), BASE, once=True)
 
-        return Call("torch", f"linalg.svd, {driver}", "svd", run, BASE, once=True)
-
-    ours = lowrank_calls(A, k, "fast")[-1]
+    ours = replace(lowrank_calls(A, k, "fast")[-1], task="svd")
     return [*bare_products(A, k), ours, full("gesvdj"), full("gesvda")]
 
 
@@ -379,18 +361,16 @@ def torch_svd(A: torch.Tensor, driver: str) -> Any:
 
 
 def published(bench: Bench) -> None:
-    for n, k, adaptive, fixed in PUBLISHED[bench.sizes]:
-        theirs = {
-            "published": adaptive and adaptive / 1e3,
-            "published_fixed": fixed and fixed / 1e3,
-        }
+    for n, k, *theirs in PUBLISHED[bench.sizes]:
+        adaptive, fixed = (of and of / 1e3 for of in theirs)
+        columns = {"published": adaptive, "published_fixed": fixed}
         calls_of = partial(published_calls, k)
-        bench.measure("published", calls_of, "float32", (n, n), k, "flat", **theirs)
+        bench.measure("published", calls_of, "float32", (n, n), k, "flat", **columns)
 
 
 def published_calls(k: int, A: torch.Tensor) -> Calls:
     def grown(seed: int) -> Any:
-        finder = lowrank.RangeFinder(A, power_iterations=0, block_size=BLOCK, rng=seed)
+        finder = lowrank.RangeFinder(A, power_iterations=0, block_size=128, rng=seed)
         return finder.reach(rtol=1e-6, rank=k)
 
     basis, *_, qb, _, _ = lowrank_calls(A, k, "flat")
@@ -536,7 +516,7 @@ def function_calls(name: str, names: list[str], k: int, A: Any) -> Calls:
     if "cupy" in name:
         A, Q = (cupy().from_dlpack(X) for X in (A, Q))
     if name == "sparse:cupy":
-        A = importlib.import_module("cupyx.scipy.sparse").csr_matrix(A)
+        A = import_module("cupyx.scipy.sparse").csr_matrix(A)
     elif name.startswith("sparse"):
         A = A.to_sparse()
     elif name.startswith("operator"):
@@ -643,25 +623,19 @@ class Device:
 
 def tests(bench: Bench) -> None:
     """Outcome of the tests that run on torch CUDA and CuPy."""
-    missing = [name for name in ("pytest", "hypothesis") if not has(name)]
+    missing = [name for name in ("pytest", "hypothesis") if find_spec(name) is None]
     if missing:
         bench.results.header["tests"] = {"skipped": f"not installed: {', '.join(missing)}"}
         return
-    import pytest  # noqa: PLC0415
-
     seconds = bench.budget.left() - 12.0
     with tempfile.TemporaryDirectory() as folder:
-        if not has("array_api_strict"):
+        if find_spec("array_api_strict") is None:
             Path(folder, "array_api_strict.py").write_text(STRICT, "utf-8")
         # only the plugins named here: others of the machine may warn, and warnings are errors
         options = ["-p", "no:cacheprovider", "--continue-on-collection-errors", "--tb=short"]
         workers = min(8, measuring.cores() // 2)
-        if has("xdist") and bench.device.type == "cuda" and workers > 1:
+        if find_spec("xdist") and bench.device.type == "cuda" and workers > 1:
             options += ["-p", "xdist.plugin", "-n", str(workers)]
-        if int(pytest.__version__.partition(".")[0]) < 9:  # cannot read the configuration
-            settings = Path(folder, "pytest.ini")
-            settings.write_text("[pytest]\nfilterwarnings = error\n", "utf-8")
-            options += ["-c", str(settings), "--rootdir", str(ROOT)]
         command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda or cupy", *options, "tests"]
         paths = os.pathsep.join(filter(None, [folder, str(SOURCE), os.environ.get("PYTHONPATH")]))
         environment = os.environ | {"PYTHONPATH": paths, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
@@ -671,7 +645,7 @@ def tests(bench: Bench) -> None:
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "errors": "replace"}
         done = subprocess.run([*limit, *command], cwd=ROOT, env=environment, check=False, **output)
     found = {"status": done.returncode, "seconds": seconds, **counts(done.stdout)}
-    bench.results.header["tests"] = {**found, "output": done.stdout[-3000:]}
+    bench.results.header["tests"] = {**found, "output": done.stdout[-6000:]}
     print(done.stdout[-2000:], flush=True)
 
 
@@ -683,11 +657,7 @@ def counts(shown: str) -> dict[str, int]:
     if not found:
         dots = "".join(re.findall(r"^([.sFExX]+)(?: *\[ *\d+%\])?$", shown, re.MULTILINE))
         found = {word: dots.count(letter) for word, letter in words.items()}
-    return {word: found.get(word, 0) for word in words}
-
-
-def has(module: str) -> bool:
-    return importlib.util.find_spec(module) is not None
+    return {word.replace("error", "errors"): found.get(word, 0) for word in words}
 
 
 # -- the run --------------------------------------------------------------------------------------
@@ -757,9 +727,8 @@ def main() -> None:
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
         properties = torch.cuda.get_device_properties(device)
-        settings["device_memory"] = properties.total_memory
+        settings |= {"device_memory": properties.total_memory, "cuda": torch.version.cuda}
         settings["capability"] = [properties.major, properties.minor]
-        settings["cuda"] = torch.version.cuda
     header = measuring.header("gpu", name, PACKAGES)
     header |= {"settings": settings, "quick": options.sizes == "small"}
     results = Results(options.out, resume=True, **header)

@@ -7,9 +7,9 @@ Between two reads of a number the host and the device work at the same time. So 
 where the host's time is that of the operations it launches, and the device's the sum of kernels,
 flops, bytes, and of columns where cuSOLVER goes column by column. `counted` runs a call on torch
 and notes how much of each it asks for, `predicted` is the sum with the `CONSTANTS`, and `refit`
-finds the constants that are nearest to measured times. No model of caches, streams, or stacks of
-small factorizations; None stands for the time of a call with a routine that it has no constants
-for, such as an SVD of an order above 1,024.
+finds the constants that are nearest to measured times. No model of caches, streams, sparse products
+or stacks of factorizations. None stands for calls with a routine that it has no constants for, such
+as an SVD of an order above 1,024.
 """
 
 import math
@@ -63,8 +63,7 @@ SEGMENTS = 6  # between reads; where there are more, neighbors are taken togethe
 # Operations that launch nothing, beside views, and those that wait for the device.
 FREE = {"_reshape_alias", "_unsafe_view", "empty", "empty_like", "empty_strided", "lift_fresh"}
 FREE |= {"new_empty", "new_empty_strided", "resize_", "set_"}
-READS = {"_local_scalar_dense", "equal", "is_nonzero", "masked_select", "nonzero"}
-READS |= {"_linalg_check_errors"}
+READS = {"_linalg_check_errors", "_local_scalar_dense", "equal", "masked_select", "nonzero"}
 WAITING = {"_linalg_eigh", "_linalg_svd"}
 PRODUCTS = {"addbmm", "addmm", "addmm_", "baddbmm", "baddbmm_", "bmm", "mm"}
 LU = {"linalg_inv_ex", "linalg_lu_factor_ex", "_linalg_solve_ex"}
@@ -151,7 +150,9 @@ def counted(call: Callable[[], Any], through: str = "array API") -> Row:
         segments = [sum(segments[at : at + 2], Counter()) for at in pairs]
     work = [{f"call, {through}": 1}, *({**segment} for segment in segments)]
     found = {"operations": counter.operations, "host_reads": counter.reads}
-    return found | {"work": work if counter.is_known and counter.operations else None}
+    return found | {
+        "work": work if counter.is_known and counter.operations + counter.reads else None
+    }
 
 
 def _costs(works: list[list[Row]], seconds: Any) -> tuple[Any, Any]:

@@ -399,6 +399,11 @@ def parts(found: Any) -> tuple[Any, ...]:
     return tuple(getattr(found, name) for name in names)
 
 
+def cut(factors: Any, k: int) -> tuple[Any, ...]:
+    U, S, Vh = factors
+    return U[:, :k], S[:k], Vh[:k]
+
+
 def accuracy(A: Any, found: tuple[Any, ...]) -> dict[str, Any]:
     """Rank, error and loss of orthogonality of the factors that `parts` gives."""
     if not found:

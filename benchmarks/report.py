@@ -288,23 +288,22 @@ def goal(name: str, values: Iterable[float], limit: float, *, at_most: bool = Fa
 # -- where lowrank loses --------------------------------------------------------------------------
 
 
+TASKS = {
+    "linalg.qr": "panel", "orthonormalise": "panel",
+    "product + linalg.qr": "basis", "range_finder, q=0": "basis",
+    "svd, q=0": "svd, q=0", "svd_lowrank, niter=0": "svd, q=0",
+    "svd, q=2": "svd, q=2", "svd_lowrank, niter=2": "svd, q=2",
+    "randomized_svd, n_iter=2, QR": "svd, q=2",
+}  # fmt: skip
+
+
 def task_of(row: Row) -> str | None:
     """What a row computes and with how many power iterations; only the same can be compared."""
-    if "task" in row:
+    if "task" in row:  # older files do not say
         return row["task"]
-    method = row["method"]
-    if row["section"] == "panel":
-        return "panel" if method in ("linalg.qr", "orthonormalise") else None
-    if row["section"] not in ("matrix", "full svd", "cupy") or row["library"] == "cupy":
-        return "svd" if method.startswith("linalg.svd") else None
-    if method in ("product + linalg.qr", "range_finder, q=0"):
-        return "basis"
     if row["section"] == "full svd":
-        return "svd" if "svd" in method else None
-    for q in (0, 2):
-        if method in (f"svd, q={q}", f"svd_lowrank, niter={q}") or f"n_iter={q}" in method:
-            return f"svd, q={q}"
-    return None
+        return "svd" if "svd" in row["method"] else None
+    return None if row["library"] == "cupy" else TASKS.get(row["method"])
 
 
 def losses(rows: list[Row]) -> list[tuple[Row, Row]]:
@@ -722,7 +721,8 @@ def tests_of(content: Row) -> list[str]:
         tests = run.get("tests") or {}
         told = "no tests were run"
         if "passed" in tests:
-            told = ", ".join(f"{tests[key]:,} {key}" for key in ("passed", "failed", "skipped"))
+            kinds = ["passed", "failed", "skipped", *(["errors"] if tests.get("errors") else [])]
+            told = ", ".join(f"{tests[key]:,} {key}" for key in kinds)
         if tests.get("status") == 124:
             told += f", when {tests['seconds']:.0f} s were over"
         lines.append(f"- `{run['file']}`, {run['date'][:10]}: {told}.")
@@ -768,15 +768,12 @@ def gpu_published(rows: list[Row]) -> list[str]:
     both = [
         {**row, "method": name, "library": "theirs", "seconds": row[key], "predicted": None}
         for row in found
-        for key, name in (("published", "theirs, with B"), ("published_fixed", "theirs, fixed"))
+        for key, name in (("published", "with B"), ("published_fixed", "fixed rank"))
         if row[key] is not None
     ]
     both = sorted([*both, *found], key=lambda row: (row["shape"], row["k"]))
 
-    def name(row: Row) -> Key:
-        return (row["method"] if row["library"] == "theirs" else label(row),)
-
-    lines = crossed(both, lambda row: by_matrix(row)[1:], name, timed)
+    lines = crossed(both, lambda row: by_matrix(row)[1:], by_method, timed)
     return section(found, "The published grid", text, lines)
 
 
@@ -788,11 +785,12 @@ def gpu_tolerances(rows: list[Row]) -> list[str]:
         return (", ".join(case),)
 
     def cell(row: Row) -> str:
-        return f"{timed(row)}; {row['rank']}; {number(row['ratio'])}; {small(row['error'])}"
+        error = small(row["error"]) + ("*" if row["converged"] is False else "")
+        return f"{timed(row)}; {row['rank']}; {number(row['ratio'])}; {error}"
 
     text = (
         "`lowrank.svd` to a tolerance, beside the same at the rank that it found: time, rank, time "
-        "over the other one, error."
+        "over the other one, error (*: not certified)."
     )
     lines = crossed(found, matrix, by_code, cell, "matrix, tolerance")
     return section(found, "To a tolerance on this GPU", text, lines)

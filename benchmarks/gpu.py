@@ -198,7 +198,8 @@ class Bench:
                 A = self.matrix(special if special in SPECTRA else spectrum, shape, k or 0, dtype)
             calls = calls_of(A)
             judge = partial(self.judge, A, group, through)
-            measuring.measure(self.results, group, calls, judge, self.synchronise, budget=budget)
+            how = {"budget": budget, "repeats": 2 if section == "functions" else measuring.REPEATS}
+            measuring.measure(self.results, group, calls, judge, self.synchronise, **how)
         except Exception as error:  # out of memory, mostly
             self.results.add(**group, library="all", method="all", skipped=told(error))
         del A, calls
@@ -395,9 +396,8 @@ def tolerance_calls(rtol: float, A: torch.Tensor) -> Calls:
     def at_once(seed: int) -> Any:
         return lowrank.svd(A, ranks[-1], rng=seed)
 
-    base = "lowrank svd, rank"
     runs = {"svd, rtol": grown, "svd, rank": at_once}
-    return [Call("lowrank", name, None, run, base) for name, run in runs.items()]
+    return [Call("lowrank", name, None, run, "lowrank svd, rank") for name, run in runs.items()]
 
 
 def panels(bench: Bench) -> None:
@@ -450,11 +450,10 @@ def rates(bench: Bench, b: int, A: torch.Tensor) -> Calls:
         Y = bench.matrix("flat", (shape[1], columns), 0, dtype)
         return of(f"{size(shape)} by {columns} columns, {dtype}", lambda: X @ Y)
 
-    n = len(A)
     dtypes = ("float32", "float64", "bfloat16", "complex64")
     return [
-        *(product(dtype, (n, n), columns) for dtype in dtypes for columns in (b, 4 * b)),
-        product("float64", (4 * b, n), 4 * b),
+        *(product(dtype, A.shape, columns) for dtype in dtypes for columns in (b, 4 * b)),
+        product("float64", (4 * b, len(A)), 4 * b),
         of("norm", lambda: torch.linalg.vector_norm(A)),
         of("a number read", lambda: float(A[0, 0])),
     ]

@@ -351,6 +351,7 @@ def measure(
     synchronise: Callable[[], Any] = lambda: None,
     *,
     budget: Budget | None = None,
+    repeats: int = REPEATS,
     rest: Callable[[int], Any] | None = None,
 ) -> None:
     """Time the calls of one group in turn, and record a row for each.
@@ -364,7 +365,7 @@ def measure(
         if call.foreign and rest is not None:
             turns[f"rest after {call.name}"] = rest
     once = frozenset(call.name for call in calls if call.once)
-    timings = interleaved(turns, synchronise, budget=budget, once=once)
+    timings = interleaved(turns, synchronise, budget=budget, repeats=repeats, once=once)
     medians = {name: median(timing.seconds) for name, timing in timings.items() if timing.seconds}
     for call in calls:
         timing = timings[call.name]

@@ -390,7 +390,7 @@ def parts(found: Any) -> tuple[Any, ...]:
     if found is None or isinstance(found, tuple):
         return found or ()
     if hasattr(found, "eigenvectors"):
-        return found.eigenvectors, found.eigenvalues, found.eigenvectors.conj().mT
+        return found.eigenvectors, found.eigenvalues, found.eigenvectors.conj().T
     if hasattr(found, "thin"):
         return found.thin(), found.R
     if hasattr(found, "C"):

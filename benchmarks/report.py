@@ -762,8 +762,8 @@ def gpu_published(rows: list[Row]) -> list[str]:
         "and A. Herten (A GPU-accelerated blocked adaptive randomized range finder based on an "
         "implicit Householder QR decomposition, 2026), **measured on another machine**, which "
         "seems to be a Grace Hopper: of their range finder, which grows by blocks and has B in the "
-        "end, as `lowrank.qb` and `lowrank.RangeFinder.reach` do, and of a fixed rank with "
-        "cuSOLVER, without B, as `lowrank.range_finder`."
+        "end (as `lowrank.RangeFinder.reach`, and `lowrank.qb` at once), and of a fixed rank with "
+        "cuSOLVER, without B (as `lowrank.range_finder`)."
     )
     both = [
         {**row, "method": name, "library": "theirs", "seconds": row[key], "predicted": None}

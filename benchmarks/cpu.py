@@ -41,12 +41,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import measuring
 import numpy as np
-from measuring import Results, interleaved, told
+from measuring import Call, Judge, Results, accuracy, cut, interleaved, parts, told
 
 import lowrank
 from lowrank import gallery
@@ -120,26 +119,6 @@ QUICK = Sizes(
 )
 
 
-@dataclass(frozen=True)
-class Call:
-    """A method to measure; the argument of `run` is a seed.
-
-    Rows with the same `task` can be compared. `base` is the name of the call that `ratio` is to.
-    """
-
-    library: str
-    method: str
-    task: str
-    run: Callable[[int], Any]
-    base: str | None = None
-    once: bool = False  # a few seconds each: runs a single time
-    foreign: bool = False  # works in the threads of another BLAS than the others
-
-    @property
-    def name(self) -> str:
-        return f"{self.library} {self.method}"
-
-
 # -- arrays ---------------------------------------------------------------------------------------
 
 
@@ -165,90 +144,28 @@ class Arrays:
         """A matrix to factorize, the same for both libraries."""
         return self.of(np.random.default_rng(1).standard_normal(shape, dtype=np.dtype(dtype)))
 
-    def double(self, X: Any) -> Any:
-        return X.astype(np.float64) if self.name == "numpy" else X.double()
 
-
-def parts(result: Any) -> tuple[Any, ...]:
-    """``(Q,)``, ``(Q, B)`` or ``(U, S, Vh)`` of a result of lowrank, or the tuple it is."""
-    if isinstance(result, tuple):
-        return result
-    names = next(
-        names for names in (("U", "S", "Vh"), ("Q", "B"), ("Q",)) if hasattr(result, names[-1])
-    )
-    return tuple(getattr(result, name) for name in names)
-
-
-def row_blocks(A: Any) -> list[slice]:
-    rows = max(1, 2**22 // A.shape[1])
-    return [slice(start, start + rows) for start in range(0, A.shape[0], rows)]
-
-
-def relative_error(arrays: Arrays, A: Any, left: Any, right: Any | None) -> float:
-    """``‖A − left right‖/‖A‖``, with ``leftᵀ A`` where `right` is None; in float64, by blocks."""
-    left = arrays.double(left)
-    if right is None:
-        right = sum(left[rows].T @ arrays.double(A[rows]) for rows in row_blocks(A))
-    right = arrays.double(right)
-    squares, whole = 0.0, 0.0
-    for rows in row_blocks(A):
-        block = arrays.double(A[rows])
-        whole += float((block**2).sum())
-        squares += float(((block - left[rows] @ right) ** 2).sum())
-    return math.sqrt(squares / whole)
-
-
-def orthogonality(arrays: Arrays, Q: Any) -> float:
-    gram = sum(arrays.double(Q[rows]).T @ arrays.double(Q[rows]) for rows in row_blocks(Q))
-    gram -= arrays.of(np.eye(Q.shape[1]))
-    return math.sqrt(float((gram**2).sum()))
-
-
-def judged(arrays: Arrays, A: Any, result: Any, spectrum: Any, dtype: str) -> Row:
-    """Accuracy of a basis or factorization of a matrix with these singular values."""
-    left, *rest = parts(result)
-    Q, k = left, left.shape[1]
-    if len(rest) == 2:
-        left = left * rest[0]
-    error = relative_error(arrays, A, left, rest[-1] if rest else None)
+def judged(A: Any, spectrum: Any, dtype: str) -> Judge:
+    """Accuracy of bases and factorizations of a matrix with these singular values."""
     norm = gallery.best_error(spectrum, 0)
-    best = gallery.best_error(spectrum, k) / norm
-    is_visible = best > math.sqrt(k) * float(np.finfo(dtype).eps)
-    return {
-        "rank": int(k),
-        "error": error,
-        "over_best": error / best if is_visible else None,
-        "orthogonality": orthogonality(arrays, Q),
-    }
+
+    def judge(_: Call, result: Any, __: Any) -> Row:
+        found = accuracy(A, parts(result))
+        if not found:
+            return {}
+        best = gallery.best_error(spectrum, found["rank"]) / norm
+        is_visible = best > math.sqrt(found["rank"]) * float(np.finfo(dtype).eps)
+        told_by = {key: getattr(result, key, None) for key in ("converged", "products")}
+        return {**found, "over_best": found["error"] / best if is_visible else None, **told_by}
+
+    return judge
 
 
 # -- measuring ------------------------------------------------------------------------------------
 
 
-def measure(
-    results: Results, group: Row, A: Any, calls: list[Call], judge: Callable[[Any], Row]
-) -> None:
-    """Time the calls of one group on A in turn, and record a row for each."""
-    turns: dict[str, Callable[[int], Any]] = {}
-    for call in calls:
-        turns[call.name] = call.run
-        if call.foreign:
-            turns[f"rest after {call.name}"] = lambda _: rest(A)
-    once = frozenset(call.name for call in calls if call.once)
-    timings = interleaved(turns, once=once)
-    medians = {name: median(timing.seconds) for name, timing in timings.items() if timing.seconds}
-    for call in calls:
-        timing = timings[call.name]
-        columns = timing.row()
-        if timing.seconds and call.base in medians:
-            columns["ratio"] = columns["seconds"] / medians[call.base]
-        if timing.seconds and timing.result is not None:
-            try:
-                columns |= judge(timing.result)
-            except Exception as error:
-                columns["note"] = told(error)
-        timing.result = None
-        results.add(**group, library=call.library, method=call.method, task=call.task, **columns)
+def measure(results: Results, group: Row, A: Any, calls: list[Call], judge: Judge) -> None:
+    measuring.measure(results, group, calls, judge, rest=lambda _: rest(A))
     print(", ".join(f"{key} {value}" for key, value in group.items()), flush=True)
 
 
@@ -281,7 +198,7 @@ def fixed_rank(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> 
                 group_of("fixed rank", arrays, A, k=sizes.k, spectrum=spectrum),
                 A,
                 fixed_rank_calls(arrays, A, sizes.k),
-                lambda result, A=A, s=s, dtype=dtype: judged(arrays, A, result, s, dtype),
+                judged(A, s, dtype),
             )
 
 
@@ -292,17 +209,14 @@ def fixed_rank_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
     def product(seed: int) -> Any:
         return A @ arrays.draw(seed, shape, A.dtype)
 
-    def product_alone(seed: int) -> None:
-        product(seed)
-
-    def both_products(seed: int) -> None:
-        _ = A.T @ product(seed)
+    def both_products(seed: int) -> Any:
+        return A.T @ product(seed)
 
     def svd(seed: int) -> Any:
         return lowrank.svd(A, k, oversampling=0, power_iterations=0, rng=seed)
 
     return [
-        Call(arrays.name, PRODUCT, "product", product_alone, one),
+        Call(arrays.name, PRODUCT, "product", product, one),
         Call("lowrank", FIXED, "basis", lambda seed: lowrank.range_finder(A, k, rng=seed), one),
         Call(arrays.name, PRODUCTS, "product", both_products, two),
         Call("lowrank", "qb", "qb", lambda seed: lowrank.qb(A, k, rng=seed), two),
@@ -361,10 +275,6 @@ def adaptive(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> No
             def at_once(seed: int, A: Any = A, ranks: list[int] = ranks) -> Any:
                 return lowrank.range_finder(A, ranks[-1], rng=seed)
 
-            def judge(found: Any, A: Any = A, s: Any = s, dtype: str = dtype) -> Row:
-                told_by = {"converged": found.converged, "products": found.products}
-                return judged(arrays, A, found, s, dtype) | told_by
-
             base = f"lowrank {FIXED}"
             measure(
                 results,
@@ -374,7 +284,7 @@ def adaptive(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> No
                     Call("lowrank", ADAPTIVE, "adaptive", grown, base),
                     Call("lowrank", FIXED, "basis", at_once, base),
                 ],
-                judge,
+                judged(A, s, dtype),
             )
 
 
@@ -387,7 +297,7 @@ def svds(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> None:
             group_of("svd", arrays, A, spectrum="slow", k=k),
             A,
             svd_calls(arrays, A, k),
-            lambda result, A=A, dtype=dtype: judged(arrays, A, result, s, dtype),
+            judged(A, s, dtype),
         )
 
 
@@ -395,31 +305,23 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
     base = "lowrank svd"
 
     def peer(library: str, method: str, run: Callable[[int], Any], *, once: bool = False) -> Call:
-        foreign = library not in ("numpy", "torch")
+        foreign = library not in ("numpy", "torch", "lowrank")
         return Call(library, method, "svd", run, base, once=once, foreign=foreign)
 
-    ours = [
-        Call("lowrank", "svd", "svd", lambda seed: lowrank.svd(A, k, rng=seed), base),
-        Call(
-            "lowrank",
-            "svd, power_iterations=7",
-            "svd",
-            lambda seed: lowrank.svd(A, k, power_iterations=7, rng=seed),
-            base,
-        ),
-    ]
+    def ours(name: str, **options: Any) -> Call:
+        return peer("lowrank", name, lambda seed: lowrank.svd(A, k, rng=seed, **options))
+
+    def full(library: str) -> Call:
+        svd = import_module(f"{library}.linalg").svd
+        return peer(library, "linalg.svd", lambda _: cut(svd(A, full_matrices=False), k), once=True)
+
+    both = [ours("svd"), ours("svd, power_iterations=7", power_iterations=7)]
     if arrays.name == "torch":
-        linalg = arrays.xp.linalg
         return [
-            *ours,
+            *both,
             peer("torch", "svd_lowrank", lambda _: svd_lowrank(A, k, k, 2)),
             peer("torch", f"svd_lowrank, q={k + 10}", lambda _: svd_lowrank(A, k, k + 10, 2)),
-            peer(
-                "torch",
-                "linalg.svd",
-                lambda _: cut(linalg.svd(A, full_matrices=False), k),
-                once=True,
-            ),
+            full("torch"),
         ]
 
     def sklearn(seed: int, **options: Any) -> Any:
@@ -447,11 +349,8 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
         rng = np.random.default_rng(seed)
         return sketch(A, k, power_iter=2, extra_samples=10, rng=rng)
 
-    def scipy_full(_: int) -> Any:
-        return cut(import_module("scipy.linalg").svd(A, full_matrices=False), k)
-
     return [
-        *ours,
+        *both,
         peer("scikit-learn", "randomized_svd", sklearn),
         peer(
             "scikit-learn",
@@ -464,19 +363,9 @@ def svd_calls(arrays: Arrays, A: Any, k: int) -> list[Call]:
         peer("dask", "svd_compressed, n_power_iter=2", lambda seed: dask(seed, "power")),
         peer("dask", "svd_compressed, n_power_iter=2, QR", lambda seed: dask(seed, "QR")),
         peer("librla", "svd_sketch, power_iter=2", librla),
-        peer(
-            "numpy",
-            "linalg.svd",
-            lambda _: cut(np.linalg.svd(A, full_matrices=False), k),
-            once=True,
-        ),
-        peer("scipy", "linalg.svd", scipy_full, once=True),
+        full("numpy"),
+        full("scipy"),
     ]
-
-
-def cut(factors: Any, k: int) -> tuple[Any, ...]:
-    U, S, Vh = factors
-    return U[:, :k], S[:k], Vh[:k]
 
 
 def qrs(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> None:  # noqa: ARG001
@@ -502,11 +391,7 @@ def qrs(results: Results, arrays: Arrays, folder: Path, sizes: Sizes) -> None:  
                 group_of("qr", arrays, A, spectrum="Gaussian", k=None),
                 A,
                 calls,
-                lambda result, A=A: {
-                    "rank": int(result[0].shape[1]),
-                    "error": relative_error(arrays, A, *result),
-                    "orthogonality": orthogonality(arrays, result[0]),
-                },
+                lambda _, result, __, A=A: accuracy(A, result),
             )
 
 

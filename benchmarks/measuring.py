@@ -1,4 +1,4 @@
-"""What the measuring scripts share: interleaved timing, counts, the machine, and the results file.
+"""What the measuring scripts share: interleaved timing, accuracy, counts, the machine, the file.
 
 A script collects flat dictionaries in a `Results`, which rewrites its JSON file after each of them,
 so that a run that is killed keeps what it has. Importing this module puts src/ on the path: the
@@ -7,6 +7,7 @@ scripts work from a checkout in which lowrank is not installed.
 Only the standard library is imported here; the functions that ask torch import it themselves.
 """
 
+import ast
 import json
 import math
 import os
@@ -19,6 +20,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cache
+from hashlib import sha256
 from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec, module_from_spec
@@ -75,19 +78,42 @@ class Budget:
 
 
 class Results:
-    """The rows measured so far, and the file, if any, that always holds them."""
+    """The rows measured so far, and the file, if any, that always holds them.
 
-    def __init__(self, path: str | Path | None, **header: Any) -> None:
+    With `resume`, what the file held before stays, under a new header; each `part` that begins
+    takes the place of what it measured last time.
+    """
+
+    def __init__(self, path: str | Path | None, *, resume: bool = False, **header: Any) -> None:
         self.path = None if path is None else Path(path)
         self.header = header
         self.rows: list[dict[str, Any]] = []
+        self.part: dict[str, Any] = {}
+        self.tell: Callable[[dict[str, Any]], None] = lambda _: None
+        if resume and self.path is not None and self.path.exists():
+            before = json.loads(self.path.read_text("utf-8"))
+            for key in ("machine", "quick"):
+                if before[key] != header[key]:
+                    sys.exit(f"{path} is of another run: {key} {before[key]}")
+            self.rows = before.pop("rows")
+            self.header = before | header
         self.save()
+
+    def begin(self, part: str) -> dict[str, Any]:
+        """Drop the rows of a part, name those to come, and say what code they are of."""
+        self.part = {"part": part}
+        self.rows = [row for row in self.rows if row.get("part") != part]
+        told = {key: self.header[key] for key in ("commit", "date", "source")}
+        self.header.setdefault("parts", {})[part] = told
+        self.save()
+        return told
 
     def add(self, **values: Any) -> dict[str, Any]:
         """Append a row, write the file, and return the row, which may be completed later."""
-        row = COLUMNS | values
+        row = COLUMNS | self.part | values
         self.rows.append(row)
         self.save()
+        self.tell(row)
         return row
 
     def save(self) -> None:
@@ -124,6 +150,7 @@ def header(kind: str, device: str, packages: tuple[str, ...]) -> dict[str, Any]:
         "machine": {"device": device, "cpu": cpu_name(), "cores": cores()},
         "versions": versions(packages),
         "commit": commit(),
+        "source": sources(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -169,26 +196,34 @@ def versions(packages: tuple[str, ...]) -> dict[str, str | None]:
 
 def commit() -> str | None:
     """The commit of the checkout, marked where files differ from it; None without git."""
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    options = {"cwd": ROOT, "stderr": subprocess.DEVNULL, "text": True, "timeout": 30}
     try:
-        shown = subprocess.run(
-            [
-                "git",
-                "-C",
-                str(ROOT),
-                "describe",
-                "--always",
-                "--dirty",
-                "--abbrev=40",
-                "--exclude=*",
-            ],
-            capture_output=True,
-            text=True,
-            timeout=30,
-            check=True,
-        )
+        shown = subprocess.check_output(command, **options)
     except (OSError, subprocess.SubprocessError):
         return None
-    return shown.stdout.strip() or None
+    return shown.strip() or None
+
+
+@cache
+def sources() -> dict[str, str]:
+    """Digests of the library's code: its optimizers, and the rest less the command line."""
+    digests = {"core": sha256(), "optim": sha256()}
+    for path in sorted((SOURCE / "lowrank").rglob("*.py")):
+        if path.parent.name != "_command":
+            name = "optim" if path.parent.name == "optim" else "core"
+            digests[name].update(code_of(path.read_text("utf-8")).encode())
+    return {name: digest.hexdigest()[:16] for name, digest in digests.items()}
+
+
+def code_of(text: str) -> str:
+    """A program without its docstrings, whole lines of comments, and empty lines."""
+    lines = text.splitlines()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            for line in range(node.lineno - 1, node.end_lineno or node.lineno):
+                lines[line] = ""
+    return "\n".join(line for line in lines if line.strip() and line.lstrip()[0] != "#")
 
 
 def module_of(package: str, module: str) -> Any:
@@ -282,6 +317,139 @@ def timed(call: Callable[[], Any], synchronise: Callable[[], Any]) -> tuple[floa
 def told(error: BaseException) -> str:
     """The kind of an error and the beginning of its message, in one line."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}"[:500]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A method to measure; the argument of `run` is a seed.
+
+    Rows with the same `task` can be compared. `base` is the name of the call that `ratio` is to.
+    """
+
+    library: str
+    method: str
+    task: str | None
+    run: Callable[[int], Any]
+    base: str | None = None
+    products: float = 1.0  # of k columns with the matrix, where the result does not tell
+    once: bool = False  # a few seconds each: runs a single time
+    foreign: bool = False  # works in the threads of another BLAS than the others
+
+    @property
+    def name(self) -> str:
+        return f"{self.library} {self.method}"
+
+
+Judge = Callable[[Call, Any, Mapping[str, float]], dict[str, Any]]
+
+
+def measure(
+    results: Results,
+    group: Mapping[str, Any],
+    calls: list[Call],
+    judge: Judge,
+    synchronise: Callable[[], Any] = lambda: None,
+    *,
+    budget: Budget | None = None,
+    repeats: int = REPEATS,
+    rest: Callable[[int], Any] | None = None,
+) -> None:
+    """Time the calls of one group in turn, and record a row for each.
+
+    The judge adds columns, from a result and the medians of all calls; where it fails, the row has
+    a note, and no more. A foreign call is followed by a `rest`.
+    """
+    turns: dict[str, Callable[[int], Any]] = {}
+    for call in calls:
+        turns[call.name] = call.run
+        if call.foreign and rest is not None:
+            turns[f"rest after {call.name}"] = rest
+    once = frozenset(call.name for call in calls if call.once)
+    timings = interleaved(turns, synchronise, budget=budget, repeats=repeats, once=once)
+    medians = {name: median(timing.seconds) for name, timing in timings.items() if timing.seconds}
+    for call in calls:
+        timing = timings[call.name]
+        columns = timing.row()
+        if timing.seconds:
+            if call.base in medians:
+                columns["ratio"] = columns["seconds"] / medians[call.base]
+            try:
+                columns |= judge(call, timing.result, medians)
+            except Exception as error:
+                columns["note"] = told(error)
+        timing.result = None
+        named = {"library": call.library, "method": call.method, "task": call.task}
+        results.add(**{**group, **named, **columns})
+
+
+# -- accuracy, on NumPy and torch -----------------------------------------------------------------
+
+
+def parts(found: Any) -> tuple[Any, ...]:
+    """``(Q,)``, ``(Q, B)``, ``(U, S, Vh)``, and so on, of a result, or the tuple it is."""
+    if found is None or isinstance(found, tuple):
+        return found or ()
+    if hasattr(found, "eigenvectors"):
+        return found.eigenvectors, found.eigenvalues, found.eigenvectors.conj().T
+    if hasattr(found, "thin"):
+        return found.thin(), found.R
+    if hasattr(found, "C"):
+        return found.C @ found.U, found.R
+    every = (("U", "S", "Vh"), ("skeleton", "coefficients"), ("Q", "B"), ("Q",))
+    names = next((names for names in every if hasattr(found, names[-1])), ())
+    return tuple(getattr(found, name) for name in names)
+
+
+def cut(factors: Any, k: int) -> tuple[Any, ...]:
+    U, S, Vh = factors
+    return U[:, :k], S[:k], Vh[:k]
+
+
+def accuracy(A: Any, found: tuple[Any, ...]) -> dict[str, Any]:
+    """Rank, error and loss of orthogonality of the factors that `parts` gives."""
+    if not found:
+        return {}
+    Q, *rest = found
+    left = Q * rest[0] if len(rest) == 2 else Q
+    return {
+        "rank": int(Q.shape[-1]),
+        "error": relative_error(A, left, rest[-1] if rest else None),
+        "orthogonality": orthogonality(Q),
+    }
+
+
+def relative_error(A: Any, left: Any, right: Any | None) -> float:
+    """``‖A − left right‖/‖A‖``, with ``leftᴴ A`` where `right` is None; in float64, by blocks."""
+    left = wide(left)
+    if right is None:
+        right = sum(left[rows].conj().mT @ wide(A[rows]) for rows in row_blocks(A))
+    right = wide(right)
+    squares, whole = 0.0, 0.0
+    for rows in row_blocks(A):
+        block = wide(A[rows])
+        whole += float((abs(block) ** 2).sum())
+        squares += float((abs(block - left[rows] @ right) ** 2).sum())
+    return math.sqrt(squares / whole) if whole else math.sqrt(squares)
+
+
+def orthogonality(Q: Any) -> float:
+    """``‖QᴴQ − I‖_F``."""
+    gram = sum(wide(Q[rows]).conj().mT @ wide(Q[rows]) for rows in row_blocks(Q))
+    diagonal = list(range(Q.shape[1]))
+    gram[diagonal, diagonal] -= 1.0
+    return math.sqrt(float((abs(gram) ** 2).sum()))
+
+
+def wide(X: Any) -> Any:
+    """In double precision."""
+    if hasattr(X, "double"):
+        return X.cdouble() if X.is_complex() else X.double()
+    return X.astype("complex128" if X.dtype.kind == "c" else "float64")
+
+
+def row_blocks(A: Any) -> list[slice]:
+    rows = max(1, 2**22 // max(1, A.shape[1]))
+    return [slice(start, start + rows) for start in range(0, A.shape[0], rows)]
 
 
 # -- counts on torch ------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from factorizations import hermitian
 from scipy.linalg import interpolative
 from scipy.linalg import qr as scipy_qr
 from scipy.sparse.linalg import svds
@@ -250,12 +251,6 @@ def table(title: str, calls: Calls, A: Any, best: float, form: Callable[[Any], A
         print(f"{name:34} {seconds / unit:6.2f} {max(0.0, error / best - 1):15.1e}", flush=True)
 
 
-def symmetric(w: Any) -> Any:
-    V = lowrank.qr(np.random.default_rng(0).standard_normal((len(w), len(w)))).Q
-    A = (V * w) @ V.T
-    return (A + A.T) / 2
-
-
 def section_svd() -> None:
     for spectrum in SPECTRA:
         s = getattr(gallery, spectrum)(N)
@@ -297,7 +292,7 @@ def section_interpolative() -> None:
 def section_eigh() -> None:
     for spectrum in SPECTRA:
         s = getattr(gallery, spectrum)(N)
-        A = symmetric(s * (-1.0) ** np.arange(N))
+        A = hermitian(s * (-1.0) ** np.arange(N))
         title = f"{spectrum} of both signs, {N}×{N}, rank {RANK}"
         table(title, of_hermitian(A), A, gallery.best_error(s, RANK), of_eigen)
 
@@ -305,7 +300,7 @@ def section_eigh() -> None:
 def section_nystrom() -> None:
     for spectrum in SPECTRA:
         s = getattr(gallery, spectrum)(N)
-        A = symmetric(s)
+        A = hermitian(s)
         title = f"{spectrum}, semidefinite, {N}×{N}, rank {RANK}"
         table(title, of_semidefinite(A), A, gallery.best_error(s, RANK), of_eigen)
 

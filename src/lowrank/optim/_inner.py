@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lowrank.compress import transport_squares
-from lowrank.optim._options import OURS
+from lowrank.optim._options import DEFAULTS, OURS, OWN_NAMES
 from lowrank.optim._stacks import slices, stack_of, write
 
 # What a tensor of state is, for each coordinate (or each row of these): a mean, which moves with
@@ -100,6 +100,13 @@ def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
     closure = inspect.signature(example.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
         message = f"{type(example).__name__} cannot be wrapped: its step needs a closure."
+        raise TypeError(message)
+    clash = sorted({*OWN_NAMES, *DEFAULTS} & set(example.defaults))
+    if clash:
+        message = (
+            f"{type(example).__name__} cannot be wrapped: its options {', '.join(clash)} have the "
+            "names of ours."
+        )
         raise TypeError(message)
     kinds = type(example).__mro__
     names = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds)

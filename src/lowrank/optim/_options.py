@@ -42,6 +42,8 @@ OURS = (*("basis", "updates", "next_refresh", "residual_norm", "sketch", "began"
 OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 # GaLore's names: https://github.com/jiaweizzhao/GaLore
 SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
+# Other names that have a meaning in a group.
+OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
 
 
 @dataclass(frozen=True)

@@ -150,8 +150,14 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """A GradScaler divides its factor out, and skips; in the backward pass it is refused."""
-        return self._hooks is not None
+        """What a GradScaler asks: it divides its factor out itself, and skips."""
+        if self._hooks is not None:
+            message = (
+                "a GradScaler divides gradients by its factor after the backward pass, and so "
+                "can't be used with step_in_backward; train in bfloat16, without one."
+            )
+            raise RuntimeError(message)
+        return False
 
     @property
     def skipped_steps(self) -> int:
@@ -178,14 +184,6 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 loss = closure()
         workers, parameters = self._workers(), self._parameters()
         self._prepare(parameters)
-        if hasattr(self, "found_inf"):
-            for name in ("found_inf", "grad_scale"):  # which the scaler would leave here
-                vars(self).pop(name, None)
-            message = (
-                "a GradScaler divides gradients by its factor after the backward pass, and so "
-                "can't be used with step_in_backward; train in bfloat16, without one."
-            )
-            raise RuntimeError(message)
         skipped, self._skipped = self._skipped, False
         finite = self.nonfinite == "ignore" or are_finite(parameters)
         if not finite and self.nonfinite == "raise":

@@ -142,7 +142,8 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
                 if not is_plain or hasattr(value, "__tensor_flatten__"):
                     return False
         found.append(torch.cat([proxy.detach() for proxy in proxies], dim=1))
-    return bool(torch.isclose(*found, rtol=1e-4, atol=0.0).all())
+    whole, halves = found
+    return bool(torch.isclose(whole, halves, rtol=1e-4, atol=0.0).all())
 
 
 # -- a step of coordinates -------------------------------------------------------------------------

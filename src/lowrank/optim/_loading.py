@@ -24,49 +24,34 @@ def check_saved(
     saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
 ) -> None:
     """Raise a ValueError unless the saved state of a parameter is one of it at this rank."""
-    basis = saved.get("basis")
+    if wrong := _wrong(saved, parameter, weight):
+        message = f"the state of parameter {name} does not fit: {wrong}."
+        raise ValueError(message)
+
+
+def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None) -> str | None:
+    basis, wanted = saved.get("basis"), tuple(parameter.shape)
     if (basis is None) != (weight is None) and saved:
         here, there = ("", "not ") if weight is None else ("not ", "")
-        message = (
-            f"parameter {name} is {here}compressed in the state, and {there}compressed here; "
-            "give its group the same `rank`."
+        return (
+            f"it is {here}compressed in the state, and {there}compressed here; give its group the "
+            "same `rank`"
         )
-        raise ValueError(message)
-    if weight is None or basis is None:
-        for key, value in saved.items():
-            if not isinstance(value, torch.Tensor) or value.ndim != parameter.ndim:
-                continue
-            if hasattr(value, "__tensor_flatten__") and not hasattr(value, "placements"):
-                # quantised, perhaps padded
-                fits = value.numel() <= parameter.numel()
-            else:
-                pairs = zip(value.shape, parameter.shape, strict=True)
-                fits = all(one in (other, 1) for one, other in pairs)
-            if not fits:
-                message = (
-                    f"`{key}` of parameter {name} has shape {tuple(value.shape)} in the state, but "
-                    f"the parameter {tuple(parameter.shape)}."
-                )
-                raise ValueError(message)
-        return
-    k, r = basis.shape
-    if k != weight.k:
-        message = (
-            f"the basis of parameter {name} has {k} rows in the state, but its shape "
-            f"{tuple(parameter.shape)} needs {weight.k}."
-        )
-        raise ValueError(message)
-    if r != weight.rank and weight.policy.energy is None:
-        message = (
-            f"parameter {name} has rank {r} in the state and {weight.rank} here; build the "
-            f"optimizer with rank={r}."
-        )
-        raise ValueError(message)
+    if weight is not None and basis is not None:
+        k, r = basis.shape
+        if k != weight.k:
+            return f"its basis has {k} rows in the state, and {wanted} needs {weight.k}"
+        if r != weight.rank and weight.policy.energy is None:
+            here = f"{r} in the state and {weight.rank} here"
+            return f"it has rank {here}; build the optimizer with rank={r}"
+        wanted = r, weight.M
     for key, value in saved.items():
-        is_matrix = isinstance(value, torch.Tensor) and value.ndim == 2 and key not in OURS
-        if is_matrix and not (value.shape[0] in (r, 1) and value.shape[1] in (weight.M, 1)):
-            message = (
-                f"`{key}` of parameter {name} has shape {tuple(value.shape)} in the state, but "
-                f"shape {tuple(parameter.shape)} at rank {r} needs {(r, weight.M)}."
-            )
-            raise ValueError(message)
+        if key in OURS or getattr(value, "ndim", 0) != len(wanted):
+            continue
+        if hasattr(value, "__tensor_flatten__") and not hasattr(value, "placements"):
+            fits = value.numel() <= parameter.numel()  # quantized, perhaps padded
+        else:
+            fits = all(a in (b, 1) for a, b in zip(value.shape, wanted, strict=True))
+        if not fits:
+            return f"`{key}` has shape {tuple(value.shape)} in the state, and needs {wanted}"
+    return None

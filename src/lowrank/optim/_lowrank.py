@@ -8,7 +8,7 @@ import torch
 
 from lowrank.optim._base import Chunk, LowRankOptimizer
 from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
-from lowrank.optim._options import OURS, Weight
+from lowrank.optim._options import DEFAULTS, OURS, Weight
 from lowrank.optim._refresh import alike, refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import (
@@ -186,24 +186,7 @@ class LowRank(LowRankOptimizer):
         seed: int = 0,
         **inner: Any,
     ) -> None:
-        own = {
-            "rank": rank,
-            "energy": energy,
-            "max_rank": max_rank,
-            "refresh_every": refresh_every,
-            "residual": residual,
-            "random_fraction": random_fraction,
-            "transport": transport,
-            "power_iterations": power_iterations,
-            "oversampling": oversampling,
-            "warm_start": warm_start,
-            "average": average,
-            "scale": scale,
-            "side": side,
-            "state_dtype": state_dtype,
-            "rounding": rounding,
-            "seed": seed,
-        }
+        own = {name: value for name, value in locals().items() if name in DEFAULTS}
         wrapped = inner_of(optimizer, inner)
         super().__init__(
             params,

@@ -8,7 +8,7 @@ import torch
 from lowrank._panel import orthonormalise
 from lowrank.optim._base import Chunk, LowRankOptimizer
 from lowrank.optim._inner import inner_of
-from lowrank.optim._options import Weight
+from lowrank.optim._options import DEFAULTS, Weight
 from lowrank.optim._refresh import alike, found_basis
 from lowrank.optim._sharding import orthonormal
 from lowrank.optim._stacks import (
@@ -146,16 +146,8 @@ class LowRankMomentum(LowRankOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        own = {
-            "rank": rank,
-            "scale": scale,
-            "refresh_every": refresh_every,
-            "random_fraction": 0.0,
-            "side": side,
-            "state_dtype": state_dtype,
-            "rounding": rounding,
-            "seed": seed,
-        }
+        own = {name: value for name, value in locals().items() if name in DEFAULTS}
+        own["random_fraction"] = 0.0
         adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(
             params,

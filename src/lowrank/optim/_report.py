@@ -51,29 +51,14 @@ class Report:
         return sum(row.uncompressed_bytes for row in self.rows)
 
     def __str__(self) -> str:
-        head = ("parameter", "shape", "rank", "state", "uncompressed")
-        cells = [
-            (
-                row.name,
-                "×".join(map(str, row.shape)),
-                "" if row.rank is None else str(row.rank),
-                f"{row.bytes:,}",
-                f"{row.uncompressed_bytes:,}",
-            )
-            for row in self.rows
-        ]
-        total = ("total, bytes", "", "", f"{self.bytes:,}", f"{self.uncompressed_bytes:,}")
-        lines = [head, *cells, total]
-        widths = [max(len(line[column]) for line in lines) for column in range(len(head))]
-        return "\n".join(
-            "  ".join(
-                [
-                    *(cell.ljust(width) for cell, width in zip(line[:2], widths[:2], strict=True)),
-                    *(cell.rjust(width) for cell, width in zip(line[2:], widths[2:], strict=True)),
-                ]
-            ).rstrip()
-            for line in lines
-        )
+        cells = [("parameter", "shape", "rank", "state", "uncompressed")]
+        for row in self.rows:
+            shape, rank = "×".join(map(str, row.shape)), "" if row.rank is None else str(row.rank)
+            cells.append((row.name, shape, rank, f"{row.bytes:,}", f"{row.uncompressed_bytes:,}"))
+        cells.append(("total, bytes", "", "", f"{self.bytes:,}", f"{self.uncompressed_bytes:,}"))
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        form = "  ".join(f"{{:{'<' if i < 2 else '>'}{width}}}" for i, width in enumerate(widths))
+        return "\n".join(form.format(*line).rstrip() for line in cells)
 
 
 def storage_bytes(values: Iterable[Any]) -> int:

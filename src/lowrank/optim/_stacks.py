@@ -250,105 +250,85 @@ def add_to_weights(
     Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002,
     doi:10.1137/1.9780898718027, Section 4.3.)
     """
-    first, half = weights[0], weights[0].parameter.dtype != weights[0].dtype
+    first = weights[0]
+    kind = first.parameter.dtype
+    rounding = group["rounding"] if kind != first.dtype else "nearest"
     lost: list[Any] = [None] * len(weights)
-    if half and group["rounding"] == "compensated":
+    if rounding == "compensated":
         for weight, state in zip(weights, states, strict=True):
             if "compensation" not in state:
                 state["compensation"] = torch.zeros_like(weight.data)
         lost = [state["compensation"] for state in states]
-    noise = None
-    if half and group["rounding"] == "stochastic":
-        noise = functools.partial(_noise, weights, states, group["seed"])
-    if isinstance(G, list):
-        for i, weight in enumerate(weights):
-            _add_to_weight(
-                weight, Q[i], X[i], G[i], kept, None if t is None else t[i],
-                None if rows is None else rows[i], lost[i], None if noise is None else noise(i),
-            )  # fmt: skip
+
+    def change(w: torch.Tensor, i: int, Q: Any, X: Any, G: Any, t: Any) -> None:
+        if isinstance(kept, torch.Tensor):
+            w.mul_(kept)
+        add = w.addmm_ if w.ndim == 2 else w.baddbmm_
+        add(Q, X, beta=1.0 if isinstance(kept, torch.Tensor) else kept)
+        if t is not None:
+            w.addcmul_(G, t.unsqueeze(-2), value=-1.0)
+        if rounding == "stochastic":
+            _round_to_neighbors(w, kind, noise[i])
+
+    noise: list[torch.Generator] = []
+    if rounding == "stochastic":
+        noise = [_noise(*pair, group["seed"]) for pair in zip(weights, states, strict=True)]
+    if isinstance(G, torch.Tensor):
+        data = [weight.data for weight in weights]
+        whole = stack_of(data, first.dtype)
+        if lost[0] is not None:
+            whole += stack_of(lost)
+        flat = whole.flatten(2)
+        change(flat if first.left else flat.mT, 0, as_stack(Q), X, G, t)
+        torch._foreach_copy_(data, list(whole.unbind()))
+        if lost[0] is not None:
+            torch._foreach_copy_(lost, list((whole - stack_of(data)).unbind()))
         return
-    data = [weight.data for weight in weights]
-    whole = stack_of(data, first.dtype)
-    if lost[0] is not None:
-        whole += stack_of(lost)
-    flat = whole.flatten(2)
-    W = flat if first.left else flat.mT
-    if isinstance(kept, torch.Tensor):
-        W.mul_(kept).baddbmm_(as_stack(Q), X)
-    else:
-        W.baddbmm_(as_stack(Q), X, beta=kept)
-    if t is not None:
-        W.addcmul_(G, t.unsqueeze(-2), value=-1.0)
-    if noise is not None:
-        _dither(whole, first.parameter.dtype, noise(0))
-    torch._foreach_copy_(data, list(whole.unbind()))
-    if lost[0] is not None:
-        torch._foreach_copy_(lost, list((whole - stack_of(data)).unbind()))
+    for i, weight in enumerate(weights):
+        flat = weight.data.flatten(1)
+        W = flat if weight.left else flat.mT
+        C = None if lost[i] is None else weight.oriented(lost[i])
+        for part in _pieces(W, whole=kind == first.dtype and (rows is None or W.numel() <= CACHED)):
+            here, columns = part
+            w = W[part].to(first.dtype)  # the weight itself, where it has that dtype
+            if C is not None:
+                w += C[part]
+            g = None
+            if t is not None:
+                g = G[i][part].to(w.dtype) if rows is None else G[i][part] * rows[i][here, None]
+            change(w, i, Q[i][here], X[i][:, columns], g, None if t is None else t[i][columns])
+            if w.dtype != kind:
+                W[part] = w
+            if C is not None:
+                C[part] = w - W[part]
+        if flat.untyped_storage().data_ptr() != weight.data.untyped_storage().data_ptr():
+            weight.data.copy_(flat.view_as(weight.data))
 
 
 def as_stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     return Q if isinstance(Q, torch.Tensor) else stack_of(Q)
 
 
-def _add_to_weight(
-    weight: Weight,
-    Q: torch.Tensor,
-    X: torch.Tensor,
-    G: torch.Tensor,
-    kept: Any,
-    t: torch.Tensor | None,
-    rows: torch.Tensor | None,
-    lost: torch.Tensor | None,
-    noise: torch.Generator | None,
-) -> None:
-    flat = weight.data.flatten(1)
-    W = flat if weight.left else flat.mT
-    C = None if lost is None else weight.oriented(lost)
-    for part in _pieces(W, whole=W.dtype == Q.dtype and (rows is None or W.numel() <= CACHED)):
-        here, columns = part
-        w = W[part].to(Q.dtype)  # the weight itself, where it has that dtype
-        if C is not None:
-            w += C[part]
-        if isinstance(kept, torch.Tensor):
-            w.mul_(kept).addmm_(Q[here], X[:, columns])
-        else:
-            w.addmm_(Q[here], X[:, columns], beta=kept)
-        if t is not None:
-            scaled = G[part].to(Q.dtype) if rows is None else G[part] * rows[here, None]
-            w.addcmul_(scaled, t[columns], value=-1.0)
-        if noise is not None:
-            _dither(w, W.dtype, noise)
-        if w.dtype != W.dtype:
-            W[part] = w
-        if C is not None:
-            C[part] = w - W[part]
-    if flat.untyped_storage().data_ptr() != weight.data.untyped_storage().data_ptr():
-        weight.data.copy_(flat.view_as(weight.data))
-
-
-def _noise(
-    weights: Sequence[Weight], states: Sequence[dict[str, Any]], seed: int, i: int
-) -> torch.Generator:
+def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
     """Random numbers of the seed, the place of a weight, the part of it, and the step."""
-    weight, blocks = weights[i], weights[i].blocks
-    step = states[i].get("updates", states[i].get("step", 0))
+    blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
     numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.rank
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
     generator = torch.Generator(weight.parameter.device)
     return generator.manual_seed(int.from_bytes(digest, "little"))
 
 
-def _dither(w: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
-    """Change w so that its nearest number of `dtype` is one of its neighbors, and w in the mean.
+def _round_to_neighbors(w: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
+    """Round w to a neighbor among the numbers of `dtype`, so that it stays w in the mean.
 
-    By a uniform number between −½ and ½ units in the last place: the neighbor above is taken with
-    the distance to the one below as its probability (M. P. Connolly, N. J. Higham and T. Mary,
-    Stochastic rounding and its probabilistic backward error analysis, 2021,
-    doi:10.1137/20M1334796, mode 1).
+    The upper one is taken with the distance to the lower one as its probability, in units in the
+    last place (M. P. Connolly, N. J. Higham and T. Mary, Stochastic rounding and its probabilistic
+    backward error analysis, 2021, doi:10.1137/20M1334796, mode 1).
     """
     info = torch.finfo(dtype)
     # eps is 2^(1 − p), and w lies between 2^(e − 1) and 2^e: the unit is 2^(e − p)
     unit = torch.ldexp(torch.ones_like(w), torch.frexp(w).exponent) * (info.eps / 2)
     unit.clamp_(min=info.smallest_normal * info.eps)
+    below = (w / unit).floor_()
     uniform = torch.rand(w.shape, dtype=w.dtype, device=w.device, generator=generator)
-    w.addcmul_(uniform.sub_(0.5), unit)
+    w.copy_((below + (uniform < w / unit - below)).mul_(unit))

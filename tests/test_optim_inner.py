@@ -384,9 +384,9 @@ def test_small_steps_on_half_precision_weights_are_not_lost(make, dtype):
         lost = opt.state[p]["compensation"]
         assert lost.dtype == dtype
         assert lost.shape == p.shape
-        # both together have twice the digits
+        # both together have twice the digits; and the exact one has rounded in each of 20 steps
         error = found + (lost.cpu() if hasattr(lost, "inner") else lost).double() - exact
-        assert float(error.abs().max()) < torch.finfo(dtype).eps ** 2 / 4
+        assert float(error.abs().max()) < max(torch.finfo(dtype).eps ** 2 / 4, 20 * 2.0**-24)
         assert abs(float(error.mean())) < 0.05 * abs(wanted)
 
 

@@ -100,3 +100,19 @@ def test_what_accelerate_has_prepared_is_compressed_and_left_alone_as_it_was_sel
     by_name = dict(loop.accelerator.unwrap_model(loop.model).named_parameters())
     assert {name for name, p in by_name.items() if "basis" in opt.state[p]} == names
     assert len(opt.state) == len(by_name)
+
+
+@pytest.mark.parametrize("bad", [False, True])
+def test_a_step_that_a_scaler_skips_is_noticed(bad):
+    """So that schedules, which Accelerate steps with the optimizer, stand still."""
+    from accelerate.optimizer import AcceleratedOptimizer  # noqa: PLC0415
+
+    forget_accelerate()
+    accelerate.Accelerator(cpu=True)
+    p = torch.nn.Parameter(torch.ones(24, 40))
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**4)
+    opt = AcceleratedOptimizer(LowRank([p], rank=4), scaler=scaler)
+    scaler.scale(p.sum() * (float("inf") if bad else 1.0)).backward()
+    opt.step()
+    assert opt.step_was_skipped is bad
+    assert bool((p == 1).all()) is bad

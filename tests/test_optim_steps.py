@@ -7,8 +7,8 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dense import DenseLowRank, DenseMomentum  # noqa: E402
-from pretended import counting, from_numpy, pretending, without_numbers  # noqa: E402
-from test_optim import parameters, set_gradients  # noqa: E402
+from pretended import Pretended, counting, from_numpy, pretending, without_numbers  # noqa: E402
+from test_optim import parameters, peak_bytes, set_gradients  # noqa: E402
 from test_optim_compiled import without_code_generation  # noqa: E402, F401
 
 from lowrank.optim import LowRank, LowRankMomentum  # noqa: E402
@@ -234,3 +234,29 @@ def test_stacks_keep_what_weights_have_of_their_own():
             for value in one.state[p].values():
                 if isinstance(value, torch.Tensor) and value.ndim:
                     assert value.inner.untyped_storage().nbytes() == value.numel() * 4
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("cls", [LowRank, LowRankMomentum])
+def test_stacks_need_no_more_than_the_temporary_bytes(cls, dtype):
+    """Beyond the state, which the first step makes; over refreshes."""
+    rank, limit = (64, 2**22) if cls is LowRank else (16, 2**22)
+    with pretending():
+        params = parameters([(256, 512)] * 6, dtype)
+        pretended = [torch.nn.Parameter(Pretended(p.detach().clone())) for p in params]
+        opt = cls(
+            pretended, rank=rank, refresh_every=2, temporary_bytes=limit, lr=0.1, foreach=True
+        )
+        for step in range(4):
+            set_gradients(params, step)
+            for p, q in zip(pretended, params, strict=True):
+                p.grad = Pretended(q.grad.clone())
+            made = peak_bytes(opt.step) - (step == 0) * storage_of(opt)
+            assert made <= limit
+        assert {chunk.stacked for chunk in opt._made} == {True}
+        assert len(opt._made) > 1
+
+
+def storage_of(opt):
+    tensors = [X for state in opt.state.values() for X in state.values() if hasattr(X, "inner")]
+    return sum(X.inner.untyped_storage().nbytes() for X in tensors)

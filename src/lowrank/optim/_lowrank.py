@@ -69,8 +69,8 @@ class LowRank(LowRankOptimizer):
     random_fraction : float
         Share of random directions in a basis, fresh at each refresh.
     transport : {"rotate", "keep", "reset"}
-        State of the inner optimizer at a refresh: moved to the new basis, left as it is, or begun
-        anew.
+        State of the inner optimizer at a refresh: moved to the new basis where its meaning is known
+        (see below), left as it is, or begun anew.
     power_iterations, oversampling, warm_start
         See :class:`lowrank.compress.Subspace`.
     average : float
@@ -107,14 +107,16 @@ class LowRank(LowRankOptimizer):
     Raises
     ------
     TypeError, ValueError
-        For options that are out of range or unknown to the inner optimizer, for the flattened
-        parameters of FSDP1, and for DTensors that would be compressed but are cut in another way
-        than by rows, or whose inner optimizer is not element by element.
+        For options that are out of range or unknown to the inner optimizer, for inner optimizers
+        with options of the same names, for the flattened parameters of FSDP1, and for DTensors that
+        would be compressed but are sharded in another way than by rows, or whose inner optimizer is
+        not element by element.
 
     Warns
     -----
     UserWarning
-        In the first step, if a rank is given and no parameter is compressed.
+        In the first step, if a rank is given and no parameter is compressed. At the first refresh,
+        if the state of the inner optimizer begins anew though ``transport="rotate"``.
 
     Notes
     -----
@@ -123,13 +125,22 @@ class LowRank(LowRankOptimizer):
     matrices, the first dimension by the product of the others. Half-precision weights are rounded
     once a step; products are in single precision.
 
-    Beyond the state a step needs less memory than the largest of the weights, or 16 MiB (64 on a
-    GPU), for ranks up to k/8 (k/16 for weights of half precision); up to three times as much for
-    convolutions in channels-last format, and twice with `average`, adaptive ranks of half precision
-    weights or a `state_dtype` wider than the weight. Gradients are not changed, but by the
-    unscaling of a GradScaler. The ranks and sides of groups are settled in the first step.
+    Beyond the state a step needs `temporary_bytes`, for ranks up to k/8 (k/16 for weights of half
+    precision); up to three times as much for convolutions in channels-last format, and twice with
+    `average`, adaptive ranks of half precision weights or a `state_dtype` wider than the weight.
+    Gradients are not changed. Groups are read at every step: parameters may be replaced, appended
+    and deleted, and a `rank` that is changed holds from the next refresh on.
 
-    Of weights that FSDP2 (or HSDP) spreads over ranks each rank compresses its rows: sides, ranks,
+    State of the inner optimizer is moved where its meaning is known: of torch's Adam, AdamW, NAdam,
+    RAdam, SGD, Muon, RMSprop, Adagrad and Adafactor, transformers' Adafactor, Lion, torchao's
+    Adam and AdamW, and those of bitsandbytes in 32 bits; also through partials, functions and
+    subclasses. State of others begins anew at each refresh, with one warning.
+
+    On a GPU weights of one shape are stepped as a stack, and the optimizer sees one parameter for
+    all of them if it works element by element. With ``nonfinite="ignore"`` nothing is read there,
+    and no refresh of a fixed rank from 64 on waits.
+
+    Of weights that FSDP2 (or HSDP) shards over processes each compresses its rows: sides, ranks,
     budgets and random numbers are those of the whole, and so are the steps, up to rounding. All
     ranks must step together. Each has the moments of some columns of the coordinates. Where the
     rows are the long side, it has the whole basis; where they are the short side, its rows of it,

@@ -385,7 +385,7 @@ def test_small_steps_on_half_precision_weights_are_not_lost(make, dtype):
         assert lost.dtype == dtype
         assert lost.shape == p.shape
         # both together have twice the digits; and the exact one has rounded in each of 20 steps
-        error = found + (lost.cpu() if hasattr(lost, "inner") else lost).double() - exact
+        error = found + lost.cpu().double() - exact
         assert float(error.abs().max()) < max(torch.finfo(dtype).eps ** 2 / 4, 20 * 2.0**-24)
         assert abs(float(error.mean())) < 0.05 * abs(wanted)
 

@@ -96,10 +96,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """Why a sharded weight can't be compressed, if it can't."""
         return None
 
-    def _check_saved(
-        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
-    ) -> None:
-        check_saved(saved, parameter, name, weight)
+    @staticmethod
+    def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:  # noqa: ARG004
+        """Of what the state of a parameter must hold, if that is known."""
+        return {}
 
     # -- groups -------------------------------------------------------------------------------
 
@@ -498,7 +498,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 state[key] = copy.deepcopy(saved)
                 continue
             parameter, weight = parameters[key], weights.get(places[key])
-            self._check_saved(saved, parameter, self._name(places[key]), weight)
+            shapes = {} if weight is None else self._shapes(weight)
+            check_saved(saved, parameter, self._name(places[key]), weight, shapes)
             state[parameter] = {
                 name: copied(
                     placed_as(parameter, X) if weight is None else weight.loaded(name, X),

@@ -21,10 +21,22 @@ def copied(value: Any, device: torch.device | None) -> Any:
 
 
 def check_saved(
-    saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
+    saved: dict[str, Any],
+    parameter: torch.Tensor,
+    name: str,
+    weight: Weight | None,
+    shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Raise a ValueError unless the saved state of a parameter is one of it at this rank."""
-    if wrong := _wrong(saved, parameter, weight):
+    """Raise a ValueError unless the saved state of a parameter is one of it at this rank.
+
+    With what has these `shapes`, at least, if it is not empty.
+    """
+    wrong = _wrong(saved, parameter, weight)
+    for key, shape in shapes.items() if saved and not wrong else ():
+        if key not in saved or tuple(getattr(saved[key], "shape", ())) != shape:
+            found = "nothing" if key not in saved else tuple(getattr(saved[key], "shape", ()))
+            wrong = f"`{key}` must have shape {shape}, got {found} among {', '.join(saved)}"
+    if wrong:
         message = f"the state of parameter {name} does not fit: {wrong}."
         raise ValueError(message)
 

@@ -180,22 +180,10 @@ class LowRankMomentum(LowRankOptimizer):
     def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG004
         return 2 * weight.data.numel() * weight.data.element_size()
 
-    def _check_saved(
-        self, saved: dict[str, Any], parameter: torch.Tensor, name: str, weight: Weight | None
-    ) -> None:
-        super()._check_saved(saved, parameter, name, weight)
-        if weight is None or not saved:
-            return
-        r = weight.rank
-        wanted: dict[str, tuple[int, ...]] = {"basis": (weight.k, r), "exp_avg": (r, weight.M)}
-        wanted |= {"row_sq": (weight.k,), "col_sq": (weight.M,)}
-        found = {key: tuple(getattr(saved.get(key), "shape", ())) for key in wanted}
-        if found != wanted or "step" not in saved:
-            message = (
-                f"the state of parameter {name} needs `step` and tensors of shapes {wanted}, got "
-                f"{found} among {', '.join(saved)}."
-            )
-            raise ValueError(message)
+    @staticmethod
+    def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:
+        k, M, r = weight.k, weight.M, weight.rank
+        return {"basis": (k, r), "exp_avg": (r, M), "row_sq": (k,), "col_sq": (M,), "step": ()}
 
     def _step_chunk(
         self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool

@@ -16,6 +16,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from lowrank import _panel
+
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten
 
@@ -194,11 +196,14 @@ def pretending(*, flush=False):
 def without_numbers(answers=()):
     """No memory, and no numbers: a read answers True, or the next of the answers, or one."""
     now.inner, now.answers = "meta", itertools.chain(answers, itertools.repeat(1.0))
+    kept = _panel._kept_constant.cache_clear  # of one device, and now of another
+    kept()
     try:
         with pretending():
             yield
     finally:
         now.inner, now.answers = "cpu", None
+        kept()
 
 
 @contextmanager

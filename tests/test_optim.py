@@ -572,7 +572,7 @@ def peak_bytes(function):
 @pytest.mark.parametrize(("dtype", "rank"), [(torch.float32, 64), (torch.bfloat16, 32)])
 @pytest.mark.parametrize("shape", [(512, 512), (512, 1408), (1408, 512)])
 def test_a_step_needs_less_than_one_weight_beyond_the_state(monkeypatch, dtype, rank, shape):
-    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
+    monkeypatch.setattr("lowrank.optim._chunks.TEMPORARY", 0)
     params = parameters([shape] * 3, dtype)
     opt = LowRank(params, torch.optim.AdamW, rank=rank, lr=1e-3, refresh_every=6, weight_decay=0.1)
     set_gradients(params, 0)

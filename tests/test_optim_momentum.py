@@ -315,7 +315,7 @@ def test_budget_in_bytes(dtype):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(512, 700), (700, 512), (512, 64, 3, 3)])
 def test_a_step_needs_less_than_one_weight_beyond_the_state(monkeypatch, shape, dtype):
-    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
+    monkeypatch.setattr("lowrank.optim._chunks.TEMPORARY", 0)
     (p,) = params = parameters([shape], dtype)
     rank = 512 // (16 if dtype == torch.float32 else 32)
     opt = LowRankMomentum(params, rank=rank, refresh_every=1, **RATE)
@@ -612,7 +612,7 @@ def test_what_would_cost_more_is_left_to_adamw():
 
 
 def test_batches_are_as_large_as_their_temporaries_allow(monkeypatch):
-    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
+    monkeypatch.setattr("lowrank.optim._chunks.TEMPORARY", 0)
     params = parameters([(64, 8192)] * 12)
     opt = LowRankMomentum(params, rank=2, side="long", **RATE)
     train(opt, params, 2)

@@ -274,7 +274,7 @@ def test_dtensors_may_be_left_whole_beside_compressed_weights():
 
 def test_batches_are_as_large_as_their_temporaries_allow(monkeypatch):
     """Below the largest weight, with many weights of one size."""
-    monkeypatch.setattr("lowrank.optim._base.TEMPORARY", 0)
+    monkeypatch.setattr("lowrank.optim._chunks.TEMPORARY", 0)
     params = parameters([(512, 512)] * 6)
     opt = LowRank(params, torch.optim.AdamW, rank=8, lr=1e-3)
     set_gradients(params, 0)

@@ -3,35 +3,21 @@
 import copy
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import torch
 
-from lowrank._check import as_count, as_rank
+from lowrank._check import as_count
+from lowrank.optim._chunks import Chunk, alike_weights, largest_fraction, parameters_of, plan
+from lowrank.optim._gradients import are_finite
 from lowrank.optim._inner import Inner
-from lowrank.optim._loading import check_saved, copied
+from lowrank.optim._loading import check_saved, copied, loaded_groups
 from lowrank.optim._options import DEFAULTS, Weight, is_asked, parse, weight_of
-from lowrank.optim._refresh import alike
 from lowrank.optim._report import Report, Row, storage_bytes
-from lowrank.optim._sharding import agreed, align, local, placed_as, unfit_placements
-
-# Bytes of what is temporary in a step of weights of one shape, where they are not given: of a
-# processor no less than the largest weight. On a GPU every operation costs the host as much as
-# several weights cost the device.
-TEMPORARY, TEMPORARY_ON_A_GPU = 2**24, 2**28
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """Compressed parameters of one group and shape, stepped together."""
-
-    group: int
-    weights: tuple[Weight, ...]
-    stacked: bool  # as one tensor
+from lowrank.optim._sharding import align, placed_as, unfit_placements
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -70,7 +56,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
             defaults["rank"] = 0.5  # until all parameters are known
         super().__init__(params, defaults)
         if budget_bytes is not None:
-            self._spend(budget_bytes)
+            weights = [(weight, self.param_groups[number]) for number, weight in self._weights()]
+            fraction = largest_fraction(budget_bytes, weights, self._bytes)
+            for group in self.param_groups:
+                group["rank"] = None if group["rank"] is None else fraction
 
     # -- what differs -------------------------------------------------------------------------
 
@@ -375,26 +364,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 if not self.state.get(p):
                     self.state[p] = state
             made.append(optimizer)
-        for number, same in _alike(weights, alone=alone):
-            stacked, count = self._plan(same[0], self.param_groups[number])
+        largest = max((p.numel() * p.element_size() for p in self._turns), default=0)
+        for number, same in alike_weights(weights, alone=alone):
+            group = self.param_groups[number]
+            stacked, count = plan(same[0], group, self._temporaries, self.temporary_bytes, largest)
             parts = (same[start : start + count] for start in range(0, len(same), count))
             made += [self._chunk(number, part, stacked=stacked) for part in parts]
         self._made, self._seen = made, seen
-        self._worker_of = {p: worker for worker in made for p in _parameters_of(worker)}
+        self._worker_of = {p: worker for worker in made for p in parameters_of(worker)}
         return made
-
-    def _plan(self, first: Weight, group: dict[str, Any]) -> tuple[bool, int]:
-        """Whether weights are stepped as a stack, and how many at a time."""
-        wide = getattr(torch, group["state_dtype"] or "float16").itemsize
-        size = first.rank * max(first.k, first.M) * max(wide, first.dtype.itemsize)
-        size *= self._temporaries
-        on_cpu, limit = first.parameter.device.type == "cpu", self.temporary_bytes
-        if limit is None:
-            largest = max(p.numel() * p.element_size() for p in self._turns)
-            limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
-        whole = size + 2 * first.k * first.M * first.dtype.itemsize  # gradient and weight
-        stacked = not on_cpu and first.blocks is None and whole <= limit
-        return stacked, max(1, limit // (whole if stacked else size))
 
     def _name(self, index: int) -> str:
         names: list[Any] = []
@@ -402,32 +380,6 @@ class LowRankOptimizer(torch.optim.Optimizer):
             known = list(group.get("param_names", []))
             names += (known + [None] * len(group["params"]))[: len(group["params"])]
         return str(index) if names[index] is None else f"{names[index]!r}"
-
-    def _spend(self, budget: int) -> None:
-        """Give all compressed parameters the largest fraction of k that the budget allows."""
-        weights = [(self.param_groups[number], weight) for number, weight in self._weights()]
-
-        def needed(fraction: float) -> int:
-            return sum(
-                self._bytes(weight, as_rank(fraction, weight.k, "budget_bytes"), group)
-                for group, weight in weights
-            )
-
-        low, high = 0.0, 0.5
-        if weights and needed(high) > budget:
-            for _ in range(50):
-                middle = (low + high) / 2
-                low, high = (middle, high) if needed(middle) <= budget else (low, middle)
-            if low == 0.0:
-                message = (
-                    f"`budget_bytes` must be at least {needed(1e-9):,}, for a basis of one column "
-                    f"for each of {len(weights)} parameters, got {budget:,}."
-                )
-                raise ValueError(message)
-            high = low
-        for group in self.param_groups:
-            if group["rank"] is not None:
-                group["rank"] = high
 
     # -- state --------------------------------------------------------------------------------
 
@@ -482,7 +434,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
-        groups = self._loaded_groups(state_dict)
+        name, made_by = self.defaults["optimizer"], None
+        if name == self._inner.name:  # a partial or a function was saved by its own name once
+            made_by = getattr(self._inner.make, "__name__", type(self._inner.make).__name__)
+        groups = loaded_groups(
+            state_dict["param_groups"], self.param_groups, self.defaults, {name, made_by}
+        )
         keys = [key for group in groups for key in group["params"]]
         on_host = {
             key: not any(group.get(name) for name in ("capturable", "fused"))
@@ -514,76 +471,3 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)
-
-    def _loaded_groups(self, state_dict: dict[str, Any]) -> list[dict[str, Any]]:
-        """The groups of a saved state with all options, or a ValueError."""
-        groups = copy.deepcopy(state_dict["param_groups"])
-        sizes = [[len(group["params"]) for group in all] for all in (groups, self.param_groups)]
-        if sizes[0] != sizes[1]:
-            message = (
-                f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; "
-                "build it with the same groups."
-            )
-            raise ValueError(message)
-        name = self.defaults["optimizer"]
-        # a partial or a function was saved by its own name once
-        made_by = getattr(self._inner.make, "__name__", type(self._inner.make).__name__)
-        names = {name, made_by} if name == self._inner.name else {name}
-        wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
-        if wrong:
-            told = (
-                "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
-            )
-            message = (
-                f"the state {told}, and this optimizer is {type(self).__name__} with {name}; give "
-                "it a state that it has saved."
-            )
-            raise ValueError(message)
-        defaults = {key: value for key, value in self.defaults.items() if key != "rank"}
-        return [
-            parse({**defaults, "rank": ours["rank"], **group, "optimizer": name})
-            for group, ours in zip(groups, self.param_groups, strict=True)
-        ]
-
-
-def _alike(weights: list[tuple[int, Weight]], *, alone: bool) -> Iterable[tuple[int, list[Weight]]]:
-    """Weights of one group and shape, in one dtype, on one device and sharded alike."""
-
-    def kind(item: tuple[int, Weight]) -> Any:
-        number, weight = item
-        p = weight.parameter
-        own = weight.index if alone else None
-        # views of weights on their long and short sides go together, and no stacks of them
-        shape = (weight.k, weight.M) if p.device.type == "cpu" else (p.shape, weight.left)
-        return number, shape, p.dtype, p.device, weight.along_k, weight.along_M, own
-
-    return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
-
-
-def _parameters_of(worker: Chunk | torch.optim.Optimizer) -> list[torch.Tensor]:
-    if isinstance(worker, Chunk):
-        return [weight.parameter for weight in worker.weights]
-    return [p for group in worker.param_groups for p in group["params"]]
-
-
-def are_finite(parameters: list[torch.Tensor]) -> bool:
-    """Whether the squares of all gradients have a finite sum: one number read by the host."""
-    grads = [_values(local(p.grad)) for p in parameters if p.grad is not None]
-    sizes = []
-    for same in alike(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
-        dtype = same[0].dtype
-        # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
-        wide = torch.float32 if dtype == torch.float16 else None
-        norms = torch.stack(torch._foreach_norm(same, 2.0, wide))
-        sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
-    if not sizes:  # on this rank: others may have gradients of weights that are not sharded
-        device = parameters[0].device if parameters else None
-        sizes.append(torch.zeros(1, device=device))
-    together = sizes[0]
-    if len(sizes) > 1:
-        together = torch.cat([size.to(sizes[0].device) for size in sizes])
-    return bool(agreed((together < 1).all(), parameters))
-
-
-def _values(grad: torch.Tensor) -> torch.Tensor:
-    return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad

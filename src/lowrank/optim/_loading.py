@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._options import OURS, Weight
+from lowrank.optim._options import OURS, Weight, parse
 
 
 def copied(value: Any, device: torch.device | None) -> Any:
@@ -18,6 +18,36 @@ def copied(value: Any, device: torch.device | None) -> Any:
         made: Any = type(value)
         return made.__tensor_unflatten__(parts, context, value.shape, value.stride())
     return value.detach().clone() if device is None else value.detach().to(device, copy=True)
+
+
+def loaded_groups(
+    saved: list[dict[str, Any]],
+    ours: list[dict[str, Any]],
+    defaults: dict[str, Any],
+    names: set[Any],
+) -> list[dict[str, Any]]:
+    """Copies of saved groups with all options, or a ValueError if they are not like ours.
+
+    `names` are those of the optimizer.
+    """
+    groups = copy.deepcopy(saved)
+    sizes = [[len(group["params"]) for group in all] for all in (groups, ours)]
+    if sizes[0] != sizes[1]:
+        message = (
+            f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; build "
+            "it with the same groups."
+        )
+        raise ValueError(message)
+    name = defaults["optimizer"]
+    wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
+    if wrong:
+        told = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
+        message = f"the state {told}, and this optimizer is {name}; give it a state of its own."
+        raise ValueError(message)
+    return [
+        parse({**defaults, "rank": mine["rank"], **group, "optimizer": name})
+        for group, mine in zip(groups, ours, strict=True)
+    ]
 
 
 def check_saved(

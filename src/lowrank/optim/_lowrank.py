@@ -6,7 +6,8 @@ from typing import Any, Literal
 
 import torch
 
-from lowrank.optim._base import Chunk, LowRankOptimizer
+from lowrank.optim._base import LowRankOptimizer
+from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
 from lowrank.optim._options import DEFAULTS, OURS, Weight
 from lowrank.optim._refresh import alike, refreshed

@@ -6,7 +6,8 @@ from typing import Any, Literal
 import torch
 
 from lowrank._panel import orthonormalise
-from lowrank.optim._base import Chunk, LowRankOptimizer
+from lowrank.optim._base import LowRankOptimizer
+from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of
 from lowrank.optim._options import DEFAULTS, Weight
 from lowrank.optim._refresh import alike, found_basis

@@ -1,0 +1,95 @@
+"""Which weights are stepped together, and whether as one stack."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from lowrank._check import as_rank
+from lowrank.optim._options import Weight
+from lowrank.optim._refresh import alike
+
+# Bytes of what is temporary in a step of weights of one shape, where they are not given: of a
+# processor no less than the largest weight. On a GPU every operation costs the host as much as
+# several weights cost the device.
+TEMPORARY, TEMPORARY_ON_A_GPU = 2**24, 2**28
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Compressed parameters of one group and shape, stepped together."""
+
+    group: int
+    weights: tuple[Weight, ...]
+    stacked: bool  # as one tensor
+
+
+def alike_weights(
+    weights: list[tuple[int, Weight]], *, alone: bool
+) -> Iterable[tuple[int, list[Weight]]]:
+    """Weights of one group and shape, in one dtype, on one device and sharded alike."""
+
+    def kind(item: tuple[int, Weight]) -> Any:
+        number, weight = item
+        p = weight.parameter
+        own = weight.index if alone else None
+        # views of weights on their long and short sides go together, and no stacks of them
+        shape = (weight.k, weight.M) if p.device.type == "cpu" else (p.shape, weight.left)
+        return number, shape, p.dtype, p.device, weight.along_k, weight.along_M, own
+
+    return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
+
+
+def plan(
+    first: Weight,
+    group: dict[str, Any],
+    temporaries: int,
+    temporary_bytes: int | None,
+    largest: int,
+) -> tuple[bool, int]:
+    """Whether weights like the first are stepped as a stack, and how many at a time.
+
+    A step takes so many arrays of the size of the coordinates; the largest weight has so many
+    bytes.
+    """
+    wide = getattr(torch, group["state_dtype"] or "float16").itemsize
+    size = first.rank * max(first.k, first.M) * max(wide, first.dtype.itemsize) * temporaries
+    on_cpu, limit = first.parameter.device.type == "cpu", temporary_bytes
+    if limit is None:
+        limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
+    whole = size + 2 * first.k * first.M * first.dtype.itemsize  # gradient and weight
+    stacked = not on_cpu and first.blocks is None and whole <= limit
+    return stacked, max(1, limit // (whole if stacked else size))
+
+
+def largest_fraction(
+    budget: int, weights: list[tuple[Weight, dict[str, Any]]], bytes_of: Callable[..., int]
+) -> float:
+    """The largest fraction of k, up to a half, with which all weights fit into so many bytes."""
+
+    def needed(fraction: float) -> int:
+        return sum(
+            bytes_of(weight, as_rank(fraction, weight.k, "budget_bytes"), group)
+            for weight, group in weights
+        )
+
+    low, high = 0.0, 0.5
+    if not weights or needed(high) <= budget:
+        return high
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if needed(middle) <= budget else (low, middle)
+    if low == 0.0:
+        message = (
+            f"`budget_bytes` must be at least {needed(1e-9):,}, for a basis of one column for each "
+            f"of {len(weights)} parameters, got {budget:,}."
+        )
+        raise ValueError(message)
+    return low
+
+
+def parameters_of(worker: Chunk | torch.optim.Optimizer) -> list[torch.Tensor]:
+    if isinstance(worker, Chunk):
+        return [weight.parameter for weight in worker.weights]
+    return [p for group in worker.param_groups for p in group["params"]]

@@ -248,3 +248,28 @@ def reads_of_tensors(function):
     with _Reads() as counter:
         result = function()
     return counter.count, result
+
+
+# -- what is counted of the optimizers, by tests and benchmarks ------------------------------------
+
+
+def llama_of_130_million(dtype):
+    """Its weights, with gradients: 84 matrices, and 27 others."""
+    matrices = ([(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)]) * 12
+    others = [(32000, 768)] * 2 + [(768,)] * 25
+    found = []
+    for shapes in (matrices, others):
+        made = [torch.empty(shape, dtype=dtype, device=CUDA) for shape in shapes]
+        found.append([torch.nn.Parameter(X) for X in made])
+        for p in found[-1]:
+            p.grad = torch.empty_like(p)
+    return found
+
+
+def launched_by_a_step(optimizer):
+    """Operations and reads of the third step."""
+    for _ in range(2):
+        optimizer.step()
+    with counting() as found:
+        optimizer.step()
+    return found.launched, found.reads + found.checks

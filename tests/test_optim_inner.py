@@ -287,7 +287,7 @@ def test_a_rank_that_is_changed_holds_from_the_next_refresh():
         train(opt, params, 1, start=8)
 
 
-# -- checkpoints ------------------------------------------------------------------------------------
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
@@ -329,7 +329,7 @@ def test_groups_of_another_optimizer_are_refused_whole(make, groups):
     train(opt, params, 1, start=2)
 
 
-# -- precision --------------------------------------------------------------------------------------
+# -- precision -------------------------------------------------------------------------------------
 
 
 def test_bias_corrections_of_weights_in_double_precision():

@@ -586,7 +586,9 @@ def test_a_state_of_other_shapes_is_refused(key, value):
     else:
         saved["state"][0][key] = value
     before = snapshot(opt)
-    with pytest.raises(ValueError, match=r"the state of parameter 0 does not fit: .*must have shape|has shape"):
+    with pytest.raises(
+        ValueError, match=r"the state of parameter 0 does not fit: .*must have shape|has shape"
+    ):
         opt.load_state_dict(saved)
     same_state(snapshot(opt), before)
 

@@ -7,7 +7,14 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from dense import DenseLowRank, DenseMomentum  # noqa: E402
-from pretended import Pretended, counting, from_numpy, pretending, without_numbers  # noqa: E402
+from pretended import (  # noqa: E402
+    Pretended,
+    from_numpy,
+    launched_by_a_step,
+    llama_of_130_million,
+    pretending,
+    without_numbers,
+)
 from test_optim import parameters, peak_bytes, set_gradients  # noqa: E402
 from test_optim_compiled import without_code_generation  # noqa: E402, F401
 
@@ -128,28 +135,6 @@ def test_compiled_steps_are_dense_steps(kind):
             assert torch.allclose(short_first(p.detach()), reference.W, atol=1e-10)
 
 
-def llama(dtype):
-    """The weights of a Llama of 130 million: 84 matrices, and 27 others."""
-    matrices = ([(768, 768)] * 4 + [(2048, 768)] * 2 + [(768, 2048)]) * 12
-    others = [(32000, 768)] * 2 + [(768,)] * 25
-    made = [
-        [torch.empty(s, dtype=dtype, device="cuda") for s in part] for part in (matrices, others)
-    ]
-    found = [[torch.nn.Parameter(X) for X in part] for part in made]
-    for p in found[0] + found[1]:
-        p.grad = torch.empty(p.shape, dtype=dtype, device="cuda")
-    return found
-
-
-def counts(opt, steps=2):
-    """Operations and reads of a step, after some."""
-    for _ in range(steps):
-        opt.step()
-    with counting() as found:
-        opt.step()
-    return found.launched, found.reads + found.checks
-
-
 ADAMW = {"lr": 1e-3, "betas": (0.9, 0.95), "weight_decay": 0.1, "foreach": True}
 BUDGETS = {  # operations and reads
     "LowRank": (LowRank, {"rank": 192, "refresh_every": 10**6}, 249, 1),
@@ -165,10 +150,10 @@ BUDGETS = {  # operations and reads
 def test_operations_of_a_step_on_a_gpu(name, dtype):
     cls, options, operations, reads = BUDGETS[name]
     with without_numbers():
-        matrices, others = llama(dtype)
+        matrices, others = llama_of_130_million(dtype)
         groups = [{"params": matrices}, {"params": others, "rank": None}]
         opt = cls(groups, **options, **ADAMW)
-        launched, waits = counts(opt)
+        launched, waits = launched_by_a_step(opt)
     assert waits == reads
     assert launched <= operations
 
@@ -176,14 +161,16 @@ def test_operations_of_a_step_on_a_gpu(name, dtype):
 def test_operations_of_a_refresh_on_a_gpu():
     """Of eight bases: 80 and no read; and 31 more to move the moments."""
     with without_numbers():
-        params = [p for p in llama(torch.bfloat16)[0] if p.shape[0] == p.shape[1]][:8]
+        params = [p for p in llama_of_130_million(torch.bfloat16)[0] if p.shape[0] == p.shape[1]][
+            :8
+        ]
         found = {}
         for every, transport in ((10**6, "keep"), (1, "keep"), (1, "rotate")):
             opt = LowRank(
                 params, rank=192, refresh_every=every, transport=transport, nonfinite="ignore",
                 **ADAMW,
             )  # fmt: skip
-            found[every, transport] = counts(opt)
+            found[every, transport] = launched_by_a_step(opt)
     assert {reads for _, reads in found.values()} == {0}
     plain = found[10**6, "keep"][0]
     assert found[1, "keep"][0] - plain <= 80
@@ -193,12 +180,12 @@ def test_operations_of_a_refresh_on_a_gpu():
 def test_operations_follow_the_number_of_shapes_and_the_memory():
     """Twice as many weights cost no operation more while a stack of them fits."""
     with without_numbers():
-        matrices = llama(torch.float32)[0]
+        matrices = llama_of_130_million(torch.float32)[0]
         square = [p for p in matrices if p.shape == (768, 768)]
         found = {}
         for number, temporary in ((6, None), (12, None), (12, 2**26), (12, 0)):
             opt = LowRank(square[:number], rank=64, temporary_bytes=temporary, **ADAMW)
-            found[number, temporary] = counts(opt)[0]
+            found[number, temporary] = launched_by_a_step(opt)[0]
     assert found[6, None] == found[12, None]
     assert found[12, None] < found[12, 2**26] < found[12, 0]
 
@@ -233,7 +220,10 @@ def test_stacks_keep_what_weights_have_of_their_own():
             )
             for value in one.state[p].values():
                 if isinstance(value, Pretended):
-                    assert value.inner.untyped_storage().nbytes() == value.numel() * value.element_size()
+                    assert (
+                        value.inner.untyped_storage().nbytes()
+                        == value.numel() * value.element_size()
+                    )
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])

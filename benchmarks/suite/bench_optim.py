@@ -1,9 +1,12 @@
 """Steps and refreshes of the optimizer, as ratios to what it stands beside, and its state."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 from .common import is_here, medians
 
+TESTS = Path(__file__).parents[2] / "tests"
 WIDTH, RANK = 256, 32
 
 
@@ -59,3 +62,32 @@ class Refresh:
         return ours / full
 
     track_of_svd.unit = "of the time of an SVD"
+
+
+class OnAGpu:
+    """A step of a Llama of 130 million, counted on tensors that only say they are on a GPU."""
+
+    params = (("LowRank", "LowRankMomentum"),)
+    param_names = ("optimizer",)
+
+    def setup(self, optimizer):
+        if not is_here("torch"):
+            raise NotImplementedError
+        sys.path.insert(0, str(TESTS))
+        torch, pretended = import_module("torch"), import_module("pretended")
+        make = getattr(import_module("lowrank.optim"), optimizer)
+        with pretended.without_numbers():
+            matrices, others = pretended.llama_of_130_million(torch.bfloat16)
+            groups = [{"params": matrices}, {"params": others, "rank": None}]
+            options = {"rank": 192, "refresh_every": 10**6}
+            opt = make(groups, foreach=True, **(options if optimizer == "LowRank" else {"rank": 8}))
+            self.counts = pretended.launched_by_a_step(opt)
+
+    def track_operations(self, optimizer):
+        return self.counts[0]
+
+    def track_reads(self, optimizer):
+        return self.counts[1]
+
+    track_operations.unit = "operations launched"
+    track_reads.unit = "reads by the host"

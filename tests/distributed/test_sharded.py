@@ -93,7 +93,7 @@ def test_refused(world):
         "complete": "ValueError: of a DTensor `qr` makes the reduced factors",
         "Q is no DTensor": "TypeError: `Q` must be a DTensor on the mesh of `A`, got Tensor",
         "Q elsewhere": "ValueError: `Q` must have the placements",
-        "B replicated": "ValueError: `Q` and `B` must have shapes",
+        "B replicated": "ValueError: `B` must have shape",
         "object": "TypeError: `A` is a DTensor",
         "eigh": "TypeError: `A` is a DTensor",
         "interpolative": "TypeError: `A` is a DTensor",

@@ -1,14 +1,15 @@
 """What a parameter group may say about compression, checked, and what it means for a parameter."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from lowrank._check import as_count
+from lowrank._sharded import Rows
 from lowrank.compress import Subspace
-from lowrank.optim._sharding import Blocks, blocks_of, local
+from lowrank.optim._sharding import by_rows, local, rows_of
 
 DEFAULTS: dict[str, Any] = {
     "rank": None,
@@ -83,30 +84,33 @@ class Weight:
         return local(self.parameter.grad)
 
     @cached_property
-    def blocks(self) -> Blocks | None:
+    def blocks(self) -> Rows | None:
         """The rows of the weight that the ranks have, None where each has all."""
-        return blocks_of(self.parameter)
+        return rows_of(self.parameter)
 
     @property
-    def along_k(self) -> Blocks | None:
+    def along_k(self) -> Rows | None:
         return self.blocks if self.left else None
 
     @property
-    def along_M(self) -> Blocks | None:
+    def along_M(self) -> Rows | None:
         return None if self.left else self.blocks
 
     @cached_property
-    def columns(self) -> Blocks | None:
-        """The columns of the coordinates that the ranks have, None where each has all."""
-        if self.along_k is None or not self.shares:
-            return self.along_M
-        return replace(self.along_k, length=self.M)
+    def shared(self) -> Rows | None:
+        """The columns of coordinates that are shared out to processes, where all have them all."""
+        return self.along_k.chunks(self.M) if self.along_k is not None and self.shares else None
+
+    @property
+    def columns(self) -> Rows | None:
+        """The columns of the coordinates that processes have, None where each has all."""
+        return self.along_M if self.shared is None else self.shared
 
     @property
     def here(self) -> tuple[int, int]:
         """Rows and columns of the k×M gradient on this rank."""
         k, M = self.along_k, self.along_M
-        return (self.k if k is None else k.size), (self.M if M is None else M.size)
+        return (self.k if k is None else k.height), (self.M if M is None else M.height)
 
     def sum_k(self, *several: torch.Tensor) -> Any:
         """Sums over the short side, of this rank's part made whole; they may be overwritten."""
@@ -118,17 +122,13 @@ class Weight:
 
     def shard(self, X: torch.Tensor) -> torch.Tensor:
         """Of coordinates, or other numbers for each column, those that this rank steps."""
-        if self.along_k is None or self.columns is None:
-            return X
-        return self.columns.part(X, -1).contiguous()
+        return X if self.shared is None else self.shared.part(X, -1).contiguous()
 
     def gather(self, X: torch.Tensor) -> torch.Tensor:
         """What `shard` has taken a part of, from all ranks."""
-        if self.along_k is None or self.columns is None:
-            return X
-        return self.columns.whole(X.mT).mT
+        return X if self.shared is None else self.shared.gather(X.mT).mT
 
-    def _spread(self, name: str, X: Any) -> tuple[Blocks | None, int]:
+    def _spread(self, name: str, X: Any) -> tuple[Rows | None, int]:
         """How a tensor of state is spread over the ranks, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
             return None, 0
@@ -139,14 +139,15 @@ class Weight:
     def saved(self, name: str, X: Any) -> Any:
         """A tensor of state for a checkpoint: a DTensor where this rank has a part only."""
         blocks, dim = self._spread(name, X)
-        return X if blocks is None else blocks.distributed(X, dim)
+        return X if blocks is None else blocks.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
         """What this rank keeps of a tensor of state in a checkpoint."""
         blocks, dim = self._spread(name, X)
-        if blocks is None:
-            return X.full_tensor() if hasattr(X, "full_tensor") else X
-        return blocks.taken(X, dim)
+        if blocks is not None and blocks.holds(X, dim):
+            return by_rows(local(X))
+        X = X.full_tensor() if hasattr(X, "full_tensor") else X
+        return X if blocks is None else blocks.part(X, dim)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
@@ -154,9 +155,9 @@ class Weight:
         return X if self.left else X.mT
 
 
-def _summed(blocks: Blocks | None, several: tuple[torch.Tensor, ...]) -> Any:
+def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
     if blocks is not None:
-        return blocks.total(*several)
+        return blocks.sum(*several)
     return several if len(several) > 1 else several[0]
 
 

@@ -1,4 +1,4 @@
-"""Matrices of PyTorch that are sharded over processes, `DTensor`: what each process has to do."""
+"""Tensors of PyTorch that are sharded over processes, `DTensor`: what each process has to do."""
 
 import math
 from dataclasses import dataclass, replace
@@ -24,7 +24,7 @@ from lowrank._sketch import as_generator
 
 @dataclass(frozen=True)
 class Rows:
-    """Rows in consecutive shards, one for each process along a dimension of a mesh.
+    """How rows are cut into consecutive shards, one for each process along a dimension of a mesh.
 
     Or one shard, of all rows, where all placements are replicated.
     """
@@ -86,9 +86,8 @@ class Rows:
 
     def numbers(self, value: float, like: Operator) -> list[float]:
         """A number of each process, in their order."""
-        xp = like.xp
-        own = xp.asarray([value], dtype=xp.float64, device=like.device)
-        return xp.concat(self._all_gather(own)).tolist()
+        own = like.xp.asarray([value], dtype=like.xp.float64, device=like.device)
+        return like.xp.concat(self._all_gather(own)).tolist()
 
     def agree(self, X: Array) -> Array:
         """X of the first process of the mesh.
@@ -112,12 +111,11 @@ class Rows:
 
         (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
         sequential QR and LU factorizations, 2012, doi:10.1137/080731992, TSQR with a tree of one
-        level.) Rows of fewer rows than columns have a triangular factor of as many rows; more
+        level.) Shards of fewer rows than columns have a triangular factor of as many rows; more
         would give the second QR directions that no shard has.
         """
         Q, R = orthonormalise(X)
-        heights = tuple(min(height, X.shape[-1]) for height in self.heights)
-        factors = replace(self, heights=heights)
+        factors = replace(self, heights=tuple(min(one, X.shape[-1]) for one in self.heights))
         second, R = orthonormalise(factors.gather(R))
         return Basis(Q @ factors.part(second), R)
 

@@ -219,11 +219,10 @@ def residual_norm(
         same_place(Y, Q, names=("A.matmat(X)", "Q"))
         return Y, Y - Q @ (adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
 
-    xp, (m, n) = array_namespace(Q), operator.shape
-
-    is_whole = shards is None and min(m, n) <= samples
+    xp, shortest = array_namespace(Q), min(operator.shape)
+    is_whole = shards is None and shortest <= samples
     if is_whole:  # as many products tell all of it
-        samples, root = min(m, n), 1.0
+        samples, root = shortest, 1.0
         Omega = eye(samples, samples, like=Q)
     else:
         root = math.sqrt(samples)

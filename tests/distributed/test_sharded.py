@@ -51,7 +51,7 @@ def test_qr(world, dtype):
 def test_communication_does_not_grow_with_the_long_side(world, rule):
     """Of k columns found: O(k(n + k)) numbers, and the same for four times the rows."""
     n = 80
-    short, long = (agree(world.run(factorizing.communication, m, n, rule)) for m in (200, 800))
+    short, long = (agree(world.run(factorizing.communication, m, n, rule)) for m in (320, 1280))
     counts, _, _, passes, products, looks = long
     assert set(counts) <= {"all_reduce", "all_gather", "broadcast"}
     # each product with the long side, and with Aᴴ one half of them at least: n numbers a column

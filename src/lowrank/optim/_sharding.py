@@ -63,8 +63,7 @@ def rows_of(parameter: Any) -> Rows | None:
     """How the rows of a parameter are sharded; None where it is whole."""
     if not hasattr(parameter, "placements"):
         return None
-    rows = Rows(parameter.device_mesh, tuple(parameter.placements))
-    return rows.chunks(parameter.shape[0])
+    return Rows(parameter.device_mesh, tuple(parameter.placements)).chunks(parameter.shape[0])
 
 
 def agreed(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:

@@ -93,6 +93,7 @@ def test_refused(world):
         "complete": "ValueError: of a DTensor `qr` makes the reduced factors",
         "Q is no DTensor": "TypeError: `Q` must be a DTensor on the mesh of `A`, got Tensor",
         "Q elsewhere": "ValueError: `Q` must have the placements",
+        "Q in other parts": "ValueError: `Q` must have the placements",
         "B replicated": "ValueError: `B` must have shape",
         "object": "TypeError: `A` is a DTensor",
         "eigh": "TypeError: `A` is a DTensor",

@@ -51,7 +51,7 @@ OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
 class Weight:
     """A compressed parameter: its place among all, and its matrix, k×M with the short side first.
 
-    k and M are those of the whole, of which this rank may have a part only.
+    k and M are those of the whole, of which this process may have a part only.
     """
 
     index: int
@@ -60,7 +60,8 @@ class Weight:
     M: int
     left: bool
     policy: Subspace
-    shares: bool = False  # coordinates too, over the ranks, where these have rows of the short side
+    # Whether processes with rows of the short side share out the columns of the coordinates.
+    shares: bool = False
 
     @property
     def rank(self) -> int:
@@ -75,7 +76,7 @@ class Weight:
 
     @property
     def data(self) -> torch.Tensor:
-        """What this rank has of the parameter."""
+        """What this process has of the parameter."""
         return local(self.parameter).data
 
     @property
@@ -85,7 +86,7 @@ class Weight:
 
     @cached_property
     def blocks(self) -> Rows | None:
-        """The rows of the weight that the ranks have, None where each has all."""
+        """The rows of the weight that processes have, None where each has all."""
         return rows_of(self.parameter)
 
     @property
@@ -108,28 +109,28 @@ class Weight:
 
     @property
     def here(self) -> tuple[int, int]:
-        """Rows and columns of the k×M gradient on this rank."""
+        """Rows and columns of the k×M gradient on this process."""
         k, M = self.along_k, self.along_M
         return (self.k if k is None else k.height), (self.M if M is None else M.height)
 
     def sum_k(self, *several: torch.Tensor) -> Any:
-        """Sums over the short side, of this rank's part made whole; they may be overwritten."""
+        """Sums over the short side, of this process's part made whole; they may be overwritten."""
         return _summed(self.along_k, several)
 
     def sum_M(self, *several: torch.Tensor) -> Any:
-        """Sums over the long side, of this rank's part made whole; they may be overwritten."""
+        """Sums over the long side, of this process's part made whole; they may be overwritten."""
         return _summed(self.along_M, several)
 
     def shard(self, X: torch.Tensor) -> torch.Tensor:
-        """Of coordinates, or other numbers for each column, those that this rank steps."""
+        """Of coordinates, or other numbers for each column, those that this process steps."""
         return X if self.shared is None else self.shared.part(X, -1).contiguous()
 
     def gather(self, X: torch.Tensor) -> torch.Tensor:
-        """What `shard` has taken a part of, from all ranks."""
+        """What `shard` has taken a part of, from all processes."""
         return X if self.shared is None else self.shared.gather(X.mT).mT
 
     def _spread(self, name: str, X: Any) -> tuple[Rows | None, int]:
-        """How a tensor of state is spread over the ranks, and along which dimension."""
+        """How a tensor of state is sharded over processes, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
             return None, 0
         if name == "compensation":
@@ -137,12 +138,12 @@ class Weight:
         return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
 
     def saved(self, name: str, X: Any) -> Any:
-        """A tensor of state for a checkpoint: a DTensor where this rank has a part only."""
+        """A tensor of state for a checkpoint: a DTensor where this process has a part only."""
         blocks, dim = self._spread(name, X)
         return X if blocks is None else blocks.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
-        """What this rank keeps of a tensor of state in a checkpoint."""
+        """What this process keeps of a tensor of state in a checkpoint."""
         blocks, dim = self._spread(name, X)
         if blocks is not None and blocks.holds(X, dim):
             return by_rows(local(X))

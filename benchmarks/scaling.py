@@ -36,17 +36,23 @@ class Counts:
     reduces: int
     reduced: int
     gathers: int
-    gathered: int
+    gathered: float
     broadcasts: int
 
     @classmethod
-    def of_svd(cls, n: int, k: int, *, q: int = 2, oversampling: int = 10) -> "Counts":
-        """Of a matrix sharded by rows, of n columns, whatever m and P > 1 are."""
+    def of_svd(
+        cls, n: int, k: int, *, q: int = 2, oversampling: int = 10, rows: float = math.inf
+    ) -> "Counts":
+        """Of a matrix sharded by rows, of n columns, whatever m and P > 1 are.
+
+        Where processes have fewer `rows` than they find columns, their factors are as short.
+        """
         columns = min(k + oversampling, n)
+        factors = (q + 1) * columns * min(columns, rows)
         # a sum for the sketch and for each power iteration; a gather for the QR along the rows in
         # each iteration and for the factors, and one for the heights of the parts and for their
         # norms; the seed, one flag, the norm and the rank are broadcast
-        return cls(q + 1, (q + 1) * n * columns, q + 3, (q + 1) * columns**2 + 2, 4)
+        return cls(q + 1, (q + 1) * n * columns, q + 3, factors + 2, 4)
 
 
 @dataclass(frozen=True, slots=True)

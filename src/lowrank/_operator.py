@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -32,14 +32,6 @@ from lowrank._array import (
 BLOCK = 2**14
 
 
-class Far(NamedTuple):
-    """The space of the test matrix, where processes have some of its rows each."""
-
-    rows: int  # on this process
-    orthonormalise: Callable[[Array], Any]  # QR of a matrix of such rows
-    agree: Callable[[Array], Array]  # what the first process has, instead of one's own
-
-
 @dataclass(frozen=True, slots=True)
 class Operator:
     """A matrix (or stack) known by ``matmat(X) = A X`` and ``rmatmat(Y) = Aᴴ Y``."""
@@ -57,7 +49,8 @@ class Operator:
     is_adjoint: bool = False
     # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
     offset: float = 0.0
-    far: Far | None = None  # None where one process has all
+    # The space of the test matrix, where processes have some of its rows each: `_sharded.Rows`.
+    far: Any = None
     # A matrix in memory as an array that may be written to: its own memory if the second argument
     # allows it, Aᴴ if the first one says so. None where there is no memory for it, or a stack.
     explicit: Callable[[bool, bool], Array] | None = None
@@ -71,7 +64,7 @@ class Operator:
     @property
     def test_rows(self) -> int:
         """Rows of a test matrix on this process."""
-        return self.shape[-1] if self.far is None else self.far.rows
+        return self.shape[-1] if self.far is None else self.far.height
 
     def agreed(self, value: float) -> float:
         """A number by which something is decided, the same on all processes."""

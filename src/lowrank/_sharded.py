@@ -1,7 +1,6 @@
-"""Matrices of PyTorch that are sharded over processes, `DTensor`: what each process has to do."""
+"""Tensors of PyTorch that are sharded over processes, `DTensor`: what each process has to do."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,83 +9,202 @@ import numpy as np
 from lowrank._array import (
     Array,
     adjoint,
-    adjoint_matmul,
     array_namespace,
     as_matrix,
-    is_complex,
     is_sharded,
     loaded,
     same_place,
     signed,
     zeros,
 )
-from lowrank._operator import Far, Operator, as_operator, shape_of
+from lowrank._operator import Operator, as_operator, shape_of
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import as_generator
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Shards:
-    """The part of a matrix that this process has, and how processes work together.
+@dataclass(frozen=True)
+class Rows:
+    """How rows are cut into consecutive shards, one for each process along a dimension of a mesh.
 
-    The long side is the sharded one; vectors along it have parts, and those along the other side
-    are replicated. `operator` is that of A where A is sharded by columns, and that of Aᴴ where it
-    is sharded by rows, so that its range is the replicated side: a range finder then runs on each
-    process alike, and only its products are communicated: one all-reduce of n×b numbers for a
-    product with b columns, and a gather of b×b numbers for a QR along the sharded side.
+    Or one shard, of all rows, where all placements are replicated.
     """
 
-    mesh: Any
+    mesh: Any  # torch.distributed.device_mesh.DeviceMesh
     placements: tuple[Any, ...]
+    heights: tuple[int, ...] = ()
+
+    @property
+    def dim(self) -> int | None:
+        return next((dim for dim, place in enumerate(self.placements) if place.is_shard()), None)
+
+    @property
+    def position(self) -> int:
+        return 0 if self.dim is None else int(self.mesh.get_local_rank(self.dim))
+
+    @property
+    def height(self) -> int:
+        """Of the shard of this process."""
+        return self.heights[self.position]
+
+    def chunks(self, length: int) -> "Rows":
+        """So many rows, as :func:`torch.chunk` cuts them, and so DTensor and FSDP2.
+
+        All shards are of one size, then there may be a smaller one, and then empty ones.
+        """
+        count = self.mesh.size(self.dim)
+        largest = -(-length // count)
+        heights = [min(max(length - i * largest, 0), largest) for i in range(count)]
+        return replace(self, heights=tuple(heights))
+
+    # -- communication --------------------------------------------------------------------------
+
+    def sum(self, *several: Array) -> Any:
+        """Sums over processes, with one message; what is given may be overwritten."""
+        torch, many = loaded("torch"), len(several) > 1
+        together = torch.cat([X.flatten() for X in several]) if many else several[0].contiguous()
+        if len(self.heights) > 1:
+            loaded("torch.distributed").all_reduce(together, group=self.mesh.get_group(self.dim))
+        parts = torch.split(together.view(-1), [X.numel() for X in several])
+        sums = [part.view(X.shape) for part, X in zip(parts, several, strict=True)]
+        return sums if many else sums[0]
+
+    def _all_gather(self, X: Array) -> list[Array]:
+        """X of all processes, in their order, which has the same shape on each."""
+        if self.dim is None:
+            return [X]
+        parts = [zeros(tuple(X.shape), X) for _ in range(self.mesh.size(self.dim))]
+        group = self.mesh.get_group(self.dim)
+        loaded("torch.distributed").all_gather(parts, X.contiguous(), group=group)
+        return parts
+
+    def gather(self, X: Array) -> Array:
+        """The rows of all processes, one below the other, of a matrix or stack."""
+        padded = X.new_zeros((*X.shape[:-2], max(self.heights), X.shape[-1]))
+        padded[..., : self.height, :] = X
+        parts = zip(self._all_gather(padded), self.heights, strict=True)
+        return loaded("torch").cat([part[..., :height, :] for part, height in parts], -2)
+
+    def numbers(self, value: float, like: Operator) -> list[float]:
+        """A number of each process, in their order."""
+        own = like.xp.asarray([value], dtype=like.xp.float64, device=like.device)
+        return like.xp.concat(self._all_gather(own)).tolist()
+
+    def agree(self, X: Array) -> Array:
+        """X of the first process of the mesh.
+
+        What all processes compute from the same numbers is the same where their processors are;
+        where not, it differs by rounding, and they must not disagree about when to stop.
+        """
+        X, dist = X.contiguous(), loaded("torch.distributed")
+        for dim in range(self.mesh.ndim):
+            group = self.mesh.get_group(dim)
+            if dist.get_world_size(group) > 1:
+                dist.broadcast(X, src=dist.get_global_rank(group, 0), group=group)
+        return X
+
+    def part(self, X: Array, dim: int = -2) -> Array:
+        """The shard of this process of what all processes have, as a view."""
+        return X.narrow(dim, sum(self.heights[: self.position]), self.height)
+
+    def orthonormalise(self, X: Array) -> Basis:
+        """QR of a matrix or stack of any rank: of the shards, then of their factors together.
+
+        (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
+        sequential QR and LU factorizations, 2012, doi:10.1137/080731992, TSQR with a tree of one
+        level.) Shards of fewer rows than columns have a triangular factor of as many rows; more
+        would give the second QR directions that no shard has.
+        """
+        Q, R = orthonormalise(X)
+        factors = replace(self, heights=tuple(min(one, X.shape[-1]) for one in self.heights))
+        second, R = orthonormalise(factors.gather(R))
+        return Basis(Q @ factors.part(second), R)
+
+    def signed(self, X: Array) -> Array:
+        """:func:`~lowrank._array.signed` of rows of which each process has some columns."""
+        xp, phase = array_namespace(X), signed(X)
+        sizes = xp.max(xp.abs(X), axis=-1) if X.shape[-1] else xp.abs(phase) * 0.0
+        return signed(xp.stack(self._all_gather(sizes * xp.conj(phase)), axis=-1))
+
+    # -- results --------------------------------------------------------------------------------
+
+    def placed(self, dim: int | None = None) -> list[Any]:
+        """Placements of what is sharded along a dimension as the rows are, or replicated."""
+        module = loaded("torch.distributed.tensor")
+        cut = module.Replicate() if dim is None else module.Shard(dim)
+        return [cut if place.is_shard() else module.Replicate() for place in self.placements]
+
+    def holds(self, X: Any, dim: int | None = None) -> bool:
+        """Whether X is a DTensor, sharded along a dimension as the rows are, or replicated."""
+        if not is_sharded(X) or X.device_mesh != self.mesh:
+            return False
+        is_cut = dim is None or X.to_local().shape[dim] == self.height
+        return is_cut and list(X.placements) == self.placed(dim)
+
+    def wrapped(self, X: Array, dim: int | None = None) -> Any:
+        """The DTensor of which X is the shard of this process along a dimension, or all."""
+        torch, shape = loaded("torch"), list(X.shape)
+        if dim is not None:
+            shape[dim] = sum(self.heights)
+        whole = torch.empty(shape, device="meta")
+        kind = {"shape": whole.shape, "stride": whole.stride()}
+        make = loaded("torch.distributed.tensor").DTensor.from_local
+        return make(X.contiguous(), self.mesh, self.placed(dim), run_check=False, **kind)
+
+
+def of_columns(part: Operator, rows: Rows) -> Operator:
+    """The operator of a matrix of which this process has some columns.
+
+    Vectors along them are sharded. Its range is replicated: a range finder then runs on each
+    process alike, and only its products are communicated, with an all-reduce of n×b numbers for a
+    product with b columns and n rows, and an all-gather of b×b numbers for a QR of sharded rows.
+    """
+    norm: Any = part.norm
+    return replace(
+        part,
+        shape=(part.shape[0], sum(rows.heights)),
+        matmat=lambda X: rows.sum(part.matmat(X)),
+        norm=lambda: math.hypot(*rows.numbers(norm(), part)),
+        max_abs=lambda: float(np.max(rows.numbers(part.max_abs(), part))),
+        array=None,
+        explicit=None,
+        far=rows,
+        costly_passes=True,
+    )
+
+
+def of_rows(part: Operator, rows: Rows) -> Operator:
+    """The operator of a matrix of which this process has some rows.
+
+    Its products, both, are whole on all processes, and equal, and so is what is computed of them.
+    """
+    A = of_columns(part.adjoint(), rows)
+    return replace(
+        A.adjoint(),
+        matmat=lambda X: rows.gather(A.rmatmat(X)),
+        rmatmat=lambda Y: A.matmat(rows.part(Y)),
+        far=None,
+        costly_passes=False,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shards:
+    """A matrix to factorize, sharded along the rows or the columns.
+
+    `operator` is that of A where A is sharded by columns, and that of Aᴴ where it is sharded by
+    rows, see :func:`of_columns`.
+    """
+
+    rows: Rows
     shape: tuple[int, int]
     by_rows: bool
     local: Any
     operator: Operator
-    heights: tuple[int, ...]  # of the parts along the sharded side
-    group: Any
-    position: int
 
-    # -- communication --------------------------------------------------------------------------
-
-    def sum(self, X: Array) -> Array:
-        """The sum over processes; may overwrite X."""
-        if len(self.heights) > 1:
-            X = X.contiguous()
-            loaded("torch.distributed").all_reduce(X, group=self.group)
-        return X
-
-    def orthonormalise(self, X: Array) -> Basis:
-        """QR along the sharded side: of the parts, then of their triangular factors together.
-
-        (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
-        sequential QR and LU factorizations, 2012, doi:10.1137/080731992, TSQR with a tree of one
-        level.) Parts of fewer rows than columns have a factor of as many rows; padding it would
-        give the second QR directions that no part has.
-        """
-        xp, b = array_namespace(X), X.shape[-1]
-        Q, R = orthonormalise(X)
-        padded = xp.concat([R, zeros((b - R.shape[0], b), R)], axis=0)
-        rows = [min(height, b) for height in self.heights]
-        factors = [part[:r, :] for part, r in zip(_gathered(padded, self.group), rows, strict=True)]
-        second, R = orthonormalise(xp.concat(factors, axis=0))
-        start = sum(rows[: self.position])
-        return Basis(Q @ second[start : start + rows[self.position], :], R)
-
-    def signed(self, X: Array) -> Array:
-        """:func:`~lowrank._array.signed` of rows that are sharded."""
-        xp = array_namespace(X)
-        phase = signed(X)
-        if X.shape[-1]:
-            size = xp.max(xp.abs(X), axis=-1)
-        else:
-            size = zeros(tuple(phase.shape), xp.abs(phase))
-        told = [xp.real(phase), xp.imag(phase)] if is_complex(X) else [phase]
-        # real, which every backend gathers
-        parts = xp.stack(_gathered(xp.stack([size, *told]), self.group))
-        where = xp.argmax(parts[:, 0, :], axis=0)[None, None, :]
-        where = xp.broadcast_to(where, (1, *parts.shape[1:]))
-        _, *found = xp.unstack(xp.take_along_axis(parts, where, axis=0)[0, ...])
-        return found[0] + 1j * found[1] if is_complex(X) else found[0]
+    @property
+    def _dims(self) -> tuple[int | None, int | None]:
+        """Along which dimensions Q and B are sharded."""
+        return (0, None) if self.by_rows else (None, 1)
 
     def seed(self, rng: Any) -> np.random.SeedSequence:
         """A seed for this process, of the seed or generator that the first one has."""
@@ -97,24 +215,20 @@ class Shards:
         else:
             seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         own = torch.tensor([seed], dtype=torch.int64, device=near.device)
-        return np.random.SeedSequence([int(_agreed(own, self.mesh)), self.position])
+        return np.random.SeedSequence([int(self.rows.agree(own)), self.rows.position])
 
-    def part_of(self, X: Any, name: str, *, along: bool) -> Array:
-        """The part that this process has of a factor, sharded `along` with A or replicated."""
-        if not is_sharded(X) or X.device_mesh != self.mesh:
+    def part_of(self, X: Any, name: str, dim: int | None) -> Array:
+        """What this process has of a factor, sharded with A along a dimension or replicated."""
+        if not is_sharded(X) or X.device_mesh != self.rows.mesh:
             message = f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}."
             raise TypeError(message)
-        axis = 0 if self.by_rows else 1
-        wanted = self._placements(axis if along else None)
-        local, _ = as_matrix(X.to_local(), name=name)
-        if list(X.placements) != wanted or (
-            along and local.shape[axis] != self.heights[self.position]
-        ):
+        if not self.rows.holds(X, dim):
             message = (
-                f"`{name}` must have the placements {wanted}, with parts as large as those of "
-                f"`A`; got {list(X.placements)}."
+                f"`{name}` must have the placements {self.rows.placed(dim)}, with parts as large "
+                f"as those of `A`; got {list(X.placements)}."
             )
             raise ValueError(message)
+        local, _ = as_matrix(X.to_local(), name=name)
         same_place(self.operator.empty(0), local, names=("A", name))
         return local
 
@@ -128,73 +242,25 @@ class Shards:
                 f"got mode {mode!r} and shape {self.shape} sharded by {side}."
             )
             raise ValueError(message)
-        local, _ = as_matrix(self.local)
-        return self.pair(*self.orthonormalise(local))
+        return self.pair(*self.rows.orthonormalise(as_matrix(self.local)[0]))
 
-    def leave(self, Q: Any, B: Any) -> Callable[[Array], tuple[Array, Array]]:
-        """Of a sample with `operator`, what Q and B, or Q alone, leave of it."""
-        m, n = self.shape
-        k = int(Q.shape[1])
-        if tuple(Q.shape) != (m, k) or (B is not None and tuple(B.shape) != (k, n)):
-            told = f"{tuple(Q.shape)}" if B is None else f"{tuple(Q.shape)} and {tuple(B.shape)}"
-            message = f"`Q` and `B` must have shapes {(m, 'k')} and {('k', n)}, got {told}."
-            raise ValueError(message)
-        q = self.part_of(Q, "Q", along=self.by_rows)
-        b = None if B is None else self.part_of(B, "B", along=not self.by_rows)
-        matmat = self.operator.matmat
-
-        def of_rows(Omega: Array) -> tuple[Array, Array]:
-            inner = self.sum(adjoint_matmul(q, Omega))
-            Y = matmat(Omega)
-            return Y, Y - (matmat(q @ inner) if b is None else adjoint_matmul(b, inner))
-
-        def of_columns(Omega: Array) -> tuple[Array, Array]:
-            Y = matmat(Omega)
-            inner = adjoint_matmul(q, Y) if b is None else self.sum(b @ Omega)
-            return Y, Y - q @ inner
-
-        return of_rows if self.by_rows else of_columns
-
-    # -- results --------------------------------------------------------------------------------
+    def parts(self, Q: Any, B: Any) -> tuple[Array, Array | None]:
+        """Of factors of A, those of this process."""
+        of_Q, of_B = self._dims
+        return self.part_of(Q, "Q", of_Q), None if B is None else self.part_of(B, "B", of_B)
 
     def pair(self, Q: Array, B: Array) -> tuple[Any, Any]:
         """Factors of A as DTensors."""
-        if self.by_rows:
-            return self.sharded(Q), self.replicated(B)
-        return self.replicated(Q), self.sharded(B, axis=1)
+        of_Q, of_B = self._dims
+        return self.rows.wrapped(Q, of_Q), self.rows.wrapped(B, of_B)
 
     def factors(self, U: Array, S: Array, Vh: Array) -> tuple[Any, Any, Any]:
         """An SVD of A as DTensors, with signs, from that of `operator`."""
         if self.by_rows:
             U, Vh = adjoint(Vh), adjoint(U)
-        phase = (signed(Vh) if self.by_rows else self.signed(Vh))[:, None]
+        phase = (signed(Vh) if self.by_rows else self.rows.signed(Vh))[:, None]
         U, Vh = self.pair(U * adjoint(phase), Vh * phase)
-        return U, self.replicated(S), Vh
-
-    def _placements(self, axis: int | None) -> list[Any]:
-        module = loaded("torch.distributed.tensor")
-        return [
-            module.Replicate() if axis is None or place.is_replicate() else module.Shard(axis)
-            for place in self.placements
-        ]
-
-    def replicated(self, X: Array) -> Any:
-        module = loaded("torch.distributed.tensor")
-        return module.DTensor.from_local(X, self.mesh, self._placements(None), run_check=False)
-
-    def sharded(self, X: Array, *, axis: int = 0) -> Any:
-        """A DTensor of which X is this process's part along `axis`."""
-        module = loaded("torch.distributed.tensor")
-        shape = [sum(self.heights), sum(self.heights)]
-        shape[1 - axis] = X.shape[1 - axis]
-        return module.DTensor.from_local(
-            X.contiguous(),
-            self.mesh,
-            self._placements(axis),
-            run_check=False,
-            shape=loaded("torch").Size(shape),
-            stride=(shape[1], 1),
-        )
+        return U, self.rows.wrapped(S), Vh
 
 
 def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
@@ -205,21 +271,6 @@ def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
     if test_matrix is not None:
         message = "a DTensor has a test matrix on each process, made from `rng`; give none."
         raise ValueError(message)
-    dim = _sharded_dim(A)
-    local, mesh = A.to_local().detach(), A.device_mesh
-    part = as_operator(local)
-    if dim is None:  # every process has all of it, and the sharded side has one part
-        by_rows, group, position = True, None, 0
-    else:
-        by_rows = A.placements[dim].dim == 0
-        group, position = mesh.get_group(dim), mesh.get_local_rank(dim)
-    heights = tuple(map(int, _numbers(part.shape[0 if by_rows else 1], part, group)))
-    shards = Shards(mesh, A.placements, shape, by_rows, local, part, heights, group, position)
-    return replace(shards, operator=_operator(shards, part.adjoint() if by_rows else part))
-
-
-def _sharded_dim(A: Any) -> int | None:
-    """The dimension of the mesh along which A is sharded."""
     for place in A.placements:
         if place.is_partial():
             message = (
@@ -227,64 +278,17 @@ def _sharded_dim(A: Any) -> int | None:
                 "A.redistribute(placements=[Shard(0)]) or another placement without Partial."
             )
             raise ValueError(message)
-    dims = [dim for dim, place in enumerate(A.placements) if not place.is_replicate()]
-    if not dims:
-        return None
-    if len(dims) > 1 or type(A.placements[dims[0]]).__name__ != "Shard":
+    cut = [place for place in A.placements if not place.is_replicate()]
+    if len(cut) > 1 or (cut and type(cut[0]).__name__ != "Shard"):
         message = (
             f"`A` has the placements {tuple(A.placements)}; it may be sharded along one dimension "
             "of the mesh only, by rows (Shard(0)) or by columns (Shard(1)). Redistribute it."
         )
         raise ValueError(message)
-    return dims[0]
-
-
-def _operator(shards: Shards, part: Operator) -> Operator:
-    """Products of all parts together, by those of this process."""
-
-    def norm() -> float:
-        own = math.nan if part.norm is None else part.norm()
-        return math.hypot(*_numbers(own, part, shards.group))
-
-    return replace(
-        part,
-        shape=shards.shape[::-1] if shards.by_rows else shards.shape,
-        matmat=lambda X: shards.sum(part.matmat(X)),
-        norm=norm,
-        max_abs=lambda: float(np.max(_numbers(part.max_abs(), part, shards.group))),
-        array=None,
-        explicit=None,
-        far=Far(part.shape[1], shards.orthonormalise, lambda X: _agreed(X, shards.mesh)),
-        costly_passes=True,
-    )
-
-
-def _gathered(X: Array, group: Any) -> list[Array]:
-    """X of every process, in their order, which has the same shape on all."""
-    if group is None:
-        return [X]
-    dist = loaded("torch.distributed")
-    parts = [zeros(tuple(X.shape), X) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(parts, X.contiguous(), group=group)
-    return parts
-
-
-def _numbers(value: float, part: Operator, group: Any) -> list[float]:
-    """A number of every process, in their order."""
-    own = part.xp.asarray([value], dtype=part.xp.float64, device=part.device)
-    return [float(found[0]) for found in _gathered(own, group)]
-
-
-def _agreed(X: Array, mesh: Any) -> Array:
-    """X of the first process of the mesh.
-
-    What all processes compute from the same numbers is the same where their processors are; where
-    not, it differs by rounding, and they must not disagree about when to stop.
-    """
-    X = X.contiguous()
-    for dim in range(mesh.ndim):
-        group = mesh.get_group(dim)
-        dist = loaded("torch.distributed")
-        if dist.get_world_size(group) > 1:
-            dist.broadcast(X, src=dist.get_global_rank(group, 0), group=group)
-    return X
+    by_rows = not cut or cut[0].dim == 0  # of a replicated matrix all processes have all rows
+    local, rows = A.to_local().detach(), Rows(A.device_mesh, tuple(A.placements))
+    part = as_operator(local)
+    heights = rows.numbers(local.shape[0 if by_rows else 1], part)
+    rows = replace(rows, heights=tuple(map(int, heights)))
+    operator = of_columns(part.adjoint() if by_rows else part, rows)
+    return Shards(rows, shape, by_rows, local, operator)

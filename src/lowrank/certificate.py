@@ -1,7 +1,6 @@
 """The error of a basis from a few Gaussian samples: an estimate, and a bound that holds."""
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 from lowrank._arithmetic import in_full_precision
@@ -200,22 +199,36 @@ def residual_norm(
     delta = as_failure_probability(failure_probability)
     samples = as_count(samples, "samples", least=1)
     shards = shards_of(A)
+    total: Any
     if shards is None:
-        operator, near, leave = _of_arrays(A, Q, B, samples)
+        operator, Q, B = _of_arrays(A, Q, B)
+        m, n = operator.shape
+        flipped, total = m < n and m <= samples, lambda X: X
+        operator = operator.adjoint() if flipped else operator
     else:
-        operator, rng = shards.operator, shards.seed(rng)
-        near, leave = shards.operator.empty(0), shards.leave(Q, B)
-    xp, (m, n), k = array_namespace(near), operator.shape, int(Q.shape[1])
+        _check_shapes(shards.shape, Q, B)
+        rng, (Q, B) = shards.seed(rng), shards.parts(Q, B)
+        operator, flipped, total = shards.operator, shards.by_rows, shards.rows.sum
 
-    is_whole = shards is None and min(m, n) <= samples
+    def leave(Omega: Array) -> tuple[Array, Array]:
+        """Of a sample with the operator, that of Aᴴ if `flipped`, what Q and B, or Q, leave."""
+        if flipped:
+            inner, Y = total(adjoint_matmul(Q, Omega)), operator.matmat(Omega)
+            return Y, Y - (operator.matmat(Q @ inner) if B is None else adjoint_matmul(B, inner))
+        Y = operator.matmat(Omega)
+        same_place(Y, Q, names=("A.matmat(X)", "Q"))
+        return Y, Y - Q @ (adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
+
+    xp, shortest = array_namespace(Q), min(operator.shape)
+    is_whole = shards is None and shortest <= samples
     if is_whole:  # as many products tell all of it
-        samples, root = min(m, n), 1.0
-        Omega = eye(samples, samples, like=near)
+        samples, root = shortest, 1.0
+        Omega = eye(samples, samples, like=Q)
     else:
         root = math.sqrt(samples)
-        draw = gaussian_source(rng, xp, device_of(near), purpose="residual")
-        Omega = draw((operator.test_rows, samples), near.dtype)
-    _, exponent = math.frexp(float(xp.finfo(near.dtype).max))
+        draw = gaussian_source(rng, xp, device_of(Q), purpose="residual")
+        Omega = draw((operator.test_rows, samples), Q.dtype)
+    _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
     for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
         Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
         measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
@@ -229,20 +242,15 @@ def residual_norm(
         )
         raise ValueError(message)
     if is_whole:
-        factor = 1.0 + 32.0 * float(xp.finfo(near.dtype).eps)
+        factor = 1.0 + 32.0 * float(xp.finfo(Q.dtype).eps)
     else:
-        factor = safety_factor(samples, delta, is_complex=is_complex(near))
-    floor = rounding_floor(xp, near.dtype, operator.shape, k, size, factor)
+        factor = safety_factor(samples, delta, is_complex=is_complex(Q))
+    floor = rounding_floor(xp, Q.dtype, operator.shape, int(Q.shape[1]), size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
 
-def _of_arrays(
-    A: Any, Q: Array, B: Array | None, samples: int
-) -> tuple[Operator, Array, Callable[[Array], tuple[Array, Array]]]:
-    """The operator, an array where samples have to be, and the sample with what is left of it.
-
-    Of a matrix with fewer rows than `samples` and columns, the sample is one of Aᴴ.
-    """
+def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Array | None]:
+    """The operator and its factors, checked; samples have to be where Q is."""
     operator = as_operator(A)
     if operator.is_stack:
         message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
@@ -252,24 +260,18 @@ def _of_arrays(
     if operator.norm is not None:  # the products of an operator live wherever it puts them
         home = operator.empty(0)
         same_place(home, Q, names=("A", "Q"))
-    (m, n), k = operator.shape, Q.shape[1]
-    if Q.shape[0] != m:
-        message = f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}."
-        raise ValueError(message)
     if B is not None:
         B, _ = as_matrix(B, name="B")
         same_place(home, B, names=("A", "B"))
-        if tuple(B.shape) != (k, n):
-            message = f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
-            raise ValueError(message)
+    _check_shapes(operator.shape, Q, B)
+    return operator, Q, B
 
-    def leave(Omega: Array) -> tuple[Array, Array]:
-        Y = operator.matmat(Omega)
-        same_place(Y, Q, names=("A.matmat(X)", "Q"))
-        return Y, Y - Q @ (adjoint_matmul(Q, Y) if B is None else B @ Omega)
 
-    def leave_rows(Omega: Array) -> tuple[Array, Array]:
-        inner, Y = adjoint_matmul(Q, Omega), operator.rmatmat(Omega)
-        return Y, Y - (operator.rmatmat(Q @ inner) if B is None else adjoint_matmul(B, inner))
-
-    return operator, Q, leave_rows if m < n and m <= samples else leave
+def _check_shapes(shape: tuple[int, ...], Q: Any, B: Any) -> None:
+    (m, n), k = shape, Q.shape[1]
+    if Q.shape[0] != m:
+        message = f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}."
+        raise ValueError(message)
+    if B is not None and tuple(B.shape) != (k, n):
+        message = f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
+        raise ValueError(message)

@@ -515,6 +515,6 @@ def _side_of_shards(shards: Shards, found: Found, side: str) -> tuple[Found, Any
     With P = orth(A Q), ``‖A − PPᴴA‖ ≤ ‖A − A QQᴴ‖``: the certificate of Q is one of P.
     """
     if (side == "right") == shards.by_rows:
-        return found, shards.replicated(found.basis.columns())
+        return found, shards.rows.wrapped(found.basis.columns())
     found, C, _ = projection(found)
-    return found, shards.sharded(shards.orthonormalise(C).Q)
+    return found, shards.rows.wrapped(shards.rows.orthonormalise(C).Q, 0)

@@ -227,6 +227,8 @@ def refusals():
     partial = DTensor.from_local(A, mesh, [Partial()], run_check=False)
     stack = distribute_tensor(torch.stack([A, A]), mesh, [Shard(0)])
     Q = lowrank.range_finder(D, 3, rng=0).Q
+    count = dist.get_world_size()
+    uneven = sharded(A[:, :3], 0, [40 // count + (-1, 1)[i % 2] for i in range(count)], mesh)
     calls = {
         "partial": lambda: lowrank.svd(partial, 3),
         "stack": lambda: lowrank.svd(stack, 3),
@@ -236,6 +238,7 @@ def refusals():
         "complete": lambda: lowrank.qr(D, mode="complete"),
         "Q is no DTensor": lambda: lowrank.residual_norm(D, A[:, :3]),
         "Q elsewhere": lambda: lowrank.residual_norm(by_columns, Q),
+        "Q in other parts": lambda: lowrank.residual_norm(D, uneven),
         "B replicated": lambda: lowrank.residual_norm(D, Q, D),
         "object": lambda: lowrank.RangeFinder(D),
         "eigh": lambda: lowrank.eigh(square, 3),

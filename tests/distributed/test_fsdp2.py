@@ -22,8 +22,8 @@ from training import (  # noqa: E402
     weights,
 )
 
+from lowrank._sharded import Rows  # noqa: E402
 from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
-from lowrank.optim._sharding import Blocks, orthonormal  # noqa: E402
 
 world = ranks.world
 worlds = ranks.worlds
@@ -335,8 +335,8 @@ def _is_orthonormal():
         full = torch.randn(3, k, b, generator=numbers, dtype=torch.float64)
         full[1] = full[1, :, :1] @ full[1, :1, :]  # of rank one
         full[2, : k // 2] = 0.0
-        blocks = Blocks(k, mesh, (Shard(0),))
-        Q = blocks.whole(orthonormal(blocks.part(full, 1), blocks))
+        shards = Rows(mesh, (Shard(0),)).chunks(k)
+        Q = shards.gather(shards.orthonormalise(shards.part(full)).Q)
         eye = torch.eye(b, dtype=torch.float64).expand(3, b, b)
         assert_alike(Q.mT @ Q, eye, rtol=1e-13)
         assert_alike(Q @ (Q.mT @ full), full, rtol=1e-13)

@@ -155,7 +155,7 @@ def _loads_what_another_optimizer_holds(make):
     moments = saved["state"][3]
     moments["exp_avg"] = moments["exp_avg"][:4]
     assert isinstance(moments["exp_avg"], DTensor)
-    with pytest.raises(ValueError, match="`exp_avg` of parameter 3 has shape"):
+    with pytest.raises(ValueError, match="parameter 3 does not fit: `exp_avg` has shape"):
         other.load_state_dict(saved)
 
 

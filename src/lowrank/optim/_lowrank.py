@@ -331,7 +331,7 @@ class LowRank(LowRankOptimizer):
             if "residual_norm" not in state:
                 state["residual_norm"] = R.new_zeros(())
         norms = [state["residual_norm"] for state in states]
-        total = None if first.columns is None else first.columns.total
+        total = None if first.columns is None else first.columns.sum
         sign = -1.0 if group.get("maximize") else 1.0
         X, t, sizes = residual(
             change, R, first.shard(first.sum_k(whole)), first.k, rate, sign, group["scale"],

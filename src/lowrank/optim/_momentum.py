@@ -11,7 +11,6 @@ from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of
 from lowrank.optim._options import DEFAULTS, Weight
 from lowrank.optim._refresh import alike, found_basis
-from lowrank.optim._sharding import orthonormal
 from lowrank.optim._stacks import (
     Matrices,
     add_to_weights,
@@ -294,7 +293,7 @@ def _basis(
     if first.along_k is None:
         found = of_stacks(lambda Y: orthonormalise(Y).Q, Y)
     else:
-        found = orthonormal(Y, first.along_k)
+        found = first.along_k.orthonormalise(Y).Q
     return torch.where(sizes > 0, found, Q)
 
 
@@ -314,7 +313,7 @@ def _mean_squares(
     """Of the matrices ``diag(a) G diag(b)``."""
     first, squares = weights[0], weighted_column_squares(G, a) * b.square()
     if first.blocks is not None:
-        return first.blocks.total(squares.sum(-1)) / (first.k * first.M)
+        return first.blocks.sum(squares.sum(-1)) / (first.k * first.M)
     return of_stacks(lambda X: X.mean(-1), squares) / first.k
 
 

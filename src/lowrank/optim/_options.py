@@ -1,14 +1,15 @@
 """What a parameter group may say about compression, checked, and what it means for a parameter."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 
 from lowrank._check import as_count
+from lowrank._sharded import Rows
 from lowrank.compress import Subspace
-from lowrank.optim._sharding import Blocks, blocks_of, local
+from lowrank.optim._sharding import by_rows, local, rows_of
 
 DEFAULTS: dict[str, Any] = {
     "rank": None,
@@ -50,7 +51,7 @@ OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
 class Weight:
     """A compressed parameter: its place among all, and its matrix, k×M with the short side first.
 
-    k and M are those of the whole, of which this rank may have a part only.
+    k and M are those of the whole, of which this process may have a part only.
     """
 
     index: int
@@ -59,7 +60,8 @@ class Weight:
     M: int
     left: bool
     policy: Subspace
-    shares: bool = False  # coordinates too, over the ranks, where these have rows of the short side
+    # Whether processes with rows of the short side share out the columns of the coordinates.
+    shares: bool = False
 
     @property
     def rank(self) -> int:
@@ -74,7 +76,7 @@ class Weight:
 
     @property
     def data(self) -> torch.Tensor:
-        """What this rank has of the parameter."""
+        """What this process has of the parameter."""
         return local(self.parameter).data
 
     @property
@@ -83,53 +85,52 @@ class Weight:
         return local(self.parameter.grad)
 
     @cached_property
-    def blocks(self) -> Blocks | None:
-        """The rows of the weight that the ranks have, None where each has all."""
-        return blocks_of(self.parameter)
+    def blocks(self) -> Rows | None:
+        """The rows of the weight that processes have, None where each has all."""
+        return rows_of(self.parameter)
 
     @property
-    def along_k(self) -> Blocks | None:
+    def along_k(self) -> Rows | None:
         return self.blocks if self.left else None
 
     @property
-    def along_M(self) -> Blocks | None:
+    def along_M(self) -> Rows | None:
         return None if self.left else self.blocks
 
     @cached_property
-    def columns(self) -> Blocks | None:
-        """The columns of the coordinates that the ranks have, None where each has all."""
-        if self.along_k is None or not self.shares:
-            return self.along_M
-        return replace(self.along_k, length=self.M)
+    def shared(self) -> Rows | None:
+        """The columns of coordinates that are shared out to processes, where all have them all."""
+        return self.along_k.chunks(self.M) if self.along_k is not None and self.shares else None
+
+    @property
+    def columns(self) -> Rows | None:
+        """The columns of the coordinates that processes have, None where each has all."""
+        return self.along_M if self.shared is None else self.shared
 
     @property
     def here(self) -> tuple[int, int]:
-        """Rows and columns of the k×M gradient on this rank."""
+        """Rows and columns of the k×M gradient on this process."""
         k, M = self.along_k, self.along_M
-        return (self.k if k is None else k.size), (self.M if M is None else M.size)
+        return (self.k if k is None else k.height), (self.M if M is None else M.height)
 
     def sum_k(self, *several: torch.Tensor) -> Any:
-        """Sums over the short side, of this rank's part made whole; they may be overwritten."""
+        """Sums over the short side, of this process's part made whole; they may be overwritten."""
         return _summed(self.along_k, several)
 
     def sum_M(self, *several: torch.Tensor) -> Any:
-        """Sums over the long side, of this rank's part made whole; they may be overwritten."""
+        """Sums over the long side, of this process's part made whole; they may be overwritten."""
         return _summed(self.along_M, several)
 
     def shard(self, X: torch.Tensor) -> torch.Tensor:
-        """Of coordinates, or other numbers for each column, those that this rank steps."""
-        if self.along_k is None or self.columns is None:
-            return X
-        return self.columns.part(X, -1).contiguous()
+        """Of coordinates, or other numbers for each column, those that this process steps."""
+        return X if self.shared is None else self.shared.part(X, -1).contiguous()
 
     def gather(self, X: torch.Tensor) -> torch.Tensor:
-        """What `shard` has taken a part of, from all ranks."""
-        if self.along_k is None or self.columns is None:
-            return X
-        return self.columns.whole(X.mT).mT
+        """What `shard` has taken a part of, from all processes."""
+        return X if self.shared is None else self.shared.gather(X.mT).mT
 
-    def _spread(self, name: str, X: Any) -> tuple[Blocks | None, int]:
-        """How a tensor of state is spread over the ranks, and along which dimension."""
+    def _spread(self, name: str, X: Any) -> tuple[Rows | None, int]:
+        """How a tensor of state is sharded over processes, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
             return None, 0
         if name == "compensation":
@@ -137,16 +138,17 @@ class Weight:
         return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
 
     def saved(self, name: str, X: Any) -> Any:
-        """A tensor of state for a checkpoint: a DTensor where this rank has a part only."""
+        """A tensor of state for a checkpoint: a DTensor where this process has a part only."""
         blocks, dim = self._spread(name, X)
-        return X if blocks is None else blocks.distributed(X, dim)
+        return X if blocks is None else blocks.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
-        """What this rank keeps of a tensor of state in a checkpoint."""
+        """What this process keeps of a tensor of state in a checkpoint."""
         blocks, dim = self._spread(name, X)
-        if blocks is None:
-            return X.full_tensor() if hasattr(X, "full_tensor") else X
-        return blocks.taken(X, dim)
+        if blocks is not None and blocks.holds(X, dim):
+            return by_rows(local(X))
+        X = X.full_tensor() if hasattr(X, "full_tensor") else X
+        return X if blocks is None else blocks.part(X, dim)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
@@ -154,9 +156,9 @@ class Weight:
         return X if self.left else X.mT
 
 
-def _summed(blocks: Blocks | None, several: tuple[torch.Tensor, ...]) -> Any:
+def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
     if blocks is not None:
-        return blocks.total(*several)
+        return blocks.sum(*several)
     return several if len(several) > 1 else several[0]
 
 

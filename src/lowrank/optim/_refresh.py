@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from lowrank._array import array_namespace
+from lowrank._operator import as_operator
+from lowrank._sharded import of_rows
 from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim._inner import Inner, likeness, moved, theirs
 from lowrank.optim._options import Weight
-from lowrank.optim._sharding import by_rows, sharded_operator
+from lowrank.optim._sharding import by_rows
 from lowrank.optim._stacks import (
     as_stack,
     column_squares,
@@ -133,18 +135,18 @@ def _refresh(
 def found_basis(
     weight: Weight, policy: Subspace, sketch: torch.Tensor | None = None, *, step: int = 0
 ) -> torch.Tensor:
-    """The rows on this rank of a basis of the gradient, or of a sketch (k×l) of gradients.
+    """The rows on this process of a basis of the gradient, or of a sketch (k×l) of gradients.
 
-    All ranks compute the whole of it, k×r numbers of products that are the same for all.
+    All processes compute the whole of it, k×r numbers of products that are the same for all.
     """
     blocks, along_k = weight.blocks, weight.along_k
     A: Any = weight.gradient.flatten(1) if sketch is None else sketch
     if along_k is not None:
-        A = A if sketch is None else along_k.whole(sketch)
+        A = A if sketch is None else along_k.gather(sketch)
         old: Any = policy.basis
-        policy = replace(policy, basis=None if old is None else along_k.whole(old))
+        policy = replace(policy, basis=None if old is None else along_k.gather(old))
     if blocks is not None and sketch is None:
-        A = sharded_operator(A, blocks)
+        A = of_rows(as_operator(A), blocks)
     Q: Any = policy.refresh(A, step=step).basis
     return by_rows(Q if along_k is None else along_k.part(Q))
 

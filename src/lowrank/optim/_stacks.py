@@ -312,7 +312,7 @@ def as_stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
 def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
     """Random numbers of the seed, the place of a weight, the part of it, and the step."""
     blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
-    numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.rank
+    numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
     generator = torch.Generator(weight.parameter.device)
     return generator.manual_seed(int.from_bytes(digest, "little"))

@@ -27,7 +27,7 @@ from lowrank._sketch import Source, gaussian_source
 from lowrank._small_svd import robust_svd
 from lowrank.svd import decompose
 
-__all__ = ["Subspace", "transport_squares"]
+__all__ = ["Subspace", "keeps_sketch", "new_basis", "source", "transport_squares"]
 
 # A direction whose singular value is below this many eps of the largest is made of rounding errors.
 TRUSTED = 256.0
@@ -231,12 +231,16 @@ def new_basis(
     """A basis for an operator that is taken from the left; None where the old one stays.
 
     Or a stack of bases, for a stack of matrices whose sketches are kept whole, and a `draw` of
-    stacks.
+    stacks; then nothing is read from the device, and what is not finite is not noticed.
     """
-    xp, (k, M), draw = A.xp, A.shape[-2:], draw or source(space, A, step)
+    xp, (k, M) = A.xp, A.shape[-2:]
     if keeps_sketch(space, k, M):
-        Q, sizes = _of_whole_sketch(space, A, draw)
+        Q, sizes = _of_whole_sketch(space, A, draw or source(space, A, step))
+        if draw is None and not bool(xp.all(xp.isfinite(sizes))):
+            message = "`G` holds NaN or Inf, or its products overflow."
+            raise ValueError(message)
     else:
+        draw = source(space, A, step)
         leading, sizes, r = _leading(space, A, draw, step)
         if old is not None and r < 1:
             return None

@@ -15,7 +15,7 @@ from lowrank.optim._chunks import Chunk, alike_weights, largest_fraction, parame
 from lowrank.optim._gradients import are_finite
 from lowrank.optim._inner import Inner
 from lowrank.optim._loading import check_saved, copied, loaded_groups
-from lowrank.optim._options import DEFAULTS, Weight, is_asked, parse, weight_of
+from lowrank.optim._options import DEFAULTS, PLANNED, Weight, is_asked, parse, weight_of
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import align, placed_as, unfit_placements
 
@@ -94,30 +94,34 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         super().add_param_group(parse(param_group))
-        group = self.param_groups[-1]
         try:
-            for parameter in group["params"]:
-                self._check(group, parameter)
-        except TypeError:
+            self.param_groups[-1] = self._checked(self.param_groups[-1])
+        except (TypeError, ValueError):
             self.param_groups.pop()
             raise
-        self.param_groups[-1] = parse(group)  # with the defaults
 
-    def _check(self, group: dict[str, Any], parameter: torch.Tensor) -> None:
-        """Raise a TypeError for a parameter that can't be stepped."""
-        wrong = None
-        if getattr(parameter, "_is_flat_param", False):
-            wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
-        elif hasattr(parameter, "placements"):
-            weight = weight_of(group, parameter, 0)
-            if weight is not None:
-                wrong = unfit_placements(parameter) or self._refusal(weight)
-        if wrong is not None:
-            message = (
-                f"a parameter is a {wrong}; keep the weights whole on every rank, as "
-                "DistributedDataParallel does, or give them to an optimizer of their own."
-            )
-            raise TypeError(message)
+    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
+        """The group with translated options; an error for what can't be stepped."""
+        group = parse(group)
+        for parameter in group["params"]:
+            wrong = None
+            if getattr(parameter, "_is_flat_param", False):
+                wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
+            elif hasattr(parameter, "placements"):
+                weight = weight_of(group, parameter, 0)
+                if weight is not None:
+                    wrong = unfit_placements(parameter) or self._refusal(weight)
+            if wrong is not None:
+                message = (
+                    f"a parameter is a {wrong}; keep the weights whole on every rank, as "
+                    "DistributedDataParallel does, or give them to an optimizer of their own."
+                )
+                raise TypeError(message)
+        return group
+
+    def _is_stale(self, state: dict[str, Any], weight: Weight | None) -> bool:
+        """Whether a state was made with other options and can't go on."""
+        return ("basis" in state) != (weight is not None)
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("nonfinite", "temporary_bytes", "_inner")
@@ -134,6 +138,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if getattr(self, "_skipped", False):
             self._count_a_skip()
         self._seen = ()  # the groups, when the workers were made
+        self._planned: list[Weight] = []
         self._hooks: ExitStack | None = None
         self._skipped = False
 
@@ -289,9 +294,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
             align(parameter)
             grad = parameter.grad
             if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
-                name = self._name(self._parameters().index(parameter))
+                index = next(i for i, p in enumerate(self._parameters()) if p is parameter)
                 message = (
-                    f"parameter {name} has a sparse gradient, which cannot be compressed; put it "
+                    f"parameter {self._name(index)} has a sparse gradient, which cannot be compressed; put it "
                     "in a group of its own with rank=None."
                 )
                 raise TypeError(message)
@@ -328,20 +333,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
         Made anew when the groups have other parameters or options.
         """
-        settled = [name for name in DEFAULTS if name != "skipped_steps"]
         seen = [
-            [*map(id, group["params"]), *(group.get(name) for name in settled)]
+            [*map(id, group["params"]), *(group.get(name) for name in PLANNED)]
             for group in self.param_groups
         ]
         if seen == self._seen:
             return self._made
         alone = self._hooks is not None
         for group in self.param_groups:
-            parse(group)
-            for parameter in group["params"]:
-                self._check(group, parameter)
+            checked = self._checked(group)
+            group.clear()
+            group.update(checked)
         weights = self._weights()
-        if any(map(is_asked, self.param_groups)) and not weights:
+        if any(map(is_asked, self.param_groups)) and not weights and not self._seen:
             message = (
                 "no parameter is compressed: only matrices whose short side exceeds the rank are, "
                 "and no vectors, into which FSDP1 and ZeRO flatten them."
@@ -350,6 +354,14 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self._turns = {
             weight.parameter: i / len(weights) for i, (_, weight) in enumerate(weights, 1)
         }
+        sides = {weight.parameter: weight.left for weight in self._planned}
+        self._planned = [weight for _, weight in weights]
+        compressed = {weight.parameter: weight for weight in self._planned}
+        for p in self._parameters():
+            weight, state = compressed.get(p), self.state.get(p)
+            turned = weight is not None and sides.get(p, weight.left) is not weight.left
+            if state and (turned or self._is_stale(state, weight)):
+                del self.state[p]
         left = [
             (number, [p for p in group["params"] if p not in self._turns])
             for number, group in enumerate(self.param_groups)

@@ -10,6 +10,8 @@ from lowrank._check import as_rank
 from lowrank.optim._options import Weight
 from lowrank.optim._refresh import alike
 
+# Arrays of the size of a weight, in single precision, that rounding takes beside those of a step.
+OF_ROUNDING = {"nearest": 2, "compensated": 6, "stochastic": 10}
 # Bytes of what is temporary in a step of weights of one shape, where they are not given: of a
 # processor no less than the largest weight. On a GPU every operation costs the host as much as
 # several weights cost the device.
@@ -33,9 +35,10 @@ def alike_weights(
     def kind(item: tuple[int, Weight]) -> Any:
         number, weight = item
         p = weight.parameter
-        own = weight.index if alone else None
+        on_cpu = p.device.type == "cpu"
+        own = weight.index if alone or (on_cpu and weight.policy.energy is not None) else None
         # views of weights on their long and short sides go together, and no stacks of them
-        shape = (weight.k, weight.M) if p.device.type == "cpu" else (p.shape, weight.left)
+        shape = (weight.k, weight.M) if on_cpu else (p.shape, weight.left)
         return number, shape, p.dtype, p.device, weight.along_k, weight.along_M, own
 
     return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
@@ -58,7 +61,9 @@ def plan(
     on_cpu, limit = first.parameter.device.type == "cpu", temporary_bytes
     if limit is None:
         limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
-    whole = size + 2 * first.k * first.M * first.dtype.itemsize  # gradient and weight
+    half = first.parameter.dtype != first.dtype
+    arrays = OF_ROUNDING[group["rounding"] if half else "nearest"]  # gradient and weight, and more
+    whole = size + arrays * first.k * first.M * first.dtype.itemsize
     stacked = not on_cpu and first.blocks is None and whole <= limit
     return stacked, max(1, limit // (whole if stacked else size))
 

@@ -128,14 +128,20 @@ def theirs(state: dict[str, Any]) -> dict[str, Any]:
 def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.device) -> bool:
     """Whether steps of two halves of a parameter are those of the whole, with state alike."""
     device = torch.device("cpu") if device.type == "meta" else device  # weights yet to be made
-    G = torch.linspace(-1.0, 2.0, 64 * 128, device=device).view(64, 128)
-    found = []
-    for parts in ([G], list(G.chunk(2, dim=1))):
-        proxies = [torch.nn.Parameter(torch.zeros_like(part)) for part in parts]
+    draw = torch.randn(3, 64, 128, generator=torch.Generator().manual_seed(0))
+    sizes = torch.tensor([[1.0, 30.0], [1.0, 2.0], [5.0, 0.1]]).repeat_interleave(64, dim=1)
+    gradients, found = (draw * sizes[:, None, :]).to(device), []
+    for parts in ([gradients], list(gradients.chunk(2, dim=2))):
+        proxies = [torch.nn.Parameter(torch.zeros_like(part[0])) for part in parts]
         for proxy, part in zip(proxies, parts, strict=True):
             optimizer = make([proxy])
-            for factor in (1.0, -0.5):
-                proxy.grad = part * factor
+            for group in optimizer.param_groups:  # whatever a warm-up begins with
+                if isinstance(group.get("lr"), torch.Tensor):
+                    group["lr"] = torch.full_like(group["lr"], 0.01)
+                elif group.get("lr") is not None:
+                    group["lr"] = 0.01
+            for G in part:
+                proxy.grad = G.clone()
                 optimizer.step()
             for value in optimizer.state[proxy].values():
                 is_plain = getattr(value, "shape", ()) in ((), proxy.shape)
@@ -294,7 +300,7 @@ def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[
     step = float(step) if not isinstance(step, torch.Tensor) or step.is_cpu else step.double()
     if meaning == "sum of squares":
         return 1.0, step
-    betas = group.get("betas") or (0.0, group.get("alpha", 0.0))
+    betas = group.get("betas") or (group.get("alpha", 0.0),) * 2
     return tuple(1.0 - float(beta) ** step for beta in betas[:2])  # type: ignore[return-value]
 
 

@@ -44,7 +44,8 @@ class LowRank(LowRankOptimizer):
     Parameters
     ----------
     params : iterable of parameters, named parameters, or groups
-        Every option below may differ by group. See :func:`select` for groups of a model.
+        Every option below but `budget_bytes`, `temporary_bytes` and `nonfinite` may differ by
+        group. See :func:`select` for groups of a model.
         The keys of galore-torch's groups (`update_proj_gap`, `proj_type`) are understood.
     optimizer : callable
         Class of the inner optimizer, :class:`torch.optim.AdamW` by default. It also steps,
@@ -130,7 +131,8 @@ class LowRank(LowRankOptimizer):
     precision); up to three times as much for convolutions in channels-last format, and twice with
     `average`, adaptive ranks of half precision weights or a `state_dtype` wider than the weight.
     Gradients are not changed. Groups are read at every step: parameters may be replaced, appended
-    and deleted, and a `rank` that is changed holds from the next refresh on.
+    and deleted. A `rank` that is changed holds from the next refresh on; where a parameter is
+    compressed no longer, or on another side, its state begins anew.
 
     State of the inner optimizer is moved where its meaning is known: of torch's Adam, AdamW, NAdam,
     RAdam, SGD, Muon, RMSprop, Adagrad and Adafactor, transformers' Adafactor, Lion, torchao's
@@ -139,7 +141,7 @@ class LowRank(LowRankOptimizer):
 
     On a GPU weights of one shape are stepped as a stack, and the optimizer sees one parameter for
     all of them if it works element by element. With ``nonfinite="ignore"`` nothing is read there,
-    and no refresh of a fixed rank from 64 on waits.
+    and no refresh of a fixed rank from 64 on waits, with the usual `random_fraction`.
 
     Of weights that FSDP2 (or HSDP) shards over processes each compresses its rows: sides, ranks,
     budgets and random numbers are those of the whole, and so are the steps, up to rounding. All
@@ -217,7 +219,7 @@ class LowRank(LowRankOptimizer):
 
     @staticmethod
     def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:
-        rank = int(state["basis"].shape[1]) if state else weight.rank
+        rank = int(state["basis"].shape[1]) if "basis" in state else weight.rank
         return sum(_with_rows(value, rank, weight.k) for value in theirs(state).values())
 
     def _refusal(self, weight: Weight) -> str | None:

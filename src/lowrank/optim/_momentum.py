@@ -159,17 +159,18 @@ class LowRankMomentum(LowRankOptimizer):
             optimizer=NAME,
         )
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
+    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         for name in FOREIGN:
-            if name in param_group and param_group[name] != self.defaults[name]:
-                message = f"`{name}` is not for LowRankMomentum, got {param_group[name]!r}."
+            if group[name] != self.defaults[name]:
+                message = f"`{name}` is not for LowRankMomentum, got {group[name]!r}."
                 raise ValueError(message)
-        super().add_param_group(param_group)
-        betas = self.param_groups[-1]["betas"]
-        if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-            self.param_groups.pop()
-            message = f"`betas` must be two numbers between 0 and 1 (and not 1), got {betas!r}."
-            raise ValueError(message)
+        _check_betas(group["betas"])
+        return super()._checked(group)
+
+    def _is_stale(self, state: dict[str, Any], weight: Weight | None) -> bool:
+        if super()._is_stale(state, weight):
+            return True
+        return weight is not None and int(state["basis"].shape[1]) != weight.rank
 
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
@@ -190,6 +191,7 @@ class LowRankMomentum(LowRankOptimizer):
     ) -> None:
         del compiling
         every = group["refresh_every"]
+        _check_betas(group["betas"])
 
         def kind(weight: Weight) -> tuple[int, bool, Any]:
             state = self.state.get(weight.parameter, {})
@@ -264,6 +266,12 @@ class LowRankMomentum(LowRankOptimizer):
                 state[name] = value
         for weight, state in zip(weights, states, strict=True):
             self.state[weight.parameter] = state
+
+
+def _check_betas(betas: Any) -> None:
+    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
+        message = f"`betas` must be two numbers between 0 and 1 (and not 1), got {betas!r}."
+        raise ValueError(message)
 
 
 def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:

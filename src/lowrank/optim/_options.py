@@ -45,6 +45,13 @@ OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
 # Other names that have a meaning in a group.
 OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
+# Options of the optimizer as a whole.
+OF_ALL = ("nonfinite", "temporary_bytes", "budget_bytes")
+# Options from which the work is planned; all others are read where they are used.
+PLANNED = (
+    *("rank", "energy", "max_rank", "random_fraction", "power_iterations", "oversampling", "seed"),
+    *("warm_start", "side", "state_dtype", "rounding", "update_proj_gap", "proj_type"),
+)
 
 
 @dataclass(frozen=True)
@@ -165,6 +172,9 @@ def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
 def parse(group: dict[str, Any]) -> dict[str, Any]:
     """The group with GaLore's names translated; an error says which option is wrong."""
     group = dict(group)
+    if wrong := sorted(set(OF_ALL) & set(group)):
+        message = f"`{wrong[0]}` is an option of the optimizer, and not of a group."
+        raise ValueError(message)
     if "update_proj_gap" in group:
         group["refresh_every"] = group.pop("update_proj_gap")
     if "proj_type" in group:

@@ -56,8 +56,12 @@ def refreshed(
         state = dict(before)
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
+        if "began" not in state:  # in a state of an earlier version
+            state["began"] = steps - int(state.get("step", steps))
         if group["average"] > 0.0:
             _sketch(weight, group, state)
+        else:
+            state.pop("sketch", None)
         if old is None or steps >= state["next_refresh"]:
             wait = every if old is not None else max(1, int(turn * every))
             state["next_refresh"] = steps + wait
@@ -66,7 +70,8 @@ def refreshed(
 
     def kind(item: tuple[Weight, dict[str, Any], int]) -> Any:
         weight, state, steps = item
-        if not stacked or "sketch" in state or not keeps_sketch(weight.policy, weight.k, weight.M):
+        policy = replace(weight.policy, basis=state.get("basis"))
+        if not stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
             return weight.index
         old = state.get("basis")
         return steps, None if old is None else old.shape, likeness(state)
@@ -112,7 +117,7 @@ def _refresh(
     if old is not None and not keeps:
         before = [theirs(state) for state in states]
         after = None
-        if group["transport"] == "rotate" and before[0]:
+        if group["transport"] != "reset" and before[0]:
             R = first.shard(first.sum_k(coordinates(old, G)))
             squares = first.shard(first.sum_k(column_squares(G, R.dtype)))
             outside = (squares - column_squares(R, R.dtype)).clamp_(min=0)
@@ -161,4 +166,7 @@ def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> Non
     Omega: Any = draw((weight.M, width), weight.dtype)
     Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
     Y = weight.sum_M(product(weight.oriented(weight.gradient), Omega))
-    state["sketch"] = torch.lerp(Y, state["sketch"], group["average"]) if "sketch" in state else Y
+    old = state.get("sketch")
+    if old is not None and old.shape == Y.shape:
+        Y = torch.lerp(Y, old, group["average"])
+    state["sketch"] = Y

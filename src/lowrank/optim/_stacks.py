@@ -50,7 +50,7 @@ def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[t
     """The parts of a stack in these tensors, or in new ones where they do not fit."""
     parts = list(stack.unbind())
     places = [
-        torch.empty_like(part)
+        part.new_empty(part.shape)
         if place is None or (place.shape, place.dtype) != (part.shape, part.dtype)
         else place
         for part, place in zip(parts, tensors, strict=True)
@@ -256,9 +256,12 @@ def add_to_weights(
     lost: list[Any] = [None] * len(weights)
     if rounding == "compensated":
         for weight, state in zip(weights, states, strict=True):
-            if "compensation" not in state:
-                state["compensation"] = torch.zeros_like(weight.data)
+            if "compensation" not in state:  # stored by rows
+                state["compensation"] = weight.data.new_zeros(weight.data.shape)
         lost = [state["compensation"] for state in states]
+    else:
+        for state in states:
+            state.pop("compensation", None)
 
     def change(w: torch.Tensor, i: int, Q: Any, X: Any, G: Any, t: Any) -> None:
         if isinstance(kept, torch.Tensor):

@@ -20,10 +20,10 @@ from matrices import gaussian, norm, with_spectrum
 import lowrank
 from lowrank import gallery
 from lowrank.__main__ import main
-from lowrank._command import plotting, reading, reporting, running
+from lowrank._command import plotting, reading, running
+from lowrank._command.answering import answers
 from lowrank._command.arguments import parse
-from lowrank._command.telling import InputError
-from lowrank._command.working import answers
+from lowrank._command.telling import InputError, Progress
 
 sparse = pytest.importorskip("scipy.sparse")
 scipy_io = pytest.importorskip("scipy.io")
@@ -610,7 +610,7 @@ def test_a_matrix_that_does_not_fit_in_memory(run, monkeypatch):
     def full(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr("lowrank._command.working.svd", full)
+    monkeypatch.setattr("lowrank.svd", full)
     line = "lowrank: A.npy: the work does not fit in memory"
     assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
     monkeypatch.setattr("numpy.load", full)
@@ -838,7 +838,7 @@ def test_pictures_that_cannot_be_drawn(run, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(plotting, "_draw", fail)
+    monkeypatch.setattr(running, "picture", fail)
     why = "not enough memory" if isinstance(error, MemoryError) else "no LaTeX"
     code, _, err = run("A.npy --rank 1 --plot p.png --output F.npz")
     assert (code, err) == (2, [f"lowrank: p.png: cannot be drawn: {why}"])
@@ -973,7 +973,7 @@ runpy.run_module("lowrank", run_name="__main__", alter_sys=False)
 
 def test_progress_begins_anew_for_every_matrix(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = reporting.Progress()
+    progress = Progress()
     for name in ("a", "b"):
         progress.start(name)
         progress.look(lowrank.Look(8, 1.0, 2.0))

@@ -10,12 +10,20 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import lowrank
+from lowrank._command.answering import Answer, Table, answers, as_json, entry, missed_line
 from lowrank._command.arguments import Options
 from lowrank._command.plotting import picture
 from lowrank._command.reading import Matrix, Source, as_numpy, sources
-from lowrank._command.reporting import Progress, Table, as_json, entry, missed_line
-from lowrank._command.telling import InputError, complain, guarded, refuse, required, tell
-from lowrank._command.working import Answer, answers
+from lowrank._command.telling import (
+    InputError,
+    Progress,
+    complain,
+    guarded,
+    reason,
+    refuse,
+    required,
+    tell,
+)
 
 # Exit codes, beside 0. The first is that of argparse.
 BAD_INPUT = 2
@@ -70,10 +78,14 @@ def _solve(
     progress.start(f"reading {label}")
     matrix = source.load()
     progress.start(label)
+    about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
     try:
         return matrix, answers(matrix, options, progress.look)
-    except InputError as error:
-        refuse(f"{options.file}: {f'{source.name}: ' if source.name else ''}{error}")
+    except MemoryError:
+        refuse(f"{about}: the work does not fit in memory")
+    # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
+    except (ValueError, RuntimeError) as error:
+        refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
 
 
 def _check_targets(options: Options, matrices: int) -> None:
@@ -105,7 +117,8 @@ def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Pro
         write(options.output, lambda stream: _save(stream, answer, options), force=options.force)
     if options.plot is not None:
         progress.start(f"drawing {options.plot}")
-        drawn = picture(matrix, answer, options)
+        with guarded(options.plot, "drawn", "cannot be drawn: not enough memory"):
+            drawn = picture(matrix, answer, options)
         write(options.plot, lambda stream: stream.write(drawn), force=options.force)
 
 

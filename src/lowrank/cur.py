@@ -1,6 +1,7 @@
 """CUR decomposition: columns and rows of A, and the small matrix that joins them."""
 
 import math
+from bisect import bisect_left
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
@@ -160,12 +161,7 @@ def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Ar
     def outside(r: int) -> float:
         return math.hypot(rest, norm_of(M[:r, r:], "fro"), norm_of(M[r:, :], "fro"))
 
-    low, high = 0, k
-    while low < high:
-        middle = (low + high + 1) // 2
-        if joined(middle)[1] <= outside(middle):
-            low = middle
-        else:
-            high = middle - 1
-    tries = {r: joined(r) for r in (low, low + 1) if r <= k}
+    # the last rank at which rounding loses less than the error
+    r = bisect_left(range(1, k + 1), True, key=lambda r: not joined(r)[1] <= outside(r))
+    tries = {r: joined(r) for r in (r, r + 1) if r <= k}
     return tries[min(tries, key=lambda r: tries[r][1] + outside(r))]

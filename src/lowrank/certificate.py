@@ -47,17 +47,10 @@ def safety_factor(samples: int, failure_probability: float, *, is_complex: bool)
 
     For a real Gaussian Ω of s columns and every E, ``P(‖EΩ‖²_F ≤ x s ‖E‖²_F) ≤ (x e^{1−x})^{s/2}``
     for 0 < x < 1; the exponent is s for complex Ω. c = x^{−1/2} for the x that makes the right
-    side `failure_probability`. With t = −ln x this is ``t + e^{−t} − 1 = −ln(δ) · 2/s``: convex and
-    increasing, so Newton's method from the right of the root descends to it.
+    side `failure_probability`. With t = ln x < 0 this is ``e^t − 1 − t = −ln(δ) · 2/s``: convex and
+    decreasing, so Newton's method from the left of the root ascends to it.
     """
-    target = -math.log(failure_probability) / (samples if is_complex else samples / 2)
-    t = target + 1.0
-    for _ in range(100):
-        step = (t + math.expm1(-t) - target) / -math.expm1(-t)
-        t -= step
-        if step <= 1e-15 * t:
-            break
-    return math.exp(t / 2)
+    return _chernoff_factor(-1, samples, failure_probability, is_complex)
 
 
 def spread_factor(samples: int, failure_probability: float, *, is_complex: bool) -> float:
@@ -67,14 +60,21 @@ def spread_factor(samples: int, failure_probability: float, *, is_complex: bool)
     is ``e^t − 1 − t = −ln(δ) · 2/s``. The left side is at least t²/2, so the start lies to the
     right of the root, and Newton's method descends to it.
     """
+    return _chernoff_factor(1, samples, failure_probability, is_complex)
+
+
+def _chernoff_factor(
+    sign: int, samples: int, failure_probability: float, is_complex: bool
+) -> float:
+    """``e^{|t|/2}`` for the root t of this sign of ``e^t − 1 − t = −ln(δ) · 2/s``."""
     target = -math.log(failure_probability) / (samples if is_complex else samples / 2)
-    t = math.sqrt(2.0 * target)
+    t = -(target + 1.0) if sign < 0 else math.sqrt(2.0 * target)
     for _ in range(100):
         step = (math.expm1(t) - t - target) / math.expm1(t)
         t -= step
-        if step <= 1e-15 * t:
+        if step / t <= 1e-15:
             break
-    return math.exp(t / 2)
+    return math.exp(abs(t) / 2)
 
 
 def rounding_floor(

@@ -1,6 +1,7 @@
 """The options that the range finder and all factorizations share: names, defaults and words."""
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from functools import wraps
@@ -40,21 +41,13 @@ class Tolerances(Options, total=False):
     atol: float | None
 
 
-DEFAULTS: dict[str, Any] = {
-    "rtol": None,
-    "atol": None,
+DEFAULTS: dict[str, Any] = dict.fromkeys(Tolerances.__annotations__) | {
     "norm": "fro",
-    "power_iterations": None,
     "krylov": False,
-    "block_size": None,
-    "test_matrix": None,
-    "rng": None,
     "failure_probability": 1e-9,
-    "certificate": None,
     "overwrite_a": False,
     "check": False,
     "check_finite": True,
-    "callback": None,
 }
 WORDS = {
     "<matrix>": """\
@@ -118,14 +111,9 @@ def worded(text: str | None) -> str | None:
     """A docstring with the shared words in the places that name them."""
     if text is None:  # python -OO
         return None
-    lines = []
-    for line in text.split("\n"):
-        marker = next((key for key in WORDS if key in line), None)
-        if marker is None:
-            lines.append(line)
-            continue
-        before, _, after = line.partition(marker)
-        indent = before if not before.strip() else " " * (len(line) - len(line.lstrip()))
-        words = textwrap.indent(WORDS[marker], indent)
-        lines.append((words if not before.strip() else before + words.lstrip()) + after)
-    return "\n".join(lines)
+
+    def words(found: re.Match[str]) -> str:
+        indent, before, marker = found.groups()
+        return indent + before + textwrap.indent(WORDS[marker], indent).lstrip()
+
+    return re.sub(rf"^( *)(.*)({'|'.join(WORDS)})", words, text, flags=re.MULTILINE)

@@ -20,6 +20,7 @@ from array_api_compat import (
 )
 from array_api_compat import device as device_of
 
+FLOATING = ("float32", "float64", "complex64", "complex128")
 # Rows of a block of a long sum.
 LONG = 512
 # Static array types do not exist yet; the alias names the intent.
@@ -96,10 +97,7 @@ def is_sharded(A: Any) -> bool:
 
 
 def _promote(A: Array, xp: Namespace, name: str) -> Array:
-    if any(
-        A.dtype == getattr(xp, supported, None)
-        for supported in ("float32", "float64", "complex64", "complex128")
-    ):
+    if any(A.dtype == getattr(xp, supported, None) for supported in FLOATING):
         return A
     if is_half(A):
         return xp.astype(A, xp.float32)
@@ -363,6 +361,11 @@ def flushes(xp: Namespace, dtype: Any) -> bool:
     return sys.float_info.min * 0.5 == 0.0
 
 
+def squares(X: Array) -> Array:
+    """``|X_ij|²``, real."""
+    return array_namespace(X).real(X * array_namespace(X).conj(X)) if is_complex(X) else X * X
+
+
 def _sizes(X: Array) -> Array:
     """Absolute values, of both parts of complex numbers: ``|a + ib|`` is rounded next to zero."""
     xp = array_namespace(X)
@@ -399,7 +402,7 @@ def _sum_of_squares(X: Array) -> Array:
     """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
     xp, n = array_namespace(X), X.shape[-1]
     if not _adds_rows(xp, X):
-        return xp.sum(xp.real(X * xp.conj(X)) if is_complex(X) else X * X)
+        return xp.sum(squares(X))
     sums = []
     for start in range(0, n, 4096):
         part = X[..., start : min(start + 4096, n)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lowrank._array import (
+    FLOATING,
     Array,
     Namespace,
     as_matrix,
@@ -67,10 +68,14 @@ class TestMatrix:
             return self._last
         operator = self._operator
         shape = (*operator.shape[:-2], operator.test_rows, columns)
-        if self._asked is None:
-            Omega = self._draw_gaussian(shape)
-        else:
+        if self._asked is not None:
             Omega = self._asked(shape, operator.dtype, operator.device)
+        else:
+            if self._gaussian is None:
+                self._gaussian = gaussian_source(
+                    self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
+                )
+            Omega = self._gaussian(shape, operator.dtype)
         Omega, _ = as_matrix(Omega, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
@@ -103,14 +108,6 @@ class TestMatrix:
     def move(self, operator: Operator) -> None:
         """Go on where the products of `operator` live."""
         self._operator, self._gaussian = operator, None
-
-    def _draw_gaussian(self, shape: tuple[int, ...]) -> Array:
-        operator = self._operator
-        if self._gaussian is None:
-            self._gaussian = gaussian_source(
-                self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
-            )
-        return self._gaussian(shape, operator.dtype)
 
     def _check(self, Omega: Array) -> int:
         operator = self._operator
@@ -165,16 +162,6 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
     native = type(rng).__module__.partition(".")[0]
     if native not in ("torch", "cupy"):
         return np.random.default_rng(rng)
-    _check_native(rng, native, xp, device)
-    return rng
-
-
-def _seed(entropy: list[int]) -> int:
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-    return int(state[0]) % 2**63
-
-
-def _check_native(rng: Any, native: str, xp: Namespace, device: Any) -> None:
     matches = {"torch": is_torch_namespace, "cupy": is_cupy_namespace}[native]
     if not matches(xp):
         message = (
@@ -190,6 +177,12 @@ def _check_native(rng: Any, native: str, xp: Namespace, device: Any) -> None:
             f"with torch.Generator(device={str(device)!r}), or pass an integer."
         )
         raise ValueError(message)
+    return rng
+
+
+def _seed(entropy: list[int]) -> int:
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return int(state[0]) % 2**63
 
 
 def _torch_source(generator: Any, device: Any) -> Source:
@@ -228,8 +221,7 @@ def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> So
         return drawn
 
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        names = ("float32", "float64", "complex64", "complex128")
-        name = next(name for name in names if dtype == getattr(xp, name, None))
+        name = next(name for name in FLOATING if dtype == getattr(xp, name, None))
         drawn = _assemble(normal, shape, np.dtype(name))
         return drawn if is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
 

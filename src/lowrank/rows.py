@@ -8,6 +8,7 @@ import numpy as np
 
 from lowrank._arithmetic import as_the_caller_set, in_full_precision
 from lowrank._array import (
+    FLOATING,
     Array,
     adjoint_matmul,
     array_namespace,
@@ -27,7 +28,6 @@ __all__ = ["Progress", "RowBlocks"]
 
 # A chunk that is higher than a block is read whole, unless it has more than so many times its size.
 WHOLE_CHUNK = 4
-FLOATING = ("float32", "float64", "complex64", "complex128")
 
 
 class Progress(NamedTuple):

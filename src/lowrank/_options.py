@@ -78,12 +78,11 @@ def shares_options(function: _Function) -> _Function:
     names = inspect.get_annotations(function)["options"].__args__[0].__annotations__
     given = inspect.signature(function)
     own = [p for p in given.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=names[name]
-        )
-        for name in DEFAULTS
-        if name in names and name not in given.parameters
+        inspect.Parameter(name, keyword, default=DEFAULTS[name], annotation=annotation)
+        for name, annotation in names.items()
+        if name not in given.parameters
     ]
     accepted = {p.name for p in (*own, *shared)}
 
@@ -98,10 +97,9 @@ def shares_options(function: _Function) -> _Function:
             return function(*args, **options)
 
     # the stop rules first, as in every docstring, and what is a function's own before the rest
-    first = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    stops = [p for p in shared if p.name in ("rtol", "atol")]
-    rest = [p for p in (*own, *shared) if p not in first and p not in stops]
-    parameters = [*first, *stops, *rest]
+    parameters = sorted(
+        (*own, *shared), key=lambda p: (p.kind is keyword, p.name not in ("rtol", "atol"))
+    )
     checked.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     checked.__doc__ = worded(function.__doc__)
     return checked  # type: ignore[return-value]

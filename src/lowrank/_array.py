@@ -36,22 +36,19 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     float32.
     """
     if is_sharded(A):
-        message = (
+        raise TypeError(
             f"`{name}` is a DTensor, of which this process has a part; range_finder, qb, svd, qr "
             f"and residual_norm take one. Pass a local array, for instance {name}.full_tensor()."
         )
-        raise TypeError(message)
     if hasattr(A, "__dask_graph__"):
-        message = (
+        raise TypeError(
             f"`{name}` is an array of Dask, and this needs all entries; pass {name}.compute()."
         )
-        raise TypeError(message)
     if isinstance(A, np.matrix | np.ma.MaskedArray):
-        message = (
+        raise TypeError(
             f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
             f"pass numpy.asarray({name}), filled first if it is masked."
         )
-        raise TypeError(message)
     if not is_array_api_obj(A):
         convert, shape = f"numpy.asarray({name}, dtype=float)", getattr(A, "shape", None)
         if hasattr(A, "toarray"):
@@ -62,31 +59,29 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
             convert = f"{name}.matmat({unit.format(shape[1])})"
         elif isinstance(A, str | os.PathLike):
             convert = f"numpy.load({name}) or numpy.loadtxt({name})"
-        message = (
+        raise TypeError(
             f"`{name}` must be an array of NumPy, PyTorch, CuPy or another array-API library, got "
             f"{type(A).__name__}; convert it, for instance with {convert}."
         )
-        raise TypeError(message)
     if is_numpy_array(A):
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays
         if not A.dtype.isnative:
             A = A.astype(A.dtype.newbyteorder("="))
     elif is_torch_array(A):
         if A.is_meta:
-            message = f"`{name}` is on the meta device, where arrays have a shape and no numbers."
-            raise ValueError(message)
+            raise ValueError(
+                f"`{name}` is on the meta device, where arrays have a shape and no numbers."
+            )
         if str(A.layout) != "torch.strided":
-            message = (
+            raise TypeError(
                 f"`{name}` is a sparse tensor ({A.layout}), and this needs all entries of it; pass "
                 f"{name}.to_dense()."
             )
-            raise TypeError(message)
         A = A.detach()  # no derivatives are promised, and none shall be recorded
     xp = array_namespace(A)
     if A.ndim < 2 or (A.ndim > 2 and not stacks):
         kind = "a matrix or a stack of matrices" if stacks else "a matrix (two dimensions)"
-        message = f"`{name}` must be {kind}, got shape {tuple(A.shape)}."
-        raise ValueError(message)
+        raise ValueError(f"`{name}` must be {kind}, got shape {tuple(A.shape)}.")
     return _promote(A, xp, name), xp
 
 
@@ -107,11 +102,10 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
         ways = {"astype": "astype(complex)", "cdouble": "cdouble()"}
     own = [f"{name}.{way}" for method, way in ways.items() if hasattr(A, method)]
     cast = own[0] if own else f"xp.astype({name}, xp.float64)"
-    message = (
+    raise TypeError(
         f"`{name}` has dtype {A.dtype}, which has no matrix factorization; cast it to float32, "
         f"float64, complex64 or complex128 first, for instance with {cast}."
     )
-    raise TypeError(message)
 
 
 def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
@@ -122,8 +116,7 @@ def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
             f"`{name}` is a {xp.__name__.rpartition('.')[2]} array of dtype {dtype} on {device}"
             for name, (xp, device, dtype) in zip(names, homes, strict=True)
         ]
-        message = f"{told[0]}, but {told[1]}; convert one to the other."
-        raise TypeError(message)
+        raise TypeError(f"{told[0]}, but {told[1]}; convert one to the other.")
 
 
 def is_half(X: Array) -> bool:

@@ -91,8 +91,7 @@ def shares_options(function: _Function) -> _Function:
         for name in options:
             if name not in accepted:
                 called = function.__qualname__.removesuffix(".__init__")
-                message = f"{called}() got an unexpected keyword argument {name!r}"
-                raise TypeError(message)
+                raise TypeError(f"{called}() got an unexpected keyword argument {name!r}")
         with np.errstate(all="ignore"), full_precision():
             return function(*args, **options)
 

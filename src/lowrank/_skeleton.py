@@ -145,11 +145,10 @@ def approximate(
     it, a smaller part is tried.
     """
     if A.is_stack:
-        message = (
+        raise ValueError(
             f"columns are chosen from a single matrix, got a stack of shape {A.shape}; loop over "
             "the matrices."
         )
-        raise ValueError(message)
     options["overwrite_a"] = False  # columns of A are read in the end
     found = find(A, rank, rtol=rtol, atol=atol, share=SHARE, powers=2, norm=norm, **options)
     like, work = found.state.A.empty(0), found.problem.work

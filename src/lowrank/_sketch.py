@@ -48,11 +48,10 @@ class TestMatrix:
         elif callable(test_matrix):
             self._asked = test_matrix
         else:
-            message = (
+            raise TypeError(
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
                 f"got {type(test_matrix).__name__}."
             )
-            raise TypeError(message)
 
     @property
     def is_free(self) -> bool:
@@ -78,8 +77,9 @@ class TestMatrix:
             Omega = self._gaussian(shape, operator.dtype)
         Omega, _ = as_matrix(Omega, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
-            message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
-            raise ValueError(message)
+            raise ValueError(
+                f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
+            )
         self._last = None if self._asked is None else Omega
         return Omega
 
@@ -115,10 +115,9 @@ class TestMatrix:
         shape = (*operator.shape[:-2], operator.test_rows)
         if tuple(Omega.shape[:-1]) != shape:
             expected = ", ".join(map(str, shape))
-            message = (
+            raise ValueError(
                 f"the test matrix must have shape ({expected}, columns), got {tuple(Omega.shape)}."
             )
-            raise ValueError(message)
         return int(Omega.shape[-1])
 
 
@@ -164,19 +163,17 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
         return np.random.default_rng(rng)
     matches = {"torch": is_torch_namespace, "cupy": is_cupy_namespace}[native]
     if not matches(xp):
-        message = (
+        raise TypeError(
             f"`rng` is a generator of {native}, but the array belongs to {xp.__name__}; pass an "
             "integer or a numpy.random.Generator, which work with every library."
         )
-        raise TypeError(message)
     if native == "torch" and (
         rng.device.type != device.type or (rng.device.index or 0) != (device.index or 0)
     ):
-        message = (
+        raise ValueError(
             f"`rng` is a torch.Generator on {rng.device}, but the array is on {device}; create it "
             f"with torch.Generator(device={str(device)!r}), or pass an integer."
         )
-        raise ValueError(message)
     return rng
 
 

@@ -223,11 +223,10 @@ def residual_norm(
         if math.isfinite(value) and math.isfinite(size):
             break
     else:
-        message = (
+        raise ValueError(
             "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
             "of `A` exceeds the largest float."
         )
-        raise ValueError(message)
     if is_whole:
         factor = 1.0 + 32.0 * float(xp.finfo(near.dtype).eps)
     else:
@@ -245,8 +244,7 @@ def _of_arrays(
     """
     operator = as_operator(A)
     if operator.is_stack:
-        message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
-        raise ValueError(message)
+        raise ValueError(f"`A` must be a matrix (two dimensions), got shape {operator.shape}.")
     Q, _ = as_matrix(Q, name="Q")
     home = Q
     if operator.norm is not None:  # the products of an operator live wherever it puts them
@@ -254,14 +252,14 @@ def _of_arrays(
         same_place(home, Q, names=("A", "Q"))
     (m, n), k = operator.shape, Q.shape[1]
     if Q.shape[0] != m:
-        message = f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}."
-        raise ValueError(message)
+        raise ValueError(f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}.")
     if B is not None:
         B, _ = as_matrix(B, name="B")
         same_place(home, B, names=("A", "B"))
         if tuple(B.shape) != (k, n):
-            message = f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
-            raise ValueError(message)
+            raise ValueError(
+                f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
+            )
 
     def leave(Omega: Array) -> tuple[Array, Array]:
         Y = operator.matmat(Omega)

@@ -131,10 +131,9 @@ def _build(sketch: Sketch, k: int) -> Built:
     lost += lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
     U = U * scale
     if not is_finite(U):
-        message = (
+        raise ValueError(
             "an entry of U exceeds the largest number of its dtype; multiply `A` by a constant."
         )
-        raise ValueError(message)
     factors = C, U, R, as_indices(J, B), as_indices(picked, B)
     return errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
 

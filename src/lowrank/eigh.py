@@ -102,8 +102,7 @@ def eigh(
     """
     operator = as_operator(A, hermitian=True)
     if operator.shape[-1] != operator.shape[-2]:
-        message = f"`A` must be Hermitian, and so square, got shape {operator.shape}."
-        raise ValueError(message)
+        raise ValueError(f"`A` must be Hermitian, and so square, got shape {operator.shape}.")
     if options.pop("check", False):
         check_adjoint(operator, options.get("rng"), hermitian=True)
     found = find(

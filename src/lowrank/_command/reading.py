@@ -165,8 +165,7 @@ def _text(path: Path, skip_rows: int) -> Any:
         except ValueError as error:
             errors.append(error)
     # Where complex numbers are meant, the second attempt got further.
-    message = _where(max(errors, key=_cell), skip_rows)
-    raise InputError(message)
+    raise InputError(_where(max(errors, key=_cell), skip_rows))
 
 
 def _delimiter(path: Path, skip_rows: int) -> str | None:

@@ -7,18 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    array_namespace,
-    device_of,
-    eps,
-    flushes,
-    max_abs,
-    safe_norm,
-    subtract_product,
-)
-from lowrank._operator import Operator
+from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs, subtract_product
+from lowrank._operator import Operator, of_row_blocks
 from lowrank._panel import orthonormalise
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
 from lowrank._rangefinder.state import Work
@@ -35,12 +25,10 @@ ATTEMPTS = 6
 
 
 class Columns:
-    """Columns of A, each read once."""
+    """Columns of A, each read once, where the products of `moved` live."""
 
-    def __init__(self, A: Operator, like: Array, work: Work) -> None:
-        # the products of an operator tell its library, device and dtype
-        xp = array_namespace(like)
-        self._A = replace(A, xp=xp, dtype=like.dtype, device=device_of(like))
+    def __init__(self, A: Operator, moved: Operator, work: Work) -> None:
+        self._A = replace(A, xp=moved.xp, dtype=moved.dtype, device=moved.device)
         self._place: dict[int, int] = {}  # of the columns that are held, in the block of them
         self._block = self._A.empty(A.shape[0])
         self._work = work
@@ -151,8 +139,9 @@ def approximate(
         )
     options["overwrite_a"] = False  # columns of A are read in the end
     found = find(A, rank, rtol=rtol, atol=atol, share=SHARE, powers=2, norm=norm, **options)
-    like, work = found.state.A.empty(0), found.problem.work
-    reads = Columns(A, like, work), Columns(A.adjoint(), like, work)
+    # the products of an operator tell its library, device and dtype
+    moved, work = found.state.A, found.problem.work
+    reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)
     if found.fixed:
         sketch, outcome = _sketch(found, *reads)
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
@@ -230,13 +219,15 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
 def _distance(A: Operator, L: Array, T: Array, scale: float) -> float:
     """``‖A − L T/scale‖_F`` by blocks of rows."""
     m, n = A.shape
-    rows, norms = max(1, max(2**16, m * n // 16) // max(1, n)), []
-    for start in range(0, m, rows):
-        part = slice(start, min(start + rows, m))
+
+    def difference(part: slice) -> Array:
         D = A.rows(part) * scale
         subtract_product(D, L[part, :], T)
-        norms.append(safe_norm(D))
-    return float(safe_norm(A.xp.stack(norms))) / scale if norms else 0.0
+        return D
+
+    rows = max(1, max(2**16, m * n // 16) // max(1, n))
+    norm: Any = of_row_blocks(difference, (m, n), rows, like=L).norm
+    return norm() / scale
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:

@@ -378,8 +378,7 @@ def matrix_norm_by_rows(X: Array) -> float:
     if is_torch_namespace(xp) and is_of_a_gpu(X):  # in one kernel
         norm = float(xp.linalg.vector_norm(X))
     else:
-        blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
-        norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
+        norm = float(_sum_of_squares(X)) ** 0.5
     smallest = float(xp.finfo(X.dtype).smallest_normal)
     if norm < (smallest / eps(X)) ** 0.5 or not math.isfinite(norm):
         # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32
@@ -392,10 +391,10 @@ def matrix_norm_by_rows(X: Array) -> float:
 
 
 def _sum_of_squares(X: Array) -> Array:
-    """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
+    """By blocks; or row by row, at most 4,096 numbers at a time, where that takes no array."""
     xp, n = array_namespace(X), X.shape[-1]
-    if not _adds_rows(xp, X):
-        return xp.sum(squares(X))
+    if not (is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))):
+        return xp.sum(xp.stack([xp.sum(squares(block)) for block in _row_blocks(X)]))
     sums = []
     for start in range(0, n, 4096):
         part = X[..., start : min(start + 4096, n)]
@@ -405,10 +404,6 @@ def _sum_of_squares(X: Array) -> Array:
             parts = (xp.real(part), xp.imag(part)) if is_complex(part) else (part,)
             sums += [xp.sum(xp.linalg.vector_norm(each, axis=-1) ** 2) for each in parts]
     return xp.sum(xp.stack(sums))
-
-
-def _adds_rows(xp: Namespace, X: Array) -> bool:
-    return is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))
 
 
 def _row_blocks(X: Array) -> list[Array]:

@@ -12,22 +12,20 @@ import numpy as np
 from lowrank._arithmetic import full_precision
 from lowrank.results import Look
 
-Norm = Literal["fro", "spectral"]
-Certificate = Literal["exact", "energy", "sampled"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
     """How the basis grows."""
 
-    norm: Norm
+    norm: Literal["fro", "spectral"]
     power_iterations: int | None
     krylov: bool
     block_size: int | None
     test_matrix: Any
     rng: Any
     failure_probability: float
-    certificate: Certificate | None
+    certificate: Literal["exact", "energy", "sampled"] | None
     overwrite_a: bool
     check: bool
     check_finite: bool

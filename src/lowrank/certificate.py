@@ -12,6 +12,7 @@ from lowrank._array import (
     array_namespace,
     as_matrix,
     device_of,
+    eps,
     eye,
     flushes,
     is_complex,
@@ -207,12 +208,13 @@ def residual_norm(
         near, leave = shards.operator.empty(0), shards.leave(Q, B)
     xp, (m, n), k = array_namespace(near), operator.shape, int(Q.shape[1])
 
-    is_whole = shards is None and min(m, n) <= samples
-    if is_whole:  # as many products tell all of it
+    if shards is None and min(m, n) <= samples:  # as many products tell all of it
         samples, root = min(m, n), 1.0
+        factor = 1.0 + 32.0 * eps(near)
         Omega = eye(samples, samples, like=near)
     else:
         root = math.sqrt(samples)
+        factor = safety_factor(samples, delta, is_complex=is_complex(near))
         draw = gaussian_source(rng, xp, device_of(near), purpose="residual")
         Omega = draw((operator.test_rows, samples), near.dtype)
     _, exponent = math.frexp(float(xp.finfo(near.dtype).max))
@@ -227,10 +229,6 @@ def residual_norm(
             "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
             "of `A` exceeds the largest float."
         )
-    if is_whole:
-        factor = 1.0 + 32.0 * float(xp.finfo(near.dtype).eps)
-    else:
-        factor = safety_factor(samples, delta, is_complex=is_complex(near))
     floor = rounding_floor(xp, near.dtype, operator.shape, k, size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 

@@ -65,7 +65,7 @@ class Sketch:
     array: Operator | None = None  # A, where it is an array and the error can be computed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Built:
     """An approximation, and the parts of its error in the range of Q and across it."""
 
@@ -106,15 +106,7 @@ def errors_of(
         across = sketch.residual + outside
         bound = math.hypot(parallel, across) + floor
         error = min(math.hypot(parallel, sketch.estimate, outside), bound)
-    return Built(
-        factors=factors,
-        rank=L.shape[1],
-        parallel=parallel,
-        error=error,
-        bound=bound,
-        across=across,
-        floor=floor,
-    )
+    return Built(factors, L.shape[1], parallel, error, bound, across, floor)
 
 
 def approximate(

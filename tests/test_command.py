@@ -785,7 +785,7 @@ def test_curves(question, kind, dtype):
     np.save("X.npy", X)
     options = parse(shlex.split(f"X.npy {question} --norm {kind} --plot p.png"))
     matrix = reading.sources(options.file, None, 0)[0].load()
-    (answer,) = answers(matrix, options, lambda _: None)
+    (answer,) = answers(matrix, options, lambda _: None, "a file")
     found = plotting.curves(matrix, answer, kind)
     U, S, Vh = answer.factors
     truth = [norm(X - (U[:, :r] * S[:r]) @ Vh[:r], kind) for r in range(len(S) + 1)]
@@ -805,7 +805,7 @@ def test_curves_of_any_size(size, kind):
     np.save("X.npy", A * size)
     options = parse(shlex.split(f"X.npy --rank 3 --norm {kind} --plot p.png"))
     matrix = reading.sources(options.file, None, 0)[0].load()
-    (answer,) = answers(matrix, options, lambda _: None)
+    (answer,) = answers(matrix, options, lambda _: None, "a file")
     U, S, Vh = answer.factors
     truth = [norm(A - (U[:, :r] * (S[:r] / size)) @ Vh[:r], kind) for r in range(4)]
     found = plotting.curves(matrix, answer, kind)
@@ -819,7 +819,7 @@ def test_curves_that_would_take_too_long_are_left_out(monkeypatch):
     for kind in ("fro", "spectral"):
         options = parse(shlex.split(f"A.npy --rank 3 --norm {kind} --plot p.png"))
         matrix = reading.sources(options.file, None, 0)[0].load()
-        (answer,) = answers(matrix, options, lambda _: None)
+        (answer,) = answers(matrix, options, lambda _: None, "a file")
         assert set(plotting.curves(matrix, answer, kind)) == {"bound", "estimate"}
 
 

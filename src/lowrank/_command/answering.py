@@ -11,7 +11,7 @@ from typing import Any
 import lowrank
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
-from lowrank._command.telling import printable, tell
+from lowrank._command.telling import printable, reason, refuse, tell
 from lowrank._operator import as_operator
 from lowrank.certificate import residual_norm
 from lowrank.results import Look, SVDResult
@@ -39,11 +39,19 @@ class Answer:
         return error / self.norm_A if self.norm_A > 0 else 0.0
 
 
-def answers(matrix: Matrix, options: Options, look: Callable[[Look], object]) -> list[Answer]:
-    """One answer for each tolerance, or a single one for the rank."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what was not met is told as a line of its own
-        return [_answer(matrix, rtol, options, look) for rtol in options.rtols]
+def answers(
+    matrix: Matrix, options: Options, look: Callable[[Look], object], about: str
+) -> list[Answer]:
+    """One answer for each tolerance, or a single one for the rank; errors begin with `about`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was not met is told as a line of its own
+            return [_answer(matrix, rtol, options, look) for rtol in options.rtols]
+    except MemoryError:
+        refuse(f"{about}: the work does not fit in memory")
+    # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
+    except (ValueError, RuntimeError) as error:
+        refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
 
 
 def _answer(

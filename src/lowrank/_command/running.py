@@ -13,17 +13,8 @@ import lowrank
 from lowrank._command.answering import Answer, Table, answers, as_json, entry, missed_line
 from lowrank._command.arguments import Options
 from lowrank._command.plotting import picture
-from lowrank._command.reading import Matrix, Source, as_numpy, sources
-from lowrank._command.telling import (
-    InputError,
-    Progress,
-    complain,
-    guarded,
-    reason,
-    refuse,
-    required,
-    tell,
-)
+from lowrank._command.reading import Matrix, as_numpy, sources
+from lowrank._command.telling import InputError, Progress, complain, guarded, refuse, required, tell
 
 # Exit codes, beside 0. The first is that of argparse.
 BAD_INPUT = 2
@@ -43,8 +34,12 @@ def run(options: Options) -> int:
         for position, source in enumerate(matrices, start=1):
             count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
             label = f"{options.file.name} {source.name}".rstrip() + count
+            about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
             try:
-                matrix, found = _solve(source, label, options, progress)
+                progress.start(f"reading {label}")
+                matrix = source.load()
+                progress.start(label)
+                found = answers(matrix, options, progress.look, about)
             except InputError as error:
                 if len(matrices) == 1:
                     raise
@@ -70,22 +65,6 @@ def run(options: Options) -> int:
         complain(f"{options.file}: {missed_line(told)}")
         code = code or NOT_MET
     return code
-
-
-def _solve(
-    source: Source, label: str, options: Options, progress: Progress
-) -> tuple[Matrix, list[Answer]]:
-    progress.start(f"reading {label}")
-    matrix = source.load()
-    progress.start(label)
-    about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
-    try:
-        return matrix, answers(matrix, options, progress.look)
-    except MemoryError:
-        refuse(f"{about}: the work does not fit in memory")
-    # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
-    except (ValueError, RuntimeError) as error:
-        refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
 
 
 def _check_targets(options: Options, matrices: int) -> None:

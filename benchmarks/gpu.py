@@ -192,7 +192,7 @@ class Bench:
         A, calls = None, []
         try:
             if budget.left() < 1.0:
-                raise TimeoutError("no time left")  # noqa: EM101
+                raise TimeoutError("no time left")
             if shape is not None:
                 special = f"{section}, {spectrum}"
                 A = self.matrix(special if special in SPECTRA else spectrum, shape, k or 0, dtype)

@@ -20,10 +20,10 @@ from matrices import gaussian, norm, with_spectrum
 import lowrank
 from lowrank import gallery
 from lowrank.__main__ import main
-from lowrank._command import plotting, reading, reporting, running
+from lowrank._command import plotting, reading, running
+from lowrank._command.answering import answers
 from lowrank._command.arguments import parse
-from lowrank._command.telling import InputError
-from lowrank._command.working import answers
+from lowrank._command.telling import InputError, Progress
 
 sparse = pytest.importorskip("scipy.sparse")
 scipy_io = pytest.importorskip("scipy.io")
@@ -610,7 +610,7 @@ def test_a_matrix_that_does_not_fit_in_memory(run, monkeypatch):
     def full(*arguments, **options):
         raise MemoryError
 
-    monkeypatch.setattr("lowrank._command.working.svd", full)
+    monkeypatch.setattr("lowrank.svd", full)
     line = "lowrank: A.npy: the work does not fit in memory"
     assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
     monkeypatch.setattr("numpy.load", full)
@@ -785,7 +785,7 @@ def test_curves(question, kind, dtype):
     np.save("X.npy", X)
     options = parse(shlex.split(f"X.npy {question} --norm {kind} --plot p.png"))
     matrix = reading.sources(options.file, None, 0)[0].load()
-    (answer,) = answers(matrix, options, lambda _: None)
+    (answer,) = answers(matrix, options, lambda _: None, "a file")
     found = plotting.curves(matrix, answer, kind)
     U, S, Vh = answer.factors
     truth = [norm(X - (U[:, :r] * S[:r]) @ Vh[:r], kind) for r in range(len(S) + 1)]
@@ -805,7 +805,7 @@ def test_curves_of_any_size(size, kind):
     np.save("X.npy", A * size)
     options = parse(shlex.split(f"X.npy --rank 3 --norm {kind} --plot p.png"))
     matrix = reading.sources(options.file, None, 0)[0].load()
-    (answer,) = answers(matrix, options, lambda _: None)
+    (answer,) = answers(matrix, options, lambda _: None, "a file")
     U, S, Vh = answer.factors
     truth = [norm(A - (U[:, :r] * (S[:r] / size)) @ Vh[:r], kind) for r in range(4)]
     found = plotting.curves(matrix, answer, kind)
@@ -819,7 +819,7 @@ def test_curves_that_would_take_too_long_are_left_out(monkeypatch):
     for kind in ("fro", "spectral"):
         options = parse(shlex.split(f"A.npy --rank 3 --norm {kind} --plot p.png"))
         matrix = reading.sources(options.file, None, 0)[0].load()
-        (answer,) = answers(matrix, options, lambda _: None)
+        (answer,) = answers(matrix, options, lambda _: None, "a file")
         assert set(plotting.curves(matrix, answer, kind)) == {"bound", "estimate"}
 
 
@@ -838,7 +838,7 @@ def test_pictures_that_cannot_be_drawn(run, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(plotting, "_draw", fail)
+    monkeypatch.setattr(running, "picture", fail)
     why = "not enough memory" if isinstance(error, MemoryError) else "no LaTeX"
     code, _, err = run("A.npy --rank 1 --plot p.png --output F.npz")
     assert (code, err) == (2, [f"lowrank: p.png: cannot be drawn: {why}"])
@@ -973,7 +973,7 @@ runpy.run_module("lowrank", run_name="__main__", alter_sys=False)
 
 def test_progress_begins_anew_for_every_matrix(monkeypatch, capsys):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
-    progress = reporting.Progress()
+    progress = Progress()
     for name in ("a", "b"):
         progress.start(name)
         progress.look(lowrank.Look(8, 1.0, 2.0))

@@ -11,6 +11,7 @@ from test_operators import Operator
 from lowrank import ConvergenceWarning, Status, gallery
 from lowrank._operator import as_operator
 from lowrank._pivots import Pivoted, interpolate, pivoted_qr
+from lowrank._rangefinder.state import Work
 from lowrank._skeleton import Columns, Sketch, errors_of
 from lowrank.interpolative import _build, interpolative
 
@@ -204,7 +205,7 @@ def test_coefficients_stay_bounded_where_the_basis_errs_in_one_direction(backend
     assert np.max(np.linalg.lstsq(A[:, :5], np.vstack([x, 0 * x]), rcond=None)[0]) > 2.5
     there, Q = backend.asarray, backend.asarray(np.eye(10, 5, dtype="float32"))
     operator = as_operator(there(A))
-    columns = Columns(operator, Q)
+    columns = Columns(operator, operator, Work())
     pivoted = Pivoted([0, 1, 2, 3, 4], there(B), 0.0)
     known = {"scale": 1.0, "norm": "fro", "residual": 0.0, "estimate": 0.0, "floor": 0.0}
     sketch = Sketch(

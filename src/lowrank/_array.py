@@ -20,6 +20,7 @@ from array_api_compat import (
 )
 from array_api_compat import device as device_of
 
+FLOATING = ("float32", "float64", "complex64", "complex128")
 # Rows of a block of a long sum.
 LONG = 512
 # Static array types do not exist yet; the alias names the intent.
@@ -35,22 +36,19 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     float32.
     """
     if is_sharded(A):
-        message = (
+        raise TypeError(
             f"`{name}` is a DTensor, of which this process has a part; range_finder, qb, svd, qr "
             f"and residual_norm take one. Pass a local array, for instance {name}.full_tensor()."
         )
-        raise TypeError(message)
     if hasattr(A, "__dask_graph__"):
-        message = (
+        raise TypeError(
             f"`{name}` is an array of Dask, and this needs all entries; pass {name}.compute()."
         )
-        raise TypeError(message)
     if isinstance(A, np.matrix | np.ma.MaskedArray):
-        message = (
+        raise TypeError(
             f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
             f"pass numpy.asarray({name}), filled first if it is masked."
         )
-        raise TypeError(message)
     if not is_array_api_obj(A):
         convert, shape = f"numpy.asarray({name}, dtype=float)", getattr(A, "shape", None)
         if hasattr(A, "toarray"):
@@ -61,31 +59,29 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
             convert = f"{name}.matmat({unit.format(shape[1])})"
         elif isinstance(A, str | os.PathLike):
             convert = f"numpy.load({name}) or numpy.loadtxt({name})"
-        message = (
+        raise TypeError(
             f"`{name}` must be an array of NumPy, PyTorch, CuPy or another array-API library, got "
             f"{type(A).__name__}; convert it, for instance with {convert}."
         )
-        raise TypeError(message)
     if is_numpy_array(A):
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays
         if not A.dtype.isnative:
             A = A.astype(A.dtype.newbyteorder("="))
     elif is_torch_array(A):
         if A.is_meta:
-            message = f"`{name}` is on the meta device, where arrays have a shape and no numbers."
-            raise ValueError(message)
+            raise ValueError(
+                f"`{name}` is on the meta device, where arrays have a shape and no numbers."
+            )
         if str(A.layout) != "torch.strided":
-            message = (
+            raise TypeError(
                 f"`{name}` is a sparse tensor ({A.layout}), and this needs all entries of it; pass "
                 f"{name}.to_dense()."
             )
-            raise TypeError(message)
         A = A.detach()  # no derivatives are promised, and none shall be recorded
     xp = array_namespace(A)
     if A.ndim < 2 or (A.ndim > 2 and not stacks):
         kind = "a matrix or a stack of matrices" if stacks else "a matrix (two dimensions)"
-        message = f"`{name}` must be {kind}, got shape {tuple(A.shape)}."
-        raise ValueError(message)
+        raise ValueError(f"`{name}` must be {kind}, got shape {tuple(A.shape)}.")
     return _promote(A, xp, name), xp
 
 
@@ -96,10 +92,7 @@ def is_sharded(A: Any) -> bool:
 
 
 def _promote(A: Array, xp: Namespace, name: str) -> Array:
-    if any(
-        A.dtype == getattr(xp, supported, None)
-        for supported in ("float32", "float64", "complex64", "complex128")
-    ):
+    if any(A.dtype == getattr(xp, supported, None) for supported in FLOATING):
         return A
     if is_half(A):
         return xp.astype(A, xp.float32)
@@ -109,11 +102,10 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
         ways = {"astype": "astype(complex)", "cdouble": "cdouble()"}
     own = [f"{name}.{way}" for method, way in ways.items() if hasattr(A, method)]
     cast = own[0] if own else f"xp.astype({name}, xp.float64)"
-    message = (
+    raise TypeError(
         f"`{name}` has dtype {A.dtype}, which has no matrix factorization; cast it to float32, "
         f"float64, complex64 or complex128 first, for instance with {cast}."
     )
-    raise TypeError(message)
 
 
 def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
@@ -124,8 +116,7 @@ def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
             f"`{name}` is a {xp.__name__.rpartition('.')[2]} array of dtype {dtype} on {device}"
             for name, (xp, device, dtype) in zip(names, homes, strict=True)
         ]
-        message = f"{told[0]}, but {told[1]}; convert one to the other."
-        raise TypeError(message)
+        raise TypeError(f"{told[0]}, but {told[1]}; convert one to the other.")
 
 
 def is_half(X: Array) -> bool:
@@ -363,6 +354,11 @@ def flushes(xp: Namespace, dtype: Any) -> bool:
     return sys.float_info.min * 0.5 == 0.0
 
 
+def squares(X: Array) -> Array:
+    """``|X_ij|²``, real."""
+    return array_namespace(X).real(X * array_namespace(X).conj(X)) if is_complex(X) else X * X
+
+
 def _sizes(X: Array) -> Array:
     """Absolute values, of both parts of complex numbers: ``|a + ib|`` is rounded next to zero."""
     xp = array_namespace(X)
@@ -382,8 +378,7 @@ def matrix_norm_by_rows(X: Array) -> float:
     if is_torch_namespace(xp) and is_of_a_gpu(X):  # in one kernel
         norm = float(xp.linalg.vector_norm(X))
     else:
-        blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
-        norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
+        norm = float(_sum_of_squares(X)) ** 0.5
     smallest = float(xp.finfo(X.dtype).smallest_normal)
     if norm < (smallest / eps(X)) ** 0.5 or not math.isfinite(norm):
         # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32
@@ -396,10 +391,10 @@ def matrix_norm_by_rows(X: Array) -> float:
 
 
 def _sum_of_squares(X: Array) -> Array:
-    """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
+    """By blocks; or row by row, at most 4,096 numbers at a time, where that takes no array."""
     xp, n = array_namespace(X), X.shape[-1]
-    if not _adds_rows(xp, X):
-        return xp.sum(xp.real(X * xp.conj(X)) if is_complex(X) else X * X)
+    if not (is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))):
+        return xp.sum(xp.stack([xp.sum(squares(block)) for block in _row_blocks(X)]))
     sums = []
     for start in range(0, n, 4096):
         part = X[..., start : min(start + 4096, n)]
@@ -409,10 +404,6 @@ def _sum_of_squares(X: Array) -> Array:
             parts = (xp.real(part), xp.imag(part)) if is_complex(part) else (part,)
             sums += [xp.sum(xp.linalg.vector_norm(each, axis=-1) ** 2) for each in parts]
     return xp.sum(xp.stack(sums))
-
-
-def _adds_rows(xp: Namespace, X: Array) -> bool:
-    return is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))
 
 
 def _row_blocks(X: Array) -> list[Array]:

@@ -43,9 +43,8 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
         matrix -= adjoint(mean) if flipped else mean
         return matrix
 
-    if whole is not None:
-        difference = replace(difference, explicit=explicit)
-    return replace(difference, costly_passes=A.costly_passes), mean[..., 0, :], 0
+    difference = replace(difference, explicit=whole and explicit, costly_passes=A.costly_passes)
+    return difference, mean[..., 0, :], 0
 
 
 def _mean(X: Array) -> Array:

@@ -12,11 +12,9 @@ def as_count(value: Any, name: str, *, least: int = 0) -> int:
     try:
         count = operator.index(value)
     except TypeError:
-        message = f"`{name}` must be an integer, got {value!r}."
-        raise TypeError(message) from None
+        raise TypeError(f"`{name}` must be an integer, got {value!r}.") from None
     if count < least:
-        message = f"`{name}` must be at least {least}, got {count}."
-        raise ValueError(message)
+        raise ValueError(f"`{name}` must be at least {least}, got {count}.")
     return count
 
 
@@ -37,15 +35,13 @@ def as_block_size(block_size: int | None, like: Array) -> int:
 
 def as_failure_probability(value: Any) -> float:
     if not 0.0 < value < 1.0:
-        message = f"`failure_probability` must lie between 0 and 1, got {value!r}."
-        raise ValueError(message)
+        raise ValueError(f"`failure_probability` must lie between 0 and 1, got {value!r}.")
     return float(value)
 
 
 def as_norm(norm: str) -> str:
     if norm not in ("fro", "spectral"):
-        message = f"`norm` must be 'fro' or 'spectral', got {norm!r}."
-        raise ValueError(message)
+        raise ValueError(f"`norm` must be 'fro' or 'spectral', got {norm!r}.")
     return norm
 
 
@@ -56,21 +52,18 @@ def as_certificate(certificate: Any, A: Operator) -> str:
             return "exact"
         return "sampled" if A.norm is None else "energy"
     if certificate not in ("exact", "energy", "sampled"):
-        message = (
+        raise ValueError(
             "`certificate` must be 'exact', 'energy', 'sampled' or None (which chooses), got "
             f"{certificate!r}."
         )
-        raise ValueError(message)
     if certificate == "exact" and A.explicit is None and not A.is_stack:
-        message = (
+        raise TypeError(
             "`certificate` 'exact' needs an array in memory, of which a copy is made; pass such an "
             "array, or certificate=None, which chooses what this matrix allows."
         )
-        raise TypeError(message)
     if certificate == "energy" and A.norm is None:
-        message = (
+        raise TypeError(
             "`certificate` 'energy' needs the Frobenius norm of `A`, which an operator does not "
             "tell; use 'sampled', or None, which chooses."
         )
-        raise TypeError(message)
     return str(certificate)

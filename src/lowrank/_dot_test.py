@@ -79,13 +79,11 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     place = np.unravel_index(np.argmax(np.abs(told - found)), told.shape)
     a, b = (_number(Z[place] * size) for Z in (told, found))
     if hermitian:
-        products = f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}"
-        raise not_hermitian(products)
-    message = (
+        raise not_hermitian(f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}")
+    raise ValueError(
         f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
         f"⟨Aᴴ y, x⟩ = {b}. {_hint(A, (X, Y, P, Q), told, found, tolerance)}"
     )
-    raise ValueError(message)
 
 
 def not_hermitian(told: str) -> ValueError:

@@ -133,11 +133,10 @@ def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Opera
         if any(hasattr(A, method) for method in ("matmat", "rmatmat", "__matmul__")):
             return _of_products(A, name, hermitian=hermitian)
         if hasattr(A, "__getitem__") and len(A.shape) == 2:
-            message = (
+            raise TypeError(
                 f"`{name}` is no array in memory, but a {type(A).__name__}; pass "
                 f"lowrank.RowBlocks({name}), which reads some rows of it at a time."
             )
-            raise TypeError(message)
     return _of_array(A, name)  # which says what is accepted
 
 
@@ -153,8 +152,7 @@ def located(home: Array, shape: tuple[int, ...], **known: Any) -> Operator:
 def shape_of(A: Any, rule: str) -> tuple[int, int]:
     """The lengths of a matrix. The `rule`, that it must have two, begins the error."""
     if len(A.shape) != 2:
-        message = f"{rule}, got shape {tuple(A.shape)}."
-        raise ValueError(message)
+        raise ValueError(f"{rule}, got shape {tuple(A.shape)}.")
     return int(A.shape[0]), int(A.shape[1])
 
 
@@ -252,8 +250,7 @@ def _of_dask(A: Any, name: str) -> Operator:
     and products are NumPy arrays here.
     """
     if len(A.shape) != 2 or any(math.isnan(length) for length in A.shape):
-        message = f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}."
-        raise ValueError(message)
+        raise ValueError(f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}.")
     home, _ = as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
     return located(
@@ -302,11 +299,10 @@ def _of_torch_sparse(A: Array, name: str) -> Operator:
     with loaded("torch").no_grad():
         coo = A.detach().to_sparse_coo().coalesce()
     if coo.dense_dim():
-        message = (
+        raise ValueError(
             f"a sparse `{name}` must not have dense dimensions; pass {name}.to_dense() or "
             f"{name}.to_sparse()."
         )
-        raise ValueError(message)
     values, _ = as_matrix(coo.values()[None, :], name=name)
     coo = coo.to(values.dtype)
     # made anew: a transposed view cannot be had in inference mode
@@ -359,12 +355,11 @@ def _product_with_adjoint(A: Any, name: str, is_complex_: bool) -> Callable[[Arr
         transpose = A.T
         return lambda Y: _by_transpose(lambda Z: transpose @ Z, Y)
     alone = " (its `T` does not say whether it conjugates)" if hasattr(A, "T") else ""
-    message = (
+    raise TypeError(
         f"`{name}` is a {type(A).__name__} without an adjoint{alone}: give it a method "
         "`rmatmat(Y)` that multiplies by the conjugate transpose, or an attribute `H` or a method "
         "`adjoint()` that is the conjugate transpose; `T` is enough for a real matrix."
     )
-    raise TypeError(message)
 
 
 def numpy_dtype(dtype: Any) -> np.dtype[Any]:
@@ -380,9 +375,8 @@ def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str)
         return zeros((rows, 0), X)
     Y, _ = as_matrix(multiply(X), name=f"{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):
-        message = (
+        raise ValueError(
             f"`{name}` of an array of shape {tuple(X.shape)} must have shape "
             f"{(rows, X.shape[1])}, got {tuple(Y.shape)}."
         )
-        raise ValueError(message)
     return Y

@@ -1,6 +1,7 @@
 """The options that the range finder and all factorizations share: names, defaults and words."""
 
 import inspect
+import re
 import textwrap
 from collections.abc import Callable
 from functools import wraps
@@ -11,22 +12,20 @@ import numpy as np
 from lowrank._arithmetic import full_precision
 from lowrank.results import Look
 
-Norm = Literal["fro", "spectral"]
-Certificate = Literal["exact", "energy", "sampled"]
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
     """How the basis grows."""
 
-    norm: Norm
+    norm: Literal["fro", "spectral"]
     power_iterations: int | None
     krylov: bool
     block_size: int | None
     test_matrix: Any
     rng: Any
     failure_probability: float
-    certificate: Certificate | None
+    certificate: Literal["exact", "energy", "sampled"] | None
     overwrite_a: bool
     check: bool
     check_finite: bool
@@ -40,21 +39,13 @@ class Tolerances(Options, total=False):
     atol: float | None
 
 
-DEFAULTS: dict[str, Any] = {
-    "rtol": None,
-    "atol": None,
+DEFAULTS: dict[str, Any] = dict.fromkeys(Tolerances.__annotations__) | {
     "norm": "fro",
-    "power_iterations": None,
     "krylov": False,
-    "block_size": None,
-    "test_matrix": None,
-    "rng": None,
     "failure_probability": 1e-9,
-    "certificate": None,
     "overwrite_a": False,
     "check": False,
     "check_finite": True,
-    "callback": None,
 }
 WORDS = {
     "<matrix>": """\
@@ -85,12 +76,11 @@ def shares_options(function: _Function) -> _Function:
     names = inspect.get_annotations(function)["options"].__args__[0].__annotations__
     given = inspect.signature(function)
     own = [p for p in given.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
+    keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [
-        inspect.Parameter(
-            name, inspect.Parameter.KEYWORD_ONLY, default=DEFAULTS[name], annotation=names[name]
-        )
-        for name in DEFAULTS
-        if name in names and name not in given.parameters
+        inspect.Parameter(name, keyword, default=DEFAULTS[name], annotation=annotation)
+        for name, annotation in names.items()
+        if name not in given.parameters
     ]
     accepted = {p.name for p in (*own, *shared)}
 
@@ -99,16 +89,14 @@ def shares_options(function: _Function) -> _Function:
         for name in options:
             if name not in accepted:
                 called = function.__qualname__.removesuffix(".__init__")
-                message = f"{called}() got an unexpected keyword argument {name!r}"
-                raise TypeError(message)
+                raise TypeError(f"{called}() got an unexpected keyword argument {name!r}")
         with np.errstate(all="ignore"), full_precision():
             return function(*args, **options)
 
     # the stop rules first, as in every docstring, and what is a function's own before the rest
-    first = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-    stops = [p for p in shared if p.name in ("rtol", "atol")]
-    rest = [p for p in (*own, *shared) if p not in first and p not in stops]
-    parameters = [*first, *stops, *rest]
+    parameters = sorted(
+        (*own, *shared), key=lambda p: (p.kind is keyword, p.name not in ("rtol", "atol"))
+    )
     checked.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
     checked.__doc__ = worded(function.__doc__)
     return checked  # type: ignore[return-value]
@@ -118,14 +106,9 @@ def worded(text: str | None) -> str | None:
     """A docstring with the shared words in the places that name them."""
     if text is None:  # python -OO
         return None
-    lines = []
-    for line in text.split("\n"):
-        marker = next((key for key in WORDS if key in line), None)
-        if marker is None:
-            lines.append(line)
-            continue
-        before, _, after = line.partition(marker)
-        indent = before if not before.strip() else " " * (len(line) - len(line.lstrip()))
-        words = textwrap.indent(WORDS[marker], indent)
-        lines.append((words if not before.strip() else before + words.lstrip()) + after)
-    return "\n".join(lines)
+
+    def words(found: re.Match[str]) -> str:
+        indent, before, marker = found.groups()
+        return indent + before + textwrap.indent(WORDS[marker], indent).lstrip()
+
+    return re.sub(rf"^( *)(.*)({'|'.join(WORDS)})", words, text, flags=re.MULTILINE)

@@ -11,8 +11,8 @@ from lowrank._array import (
     device_of,
     eps,
     eye,
-    is_complex,
     safe_norm,
+    squares,
     zeros,
 )
 from lowrank._panel import orthonormalise
@@ -85,13 +85,8 @@ def pivoted_qr(B: Array) -> Pivoted:
     return Pivoted(indices, R[:k, :], float(safe_norm(rest)))
 
 
-def _entry_squares(X: Array) -> Array:
-    xp = array_namespace(X)
-    return xp.real(X * xp.conj(X)) if is_complex(X) else X * X
-
-
 def _squares(X: Array, axis: int) -> Array:
-    return array_namespace(X).sum(_entry_squares(X), axis=axis)
+    return array_namespace(X).sum(squares(X), axis=axis)
 
 
 def tails(pivoted: Pivoted, norm: str) -> Callable[[int], float]:
@@ -151,7 +146,7 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
         Y = adjoint(P) @ B
         X = xp.linalg.solve(R, Y)
         omega = _squares(xp.linalg.solve(R, eye(k, k, like=B)), axis=1)
-        growth = _entry_squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
+        growth = squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
         growth = xp.where(xp.any(hits, axis=0)[None, :], xp.zeros_like(growth), growth)
         i, j = divmod(int(xp.argmax(growth)), n)
         if float(growth[i, j]) <= LARGEST**2:

@@ -2,24 +2,16 @@
 
 import math
 import sys
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    array_namespace,
-    device_of,
-    eps,
-    flushes,
-    max_abs,
-    safe_norm,
-    subtract_product,
-)
-from lowrank._operator import Operator
+from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs, subtract_product
+from lowrank._operator import Operator, of_row_blocks
 from lowrank._panel import orthonormalise
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
+from lowrank._rangefinder.state import Work
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import parts_of, with_bound
 from lowrank.rangefinder import Found, find, projection, refined
@@ -33,15 +25,13 @@ ATTEMPTS = 6
 
 
 class Columns:
-    """Columns of A, each read once."""
+    """Columns of A, each read once, where the products of `moved` live."""
 
-    def __init__(self, A: Operator, like: Array) -> None:
-        # the products of an operator tell its library, device and dtype
-        xp = array_namespace(like)
-        self._A = replace(A, xp=xp, dtype=like.dtype, device=device_of(like))
+    def __init__(self, A: Operator, moved: Operator, work: Work) -> None:
+        self._A = replace(A, xp=moved.xp, dtype=moved.dtype, device=moved.device)
         self._place: dict[int, int] = {}  # of the columns that are held, in the block of them
         self._block = self._A.empty(A.shape[0])
-        self.passes = self.products = 0
+        self._work = work
 
     def __call__(self, indices: list[int]) -> Array:
         """``A[:, indices]``, a copy."""
@@ -52,8 +42,7 @@ class Columns:
             self._block = xp.concat([self._block, fresh], axis=1)
             self._place |= {j: len(self._place) + i for i, j in enumerate(missing)}
             if self._A.array is None:
-                self.passes += 1
-                self.products += len(missing)
+                self._work.add(len(missing))
         places = as_indices([self._place[j] for j in indices], self._block)
         return xp.take(self._block, places, axis=1)
 
@@ -76,7 +65,7 @@ class Sketch:
     array: Operator | None = None  # A, where it is an array and the error can be computed
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Built:
     """An approximation, and the parts of its error in the range of Q and across it."""
 
@@ -88,6 +77,9 @@ class Built:
     # Of the bound, what more columns do not change: all but `parallel`.
     across: float
     floor: float
+
+
+Build = Callable[[Sketch, int], Built]  # an approximation of this rank
 
 
 def errors_of(
@@ -102,39 +94,25 @@ def errors_of(
     in both norms, where all but ``‖E‖ ≤ e`` is computed. Where A is an array, so is the left side
     in the Frobenius norm. `lost` is what rounding adds.
     """
-    norm = sketch.norm
-    parallel = norm_of(sketch.B - G @ T, norm) / sketch.scale
+    parallel = norm_of(sketch.B - G @ T, sketch.norm) / sketch.scale
     floor = sketch.floor + lost / sketch.scale
     if sketch.array is not None:
         error = _distance(sketch.array, L, T, sketch.scale)
-        return Built(
-            factors=factors,
-            rank=L.shape[1],
-            parallel=parallel,
-            error=error,
-            bound=error * (1.0 + 32.0 * eps(L)) + floor,
-            across=math.sqrt(max(0.0, error - parallel)) * math.sqrt(error + parallel),
-            floor=floor,
-        )
-    outside = orthonormalise(L - sketch.Q @ G).R @ T
-    across = norm_of(outside, norm) / sketch.scale
-    bound = math.hypot(parallel, sketch.residual + across) + floor
-    error = math.hypot(parallel, sketch.estimate, across)
-    return Built(
-        factors=factors,
-        rank=L.shape[1],
-        parallel=parallel,
-        error=min(error, bound),
-        bound=bound,
-        across=sketch.residual + across,
-        floor=floor,
-    )
+        bound = error * (1.0 + 32.0 * eps(L)) + floor
+        across = math.sqrt(max(0.0, error - parallel)) * math.sqrt(error + parallel)
+    else:
+        residual = orthonormalise(L - sketch.Q @ G).R @ T
+        outside = norm_of(residual, sketch.norm) / sketch.scale
+        across = sketch.residual + outside
+        bound = math.hypot(parallel, across) + floor
+        error = min(math.hypot(parallel, sketch.estimate, outside), bound)
+    return Built(factors, L.shape[1], parallel, error, bound, across, floor)
 
 
 def approximate(
     A: Operator,
     rank: int | None,
-    build: Callable[[Sketch, int], Built],
+    build: Build,
     *,
     rtol: float | None = None,
     atol: float | None = None,
@@ -147,23 +125,30 @@ def approximate(
     it, a smaller part is tried.
     """
     if A.is_stack:
-        message = (
+        raise ValueError(
             f"columns are chosen from a single matrix, got a stack of shape {A.shape}; loop over "
             "the matrices."
         )
-        raise ValueError(message)
     options["overwrite_a"] = False  # columns of A are read in the end
     found = find(A, rank, rtol=rtol, atol=atol, share=SHARE, powers=2, norm=norm, **options)
-    like = found.state.A.empty(0)
-    reads = Columns(A, like), Columns(A.adjoint(), like)
+    # the products of an operator tell its library, device and dtype
+    moved, work = found.state.A, found.problem.work
+    reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)
     if found.fixed:
         sketch, outcome = _sketch(found, *reads)
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
         built = build(sketch, k)
         if rank is not None and rank <= found.basis.rank:
             outcome = replace(outcome, status=Status.RANK_REACHED)
-        return built, _counted(replace(outcome, rank=k), *reads)
+        outcome = replace(outcome, rank=k)
+    else:
+        built, outcome = _to_tolerance(found, rank, build, reads)
+    return built, replace(outcome, passes=work.passes, products=work.products)
 
+
+def _to_tolerance(
+    found: Found, rank: int | None, build: Build, reads: tuple[Columns, Columns]
+) -> tuple[Built, Outcome]:
     share, rule = SHARE, found.state.rule
     assert rule is not None
     for _ in range(ROUNDS):
@@ -182,22 +167,14 @@ def approximate(
         if found.basis.rank == before:
             break
     if outcome.error is None:
-        return built, _counted(replace(outcome, rank=built.rank), *reads)
+        return built, replace(outcome, rank=built.rank)
     is_flushed = flushes(found.state.A.xp, found.state.A.dtype)
     if k == 0 and found.norm_is_exact and outcome.norm_A is not None and not is_flushed:
         # the error is the norm itself
         bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
         built = replace(built, error=outcome.norm_A, bound=bound)
-    outcome = with_bound(outcome, built.rank, rank if k == rank else None, built.error, built.bound)
-    return built, _counted(outcome, *reads)
-
-
-def _counted(outcome: Outcome, *reads: Columns) -> Outcome:
-    return replace(
-        outcome,
-        passes=outcome.passes + sum(read.passes for read in reads),
-        products=outcome.products + sum(read.products for read in reads),
-    )
+    cap = rank if k == rank else None
+    return built, with_bound(outcome, built.rank, cap, built.error, built.bound)
 
 
 def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outcome]:
@@ -234,13 +211,15 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
 def _distance(A: Operator, L: Array, T: Array, scale: float) -> float:
     """``‖A − L T/scale‖_F`` by blocks of rows."""
     m, n = A.shape
-    rows, norms = max(1, max(2**16, m * n // 16) // max(1, n)), []
-    for start in range(0, m, rows):
-        part = slice(start, min(start + rows, m))
+
+    def difference(part: slice) -> Array:
         D = A.rows(part) * scale
         subtract_product(D, L[part, :], T)
-        norms.append(safe_norm(D))
-    return float(safe_norm(A.xp.stack(norms))) / scale if norms else 0.0
+        return D
+
+    rows = max(1, max(2**16, m * n // 16) // max(1, n))
+    norm: Any = of_row_blocks(difference, (m, n), rows, like=L).norm
+    return norm() / scale
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:
@@ -260,9 +239,7 @@ def scale_of(X: Array) -> float:
     return 2.0 ** max(-(limit - 2), min(-exponent, limit - 16))
 
 
-def _smallest(
-    sketch: Sketch, build: Callable[[Sketch, int], Built], tolerance: float, most: int
-) -> tuple[int, Built]:
+def _smallest(sketch: Sketch, build: Build, tolerance: float, most: int) -> tuple[int, Built]:
     """The smallest rank whose bound keeps the tolerance, or one of at most `most`, and its result.
 
     The tails of the pivoted QR predict the part of the error that depends on the rank; each try
@@ -279,14 +256,8 @@ def _smallest(
         if not across < room:
             return most
         room = math.sqrt(room - across) * math.sqrt(room + across)
-        low, high = 0, most  # the first k with a small tail, or `most`
-        while low < high:
-            middle = (low + high) // 2
-            if factor * tail(middle) / sketch.scale <= room:
-                high = middle
-            else:
-                low = middle + 1
-        return low
+        # the first k with a small tail, or `most`
+        return bisect_left(range(most), True, key=lambda k: factor * tail(k) / sketch.scale <= room)
 
     fails, k = -1, predict(None, 0)
     best: tuple[int, Built] | None = None

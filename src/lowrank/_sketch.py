@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lowrank._array import (
+    FLOATING,
     Array,
     Namespace,
     as_matrix,
@@ -47,11 +48,10 @@ class TestMatrix:
         elif callable(test_matrix):
             self._asked = test_matrix
         else:
-            message = (
+            raise TypeError(
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
                 f"got {type(test_matrix).__name__}."
             )
-            raise TypeError(message)
 
     @property
     def is_free(self) -> bool:
@@ -67,14 +67,19 @@ class TestMatrix:
             return self._last
         operator = self._operator
         shape = (*operator.shape[:-2], operator.test_rows, columns)
-        if self._asked is None:
-            Omega = self._draw_gaussian(shape)
-        else:
+        if self._asked is not None:
             Omega = self._asked(shape, operator.dtype, operator.device)
+        else:
+            if self._gaussian is None:
+                self._gaussian = gaussian_source(
+                    self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
+                )
+            Omega = self._gaussian(shape, operator.dtype)
         Omega, _ = as_matrix(Omega, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
-            message = f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
-            raise ValueError(message)
+            raise ValueError(
+                f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
+            )
         self._last = None if self._asked is None else Omega
         return Omega
 
@@ -104,24 +109,15 @@ class TestMatrix:
         """Go on where the products of `operator` live."""
         self._operator, self._gaussian = operator, None
 
-    def _draw_gaussian(self, shape: tuple[int, ...]) -> Array:
-        operator = self._operator
-        if self._gaussian is None:
-            self._gaussian = gaussian_source(
-                self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
-            )
-        return self._gaussian(shape, operator.dtype)
-
     def _check(self, Omega: Array) -> int:
         operator = self._operator
         same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
         shape = (*operator.shape[:-2], operator.test_rows)
         if tuple(Omega.shape[:-1]) != shape:
             expected = ", ".join(map(str, shape))
-            message = (
+            raise ValueError(
                 f"the test matrix must have shape ({expected}, columns), got {tuple(Omega.shape)}."
             )
-            raise ValueError(message)
         return int(Omega.shape[-1])
 
 
@@ -165,31 +161,25 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
     native = type(rng).__module__.partition(".")[0]
     if native not in ("torch", "cupy"):
         return np.random.default_rng(rng)
-    _check_native(rng, native, xp, device)
+    matches = {"torch": is_torch_namespace, "cupy": is_cupy_namespace}[native]
+    if not matches(xp):
+        raise TypeError(
+            f"`rng` is a generator of {native}, but the array belongs to {xp.__name__}; pass an "
+            "integer or a numpy.random.Generator, which work with every library."
+        )
+    if native == "torch" and (
+        rng.device.type != device.type or (rng.device.index or 0) != (device.index or 0)
+    ):
+        raise ValueError(
+            f"`rng` is a torch.Generator on {rng.device}, but the array is on {device}; create it "
+            f"with torch.Generator(device={str(device)!r}), or pass an integer."
+        )
     return rng
 
 
 def _seed(entropy: list[int]) -> int:
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(state[0]) % 2**63
-
-
-def _check_native(rng: Any, native: str, xp: Namespace, device: Any) -> None:
-    matches = {"torch": is_torch_namespace, "cupy": is_cupy_namespace}[native]
-    if not matches(xp):
-        message = (
-            f"`rng` is a generator of {native}, but the array belongs to {xp.__name__}; pass an "
-            "integer or a numpy.random.Generator, which work with every library."
-        )
-        raise TypeError(message)
-    if native == "torch" and (
-        rng.device.type != device.type or (rng.device.index or 0) != (device.index or 0)
-    ):
-        message = (
-            f"`rng` is a torch.Generator on {rng.device}, but the array is on {device}; create it "
-            f"with torch.Generator(device={str(device)!r}), or pass an integer."
-        )
-        raise ValueError(message)
 
 
 def _torch_source(generator: Any, device: Any) -> Source:
@@ -228,8 +218,7 @@ def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> So
         return drawn
 
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        names = ("float32", "float64", "complex64", "complex128")
-        name = next(name for name in names if dtype == getattr(xp, name, None))
+        name = next(name for name in FLOATING if dtype == getattr(xp, name, None))
         drawn = _assemble(normal, shape, np.dtype(name))
         return drawn if is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
 

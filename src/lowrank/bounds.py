@@ -90,11 +90,11 @@ def given_sketch(
     norm = as_norm(norm)
     sketch = np.asarray(sketch)
     if sketch.ndim != 2 or sketch.shape[0] != s.size or sketch.shape[1] < k:
-        message = f"`sketch` must have {s.size} rows and {k} columns or more, got {sketch.shape}."
-        raise ValueError(message)
+        raise ValueError(
+            f"`sketch` must have {s.size} rows and {k} columns or more, got {sketch.shape}."
+        )
     if not np.all(np.isfinite(sketch)):
-        message = "`sketch` must be finite."
-        raise ValueError(message)
+        raise ValueError("`sketch` must be finite.")
     head, tail = s[:k], s[k:]
     if k and np.linalg.matrix_rank(sketch[:k]) < k:
         return math.inf
@@ -257,8 +257,7 @@ def deviation(
     p = as_count(oversampling, "oversampling", least=4)
     norm = as_norm(norm)
     if not (1.0 <= t < math.inf and 1.0 <= u < math.inf):
-        message = f"`t` and `u` must be finite and at least 1, got {t!r} and {u!r}."
-        raise ValueError(message)
+        raise ValueError(f"`t` and `u` must be finite and at least 1, got {t!r} and {u!r}.")
     frobenius = t * math.sqrt(3.0 * k / (p + 1))
     spectral = t * math.e * math.sqrt(k + p) / (p + 1)
     failure = min(1.0, 2.0 * t**-p + math.exp(-(u**2) / 2.0))
@@ -378,11 +377,10 @@ def _split(
     """Singular values, the index at which they are split, and the power iterations."""
     s = np.asarray(singular_values, dtype=np.float64)
     if s.ndim != 1 or not np.all(np.isfinite(s)) or np.any(s < 0) or np.any(np.diff(s) > 0):
-        message = (
+        raise ValueError(
             "`singular_values` must be a vector of finite numbers in descending order, none of "
             f"them negative; got an array of shape {s.shape}."
         )
-        raise ValueError(message)
     return s, min(as_count(rank, "rank"), s.size), as_count(power_iterations, "power_iterations")
 
 

@@ -11,6 +11,7 @@ from lowrank._array import (
     array_namespace,
     as_matrix,
     device_of,
+    eps,
     eye,
     flushes,
     is_complex,
@@ -46,17 +47,10 @@ def safety_factor(samples: int, failure_probability: float, *, is_complex: bool)
 
     For a real Gaussian Ω of s columns and every E, ``P(‖EΩ‖²_F ≤ x s ‖E‖²_F) ≤ (x e^{1−x})^{s/2}``
     for 0 < x < 1; the exponent is s for complex Ω. c = x^{−1/2} for the x that makes the right
-    side `failure_probability`. With t = −ln x this is ``t + e^{−t} − 1 = −ln(δ) · 2/s``: convex and
-    increasing, so Newton's method from the right of the root descends to it.
+    side `failure_probability`. With t = ln x < 0 this is ``e^t − 1 − t = −ln(δ) · 2/s``: convex and
+    decreasing, so Newton's method from the left of the root ascends to it.
     """
-    target = -math.log(failure_probability) / (samples if is_complex else samples / 2)
-    t = target + 1.0
-    for _ in range(100):
-        step = (t + math.expm1(-t) - target) / -math.expm1(-t)
-        t -= step
-        if step <= 1e-15 * t:
-            break
-    return math.exp(t / 2)
+    return _chernoff_factor(-1, samples, failure_probability, is_complex)
 
 
 def spread_factor(samples: int, failure_probability: float, *, is_complex: bool) -> float:
@@ -66,14 +60,21 @@ def spread_factor(samples: int, failure_probability: float, *, is_complex: bool)
     is ``e^t − 1 − t = −ln(δ) · 2/s``. The left side is at least t²/2, so the start lies to the
     right of the root, and Newton's method descends to it.
     """
+    return _chernoff_factor(1, samples, failure_probability, is_complex)
+
+
+def _chernoff_factor(
+    sign: int, samples: int, failure_probability: float, is_complex: bool
+) -> float:
+    """``e^{|t|/2}`` for the root t of this sign of ``e^t − 1 − t = −ln(δ) · 2/s``."""
     target = -math.log(failure_probability) / (samples if is_complex else samples / 2)
-    t = math.sqrt(2.0 * target)
+    t = -(target + 1.0) if sign < 0 else math.sqrt(2.0 * target)
     for _ in range(100):
         step = (math.expm1(t) - t - target) / math.expm1(t)
         t -= step
-        if step <= 1e-15 * t:
+        if step / t <= 1e-15:
             break
-    return math.exp(t / 2)
+    return math.exp(abs(t) / 2)
 
 
 def rounding_floor(
@@ -236,13 +237,12 @@ def residual_norm(
         if math.isfinite(value) and math.isfinite(size):
             break
     else:
-        message = (
+        raise ValueError(
             "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
             "of `A` exceeds the largest float."
         )
-        raise ValueError(message)
     if is_whole:
-        factor = 1.0 + 32.0 * float(xp.finfo(Q.dtype).eps)
+        factor = 1.0 + 32.0 * eps(Q)
     else:
         factor = safety_factor(samples, delta, is_complex=is_complex(Q))
     floor = rounding_floor(xp, Q.dtype, operator.shape, int(Q.shape[1]), size, factor)
@@ -253,8 +253,7 @@ def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Arra
     """The operator and its factors, checked; samples have to be where Q is."""
     operator = as_operator(A)
     if operator.is_stack:
-        message = f"`A` must be a matrix (two dimensions), got shape {operator.shape}."
-        raise ValueError(message)
+        raise ValueError(f"`A` must be a matrix (two dimensions), got shape {operator.shape}.")
     Q, _ = as_matrix(Q, name="Q")
     home = Q
     if operator.norm is not None:  # the products of an operator live wherever it puts them

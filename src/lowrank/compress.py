@@ -113,17 +113,15 @@ class Subspace:
 
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.energy is None):
-            message = f"give `rank` or `energy`, got {self.rank!r} and {self.energy!r}."
-            raise ValueError(message)
+            raise ValueError(f"give `rank` or `energy`, got {self.rank!r} and {self.energy!r}.")
         if self.energy is not None and not 0.0 < self.energy < 1.0:
-            message = f"`energy` must lie between 0 and 1, got {self.energy!r}."
-            raise ValueError(message)
+            raise ValueError(f"`energy` must lie between 0 and 1, got {self.energy!r}.")
         if not 0.0 <= self.random_fraction <= 1.0:
-            message = f"`random_fraction` must lie between 0 and 1, got {self.random_fraction!r}."
-            raise ValueError(message)
+            raise ValueError(
+                f"`random_fraction` must lie between 0 and 1, got {self.random_fraction!r}."
+            )
         if self.side not in (None, "left", "right"):
-            message = f"`side` must be 'left', 'right' or None, got {self.side!r}."
-            raise ValueError(message)
+            raise ValueError(f"`side` must be 'left', 'right' or None, got {self.side!r}.")
         for name in ("rank", "max_rank"):
             if getattr(self, name) is not None:
                 as_rank(getattr(self, name), 1, name)
@@ -150,8 +148,9 @@ class Subspace:
         Q = self._found("project")
         X = adjoint(G) if not self.is_left(G.shape) else G
         if X.shape[0] != Q.shape[0]:
-            message = f"the basis has {Q.shape[0]} rows, which does not fit shape {G.shape}."
-            raise ValueError(message)
+            raise ValueError(
+                f"the basis has {Q.shape[0]} rows, which does not fit shape {G.shape}."
+            )
         if X.dtype == Q.dtype:
             return adjoint_matmul(Q, X)
         xp, width = array_namespace(Q), max(1, -(-X.shape[1] // 16))
@@ -164,8 +163,7 @@ class Subspace:
         """The m×n matrix with coordinates `X` (r×M): ``Q X``, or its adjoint on the right."""
         lifted = self._found("lift") @ X
         if self.side is None:
-            message = "`side` tells which way to lift to; give it together with `basis`."
-            raise ValueError(message)
+            raise ValueError("`side` tells which way to lift to; give it together with `basis`.")
         return lifted if self.side == "left" else adjoint(lifted)
 
     @in_full_precision
@@ -202,8 +200,9 @@ class Subspace:
 
     def _found(self, use: str) -> Array:
         if self.basis is None:
-            message = f"no basis to {use} with yet; use the Subspace that `refresh` returns."
-            raise ValueError(message)
+            raise ValueError(
+                f"no basis to {use} with yet; use the Subspace that `refresh` returns."
+            )
         return self.basis
 
 

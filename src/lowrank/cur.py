@@ -1,6 +1,7 @@
 """CUR decomposition: columns and rows of A, and the small matrix that joins them."""
 
 import math
+from bisect import bisect_left
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
@@ -130,10 +131,9 @@ def _build(sketch: Sketch, k: int) -> Built:
     lost += lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
     U = U * scale
     if not is_finite(U):
-        message = (
+        raise ValueError(
             "an entry of U exceeds the largest number of its dtype; multiply `A` by a constant."
         )
-        raise ValueError(message)
     factors = C, U, R, as_indices(J, B), as_indices(picked, B)
     return errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
 
@@ -160,12 +160,7 @@ def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Ar
     def outside(r: int) -> float:
         return math.hypot(rest, norm_of(M[:r, r:], "fro"), norm_of(M[r:, :], "fro"))
 
-    low, high = 0, k
-    while low < high:
-        middle = (low + high + 1) // 2
-        if joined(middle)[1] <= outside(middle):
-            low = middle
-        else:
-            high = middle - 1
-    tries = {r: joined(r) for r in (low, low + 1) if r <= k}
+    # the last rank at which rounding loses less than the error
+    r = bisect_left(range(1, k + 1), True, key=lambda r: not joined(r)[1] <= outside(r))
+    tries = {r: joined(r) for r in (r, r + 1) if r <= k}
     return tries[min(tries, key=lambda r: tries[r][1] + outside(r))]

@@ -102,8 +102,7 @@ def eigh(
     """
     operator = as_operator(A, hermitian=True)
     if operator.shape[-1] != operator.shape[-2]:
-        message = f"`A` must be Hermitian, and so square, got shape {operator.shape}."
-        raise ValueError(message)
+        raise ValueError(f"`A` must be Hermitian, and so square, got shape {operator.shape}.")
     if options.pop("check", False):
         check_adjoint(operator, options.get("rng"), hermitian=True)
     found = find(
@@ -159,11 +158,10 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         residual, estimate = parts_of(found)
         allowed = residual + 2.0 * found.floor
         if lost_across > allowed:  # which no product with A shows
-            told = (
+            raise not_hermitian(
                 f"QᴴA(I − QQᴴ) has norm {lost_across:.3g}, where the error of the basis allows "
                 f"{allowed:.3g}"
             )
-            raise not_hermitian(told)
         w, W, lost = _small_eigh(T)
         w = w / scale
         refuse_infinite(w)
@@ -200,8 +198,7 @@ def _check_whole(whole: Whole) -> None:
     size, n = float(safe_norm(whole.S)), whole.U.shape[0]
     limit = ASYMMETRY * eps(whole.S) * (n + 1) ** 0.5 * size
     if whole.rounding > limit:
-        told = f"it has a skew part of about {whole.rounding / size:.3g} of its norm"
-        raise not_hermitian(told)
+        raise not_hermitian(f"it has a skew part of about {whole.rounding / size:.3g} of its norm")
 
 
 def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
@@ -238,5 +235,6 @@ def _check_hermitian(T: Array, C: Array) -> None:
         return
     worst = xp.argmax(excess)
     found, explained = (float(xp.reshape(X * largest, (-1,))[worst]) for X in (skew, limit))
-    told = f"QᴴAQ has a skew part of norm {found:.3g}, where rounding explains {explained:.3g}"
-    raise not_hermitian(told)
+    raise not_hermitian(
+        f"QᴴAQ has a skew part of norm {found:.3g}, where rounding explains {explained:.3g}"
+    )

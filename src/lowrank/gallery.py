@@ -160,8 +160,7 @@ def matrix(
     k = len(values)
     m, n = (k, k) if shape is None else shape
     if values.ndim != 1 or k > min(m, n):
-        message = f"expected at most {min(m, n)} singular values, got shape {values.shape}."
-        raise ValueError(message)
+        raise ValueError(f"expected at most {min(m, n)} singular values, got shape {values.shape}.")
     xp = array_namespace(xp.empty(0))
     like = xp.empty(0, dtype=xp.float64 if dtype is None else dtype, device=device)
     draw = gaussian_source(rng, xp, device_of(like), purpose="gallery")

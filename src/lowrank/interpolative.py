@@ -96,8 +96,7 @@ def interpolative(
     True
     """
     if select not in ("columns", "rows"):
-        message = f"`select` must be 'columns' or 'rows', got {select!r}."
-        raise ValueError(message)
+        raise ValueError(f"`select` must be 'columns' or 'rows', got {select!r}.")
     operator = as_operator(A)
     operator = operator if select == "columns" else operator.adjoint()
     built, outcome = approximate(operator, rank, _build, oversampling=oversampling, **options)

@@ -107,15 +107,13 @@ def nystrom(
     operator = as_operator(A, hermitian=True)
     *batch, n, columns = operator.shape
     if n != columns:
-        message = f"`A` must be square, got shape {operator.shape}."
-        raise ValueError(message)
+        raise ValueError(f"`A` must be square, got shape {operator.shape}.")
     asked = as_count(rank, "rank")
     k = min(asked + as_count(oversampling, "oversampling"), n)
     r, status = min(asked, n), Status.FULL_RANK if asked > n else Status.RANK_REACHED
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
-        message = f"`test_matrix` has {k - Omega.shape[-1]} columns too few."
-        raise ValueError(message)
+        raise ValueError(f"`test_matrix` has {k - Omega.shape[-1]} columns too few.")
     if k == 0 or 0 in batch:
         V = Omega
         w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # of nothing: real, and as many as V has

@@ -8,6 +8,7 @@ import numpy as np
 
 from lowrank._arithmetic import as_the_caller_set, in_full_precision
 from lowrank._array import (
+    FLOATING,
     Array,
     adjoint_matmul,
     array_namespace,
@@ -27,7 +28,6 @@ __all__ = ["Progress", "RowBlocks"]
 
 # A chunk that is higher than a block is read whole, unless it has more than so many times its size.
 WHOLE_CHUNK = 4
-FLOATING = ("float32", "float64", "complex64", "complex128")
 
 
 class Progress(NamedTuple):
@@ -132,19 +132,17 @@ class RowBlocks:
     ) -> None:
         sliced = all(hasattr(A, name) for name in ("shape", "dtype", "__getitem__"))
         if not sliced or hasattr(A, "tocsr"):
-            message = (
+            raise TypeError(
                 f"`A` must have `shape`, `dtype` and slices of rows, got {type(A).__name__}; an "
                 "operator or a sparse matrix is passed as it is."
             )
-            raise TypeError(message)
         m, n = shape_of(A, "`A` must be a matrix (two dimensions)")
         self._A, self._callback = A, callback
         self._cast = None if dtype is None else numpy_dtype(dtype)
         if self._cast is not None and self._cast.name not in FLOATING:
-            message = (
+            raise TypeError(
                 f"`dtype` must be float32, float64, complex64 or complex128, got {self._cast.name}."
             )
-            raise TypeError(message)
         home = self._stored(slice(0, 0)) if like is None else like
         self._xp, self.device = array_namespace(home), device_of(home)
         self._empty = self._block(slice(0, 0))
@@ -219,18 +217,16 @@ class RowBlocks:
         xp = array_namespace(block)
         if self._cast is not None:
             if is_complex(block) and self._cast.kind != "c":
-                message = (
+                raise TypeError(
                     f"`A` has dtype {block.dtype}, and `dtype` {self._cast.name} would lose its "
                     "imaginary part; compute in complex64 or complex128."
                 )
-                raise TypeError(message)
             block = xp.astype(block, getattr(xp, self._cast.name), copy=False)
         elif xp.isdtype(block.dtype, ("bool", "integral")):
-            message = (
+            raise TypeError(
                 f"`A` has dtype {block.dtype}; say what to compute in, for instance "
                 'lowrank.RowBlocks(A, dtype="float32").'
             )
-            raise TypeError(message)
         return as_matrix(block)[0]
 
     def _block(self, part: slice) -> Array:

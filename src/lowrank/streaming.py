@@ -160,8 +160,7 @@ class SketchedMatrix:
         home = _home(dtype, like)
         lengths: Any = shape
         if not isinstance(lengths, tuple | list) or len(lengths) != 2:
-            message = f"`shape` must be a pair of numbers, got {shape!r}."
-            raise ValueError(message)
+            raise ValueError(f"`shape` must be a pair of numbers, got {shape!r}.")
         m, n = (as_count(length, "shape") for length in lengths)
         self.shape = (m, n)
         self.rank = as_count(rank, "rank")
@@ -170,8 +169,9 @@ class SketchedMatrix:
         k = 4 * self.rank + alpha if sketch_size is None else as_count(sketch_size, "sketch_size")
         k = min(k, m, n)
         if k < min(self.rank, m, n):
-            message = f"`sketch_size` must be at least `rank`, {self.rank}, got {sketch_size}."
-            raise ValueError(message)
+            raise ValueError(
+                f"`sketch_size` must be at least `rank`, {self.rank}, got {sketch_size}."
+            )
         s = 2 * k + alpha if core_size is None else as_count(core_size, "core_size", least=k)
         q = 32 * (1 + alpha) if error_rows is None else as_count(error_rows, "error_rows", least=1)
         self.sketch_size, self.core_size, self.error_rows = k, s, q
@@ -257,11 +257,10 @@ class SketchedMatrix:
         u, v = (self._as_columns(X, name) for X, name in ((u, "u"), (v, "v")))
         (m, n), j = self.shape, u.shape[1]
         if (u.shape[0], v.shape[0], v.shape[1]) != (m, n, j):
-            message = (
+            raise ValueError(
                 f"`u` and `v` must have {m} and {n} rows, and as many columns, got shapes "
                 f"{tuple(u.shape)} and {tuple(v.shape)}."
             )
-            raise ValueError(message)
         products = (lambda X: u @ adjoint_matmul(v, X)), (lambda X: v @ adjoint_matmul(u, X))
         return self._add("u vᴴ", products, theta, eta)
 
@@ -290,11 +289,10 @@ class SketchedMatrix:
         operator = self._as_operator(block, "block", None)
         end = start + operator.shape[0]
         if operator.shape[1] != self.shape[1] or end > self.shape[0]:
-            message = (
+            raise ValueError(
                 f"`block` must have {self.shape[1]} columns and end within the {self.shape[0]} "
                 f"rows, got shape {operator.shape} at row {start}."
             )
-            raise ValueError(message)
         products = operator.matmat, operator.rmatmat
         return self._add("block", products, 1.0, eta, slice(start, end))
 
@@ -312,17 +310,15 @@ class SketchedMatrix:
             If its shape, sizes or test matrices differ; give both the same integer as `rng`.
         """
         if not isinstance(other, SketchedMatrix):
-            message = f"`other` must be a SketchedMatrix, got {type(other).__name__}."
-            raise TypeError(message)
+            raise TypeError(f"`other` must be a SketchedMatrix, got {type(other).__name__}.")
         same_place(self._Y, other._Y, names=("self", "other"))
         xp, tests = array_namespace(self._Y), ("_right", "_left", "_core")
         pairs = ((getattr(self, test), getattr(other, test)) for test in tests)
         if not all(X.shape == T.shape and bool(xp.all(X == T)) for X, T in pairs):
-            message = (
+            raise ValueError(
                 f"only sketches with the same test matrices can be merged, got {self} and {other}; "
                 "make both with the same shape, sizes and integer `rng`."
             )
-            raise ValueError(message)
         Y, XW, Z = self._Y + other._Y, self._XW + other._XW, self._Z + other._Z
         norm, _ = self._checked("other", XW, XW, Y, Z)
         self._Y, self._XW, self._Z, self._factors = Y, XW, Z, None
@@ -369,8 +365,7 @@ class SketchedMatrix:
         found = tuple(A.shape) if operator is None else operator.shape
         if operator is None or shape not in (None, found):
             expected = "two dimensions" if shape is None else f"shape {shape}"
-            message = f"`{name}` must have {expected}, got shape {found}."
-            raise ValueError(message)
+            raise ValueError(f"`{name}` must have {expected}, got shape {found}.")
         same_place(self._Y, operator.empty(0), names=("self", name))
         return operator
 
@@ -384,12 +379,10 @@ class SketchedMatrix:
     def _as_number(self, value: Any, name: str) -> complex:
         of_real = not is_complex(self._Y)
         if of_real and isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
-            message = f"`{name}` must be real for real sketches, got {value!r}."
-            raise TypeError(message)
+            raise TypeError(f"`{name}` must be real for real sketches, got {value!r}.")
         number = float(value) if of_real else complex(value)
         if not math.isfinite(abs(number)):
-            message = f"`{name}` must be finite, got {value!r}."
-            raise ValueError(message)
+            raise ValueError(f"`{name}` must be finite, got {value!r}.")
         return number
 
     # -- answers --------------------------------------------------------------------------------
@@ -459,11 +452,10 @@ class SketchedMatrix:
         """
         r = min(as_count(self.rank if rank is None else rank, "rank"), *self.shape)
         if r > self.sketch_size:
-            message = (
+            raise ValueError(
                 f"`rank` must be at most the sketch size, {self.sketch_size}, got {r}; make the "
                 "sketch for a larger `rank`."
             )
-            raise ValueError(message)
         factors = self._solved()
         # ‖Θ(A − Â)‖ in the coordinates of V, which is orthonormal: no difference of large squares
         parts = safe_norm(factors.kept[:, :r]), safe_norm(factors.dropped[:, r:])
@@ -505,14 +497,14 @@ def _home(dtype: Any, like: Any) -> Array:
     """An empty array of the library, device and dtype of the sketches."""
     of_numpy, like = like is None, np.empty(0) if like is None else like
     if not is_array_api_obj(like):
-        message = f"`like` must be an array, got {type(like).__name__}."
-        raise TypeError(message)
+        raise TypeError(f"`like` must be an array, got {type(like).__name__}.")
     dtype = like.dtype if dtype is None else dtype
     try:
         home = array_namespace(like).empty((0, 0), dtype=dtype, device=device_of(like))
     except TypeError:
         if not of_numpy:
             raise
-        message = f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
-        raise TypeError(message) from None
+        raise TypeError(
+            f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
+        ) from None
     return as_matrix(home, name="like")[0]

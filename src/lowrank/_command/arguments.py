@@ -62,8 +62,7 @@ def _count(least: int) -> Any:
         with suppress(ValueError):
             if (value := int(text)) >= least:
                 return value
-        message = f"must be an integer of at least {least}, got {text!r}"
-        raise argparse.ArgumentTypeError(message)
+        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
 
     return integer
 
@@ -73,8 +72,9 @@ def _tolerances(text: str) -> tuple[float, ...]:
         values = tuple(map(float, text.split(",")))
         if all(0.0 < value < math.inf for value in values):
             return values
-    message = f"must be a positive number, or several with commas between, got {text!r}"
-    raise argparse.ArgumentTypeError(message)
+    raise argparse.ArgumentTypeError(
+        f"must be a positive number, or several with commas between, got {text!r}"
+    )
 
 
 def _parser() -> argparse.ArgumentParser:

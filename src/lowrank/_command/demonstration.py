@@ -5,7 +5,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from statistics import median
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -13,43 +13,14 @@ import lowrank
 from lowrank import gallery
 from lowrank._command.telling import tell
 
-Matrix = np.ndarray[Any, np.dtype[np.float64]]
-
 REPEATS = 5
 
 
-class Row(NamedTuple):
-    """One line of the table; errors are relative to ‖A‖_F, and memory to that of A."""
-
-    rank: int
-    best_rank: int
-    bound: float
-    error: float
-    memory: float
-    seconds: float
-
-
-def elevation() -> Matrix:
+def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
     """Elevation in metres around the Jacksboro fault, Tennessee (344×403, float64)."""
     file = resources.files("lowrank") / "data" / "elevation.npz"
     with file.open("rb") as stream, np.load(stream) as archive:
         return archive["elevation"].astype(np.float64)
-
-
-def measure(A: Matrix, singular_values: Matrix, rtol: float) -> Row:
-    """Compress `A` with the defaults and compare with the best possible."""
-    compress = partial(lowrank.svd, A, rtol=rtol, rng=0)
-    result: Any = compress()
-    U, S, Vh = result
-    norm_A = float(np.linalg.norm(A))
-    return Row(
-        rank=result.rank,
-        best_rank=gallery.best_rank(singular_values, rtol=rtol),
-        bound=result.error_bound / norm_A,
-        error=float(np.linalg.norm(A - (U * S) @ Vh) / norm_A),
-        memory=(U.nbytes + S.nbytes + Vh.nbytes) / A.nbytes,
-        seconds=_seconds(compress),
-    )
 
 
 def _seconds(work: Callable[[], object]) -> float:
@@ -57,20 +28,24 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def demonstrate() -> None:
-    """Print the table."""
+    """Compress to each tolerance with the defaults, and print how near to the best possible."""
     A = elevation()
     full_svd = partial(np.linalg.svd, A, full_matrices=False)
     singular_values, full = full_svd().S, _seconds(full_svd)
-    m, n = A.shape
+    (m, n), norm_A = A.shape, np.linalg.norm(A)
     tell(f"lowrank {lowrank.__version__}: elevation around the Jacksboro fault, Tennessee")
     tell(f"({m}×{n}, float64, {A.nbytes / 2**20:.2f} MiB; US Geological Survey, public domain)\n")
     tell("tolerance  rank  best possible  certified bound  true error  memory       time  full SVD")
     for rtol in (1e-1, 1e-2, 1e-3):
-        row = measure(A, singular_values, rtol)
+        compress = partial(lowrank.svd, A, rtol=rtol, rng=0)
+        found: Any = compress()
+        U, S, Vh = found
+        best = gallery.best_rank(singular_values, rtol=rtol)
+        bound, error = found.error_bound / norm_A, np.linalg.norm(A - (U * S) @ Vh) / norm_A
+        memory = (U.nbytes + S.nbytes + Vh.nbytes) / A.nbytes
         tell(
-            f"{rtol:9.0e} {row.rank:5d} {row.best_rank:14d} {row.bound:16.2e} "
-            f"{row.error:11.2e} {row.memory:7.0%} {row.seconds * 1e3:7.1f} ms "
-            f"{full * 1e3:6.1f} ms"
+            f"{rtol:9.0e} {found.rank:5d} {best:14d} {bound:16.2e} {error:11.2e} {memory:7.0%} "
+            f"{_seconds(compress) * 1e3:7.1f} ms {full * 1e3:6.1f} ms"
         )
     tell(
         "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from lowrank._array import safe_norm
+from lowrank._command.answering import Answer
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, as_numpy
-from lowrank._command.telling import guarded, printable, required
-from lowrank._command.working import Answer
+from lowrank._command.telling import printable, required
 from lowrank._small_svd import tails
 
 Double = np.ndarray[Any, np.dtype[Any]]
@@ -19,12 +19,6 @@ Double = np.ndarray[Any, np.dtype[Any]]
 FULL_SVD = 1e10
 # The true error needs m·n·rank multiplications, also of a sparse matrix; up to here about a minute.
 TRUTH = 1e12
-
-
-def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
-    """The picture as the content of a file of the kind that `options.plot` names."""
-    draw = guarded(options.plot, "drawn", "cannot be drawn: not enough memory")(_draw)
-    return draw(matrix, answer, options)
 
 
 def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double, Double]]:
@@ -65,7 +59,8 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
 
 
 @np.errstate(all="ignore")
-def _draw(matrix: Matrix, answer: Answer, options: Options) -> bytes:
+def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
+    """The picture as the content of a file of the kind that `options.plot` names."""
     found = curves(matrix, answer, options.norm)
     styles: dict[str, dict[str, Any]] = {
         "best": {"color": "0.8", "linewidth": 6, "label": "best possible (full SVD)"},

@@ -55,16 +55,12 @@ def sources(path: Path, name: str | None, skip_rows: int) -> list[Source]:
     with guarded(path, "read"):
         path.open("rb").close()  # what cannot be opened is told before anything else is done
         if suffix == ".safetensors":
-            found = _tensors(path, name)
-        elif suffix == ".npz":
-            found = [_archived(path, name)]
-        elif suffix == ".npy":
-            found = [_source(path, partial(_npy, path))]
-        elif suffix == ".mtx":
-            found = [_source(path, partial(_matrix_market, path))]
-        else:
-            found = [_source(path, partial(_text, path, skip_rows))]
-    return found
+            return _tensors(path, name)
+        if suffix == ".npz":
+            return [_archived(path, name)]
+    readers = {".npy": _npy, ".mtx": _matrix_market}
+    read = readers.get(suffix, partial(_text, skip_rows=skip_rows))
+    return [_source(path, partial(read, path))]
 
 
 def _source(
@@ -169,8 +165,7 @@ def _text(path: Path, skip_rows: int) -> Any:
         except ValueError as error:
             errors.append(error)
     # Where complex numbers are meant, the second attempt got further.
-    message = _where(max(errors, key=_cell), skip_rows)
-    raise InputError(message)
+    raise InputError(_where(max(errors, key=_cell), skip_rows))
 
 
 def _delimiter(path: Path, skip_rows: int) -> str | None:

@@ -10,12 +10,11 @@ from typing import Any, BinaryIO
 import numpy as np
 
 import lowrank
+from lowrank._command.answering import Answer, Table, answers, as_json, entry, missed_line
 from lowrank._command.arguments import Options
 from lowrank._command.plotting import picture
-from lowrank._command.reading import Matrix, Source, as_numpy, sources
-from lowrank._command.reporting import Progress, Table, as_json, entry, missed_line
-from lowrank._command.telling import InputError, complain, guarded, refuse, required, tell
-from lowrank._command.working import Answer, answers
+from lowrank._command.reading import Matrix, as_numpy, sources
+from lowrank._command.telling import InputError, Progress, complain, guarded, refuse, required, tell
 
 # Exit codes, beside 0. The first is that of argparse.
 BAD_INPUT = 2
@@ -35,8 +34,12 @@ def run(options: Options) -> int:
         for position, source in enumerate(matrices, start=1):
             count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
             label = f"{options.file.name} {source.name}".rstrip() + count
+            about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
             try:
-                matrix, found = _solve(source, label, options, progress)
+                progress.start(f"reading {label}")
+                matrix = source.load()
+                progress.start(label)
+                found = answers(matrix, options, progress.look, about)
             except InputError as error:
                 if len(matrices) == 1:
                     raise
@@ -62,18 +65,6 @@ def run(options: Options) -> int:
         complain(f"{options.file}: {missed_line(told)}")
         code = code or NOT_MET
     return code
-
-
-def _solve(
-    source: Source, label: str, options: Options, progress: Progress
-) -> tuple[Matrix, list[Answer]]:
-    progress.start(f"reading {label}")
-    matrix = source.load()
-    progress.start(label)
-    try:
-        return matrix, answers(matrix, options, progress.look)
-    except InputError as error:
-        refuse(f"{options.file}: {f'{source.name}: ' if source.name else ''}{error}")
 
 
 def _check_targets(options: Options, matrices: int) -> None:
@@ -105,7 +96,8 @@ def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Pro
         write(options.output, lambda stream: _save(stream, answer, options), force=options.force)
     if options.plot is not None:
         progress.start(f"drawing {options.plot}")
-        drawn = picture(matrix, answer, options)
+        with guarded(options.plot, "drawn", "cannot be drawn: not enough memory"):
+            drawn = picture(matrix, answer, options)
         write(options.plot, lambda stream: stream.write(drawn), force=options.force)
 
 

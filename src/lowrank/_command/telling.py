@@ -1,12 +1,16 @@
-"""What a person is told: the answer, or one line instead of a traceback."""
+"""What a person is told: the answer, its progress, or one line instead of a traceback."""
 
 import importlib
 import os
+import shutil
 import sys
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
+
+from lowrank.results import Look
 
 
 class InputError(Exception):
@@ -83,3 +87,37 @@ def complain(text: str) -> None:
     """One line on stderr."""
     with suppress(OSError):  # there may be nobody left to tell
         print(f"lowrank: {printable(text)}", file=sys.stderr, flush=True)
+
+
+class Progress:
+    """One line on stderr that is written over, where that is a terminal; otherwise nothing."""
+
+    def __init__(self) -> None:
+        self._shown = sys.stderr.isatty()
+        self._label = ""
+        self._first: Look | None = None
+        self._last = 0.0
+
+    def start(self, label: str) -> None:
+        self._label, self._first = label, None
+        self._write(label)
+
+    def look(self, look: Look) -> None:
+        if self._first is None or look.rank <= self._first.rank:
+            self._first = look
+        now = time.monotonic()
+        if now - self._last > 0.1:
+            self._last = now
+            text = f"rank {look.rank}, error at most {look.bound:.2e}"
+            if look is not self._first:
+                text += f" ({self._first.bound:.2e} at rank {self._first.rank})"
+            self._write(f"{self._label}: {text}")
+
+    def clear(self) -> None:
+        self._write("")
+
+    def _write(self, text: str) -> None:
+        if self._shown:
+            width = shutil.get_terminal_size().columns - 1
+            sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
+            sys.stderr.flush()

@@ -296,8 +296,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
                 index = next(i for i, p in enumerate(self._parameters()) if p is parameter)
                 message = (
-                    f"parameter {self._name(index)} has a sparse gradient, which cannot be compressed; put it "
-                    "in a group of its own with rank=None."
+                    f"parameter {self._name(index)} has a sparse gradient, which cannot be "
+                    "compressed; put it in a group of its own with rank=None."
                 )
                 raise TypeError(message)
 

@@ -1,54 +1,78 @@
-"""What goes to the terminal: the tables, JSON, and the line of progress."""
+"""The answer to each question of the command line, as a table and as JSON."""
 
 import json
 import math
-import shutil
-import sys
 import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import lowrank
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
-from lowrank._command.telling import printable, tell
-from lowrank._command.working import Answer
-from lowrank.results import Look
+from lowrank._command.telling import printable, reason, refuse, tell
+from lowrank._operator import as_operator
+from lowrank.certificate import residual_norm
+from lowrank.results import Look, SVDResult
 
 NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}
 
 
-class Progress:
-    """One line on stderr that is written over, where that is a terminal; otherwise nothing."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one tolerance, or the rank alone, takes. Errors are absolute."""
 
-    def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._label = ""
-        self._first: Look | None = None
-        self._last = 0.0
+    rtol: float | None
+    factors: SVDResult
+    error: float
+    bound: float
+    norm_A: float
+    nbytes: int
+    seconds: float
 
-    def start(self, label: str) -> None:
-        self._label, self._first = label, None
-        self._write(label)
+    @property
+    def missed(self) -> bool:
+        return self.factors.converged is False
 
-    def look(self, look: Look) -> None:
-        if self._first is None or look.rank <= self._first.rank:
-            self._first = look
-        now = time.monotonic()
-        if now - self._last > 0.1:
-            self._last = now
-            text = f"rank {look.rank}, error at most {look.bound:.2e}"
-            if look is not self._first:
-                text += f" ({self._first.bound:.2e} at rank {self._first.rank})"
-            self._write(f"{self._label}: {text}")
+    def relative(self, error: float) -> float:
+        return error / self.norm_A if self.norm_A > 0 else 0.0
 
-    def clear(self) -> None:
-        self._write("")
 
-    def _write(self, text: str) -> None:
-        if self._shown:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
-            sys.stderr.flush()
+def answers(
+    matrix: Matrix, options: Options, look: Callable[[Look], object], about: str
+) -> list[Answer]:
+    """One answer for each tolerance, or a single one for the rank; errors begin with `about`."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what was not met is told as a line of its own
+            return [_answer(matrix, rtol, options, look) for rtol in options.rtols]
+    except MemoryError:
+        refuse(f"{about}: the work does not fit in memory")
+    # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
+    except (ValueError, RuntimeError) as error:
+        refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
+
+
+def _answer(
+    matrix: Matrix, rtol: float | None, options: Options, look: Callable[[Look], object]
+) -> Answer:
+    A, norm, seed = matrix.array, options.norm, options.seed
+    start = time.perf_counter()
+    power = options.power_iterations
+    found: Any = lowrank.svd(
+        A, options.rank, rtol=rtol, norm=norm, power_iterations=power, rng=seed, callback=look
+    )
+    seconds = time.perf_counter() - start
+    if rtol is None:  # the error of a given rank is that of a fresh sample
+        fresh = residual_norm(A, found.U, found.S[:, None] * found.Vh, norm=norm, rng=seed)
+        error, bound = fresh.value, fresh.upper_bound
+        frobenius = as_operator(A).norm if norm == "fro" else None
+        norm_A = frobenius() if frobenius else float(found.S[0]) if found.rank else 0.0
+    else:
+        error, bound, norm_A = found.error, found.error_bound, found.norm_A
+    nbytes = found.rank * (sum(A.shape) + 1) * matrix.itemsize  # of U, S and Vh
+    return Answer(rtol, found, error, bound, norm_A, nbytes, seconds)
 
 
 def size(nbytes: int) -> str:
@@ -87,10 +111,7 @@ class Table:
     def add(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
         if self._many:
             self._add_tensor(source, matrix, found)
-        else:
-            self._add_single(source, matrix, found)
-
-    def _add_single(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
+            return
         head = printable(f"{self._options.file}{f' {source.name}' if source.name else ''}")
         shape, norm = _shape(matrix.array.shape), NORMS[self._options.norm]
         about = f"{shape}, {matrix.dtype}, {size(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
@@ -108,8 +129,14 @@ class Table:
             )
 
     def _add_tensor(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
+        rtols = self._options.rtols
         if not self._total:
-            self._head()
+            titles = [f"{'rank':>6} {'saved':>11}"] * len(rtols)
+            if rtols == (None,):
+                titles.insert(0, "error bound")
+            else:
+                self._line("", "", [f"{f'within {rtol:g}':>18}" for rtol in rtols])
+            self._line("tensor", "shape", titles)
         self._total += matrix.nbytes
         cells = []
         for column, answer in enumerate(found):
@@ -119,15 +146,6 @@ class Table:
                 cells.append(f"{answer.relative(answer.bound):11.2e}")
             cells.append(_saving(_rank(answer), saved))
         self._line(printable(source.name), _shape(matrix.array.shape), cells)
-
-    def _head(self) -> None:
-        rtols = self._options.rtols
-        titles = [f"{'rank':>6} {'saved':>11}"] * len(rtols)
-        if rtols == (None,):
-            titles.insert(0, "error bound")
-        else:
-            self._line("", "", [f"{f'within {rtol:g}':>18}" for rtol in rtols])
-        self._line("tensor", "shape", titles)
 
     def _line(self, label: str, shape: str, cells: list[str]) -> None:
         tell("  ".join([f"{label:{self._label}}", f"{shape:>{self._shape}}", *cells]))

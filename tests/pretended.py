@@ -65,6 +65,8 @@ class Pretended(torch.Tensor):
 
     def cpu(self):
         _count("cpu")
+        if now.inner == "meta":
+            return torch.asarray([next(now.answers) for _ in range(self.numel())])
         return self.inner.resolve_conj().resolve_neg().clone()
 
     def to(self, *args, device=None, **options):

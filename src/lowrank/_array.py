@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from array_api_compat import (
     is_numpy_namespace,
     is_torch_array,
     is_torch_namespace,
+    to_device,
 )
 from array_api_compat import device as device_of
 
@@ -219,11 +221,13 @@ def signed(X: Array) -> Array:
     Unique unless two entries are the largest.
     """
     xp = array_namespace(X)
+    one = xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
     if 0 in X.shape:
-        return xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
+        return one
+    if not is_complex(X):
+        return xp.copysign(one, xp.max(X, axis=-1) + xp.min(X, axis=-1))
     where = xp.argmax(xp.abs(X), axis=-1, keepdims=True)
-    largest = phases(xp.take_along_axis(X, where, axis=-1)[..., 0])
-    return xp.conj(largest) if is_complex(X) else largest
+    return xp.conj(phases(xp.take_along_axis(X, where, axis=-1)[..., 0]))
 
 
 def inverse(X: Array) -> Array:
@@ -295,6 +299,14 @@ def upper_solve(X: Array, R: Array) -> Array:
 def leading(X: Array, columns: int) -> Array:
     """The first columns of X, so many or all."""
     return X[..., : min(columns, X.shape[-1])]
+
+
+def read(*numbers: Array) -> list[float]:
+    """Real numbers of one dtype, for all of which the host waits for their device once."""
+    if len(numbers) < 2 or not is_of_a_gpu(numbers[0]):
+        return [float(number) for number in numbers]
+    together = array_namespace(numbers[0]).stack(numbers)
+    return [float(number) for number in to_device(together, "cpu")]
 
 
 def is_finite(X: Array) -> bool:
@@ -379,13 +391,27 @@ def matrix_norm_by_rows(X: Array) -> float:
     xp = array_namespace(X)
     if 0 in X.shape:
         return 0.0
-    if is_torch_namespace(xp) and is_of_a_gpu(X):  # in one kernel
-        norm = float(xp.linalg.vector_norm(X))
-    else:
-        blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
-        norm = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks]))) ** 0.5
+    if is_torch_namespace(xp) and is_of_a_gpu(X):
+        return norms(X)[0][0]
+    blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
+    squares = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks])))
+    return _within_range(X, squares**0.5)
+
+
+def norms(*matrices: Array, beside: Sequence[Array] = ()) -> tuple[list[float], list[float]]:
+    """The same of several matrices, and the real numbers beside them, all read at once."""
+    xp, count = array_namespace(matrices[0]), len(matrices)
+    if not (is_torch_namespace(xp) and is_of_a_gpu(matrices[0])):
+        return [*map(matrix_norm_by_rows, matrices)], read(*beside)
+    found = read(*map(xp.linalg.vector_norm, matrices), *beside)  # each in one kernel
+    return [*map(_within_range, matrices, found)], found[count:]
+
+
+def _within_range(X: Array, norm: float) -> float:
+    """The norm of X; computed anew where its square left the range of the dtype."""
+    xp = array_namespace(X)
     smallest = float(xp.finfo(X.dtype).smallest_normal)
-    if norm < (smallest / eps(X)) ** 0.5 or not math.isfinite(norm):
+    if 0 not in X.shape and not (smallest / eps(X)) ** 0.5 <= norm < math.inf:
         # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32
         # matrix may, too: its size is put back in Python's float.
         largest = _largest(X)  # an array: a GPU divides by a number through its reciprocal

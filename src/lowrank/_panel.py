@@ -115,6 +115,14 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     return _native_qr(P)
 
 
+def orthonormal(P: Array) -> Array:
+    """The orthonormal factor alone."""
+    if not _is_mixed(P) or P.shape[-1] == 0:
+        return orthonormalise(P).Q
+    xp = array_namespace(P)
+    return xp.astype(_mixed_passes(xp.astype(P, _double_of(P)))[0], P.dtype)
+
+
 def conditioned(P: Array) -> Array:
     """Columns that span P, well conditioned: for the next product, which needs no more.
 
@@ -277,26 +285,29 @@ def _is_mixed(P: Array) -> bool:
 
 
 def _mixed_cholesky_qr(P: Array) -> Basis:
-    """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank.
+    """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank."""
+    xp = array_namespace(P)
+    Q, first, second = _mixed_passes(xp.astype(P, _double_of(P)))
+    return Basis(xp.astype(Q, P.dtype), xp.astype(second @ first, P.dtype))
+
+
+def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
+    """``X = Q R₂ R₁`` of a panel in double precision, up to an eps of single precision.
 
     I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
     a quarter of an eps in the first rows gives full rank to every panel, to about eps, and so a
     condition that the first Gram matrix bears; the second one sees a basis that is orthonormal
-    nearly.
+    nearly. X is overwritten.
     """
-    xp, (*_, p, b) = array_namespace(P), P.shape
-    kind = 1 << p.bit_length(), b, xp, _double_of(P), device_of(P)
-    identity, lifted = _constant("identity", *kind), _constant("lifted", *kind)
-    X = xp.astype(P, identity.dtype)
-    top, sizes = X[..., : 2 * b, :], xp.linalg.vector_norm(X, axis=-2, keepdims=True)
-    top += _constant("noise", *kind) * (sizes + 1e-60)  # of zeros too
-    R = None
-    for _ in range(2):
-        upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
-        X = X @ upper_solve(identity, upper)
-        R = upper if R is None else upper @ R
-    return Basis(xp.astype(X, P.dtype), xp.astype(R, P.dtype))
+    identity, lifted, noise = _constants_of(X, "identity", "lifted", "noise")
+    sizes = array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
+    top = X[..., : 2 * X.shape[-1], :]
+    top += noise * (sizes + 1e-60)  # of zeros too
+    first = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
+    X = X @ upper_solve(identity, first)
+    second = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
+    return X @ upper_solve(identity, second), first, second
 
 
 def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
@@ -311,19 +322,20 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
     xp = array_namespace(C)
     X = xp.astype(C, _double_of(C))
     U = xp.linalg.eigh(-adjoint_matmul(X, X))[1]  # the largest first
-    P, R = _mixed_cholesky_qr(xp.astype(X @ U, C.dtype))
+    P, first, second = _mixed_passes(X @ U)
+    R = second @ first
     S = xp.linalg.diagonal(R)
-    S = -xp.sort(-(xp.real(S) if is_complex(S) else S), axis=-1)
-    return xp.astype(U, C.dtype), S, P, R
+    S = xp.sort(xp.real(S) if is_complex(S) else S, axis=-1, descending=True)
+    U, P, R = (xp.astype(X, C.dtype) for X in (U, P, R))
+    return U, xp.astype(S, xp.float32), P, R
 
 
 def _mixed_conditioned(P: Array) -> Array:
     """The first pass of it, without noise."""
-    xp, (*_, p, b) = array_namespace(P), P.shape
-    kind = 1 << p.bit_length(), b, xp, _double_of(P), device_of(P)
-    identity, lifted = _constant("identity", *kind), _constant("lifted", *kind)
-    X = xp.astype(P, identity.dtype)
-    upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + 1e-290 * identity))
+    xp = array_namespace(P)
+    X = xp.astype(P, _double_of(P))
+    identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
+    upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + floor))
     return xp.astype(X @ upper_solve(identity, upper), P.dtype)
 
 
@@ -332,12 +344,18 @@ def _double_of(P: Array) -> Any:
     return xp.complex128 if is_complex(P) else xp.float64
 
 
+def _constants_of(X: Array, *names: str) -> list[Array]:
+    *_, p, b = X.shape
+    kind = 1 << p.bit_length(), b, array_namespace(X), X.dtype, device_of(X)
+    return [_constant(name, *kind) for name in names]
+
+
 def _constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
     """What panels of b columns share.
 
-    The unit matrix; a Gaussian 2b×b matrix, `noise`, with columns of about the norm NOISE; and what
-    a Gram matrix of up to p rows is multiplied by, entry by entry, so that its diagonal is `lifted`
-    by its rounding.
+    The unit matrix, and one next to zero, the `floor`; a Gaussian 2b×b matrix, `noise`, with
+    columns of about the norm NOISE; and what a Gram matrix of up to p rows is multiplied by, entry
+    by entry, so that its diagonal is `lifted` by its rounding.
     """
     return _kept_constant(name, p, b, xp, dtype, device)
 
@@ -352,7 +370,9 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
         Z = np.random.default_rng(7).standard_normal((2 * b, b)) * NOISE / (2 * b) ** 0.5
         return xp.astype(xp.asarray(Z, device=device), dtype)
     identity = xp.eye(b, dtype=dtype, device=device)
-    return identity if name == "identity" else 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
+    if name == "lifted":
+        return 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
+    return identity if name == "identity" else 1e-290 * identity
 
 
 def departure(Q: Array) -> Array:

@@ -113,6 +113,7 @@ def eigh(
         powers=2,
         oversampling=oversampling,
         hermitian=True,
+        projects=True,
         **options,
     )
     w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)

@@ -85,7 +85,7 @@ def qb(
         if by_rows:
             Q, B = adjoint(Vh), adjoint(U * weights)
     else:
-        found, C, scale = projection(find(A, rank, **options))
+        found, C, scale = projection(find(A, rank, projects=True, **options))
         if scale != 1.0:
             C = C / scale
             refuse_infinite(C)

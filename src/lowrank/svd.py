@@ -141,18 +141,21 @@ def decompose(
     **options: Any,
 ) -> tuple[Array, Array, Array, Outcome]:
     """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
-    found = find(A, rank, share=1.0, powers=powers, oversampling=oversampling, **options)
+    options |= {"share": 1.0, "powers": powers, "oversampling": oversampling, "projects": True}
+    found = find(A, rank, **options)
     if found.whole is not None:
         return _cut_of_whole(found, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, None if found.state.A.far is None else found.domain_qr)
     del C
     S = small.S if scale == 1.0 else small.S / scale
-    refuse_infinite(S)
     if found.fixed:
         k = found.basis.rank if rank is None else min(rank, found.basis.rank)
         outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(S[..., None, :k]))
+        if outcome.error is None:  # whose norm would have told
+            refuse_infinite(S)
     else:
+        refuse_infinite(S)
         captured = None
         if found.norm_is_exact and found.outcome.norm_A:
             captured = matrix_norm_by_rows(S[None, :]) / found.outcome.norm_A
@@ -168,7 +171,7 @@ def decompose(
             norm_is_exact=found.norm_is_exact,
         )
     r = found.agreed(outcome.rank)
-    Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
+    Vh = adjoint(small.right(r))
     U = small.U[..., :r]
     if fixed_signs:
         phase = signed(Vh)[..., :, None]

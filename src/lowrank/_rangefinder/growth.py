@@ -27,7 +27,7 @@ from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.looks import floor_of, looked, settled
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
-from lowrank._rangefinder.sampling import NOT_FINITE, block, measured
+from lowrank._rangefinder.sampling import NOT_FINITE, drawn, measured
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank.results import Status
@@ -213,7 +213,7 @@ def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) 
         state = replace(state, residual=residual)
     elif columns > 0:
         _refuse_spent(state)
-        state, Q = block(problem, state, columns)
+        state, Q = drawn(problem, state, columns).checked(problem)
         keep(safe(state))
         state = _appended(problem, state, Q)
     return replace(state, status=status)

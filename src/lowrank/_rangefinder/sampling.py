@@ -2,15 +2,24 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from lowrank._array import Array, array_namespace, device_of, eye, safe_norm
+from lowrank._array import (
+    Array,
+    array_namespace,
+    device_of,
+    eye,
+    is_complex,
+    is_of_a_gpu,
+    read,
+    safe_norm,
+)
 from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
 from lowrank._panel import conditioned, orthonormalise
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.iteration import iterated
+from lowrank._rangefinder.iteration import iterated, without_factor
 from lowrank._rangefinder.residuals import Sampled, Whole
 from lowrank._rangefinder.state import Problem, State
 
@@ -20,7 +29,53 @@ NOT_FINITE = (
 )
 
 
-def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Drawn:
+    """An orthonormal panel from a sample of the residual of a state.
+
+    Sums tell whether all that it was made of is finite; without `check_finite` there are none.
+    """
+
+    state: State
+    Q: Array
+    sums: list[Array]
+    again: Callable[[State], "Drawn"]
+
+    @property
+    def waits(self) -> bool:
+        """Whether the host waits for the sums, and would see in any product with A what they tell.
+
+        An operator may make anything of what is not finite.
+        """
+        A = self.state.A
+        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.far is None
+
+    def checked(self, problem: Problem) -> tuple[State, Array]:
+        """The panel of finite numbers, and its state: one value read from the device."""
+        if not self.sums or self.is_finite(read(*self.sums)):
+            return self.state, self.Q
+        return self.rescued(problem)
+
+    def is_finite(self, sums: list[float]) -> bool:
+        return bool(self.state.A.agreed(float(all(map(math.isfinite, sums)))))
+
+    def rescued(self, problem: Problem) -> tuple[State, Array]:
+        """The same from products that are scaled, if they could leave the range."""
+        found = self.again(measured(problem, self.state))
+        if not found.state.A.is_stack:
+            if not found.is_finite(read(*found.sums)):
+                raise ValueError(NOT_FINITE)
+            return found.state, found.Q
+        # Members that were finite stay: the scale of the others may be too small there.
+        xp = found.state.A.xp
+        was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
+        Q = xp.where(was_finite, self.Q, found.Q)
+        if not found.is_finite(read(_sum(Q))):
+            raise ValueError(NOT_FINITE)
+        return self.state, Q
+
+
+def drawn(problem: Problem, state: State, columns: int) -> Drawn:
     """An orthonormal panel of so many columns, from a sample of the residual.
 
     All n columns of a tall matrix are those of A itself: a square test matrix is ill-conditioned,
@@ -33,30 +88,18 @@ def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
         if state.rank == 0:
             draw = again = partial(_identity, state.A)
     width = -(-columns // (q + 1)) if problem.krylov else columns
-    flags: list[Array] = []
-    state, sample = _sample(problem, state, width, draw, flags)
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
-    basis = spanned(sample)
-    Q = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
-    # Read last, so that the host never waits before all of the work is under way.
-    if not problem.check_finite or _all_finite(state.A, Q, flags):
-        return state, Q
-    before, state = state, measured(problem, state)
-    flags = []
-    state, sample = _sample(problem, state, width, again, flags)
-    basis = spanned(sample)
-    rescued = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
-    if not state.A.is_stack:
-        if not _all_finite(state.A, rescued, flags):
-            raise ValueError(NOT_FINITE)
-        return state, rescued
-    # Members that were finite stay: the scale of the others may be too small there.
-    xp = state.A.xp
-    was_finite = xp.all(xp.isfinite(Q), axis=(-2, -1), keepdims=True)
-    Q = xp.where(was_finite, Q, rescued)
-    if not _all_finite(state.A, Q, []):
-        raise ValueError(NOT_FINITE)
-    return before, Q
+
+    def made(draw: Callable[[int], Array], state: State) -> Drawn:
+        sums: list[Array] = []
+        state, sample = _sample(problem, state, width, draw, sums)
+        basis = spanned(sample)
+        Q = iterated_sample(problem, state, basis, q, columns=columns, sums=sums)
+        if problem.check_finite:
+            sums.append(_sum(Q))
+        return Drawn(state=state, Q=Q, sums=sums, again=partial(made, again))
+
+    return made(draw, state)
 
 
 def _sample(
@@ -64,7 +107,7 @@ def _sample(
     state: State,
     columns: int,
     draw: Callable[[int], Array],
-    flags: list[Array],
+    sums: list[Array],
 ) -> tuple[State, list[Array]]:
     """``E Ω``; in a list, so that the caller can hand it on without keeping it.
 
@@ -74,7 +117,7 @@ def _sample(
     if Omega.shape[-1] < columns:
         message = f"`test_matrix` has {columns - Omega.shape[-1]} columns too few."
         raise ValueError(message)
-    return multiplied(problem, state, Omega, flags)
+    return multiplied(problem, state, Omega, sums)
 
 
 def _identity(A: Operator, columns: int) -> Array:
@@ -82,7 +125,7 @@ def _identity(A: Operator, columns: int) -> Array:
 
 
 def multiplied(
-    problem: Problem, state: State, Omega: Array, flags: list[Array] | None = None
+    problem: Problem, state: State, Omega: Array, sums: list[Array] | None = None
 ) -> tuple[State, list[Array]]:
     assert not isinstance(state.residual, Whole)
     problem.work.add(int(Omega.shape[-1]))
@@ -94,8 +137,8 @@ def multiplied(
             A = replace(A, xp=xp, dtype=Y.dtype, device=device)
             problem.source.move(A)
             state = replace(state, A=A, residual=Sampled(A, Basis(A.empty(A.shape[-2]))))
-    if flags is not None and problem.check_finite:
-        flags.append(A.xp.sum(Y))
+    if sums is not None and problem.check_finite:
+        sums.append(_sum(Y))
     return state, [Y]
 
 
@@ -106,19 +149,19 @@ def iterated_sample(
     q: int,
     *,
     columns: int | None = None,
-    flags: list[Array] | None = None,
+    sums: list[Array] | None = None,
     factors: list[Array] | None = None,
 ) -> Array:
     """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
-    residual, work, xp = state.residual, problem.work, state.A.xp
+    residual, work = state.residual, problem.work
     assert not isinstance(residual, Whole)
 
     def counted(multiply: Callable[[Array], Array]) -> Callable[[Array], Array]:
         def product(X: Array) -> Array:
             work.add(int(X.shape[-1]))
             Y = multiply(X)
-            if flags is not None and problem.check_finite:
-                flags.append(xp.sum(Y))
+            if sums is not None and problem.check_finite:
+                sums.append(_sum(Y))
             return Y
 
         return product
@@ -137,10 +180,7 @@ def iterated_sample(
 
 def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> list[Array]:
     """An orthonormal basis of the sample, each in a list that gives it away."""
-    Q, R = orthonormalise(sample.pop())
-    if factors is not None:
-        factors.append(R)
-    return [Q]
+    return [without_factor(orthonormalise, factors)(sample.pop())]
 
 
 def spanning(sample: list[Array]) -> list[Array]:
@@ -153,25 +193,20 @@ def _domain_qr(A: Operator) -> Callable[[Array], Factors]:
     return orthonormalise if A.far is None else A.far.orthonormalise
 
 
-def _all_finite(A: Operator, Q: Array, flags: list[Array]) -> bool:
-    """Whether all of it is finite, by sums, which are not where a term is not: one value read.
-
-    A sum may leave the range of the dtype alone; then the products are scaled in vain.
-    """
-    total = A.xp.sum(A.xp.stack([A.xp.sum(Q), *flags]))
-    finite = math.isfinite(
-        abs(complex(total) if A.xp.isdtype(total.dtype, "complex floating") else float(total))
-    )
-    return bool(A.agreed(float(finite)))
+def _sum(X: Array) -> Array:
+    """A number that is not finite where an entry of X is not, or, rarely, for its size."""
+    xp = array_namespace(X)
+    total = xp.sum(X)
+    return xp.real(total) + xp.imag(total) if is_complex(X) else total
 
 
-def measured(problem: Problem, state: State) -> State:
-    """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
+def measured(problem: Problem, state: State, norm: float | None = None) -> State:
+    """Read ‖A‖_F, if it is not given; reject NaN and Inf; scale products that could overflow."""
     A = state.A
     if A.norm is None:
         raise ValueError(NOT_FINITE)
     problem.work.add(0)
-    norm = A.agreed(A.norm())
+    norm = A.agreed(A.norm() if norm is None else norm)
     if not math.isfinite(norm):
         if math.isfinite(A.max_abs()):
             message = "the norm of `A` exceeds the largest float; divide `A` by a constant."

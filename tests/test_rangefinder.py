@@ -160,6 +160,20 @@ def test_rank_above_full_is_clamped(backend):
     assert lowrank.range_finder(backend.asarray(A), 5, rng=0).status is Status.RANK_REACHED
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("certificate", ["exact", "energy"])
+def test_panels_of_the_first_rows(backend, dtype, sign, certificate):
+    """Their top blocks are as large as they can be, and minus the identity of one sign."""
+    A, Omega = sign * np.eye(60, 50, dtype=dtype), np.eye(50, dtype=dtype)
+    given = {"test_matrix": backend.asarray(Omega), "certificate": certificate}
+    options = {"rtol": 1e-3, "block_size": 8, "power_iterations": 0}
+    found = quietly(lowrank.range_finder, backend.asarray(A), 40, **options, **given)
+    Q = backend.numpy(found.Q)
+    check_basis(Q, 60, 40, backend.eps(dtype))
+    assert norm(residual(A.astype(Q.dtype), Q), "fro") <= found.error_bound
+    assert found.error == pytest.approx(10**0.5, rel=1e-3)
+
+
 def test_cap_ends_the_work_after_one_more_look(backend, dtype):
     A = backend.asarray(with_spectrum(gallery.slower(200), (200, 200), dtype))
     with pytest.warns(ConvergenceWarning, match=r"RANK_REACHED"):
@@ -473,6 +487,17 @@ def test_not_finite(backend, dtype, bad, options):
     A[17, 11] = bad * (1j if np.dtype(dtype).kind == "c" else 1)
     with pytest.raises(ValueError, match=r"`A` holds NaN or Inf"):
         lowrank.range_finder(backend.asarray(A), rng=0, **options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(("shape", "where"), [((20, 15), (0, 3)), ((4, 4), (3, 2))])
+def test_what_a_qr_hides_is_not_finite(backend, bad, shape, where):
+    """LAPACK's takes a column for one of the unit matrix where all below its diagonal is zero."""
+    A = np.zeros(shape, "float32")
+    A[where] = bad
+    for rank in (1, 4):
+        with pytest.raises(ValueError, match=r"`A` holds NaN or Inf"):
+            lowrank.range_finder(backend.asarray(A), rank, rng=0)
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import importlib
 import math
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -309,6 +309,12 @@ def read(*numbers: Array) -> list[float]:
     return [float(number) for number in to_device(together, "cpu")]
 
 
+def flag(X: Array) -> Array:
+    """A real number that is not finite where an entry of X is not: a sum."""
+    xp = array_namespace(X)
+    return xp.sum(xp.real(X)) + xp.sum(xp.imag(X)) if is_complex(X) else xp.sum(X)
+
+
 def is_finite(X: Array) -> bool:
     """Whether all entries are finite: one value read from the device."""
     xp = array_namespace(X)
@@ -388,23 +394,17 @@ def matrix_norm_by_rows(X: Array) -> float:
     own norm on a processor, adds in sequence, and loses four digits in float32 over 2^20 equal
     entries.
     """
-    xp = array_namespace(X)
-    if 0 in X.shape:
-        return 0.0
-    if is_torch_namespace(xp) and is_of_a_gpu(X):
-        return norms(X)[0][0]
-    blocks = [X] if _adds_rows(xp, X) else _row_blocks(X)
-    squares = float(xp.sum(xp.stack([_sum_of_squares(block) for block in blocks])))
-    return _within_range(X, squares**0.5)
+    return norms(X)[0]
 
 
-def norms(*matrices: Array, beside: Sequence[Array] = ()) -> tuple[list[float], list[float]]:
+def norms(*matrices: Array, beside: Iterable[Array] = ()) -> list[float]:
     """The same of several matrices, and the real numbers beside them, all read at once."""
     xp, count = array_namespace(matrices[0]), len(matrices)
-    if not (is_torch_namespace(xp) and is_of_a_gpu(matrices[0])):
-        return [*map(matrix_norm_by_rows, matrices)], read(*beside)
-    found = read(*map(xp.linalg.vector_norm, matrices), *beside)  # each in one kernel
-    return [*map(_within_range, matrices, found)], found[count:]
+    if is_torch_namespace(xp) and is_of_a_gpu(matrices[0]):
+        found = read(*map(xp.linalg.vector_norm, matrices), *beside)  # each in one kernel
+    else:
+        found = [*(_sum_of_squares(X) ** 0.5 for X in matrices), *read(*beside)]
+    return [*map(_within_range, matrices, found), *found[count:]]
 
 
 def _within_range(X: Array, norm: float) -> float:
@@ -421,24 +421,20 @@ def _within_range(X: Array, norm: float) -> float:
     return norm
 
 
-def _sum_of_squares(X: Array) -> Array:
+def _sum_of_squares(X: Array) -> float:
     """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
     xp, n = array_namespace(X), X.shape[-1]
-    if not _adds_rows(xp, X):
-        return xp.sum(xp.real(X * xp.conj(X)) if is_complex(X) else X * X)
-    sums = []
-    for start in range(0, n, 4096):
-        part = X[..., start : min(start + 4096, n)]
-        if is_numpy_namespace(xp):
-            sums.append(np.sum(np.real(np.vecdot(part, part))))
-        else:
-            parts = (xp.real(part), xp.imag(part)) if is_complex(part) else (part,)
-            sums += [xp.sum(xp.linalg.vector_norm(each, axis=-1) ** 2) for each in parts]
-    return xp.sum(xp.stack(sums))
-
-
-def _adds_rows(xp: Namespace, X: Array) -> bool:
-    return is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))
+    is_numpy, starts = is_numpy_namespace(xp), range(0, n, 4096)
+    by_rows = is_numpy or is_torch_namespace(xp)
+    parts = (X[..., k : min(k + 4096, n)] for k in starts) if by_rows else iter(_row_blocks(X))
+    if is_numpy:
+        return sum(float(np.sum(np.real(np.vecdot(part, part)))) for part in parts)
+    if is_complex(X):
+        parts = (each(part) for part in parts for each in (xp.real, xp.imag))
+    if by_rows:
+        parts = (xp.linalg.vector_norm(part, axis=-1) for part in parts)
+    squares = [xp.sum(part * part) for part in parts]
+    return float(xp.sum(xp.stack(squares))) if squares else 0.0
 
 
 def _row_blocks(X: Array) -> list[Array]:

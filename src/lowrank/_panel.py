@@ -35,6 +35,8 @@ NARROW = 16
 GRAM_ROWS = 1024
 # Rows that are held in double precision at a time.
 DOUBLE_ROWS = 4096
+# Up to what `size_of_top` reflectors need no QR of their top block.
+SMALL = 0.8**4
 # What is added to unit columns so that they are of full rank: a quarter of an eps in single.
 NOISE = 0.25 * 2.0**-23
 
@@ -46,16 +48,8 @@ class Basis(NamedTuple):
     R: Array
 
 
-class Reflectors(NamedTuple):
-    """``Q = (I − V T Vᴴ) [D; 0]``."""
-
-    V: Array
-    T: Array
-    D: Array
-
-
-def reflectors(Q: Array) -> Reflectors:
-    """The block reflector whose first columns are the p×b orthonormal `Q`, up to a unitary D.
+def reflectors(Q: Array) -> tuple[Array, Array, Array]:
+    """V, T and D of a p×b orthonormal ``Q = (I − V T Vᴴ) [D; 0]``, D unitary.
 
     With the QR factorization ``Q[:b] = W R₁`` of its top block, where W is unitary and R₁ has a
     non-negative diagonal, and ``V = Q + [W; 0]``, ``S = I + R₁``:
@@ -72,7 +66,29 @@ def reflectors(Q: Array) -> Reflectors:
     W, T = _top_of_reflectors(Q)
     b = Q.shape[-1]
     V = array_namespace(Q).concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
-    return Reflectors(V, T, -W)
+    return V, T, -W
+
+
+def plain_reflectors(Q: Array) -> tuple[Array, Array]:
+    """V and T with W = I, where `size_of_top` allows it: no QR, and few operations."""
+    b, (identity,) = Q.shape[-1], _constants_of(Q, "identity")
+    S = Q[..., :b, :] + identity
+    V = array_namespace(Q).concat([S, Q[..., b:, :]], axis=-2)
+    return V, adjoint(inverse(S))
+
+
+def size_of_top(Q: Array) -> Array:
+    """No less than ‖Q[:b]‖₂⁴, for the b columns of Q, or each of a stack, as a 0-d array.
+
+    That is ``‖(Q₁ᴴQ₁)²‖_F``, the root of the sum of the eighth powers of the singular values of Q₁.
+    All that `reflectors` rests on holds for every unitary W if S = I + WᴴQ₁ can be inverted. With
+    W = I, ``‖T‖₂ = ‖S⁻¹‖₂ ≤ 1/(1 − ‖Q₁‖₂)``, and ``‖V‖₂² = ‖S + Sᴴ‖₂ ≤ 4``; what rounds V and T
+    enters ``HᴴH − I = V (TᴴVᴴVT − T − Tᴴ) Vᴴ`` by these factors. Up to SMALL, ‖Q₁‖₂ is at most 0.8
+    and ‖T‖₂ at most 5. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``, and keeps it from p = 10b on.
+    """
+    top = Q[..., : Q.shape[-1], :]
+    gram = adjoint(top) @ top
+    return array_namespace(Q).linalg.vector_norm(gram @ gram)
 
 
 def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
@@ -99,7 +115,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(P, adjoint(P) @ P)
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
-    if _is_mixed(P):
+    if is_mixed(P):
         return _mixed_cholesky_qr(P)
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
         gram = adjoint_matmul(P, P) if gram is None else gram
@@ -117,7 +133,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
 
 def orthonormal(P: Array) -> Array:
     """The orthonormal factor alone."""
-    if not _is_mixed(P) or P.shape[-1] == 0:
+    if not is_mixed(P):
         return orthonormalise(P).Q
     xp = array_namespace(P)
     return xp.astype(_mixed_passes(xp.astype(P, _double_of(P)))[0], P.dtype)
@@ -129,7 +145,7 @@ def conditioned(P: Array) -> Array:
     Where a Cholesky factor can be checked, one pass of Cholesky QR: orthonormal to a tenth.
     """
     p, b = P.shape[-2:]
-    if _is_mixed(P):
+    if is_mixed(P):
         return _mixed_conditioned(P)
     if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
         found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
@@ -279,9 +295,9 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     return Basis(X, R)
 
 
-def _is_mixed(P: Array) -> bool:
+def is_mixed(P: Array) -> bool:
     """Whether a tall panel, in single precision, has its Gram matrices in double."""
-    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] and eps(P) > 1e-10
+    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] > 0 and eps(P) > 1e-10
 
 
 def _mixed_cholesky_qr(P: Array) -> Basis:
@@ -310,15 +326,13 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     return X @ upper_solve(identity, second), first, second
 
 
-def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
-    """``C = P diag(S) Uᴴ`` of a tall matrix in single precision, and R with ``C U ≈ P R``.
+def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array]:
+    """``C = P diag(S) Uᴴ`` of such a panel, and R with ``C U ≈ P R``: R, U, S and P.
 
     By the eigenvalues of ``CᴴC`` in double precision: the columns of CU are orthogonal to the
     square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
-    rank. None where panels of this kind have no Gram matrices in double precision.
+    rank.
     """
-    if not _is_mixed(C) or C.shape[-1] == 0:
-        return None
     xp = array_namespace(C)
     X = xp.astype(C, _double_of(C))
     U = xp.linalg.eigh(-adjoint_matmul(X, X))[1]  # the largest first
@@ -326,8 +340,8 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
     R = second @ first
     S = xp.linalg.diagonal(R)
     S = xp.sort(xp.real(S) if is_complex(S) else S, axis=-1, descending=True)
-    U, P, R = (xp.astype(X, C.dtype) for X in (U, P, R))
-    return U, xp.astype(S, xp.float32), P, R
+    R, U, P = (xp.astype(X, C.dtype) for X in (R, U, P))
+    return R, U, xp.astype(S, xp.float32), P
 
 
 def _mixed_conditioned(P: Array) -> Array:
@@ -376,9 +390,8 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
 
 
 def departure(Q: Array) -> Array:
-    """``‖QᴴQ − I‖_F``, as a 0-d array; the largest of a stack."""
-    xp, b = array_namespace(Q), Q.shape[-1]
-    return xp.max(xp.linalg.vector_norm(gram_matrix(Q) - eye(b, b, like=Q), axis=(-2, -1)))
+    """``‖QᴴQ − I‖_F``, of all members of a stack, as a 0-d array."""
+    return array_namespace(Q).linalg.vector_norm(gram_matrix(Q) - _constants_of(Q, "identity")[0])
 
 
 def gram_matrix(X: Array) -> Array:

@@ -22,7 +22,7 @@ from lowrank._array import (
     phases,
     safe_norm,
 )
-from lowrank._panel import Basis, gram_matrix, mixed_svd, orthonormalise
+from lowrank._panel import Basis, gram_matrix, is_mixed, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
@@ -60,16 +60,15 @@ class SmallSVD(NamedTuple):
         return float(safe_norm(self.R - weights * eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], Basis] | None = None) -> SmallSVD:
+def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
     """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own.
 
     Of a finite C; that S is finite too is left to the caller.
     """
-    found = mixed_svd(C) if qr is None else None
-    if found is not None:
-        U, S, P, R = found
+    if qr is orthonormalise and is_mixed(C):
+        R, U, S, P = mixed_svd(C)
         return SmallSVD(R, U, S, None, P)
-    P, R = (qr or orthonormalise)(C)
+    P, R = qr(C)
     M = adjoint(R)
     U, S, W = robust_svd(M)
     return SmallSVD(R, U, S, W, P)

@@ -93,7 +93,7 @@ def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]
     return residual, min(estimate, residual)
 
 
-def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[], float]) -> Outcome:
+def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[int], float]) -> Outcome:
     """The outcome of an approximation of a given rank, with the error where energies tell it.
 
     ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²`` for the projection A_r, down to the rounding of the difference.
@@ -109,7 +109,7 @@ def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[], float
         norm = measured(problem, state).frobenius
     assert norm is not None
     outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
-    captured = norm_of_it()
+    captured = norm_of_it(outcome.rank)
     if not math.isfinite(captured):
         raise ValueError(TOO_LARGE)
     share = captured / norm if norm > 0.0 else 1.0

@@ -11,7 +11,6 @@ from lowrank._check import as_block_size, as_certificate, as_count, as_failure_p
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
 from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, worded
-from lowrank._panel import Basis, orthonormalise
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.iteration import subspace_iteration
 from lowrank._rangefinder.looks import floor_of
@@ -317,21 +316,12 @@ class Found(NamedTuple):
         """Whether ‖A‖ in the chosen norm is known, and not only a lower bound on it."""
         return self.problem.norm == "fro" and self.state.A.norm is not None
 
-    def domain_qr(self, X: Array) -> Basis:
-        """QR of a product with Aᴴ, of which each process may have some rows."""
-        far = self.state.A.far
-        return orthonormalise(X) if far is None else far.orthonormalise(X)
-
     def norm_along(self, X: Array) -> float:
         """The norm of such a product, of ``AᴴQ``."""
         if self.captured is not None:
             return self.captured
         far = self.state.A.far
         return matrix_norm_by_rows(X if far is None else far.orthonormalise(X).R)
-
-    def agreed(self, rank: int) -> int:
-        """The rank that all processes cut to."""
-        return int(self.state.A.agreed(float(rank)))
 
 
 def find(
@@ -378,7 +368,7 @@ def find(
     if columns:
         panel = drawn(problem, state, columns)
         unread = panel if projects and panel.waits else None
-        state, Q = (panel.state, panel.Q) if unread else panel.checked(problem)
+        state, Q = (panel.state, panel.Q) if unread else panel.checked()
     state = replace(state, status=status)
     outcome = replace(outcome_of(problem, state), rank=columns)
     return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed, unread)
@@ -422,14 +412,13 @@ def _image(found: Found) -> tuple[Found, Array]:
     C, A = state.A.rmatmat(found.basis.Q), state.A.array
     if unread is None:
         return found, C
-    is_near = A is not None and (A.ndim, A.dtype) == (2, C.dtype)
-    known = [A] if is_near and problem.norm == "fro" else []
-    (captured, *norm), sums = norms(C, *known, beside=unread.sums)
-    if not all(map(math.isfinite, [captured, *sums])):
-        state, Q = unread.rescued(problem)
+    known = [A] if A is not None and (A.ndim, A.dtype, problem.norm) == (2, C.dtype, "fro") else []
+    captured, *numbers = norms(C, *known, beside=unread.sums)
+    if not all(map(math.isfinite, [captured, *numbers[len(known) :]])):
+        state, Q = unread.rescued()
         return _image(found._replace(state=state, basis=Orthonormal(Q), unread=None))
-    if norm:
-        state = replace(state, frobenius=measured(problem, state, *norm).frobenius)
+    if known:
+        state = replace(state, frobenius=measured(problem, state, numbers[0]).frobenius)
     return found._replace(state=state, unread=None, captured=captured), C
 
 

@@ -10,7 +10,7 @@ from lowrank._array import (
     array_namespace,
     device_of,
     eye,
-    is_complex,
+    flag,
     is_of_a_gpu,
     read,
     safe_norm,
@@ -19,7 +19,7 @@ from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
 from lowrank._panel import conditioned, orthonormalise
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.iteration import iterated, without_factor
+from lowrank._rangefinder.iteration import Product, iterated, without_factor
 from lowrank._rangefinder.residuals import Sampled, Whole
 from lowrank._rangefinder.state import Problem, State
 
@@ -29,50 +29,49 @@ NOT_FINITE = (
 )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Drawn:
     """An orthonormal panel from a sample of the residual of a state.
 
-    Sums tell whether all that it was made of is finite; without `check_finite` there are none.
+    Sums tell whether it and the products that led to it are finite, which LAPACK's QR may hide:
+    they are not where a term is not. One may leave the range of the dtype alone; then the products
+    are scaled in vain.
     """
 
+    problem: Problem
     state: State
     Q: Array
-    sums: list[Array]
+    sums: list[Array]  # none without `check_finite`
     again: Callable[[State], "Drawn"]
 
     @property
     def waits(self) -> bool:
-        """Whether the host waits for the sums, and would see in any product with A what they tell.
-
-        An operator may make anything of what is not finite.
-        """
+        """Whether to read them takes time, and may wait for a product of an array with Q."""
         A = self.state.A
         return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.far is None
 
-    def checked(self, problem: Problem) -> tuple[State, Array]:
-        """The panel of finite numbers, and its state: one value read from the device."""
-        if not self.sums or self.is_finite(read(*self.sums)):
-            return self.state, self.Q
-        return self.rescued(problem)
+    @property
+    def is_finite(self) -> bool:
+        """What the sums tell: one read."""
+        finite = all(map(math.isfinite, read(*self.sums)))
+        return not self.sums or bool(self.state.A.agreed(float(finite)))
 
-    def is_finite(self, sums: list[float]) -> bool:
-        return bool(self.state.A.agreed(float(all(map(math.isfinite, sums)))))
+    def checked(self) -> tuple[State, Array]:
+        """The panel of finite numbers, and its state."""
+        return (self.state, self.Q) if self.is_finite else self.rescued()
 
-    def rescued(self, problem: Problem) -> tuple[State, Array]:
+    def rescued(self) -> tuple[State, Array]:
         """The same from products that are scaled, if they could leave the range."""
-        found = self.again(measured(problem, self.state))
-        if not found.state.A.is_stack:
-            if not found.is_finite(read(*found.sums)):
-                raise ValueError(NOT_FINITE)
-            return found.state, found.Q
-        # Members that were finite stay: the scale of the others may be too small there.
-        xp = found.state.A.xp
-        was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
-        Q = xp.where(was_finite, self.Q, found.Q)
-        if not found.is_finite(read(_sum(Q))):
+        found = self.again(measured(self.problem, self.state))
+        if found.state.A.is_stack:
+            # Members that were finite stay: the scale of the others may be too small there.
+            xp = array_namespace(self.Q)
+            was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
+            Q = xp.where(was_finite, self.Q, found.Q)
+            found = replace(self, Q=Q, sums=[flag(Q)])
+        if not found.is_finite:
             raise ValueError(NOT_FINITE)
-        return self.state, Q
+        return found.state, found.Q
 
 
 def drawn(problem: Problem, state: State, columns: int) -> Drawn:
@@ -91,33 +90,19 @@ def drawn(problem: Problem, state: State, columns: int) -> Drawn:
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
 
     def made(draw: Callable[[int], Array], state: State) -> Drawn:
+        Omega = draw(width)
+        if Omega.shape[-1] < width:
+            message = f"`test_matrix` has {width - Omega.shape[-1]} columns too few."
+            raise ValueError(message)
         sums: list[Array] = []
-        state, sample = _sample(problem, state, width, draw, sums)
-        basis = spanned(sample)
-        Q = iterated_sample(problem, state, basis, q, columns=columns, sums=sums)
+        state, sample = multiplied(problem, state, Omega, sums)
+        del Omega
+        Q = iterated_sample(problem, state, spanned(sample), q, columns=columns, sums=sums)
         if problem.check_finite:
-            sums.append(_sum(Q))
-        return Drawn(state=state, Q=Q, sums=sums, again=partial(made, again))
+            sums.append(flag(Q))
+        return Drawn(problem, state, Q, sums, partial(made, again))
 
     return made(draw, state)
-
-
-def _sample(
-    problem: Problem,
-    state: State,
-    columns: int,
-    draw: Callable[[int], Array],
-    sums: list[Array],
-) -> tuple[State, list[Array]]:
-    """``E Ω``; in a list, so that the caller can hand it on without keeping it.
-
-    The first product of an operator tells where all others live.
-    """
-    Omega = draw(columns)
-    if Omega.shape[-1] < columns:
-        message = f"`test_matrix` has {columns - Omega.shape[-1]} columns too few."
-        raise ValueError(message)
-    return multiplied(problem, state, Omega, sums)
 
 
 def _identity(A: Operator, columns: int) -> Array:
@@ -127,19 +112,28 @@ def _identity(A: Operator, columns: int) -> Array:
 def multiplied(
     problem: Problem, state: State, Omega: Array, sums: list[Array] | None = None
 ) -> tuple[State, list[Array]]:
+    """``E Ω``; in a list, so that the caller can hand it on without keeping it.
+
+    The first product of an operator tells where all others live.
+    """
     assert not isinstance(state.residual, Whole)
-    problem.work.add(int(Omega.shape[-1]))
-    Y = state.residual.matmat(Omega)
-    A = state.A
+    A, Y = state.A, _product(problem, sums, state.residual.matmat, Omega)
     if A.norm is None and state.rank == 0:
         xp, device = array_namespace(Y), device_of(Y)
         if (xp, device, Y.dtype) != (A.xp, A.device, A.dtype):
             A = replace(A, xp=xp, dtype=Y.dtype, device=device)
             problem.source.move(A)
             state = replace(state, A=A, residual=Sampled(A, Basis(A.empty(A.shape[-2]))))
-    if sums is not None and problem.check_finite:
-        sums.append(_sum(Y))
     return state, [Y]
+
+
+def _product(problem: Problem, sums: list[Array] | None, multiply: Product, X: Array) -> Array:
+    """A product that is counted, and its sum where that is wanted."""
+    problem.work.add(int(X.shape[-1]))
+    Y = multiply(X)
+    if sums is not None and problem.check_finite:
+        sums.append(flag(Y))
+    return Y
 
 
 def iterated_sample(
@@ -153,25 +147,14 @@ def iterated_sample(
     factors: list[Array] | None = None,
 ) -> Array:
     """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
-    residual, work = state.residual, problem.work
+    residual = state.residual
     assert not isinstance(residual, Whole)
-
-    def counted(multiply: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def product(X: Array) -> Array:
-            work.add(int(X.shape[-1]))
-            Y = multiply(X)
-            if sums is not None and problem.check_finite:
-                sums.append(_sum(Y))
-            return Y
-
-        return product
-
     return iterated(
         basis.pop(),
-        counted(residual.matmat),
-        counted(residual.rmatmat),
+        partial(_product, problem, sums, residual.matmat),
+        partial(_product, problem, sums, residual.rmatmat),
         q,
-        domain_qr=_domain_qr(state.A),
+        domain_qr=domain_qr(state.A),
         krylov=problem.krylov,
         columns=columns,
         factors=factors,
@@ -188,16 +171,9 @@ def spanning(sample: list[Array]) -> list[Array]:
     return [conditioned(sample.pop())]
 
 
-def _domain_qr(A: Operator) -> Callable[[Array], Factors]:
+def domain_qr(A: Operator) -> Callable[[Array], Factors]:
     """QR of a product with Aᴴ, of which each process may have some rows."""
     return orthonormalise if A.far is None else A.far.orthonormalise
-
-
-def _sum(X: Array) -> Array:
-    """A number that is not finite where an entry of X is not, or, rarely, for its size."""
-    xp = array_namespace(X)
-    total = xp.sum(X)
-    return xp.real(total) + xp.imag(total) if is_complex(X) else total
 
 
 def measured(problem: Problem, state: State, norm: float | None = None) -> State:

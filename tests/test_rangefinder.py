@@ -83,7 +83,7 @@ def test_every_spectrum_to_every_tolerance(backend, dtype, spectrum):
     A = with_spectrum(gallery.SPECTRA[spectrum](200), (240, 200), dtype)
     there, wide = backend.asarray(A), A.astype(np.result_type(A, np.float64))
     for rtol in tolerances(dtype)[:-1]:
-        found = quietly(lowrank.range_finder, there, rtol=rtol, rng=5)
+        found = quietly(lowrank.range_finder, there, rtol=rtol, block_size=32, rng=5)
         Q = backend.numpy(found.Q)
         check_basis(Q, 240, found.rank, backend.eps(dtype))
         true = np.linalg.norm(residual(wide, Q))
@@ -372,7 +372,8 @@ def test_small_steps_equal_one_large_one(backend, dtype):
 @pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
 def test_reach_after_reach_reuses_all_work(backend, dtype, certificate):
     A = with_spectrum(gallery.slow(300), (300, 300), dtype)
-    finder = lowrank.RangeFinder(backend.asarray(A), rng=0, certificate=certificate)
+    options = {"certificate": certificate, "block_size": 32}
+    finder = lowrank.RangeFinder(backend.asarray(A), rng=0, **options)
     loose = finder.reach(rtol=1e-1).result()
     products = loose.products
     assert loose.converged
@@ -651,9 +652,8 @@ def test_unchecked_input_raises_nothing(backend):
 def test_deflated_in_every_iteration(backend, dtype, power_iterations, kind):
     A = with_spectrum(gallery.fast(300), (300, 300), dtype)
     rtol = 1e-3 if backend.eps(dtype) > 1e-10 else 1e-9
-    found = lowrank.range_finder(
-        backend.asarray(A), rtol=rtol, norm=kind, power_iterations=power_iterations, rng=2
-    )
+    options = {"norm": kind, "power_iterations": power_iterations, "block_size": 32}
+    found = lowrank.range_finder(backend.asarray(A), rtol=rtol, rng=2, **options)
     assert found.rank <= 192
     plain = lowrank.range_finder(backend.asarray(A), found.rank, power_iterations=1, rng=2)
     errors = [

@@ -502,6 +502,15 @@ def test_launched_at_a_fixed_rank(name):
     assert counts.launched <= most
 
 
+@pytest.mark.parametrize("name", CALLS)
+def test_no_routine_waits_for_itself(name):
+    """As torch's solve does, to tell of a singular matrix."""
+    A = from_numpy(hermitian("float64"))
+    with counting() as counts:
+        CALLS[name](A)
+    assert counts.checks == 0
+
+
 def test_launched_to_a_tolerance():
     counts = launched_to_a_tolerance(4)
     assert counts.launched_per_block <= 58

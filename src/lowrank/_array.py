@@ -287,6 +287,14 @@ def subtract_product(Y: Array, V: Array, W: Array) -> None:
         Y[..., part, :] -= V[..., part, :] @ W
 
 
+def solved(R: Array, X: Array) -> Array:
+    """``R⁻¹ X`` for an upper triangular R, without asking the device whether it exists."""
+    xp = array_namespace(R)
+    if is_torch_namespace(xp):
+        return xp.linalg.solve_triangular(R, X, upper=True)
+    return xp.linalg.solve(R, X)
+
+
 def upper_solve(X: Array, R: Array) -> Array:
     """``X R⁻¹`` for an upper triangular R."""
     xp = array_namespace(X)

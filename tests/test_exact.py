@@ -135,6 +135,22 @@ def test_reflectors_of_constant_matrices_drift_and_say_so(growing, dtype, shape)
             assert np.linalg.norm(A - (U * found.S) @ Vh) <= found.error_bound
 
 
+@pytest.mark.parametrize("power_iterations", [None, 1, 2])
+def test_bases_of_constant_matrices_by_single_columns(growing, backend, power_iterations):
+    """The second column is next to parallel to what the first one left, and sums are biased."""
+    dtype = "float64" if backend.has_float64 else "float32"
+    A = np.ones((40, 3000), dtype)
+    A[:20] *= 0.7
+    options = {"side": "right", "block_size": 1, "power_iterations": power_iterations}
+    for seed in range(3):
+        rtol = 100 * backend.eps(dtype)
+        found = quietly(lowrank.range_finder, backend.asarray(A), rtol=rtol, rng=seed, **options)
+        Q = backend.numpy(found.Q).astype(np.longdouble)
+        assert (
+            norm(residual(A.T.astype(np.longdouble), Q).astype(float), "fro") <= found.error_bound
+        )
+
+
 # -- which certificate ----------------------------------------------------------------------------
 
 

@@ -287,19 +287,13 @@ def subtract_product(Y: Array, V: Array, W: Array) -> None:
         Y[..., part, :] -= V[..., part, :] @ W
 
 
-def solved(R: Array, X: Array) -> Array:
-    """``R⁻¹ X`` for an upper triangular R, without asking the device whether it exists."""
-    xp = array_namespace(R)
-    if is_torch_namespace(xp):
-        return xp.linalg.solve_triangular(R, X, upper=True)
-    return xp.linalg.solve(R, X)
-
-
-def upper_solve(X: Array, R: Array) -> Array:
-    """``X R⁻¹`` for an upper triangular R."""
+def upper_solve(R: Array, X: Array, *, left: bool = True) -> Array:
+    """``R⁻¹ X`` for an upper triangular R, or ``X R⁻¹``, without asking whether R is singular."""
     xp = array_namespace(X)
     if is_torch_namespace(xp):
-        return xp.linalg.solve_triangular(R, X, upper=True, left=False)
+        return xp.linalg.solve_triangular(R, X, upper=True, left=left)
+    if left:
+        return xp.linalg.solve(R, X)
     solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
     return xp.matrix_transpose(solve(R, xp.matrix_transpose(X), trans="T"))
 

@@ -291,7 +291,7 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
         upper = adjoint(unasked_cholesky(gram_matrix(X) + s * identity))
-        X, R = upper_solve(X, upper), upper @ R
+        X, R = upper_solve(upper, X, left=False), upper @ R
     return Basis(X, R)
 
 
@@ -321,13 +321,13 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     top = X[..., : 2 * X.shape[-1], :]
     top += noise * (sizes + 1e-60)  # of zeros too
     first = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
-    X = X @ upper_solve(identity, first)
+    X = X @ upper_solve(first, identity, left=False)
     second = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
-    return X @ upper_solve(identity, second), first, second
+    return X @ upper_solve(second, identity, left=False), first, second
 
 
-def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array]:
-    """``C = P diag(S) Uᴴ`` of such a panel, and R with ``C U ≈ P R``: R, U, S and P.
+def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
+    """``C = P diag(S) Uᴴ`` of such a panel, and R with ``C U ≈ P R``: R, U, S, nothing, and P.
 
     By the eigenvalues of ``CᴴC`` in double precision: the columns of CU are orthogonal to the
     square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
@@ -341,7 +341,7 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array]:
     S = xp.linalg.diagonal(R)
     S = xp.sort(xp.real(S) if is_complex(S) else S, axis=-1, descending=True)
     R, U, P = (xp.astype(X, C.dtype) for X in (R, U, P))
-    return R, U, xp.astype(S, xp.float32), P
+    return R, U, xp.astype(S, xp.float32), None, P
 
 
 def _mixed_conditioned(P: Array) -> Array:
@@ -350,7 +350,7 @@ def _mixed_conditioned(P: Array) -> Array:
     X = xp.astype(P, _double_of(P))
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
     upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + floor))
-    return xp.astype(X @ upper_solve(identity, upper), P.dtype)
+    return xp.astype(X @ upper_solve(upper, identity, left=False), P.dtype)
 
 
 def _double_of(P: Array) -> Any:

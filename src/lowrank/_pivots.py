@@ -13,7 +13,7 @@ from lowrank._array import (
     eye,
     is_complex,
     safe_norm,
-    solved,
+    upper_solve,
     zeros,
 )
 from lowrank._panel import orthonormalise
@@ -150,8 +150,8 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
         k, hits = len(J), positions(J, n, B)
         P, R = orthonormalise(xp.take(B, as_indices(J, B), axis=1))
         Y = adjoint(P) @ B
-        X = solved(R, Y)
-        omega = _squares(solved(R, eye(k, k, like=B)), axis=1)
+        X = upper_solve(R, Y)
+        omega = _squares(upper_solve(R, eye(k, k, like=B)), axis=1)
         growth = _entry_squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
         growth = xp.where(xp.any(hits, axis=0)[None, :], xp.zeros_like(growth), growth)
         i, j = divmod(int(xp.argmax(growth)), n)

@@ -66,11 +66,9 @@ def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallS
     Of a finite C; that S is finite too is left to the caller.
     """
     if qr is orthonormalise and is_mixed(C):
-        R, U, S, P = mixed_svd(C)
-        return SmallSVD(R, U, S, None, P)
+        return SmallSVD(*mixed_svd(C))
     P, R = qr(C)
-    M = adjoint(R)
-    U, S, W = robust_svd(M)
+    U, S, W = robust_svd(adjoint(R))
     return SmallSVD(R, U, S, W, P)
 
 

@@ -3,7 +3,7 @@
 import math
 from typing import Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, is_finite, solved, zeros
+from lowrank._array import Array, adjoint, array_namespace, is_finite, upper_solve, zeros
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalise
@@ -153,8 +153,8 @@ def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Ar
     k = M.shape[0]
 
     def joined(r: int) -> tuple[Array, float]:
-        U = solved(S[:r, :r], M[:r, :r])
-        U = adjoint(solved(T[:r, :r], adjoint(U)))
+        U = upper_solve(S[:r, :r], M[:r, :r])
+        U = adjoint(upper_solve(T[:r, :r], adjoint(U)))
         return U, lost_in(sizes[:r, :r], U, r)
 
     def outside(r: int) -> float:

@@ -69,13 +69,12 @@ def without_factor(
     qr: Callable[[Array], Factors], factors: list[Array] | None
 ) -> Callable[[Array], Array]:
     """The orthonormal factor alone; the triangular one is kept where it is wanted."""
-    if qr is orthonormalise and factors is None:
-        return orthonormal
+    if factors is None:
+        return orthonormal if qr is orthonormalise else lambda X: qr(X).Q
 
     def Q_of(X: Array) -> Array:
         Q, R = qr(X)
-        if factors is not None:
-            factors.append(R)
+        factors.append(R)
         return Q
 
     return Q_of

@@ -5,16 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lowrank._array import (
-    Array,
-    array_namespace,
-    device_of,
-    eye,
-    flag,
-    is_of_a_gpu,
-    read,
-    safe_norm,
-)
+from lowrank._array import Array, array_namespace, device_of, flag, is_of_a_gpu, read, safe_norm
 from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
 from lowrank._panel import conditioned, orthonormalise
@@ -106,7 +97,7 @@ def drawn(problem: Problem, state: State, columns: int) -> Drawn:
 
 
 def _identity(A: Operator, columns: int) -> Array:
-    return eye(columns, columns, like=A.empty(0))
+    return A.xp.eye(columns, dtype=A.dtype, device=A.device)
 
 
 def multiplied(

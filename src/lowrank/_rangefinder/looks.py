@@ -15,7 +15,7 @@ from lowrank._array import (
     safe_norm,
 )
 from lowrank._operator import Operator
-from lowrank._panel import departure, orthonormalise
+from lowrank._panel import gram_matrix, orthonormalise
 from lowrank._rangefinder.blocks import powers_of, width_of_look
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import (
@@ -162,9 +162,10 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
     if look.bound > 0.5 * LONG * epsilon_of(state) * norm or state.rank == 0 or A.far is not None:
         return state
-    if isinstance(residual, Explicit) and state.frobenius:
-        drift = float(departure(residual.basis.columns())) * state.frobenius * state.explicit_scale
-        more = max(0.0, drift - residual.drift)
+    if isinstance(residual, Explicit):
+        Q, k = residual.basis.columns(), state.rank
+        drift = (gram_matrix(Q) - eye(k, k, like=Q)) @ residual.array[:k, :]
+        more = max(0.0, float(safe_norm(drift)) - residual.drift)
         residual = replace(residual, drift=residual.drift + more)
         look = look._replace(bound=look.bound + more / state.explicit_scale)
         return replace(state, residual=residual, looks=(*state.looks[:-1], look), looked=residual)

@@ -299,7 +299,7 @@ def test_numbers_read_to_a_tolerance(name, dtype, rtol, device):
 
 
 @pytest.mark.parametrize(
-    ("call", "fewer"), [("range_finder", 1), ("qb", 3), ("svd", 3), ("eigh", 4), ("nystrom", 1)]
+    ("call", "fewer"), [("range_finder", 1), ("qb", 1), ("svd", 1), ("eigh", 3), ("nystrom", 1)]
 )
 def test_numbers_read_without_a_check(call, fewer, device):
     A, function = device.from_numpy(semidefinite("float64")), getattr(lowrank, call)

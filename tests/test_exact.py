@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
-from lowrank import Status, gallery
+from lowrank import Status, _tuning, gallery
 from lowrank._operator import as_operator
 from lowrank._rangefinder.basis import Block
+from lowrank._tuning import TORCH_CPU
 
 NEVER = "lowrank._rangefinder.growth.svd_is_cheaper"
 FUNCTIONS = ["range_finder", "qb", "svd", "eigh", "interpolative", "cur"]
@@ -21,6 +22,15 @@ FUNCTIONS = ["range_finder", "qb", "svd", "eigh", "interpolative", "cur"]
 def growing(monkeypatch):
     """No SVD of A itself, which small matrices are given at once."""
     monkeypatch.setattr(NEVER, lambda *_, **__: False)
+
+
+@pytest.fixture
+def costs_of_a_processor(monkeypatch):
+    """By which small matrices are decomposed; on a GPU blocks are wide, and an SVD is dear."""
+    costs = {name: getattr(TORCH_CPU, name) for name in ("width", "svd_cost", "block_cost")}
+    for device in ("TORCH_CUDA", "CUPY"):
+        tuning = getattr(_tuning, device)._replace(**costs)
+        monkeypatch.setattr(f"lowrank._tuning.{device}", tuning)
 
 
 def approximation(backend, name, A, found):
@@ -52,7 +62,7 @@ def test_the_error_is_the_error(growing, backend, dtype, name, spectrum):
     A = hermitian(spectrum, 90, dtype)
     wide = A.astype(np.result_type(A, np.float64))
     for rtol in (0.2, 0.02):
-        found = getattr(lowrank, name)(backend.asarray(A), rtol=rtol, rng=3)
+        found = getattr(lowrank, name)(backend.asarray(A), rtol=rtol, block_size=32, rng=3)
         true = np.linalg.norm(wide - approximation(backend, name, wide, found))
         assert (found.certificate, found.converged) == ("exact", True)
         rounding = float(100 * backend.eps(dtype) * norm(A, "fro"))
@@ -123,6 +133,22 @@ def test_reflectors_of_constant_matrices_drift_and_say_so(growing, dtype, shape)
             if A.dtype.kind == "f":
                 U, Vh = U.astype(wide), Vh.astype(wide)
             assert np.linalg.norm(A - (U * found.S) @ Vh) <= found.error_bound
+
+
+@pytest.mark.parametrize("power_iterations", [None, 1, 2])
+def test_bases_of_constant_matrices_by_single_columns(growing, backend, power_iterations):
+    """The second column is next to parallel to what the first one left, and sums are biased."""
+    dtype = "float64" if backend.has_float64 else "float32"
+    A = np.ones((40, 3000), dtype)
+    A[:20] *= 0.7
+    options = {"side": "right", "block_size": 1, "power_iterations": power_iterations}
+    for seed in range(3):
+        rtol = 100 * backend.eps(dtype)
+        found = quietly(lowrank.range_finder, backend.asarray(A), rtol=rtol, rng=seed, **options)
+        Q = backend.numpy(found.Q).astype(np.longdouble)
+        assert (
+            norm(residual(A.T.astype(np.longdouble), Q).astype(float), "fro") <= found.error_bound
+        )
 
 
 # -- which certificate ----------------------------------------------------------------------------
@@ -268,7 +294,7 @@ def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, overwr
     seed=st.integers(0, 10_000),
 )
 def test_of_small_matrices_the_best(
-    backend, dtype, spectrum, m, n, exponent, cap, kind, overwrite_a, seed
+    costs_of_a_processor, backend, dtype, spectrum, m, n, exponent, cap, kind, overwrite_a, seed
 ):
     """Leading singular vectors: no basis of that rank has a smaller error, nor is one smaller."""
     A = with_spectrum(gallery.SPECTRA[spectrum](min(m, n)), (m, n), dtype, seed)
@@ -290,7 +316,7 @@ def test_of_small_matrices_the_best(
 
 @pytest.mark.parametrize("name", ["svd", "qb"])
 @pytest.mark.parametrize("shape", [(300, 250), (250, 300), (600, 200), (200, 600)])
-def test_noise_is_decomposed_whole(backend, name, shape):
+def test_noise_is_decomposed_whole(costs_of_a_processor, backend, name, shape):
     dtype = "float64" if backend.has_float64 else "float32"
     A = gaussian(shape, dtype)
     s = np.linalg.svd(A, compute_uv=False)

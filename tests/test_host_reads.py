@@ -74,8 +74,14 @@ def test_passes_and_products(A):
             assert found.passes == (2 + 2 * q) * blocks + 1
 
 
-def test_eigh_reads_five_numbers(A):
-    """Three flags, of the basis and of QᴴAQ, the norm of A and that of the eigenvalues."""
+@pytest.mark.parametrize(("name", "count"), [("qb", 1), ("svd", 2)])
+def test_flags_and_norms_are_read_together(A, name, count):
+    assert reads(lambda: getattr(lowrank, name)(A, 10, rng=0))[0] == count
+    assert reads(lambda: getattr(lowrank, name)(A, 10, rng=0, norm="spectral"))[0] == count
+
+
+def test_eigh_reads_four_times(A):
+    """Of the basis, twice of QᴴAQ, and of the eigenvalues."""
     H = A + A.mT
-    assert reads(lambda: lowrank.eigh(H, 10, rng=0))[0] == 5
+    assert reads(lambda: lowrank.eigh(H, 10, rng=0))[0] == 4
     assert reads(lambda: lowrank.eigh(H, 10, rng=0, check_finite=False))[0] == 1

@@ -339,6 +339,23 @@ def test_not_finite(bad, options):
         quietly(lowrank.svd, Operator(A), rng=0, **options)
 
 
+@pytest.mark.parametrize("power_iterations", [0, 1, 2])
+def test_not_finite_once(power_iterations):
+    """An iterative solver, for one, may return zero for what is not finite."""
+    A, products = gaussian((30, 20), "float64"), []
+
+    class Solver(Operator):
+        def matmat(self, X):
+            products.append(X)
+            return self.A @ X + (np.nan if len(products) == 1 else 0.0)
+
+        def rmatmat(self, Y):
+            return np.nan_to_num(self.A.T @ Y)
+
+    with pytest.raises(ValueError, match="a product of `A` with the test matrix is not finite"):
+        lowrank.svd(Solver(A), 3, power_iterations=power_iterations, rng=0)
+
+
 def test_refused():
     A = gaussian((30, 20), "float64")
     with pytest.raises(TypeError, match=r"`A` has dtype int64.*cast it to float32"):

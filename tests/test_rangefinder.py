@@ -83,7 +83,7 @@ def test_every_spectrum_to_every_tolerance(backend, dtype, spectrum):
     A = with_spectrum(gallery.SPECTRA[spectrum](200), (240, 200), dtype)
     there, wide = backend.asarray(A), A.astype(np.result_type(A, np.float64))
     for rtol in tolerances(dtype)[:-1]:
-        found = quietly(lowrank.range_finder, there, rtol=rtol, rng=5)
+        found = quietly(lowrank.range_finder, there, rtol=rtol, block_size=32, rng=5)
         Q = backend.numpy(found.Q)
         check_basis(Q, 240, found.rank, backend.eps(dtype))
         true = np.linalg.norm(residual(wide, Q))
@@ -158,6 +158,20 @@ def test_rank_above_full_is_clamped(backend):
     assert found.rank == 5
     assert found.status is Status.FULL_RANK
     assert lowrank.range_finder(backend.asarray(A), 5, rng=0).status is Status.RANK_REACHED
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("certificate", ["exact", "energy"])
+def test_panels_of_the_first_rows(backend, dtype, sign, certificate):
+    """Their top blocks are as large as they can be, and minus the identity of one sign."""
+    A, Omega = sign * np.eye(60, 50, dtype=dtype), np.eye(50, dtype=dtype)
+    given = {"test_matrix": backend.asarray(Omega), "certificate": certificate}
+    options = {"rtol": 1e-3, "block_size": 8, "power_iterations": 0}
+    found = quietly(lowrank.range_finder, backend.asarray(A), 40, **options, **given)
+    Q = backend.numpy(found.Q)
+    check_basis(Q, 60, 40, backend.eps(dtype))
+    assert norm(residual(A.astype(Q.dtype), Q), "fro") <= found.error_bound
+    assert found.error == pytest.approx(10**0.5, rel=1e-3)
 
 
 def test_cap_ends_the_work_after_one_more_look(backend, dtype):
@@ -358,7 +372,8 @@ def test_small_steps_equal_one_large_one(backend, dtype):
 @pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
 def test_reach_after_reach_reuses_all_work(backend, dtype, certificate):
     A = with_spectrum(gallery.slow(300), (300, 300), dtype)
-    finder = lowrank.RangeFinder(backend.asarray(A), rng=0, certificate=certificate)
+    options = {"certificate": certificate, "block_size": 32}
+    finder = lowrank.RangeFinder(backend.asarray(A), rng=0, **options)
     loose = finder.reach(rtol=1e-1).result()
     products = loose.products
     assert loose.converged
@@ -473,6 +488,17 @@ def test_not_finite(backend, dtype, bad, options):
     A[17, 11] = bad * (1j if np.dtype(dtype).kind == "c" else 1)
     with pytest.raises(ValueError, match=r"`A` holds NaN or Inf"):
         lowrank.range_finder(backend.asarray(A), rng=0, **options)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf])
+@pytest.mark.parametrize(("shape", "where"), [((20, 15), (0, 3)), ((4, 4), (3, 2))])
+def test_what_a_qr_hides_is_not_finite(backend, bad, shape, where):
+    """LAPACK's takes a column for one of the unit matrix where all below its diagonal is zero."""
+    A = np.zeros(shape, "float32")
+    A[where] = bad
+    for rank in (1, 4):
+        with pytest.raises(ValueError, match=r"`A` holds NaN or Inf"):
+            lowrank.range_finder(backend.asarray(A), rank, rng=0)
 
 
 @pytest.mark.parametrize(
@@ -626,9 +652,8 @@ def test_unchecked_input_raises_nothing(backend):
 def test_deflated_in_every_iteration(backend, dtype, power_iterations, kind):
     A = with_spectrum(gallery.fast(300), (300, 300), dtype)
     rtol = 1e-3 if backend.eps(dtype) > 1e-10 else 1e-9
-    found = lowrank.range_finder(
-        backend.asarray(A), rtol=rtol, norm=kind, power_iterations=power_iterations, rng=2
-    )
+    options = {"norm": kind, "power_iterations": power_iterations, "block_size": 32}
+    found = lowrank.range_finder(backend.asarray(A), rtol=rtol, rng=2, **options)
     assert found.rank <= 192
     plain = lowrank.range_finder(backend.asarray(A), found.rank, power_iterations=1, rng=2)
     errors = [

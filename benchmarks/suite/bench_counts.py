@@ -1,12 +1,16 @@
 """What does not depend on the machine: passes, products, operations, reads, and rounding."""
 
+import sys
 from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
 import lowrank
 
 from .common import is_here, matrix, moved
+
+TESTS = Path(__file__).parents[2] / "tests"
 
 SHAPE, RANK, RTOL = (600, 400), 50, 1e-2
 CALLS = {
@@ -15,6 +19,9 @@ CALLS = {
     "svd, rank": lambda A: lowrank.svd(A, RANK, rng=0),
     "svd, rtol": lambda A: lowrank.svd(A, rtol=RTOL, rng=0),
 }
+
+
+RANKS = ("range_finder", "range_finder, q = 2", "qb", "svd, q = 0", "svd")
 
 
 def operations(call, A):
@@ -59,6 +66,34 @@ class Counts:
     track_products.unit = "columns multiplied"
     track_operations.unit = "operations of torch"
     track_reads.unit = "numbers read from the device"
+
+
+class OnAGpu:
+    """Of 8192×8192 in single precision, counted on tensors that only say they are on a GPU."""
+
+    BLOCK = "a block to a tolerance"
+    params = ((*RANKS, BLOCK),)
+    param_names = ("call",)
+
+    def setup_cache(self):
+        if not is_here("torch"):
+            return {}
+        sys.path.insert(0, str(TESTS))
+        pretended = import_module("pretended")
+        with pretended.pretending():
+            found = {name: pretended.launched(pretended.CALLS_OF_A_RANK[name]) for name in RANKS}
+            block = pretended.launched_to_a_tolerance(4)
+        counts = {name: (one.launched, one.reads + one.checks) for name, one in found.items()}
+        return counts | {self.BLOCK: (block.launched_per_block, block.reads_per_block)}
+
+    def track_operations(self, found, call):
+        return found.get(call, (np.nan, np.nan))[0]
+
+    def track_reads(self, found, call):
+        return found.get(call, (np.nan, np.nan))[1]
+
+    track_operations.unit = "operations launched"
+    track_reads.unit = "reads by the host"
 
 
 class Rounding:

@@ -4,6 +4,7 @@ import importlib
 import math
 import os
 import sys
+from collections.abc import Iterable
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -17,6 +18,7 @@ from array_api_compat import (
     is_numpy_namespace,
     is_torch_array,
     is_torch_namespace,
+    to_device,
 )
 from array_api_compat import device as device_of
 
@@ -210,11 +212,13 @@ def signed(X: Array) -> Array:
     Unique unless two entries are the largest.
     """
     xp = array_namespace(X)
+    one = xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
     if 0 in X.shape:
-        return xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
+        return one
+    if not is_complex(X):
+        return xp.copysign(one, xp.max(X, axis=-1) + xp.min(X, axis=-1))
     where = xp.argmax(xp.abs(X), axis=-1, keepdims=True)
-    largest = phases(xp.take_along_axis(X, where, axis=-1)[..., 0])
-    return xp.conj(largest) if is_complex(X) else largest
+    return xp.conj(phases(xp.take_along_axis(X, where, axis=-1)[..., 0]))
 
 
 def inverse(X: Array) -> Array:
@@ -274,11 +278,13 @@ def subtract_product(Y: Array, V: Array, W: Array) -> None:
         Y[..., part, :] -= V[..., part, :] @ W
 
 
-def upper_solve(X: Array, R: Array) -> Array:
-    """``X R⁻¹`` for an upper triangular R."""
+def upper_solve(R: Array, X: Array, *, left: bool = True) -> Array:
+    """``R⁻¹ X`` for an upper triangular R, or ``X R⁻¹``, without asking whether R is singular."""
     xp = array_namespace(X)
     if is_torch_namespace(xp):
-        return xp.linalg.solve_triangular(R, X, upper=True, left=False)
+        return xp.linalg.solve_triangular(R, X, upper=True, left=left)
+    if left:
+        return xp.linalg.solve(R, X)
     solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
     return xp.matrix_transpose(solve(R, xp.matrix_transpose(X), trans="T"))
 
@@ -286,6 +292,20 @@ def upper_solve(X: Array, R: Array) -> Array:
 def leading(X: Array, columns: int) -> Array:
     """The first columns of X, so many or all."""
     return X[..., : min(columns, X.shape[-1])]
+
+
+def read(*numbers: Array) -> list[float]:
+    """Real numbers of one dtype, for all of which the host waits for their device once."""
+    if len(numbers) < 2 or not is_of_a_gpu(numbers[0]):
+        return [float(number) for number in numbers]
+    together = array_namespace(numbers[0]).stack(numbers)
+    return [float(number) for number in to_device(together, "cpu")]
+
+
+def flag(X: Array) -> Array:
+    """A real number that is not finite where an entry of X is not: a sum."""
+    xp = array_namespace(X)
+    return xp.sum(xp.real(X)) + xp.sum(xp.imag(X)) if is_complex(X) else xp.sum(X)
 
 
 def is_finite(X: Array) -> bool:
@@ -372,15 +392,24 @@ def matrix_norm_by_rows(X: Array) -> float:
     own norm on a processor, adds in sequence, and loses four digits in float32 over 2^20 equal
     entries.
     """
-    xp = array_namespace(X)
-    if 0 in X.shape:
-        return 0.0
-    if is_torch_namespace(xp) and is_of_a_gpu(X):  # in one kernel
-        norm = float(xp.linalg.vector_norm(X))
+    return norms(X)[0]
+
+
+def norms(*matrices: Array, beside: Iterable[Array] = ()) -> list[float]:
+    """The same of several matrices, and the real numbers beside them, all read at once."""
+    xp, count = array_namespace(matrices[0]), len(matrices)
+    if is_torch_namespace(xp) and is_of_a_gpu(matrices[0]):
+        found = read(*map(xp.linalg.vector_norm, matrices), *beside)  # each in one kernel
     else:
-        norm = float(_sum_of_squares(X)) ** 0.5
+        found = [*(_sum_of_squares(X) ** 0.5 for X in matrices), *read(*beside)]
+    return [*map(_within_range, matrices, found), *found[count:]]
+
+
+def _within_range(X: Array, norm: float) -> float:
+    """The norm of X; computed anew where its square left the range of the dtype."""
+    xp = array_namespace(X)
     smallest = float(xp.finfo(X.dtype).smallest_normal)
-    if norm < (smallest / eps(X)) ** 0.5 or not math.isfinite(norm):
+    if 0 not in X.shape and not (smallest / eps(X)) ** 0.5 <= norm < math.inf:
         # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32
         # matrix may, too: its size is put back in Python's float.
         largest = _largest(X)  # an array: a GPU divides by a number through its reciprocal
@@ -390,20 +419,20 @@ def matrix_norm_by_rows(X: Array) -> float:
     return norm
 
 
-def _sum_of_squares(X: Array) -> Array:
-    """By blocks; or row by row, at most 4,096 numbers at a time, where that takes no array."""
+def _sum_of_squares(X: Array) -> float:
+    """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
     xp, n = array_namespace(X), X.shape[-1]
-    if not (is_numpy_namespace(xp) or (is_torch_namespace(xp) and not is_of_a_gpu(X))):
-        return xp.sum(xp.stack([xp.sum(squares(block)) for block in _row_blocks(X)]))
-    sums = []
-    for start in range(0, n, 4096):
-        part = X[..., start : min(start + 4096, n)]
-        if is_numpy_namespace(xp):
-            sums.append(np.sum(np.real(np.vecdot(part, part))))
-        else:
-            parts = (xp.real(part), xp.imag(part)) if is_complex(part) else (part,)
-            sums += [xp.sum(xp.linalg.vector_norm(each, axis=-1) ** 2) for each in parts]
-    return xp.sum(xp.stack(sums))
+    is_numpy, starts = is_numpy_namespace(xp), range(0, n, 4096)
+    by_rows = is_numpy or is_torch_namespace(xp)
+    parts = (X[..., k : min(k + 4096, n)] for k in starts) if by_rows else iter(_row_blocks(X))
+    if is_numpy:
+        return sum(float(np.sum(np.real(np.vecdot(part, part)))) for part in parts)
+    if is_complex(X):
+        parts = (each(part) for part in parts for each in (xp.real, xp.imag))
+    if by_rows:
+        parts = (xp.linalg.vector_norm(part, axis=-1) for part in parts)
+    squares = [xp.sum(part * part) for part in parts]
+    return float(xp.sum(xp.stack(squares))) if squares else 0.0
 
 
 def _row_blocks(X: Array) -> list[Array]:

@@ -35,6 +35,8 @@ NARROW = 16
 GRAM_ROWS = 1024
 # Rows that are held in double precision at a time.
 DOUBLE_ROWS = 4096
+# Up to what `size_of_top` reflectors need no QR of their top block.
+SMALL = 0.8**4
 # What is added to unit columns so that they are of full rank: a quarter of an eps in single.
 NOISE = 0.25 * 2.0**-23
 
@@ -46,16 +48,8 @@ class Basis(NamedTuple):
     R: Array
 
 
-class Reflectors(NamedTuple):
-    """``Q = (I − V T Vᴴ) [D; 0]``."""
-
-    V: Array
-    T: Array
-    D: Array
-
-
-def reflectors(Q: Array) -> Reflectors:
-    """The block reflector whose first columns are the p×b orthonormal `Q`, up to a unitary D.
+def reflectors(Q: Array) -> tuple[Array, Array, Array]:
+    """V, T and D of a p×b orthonormal ``Q = (I − V T Vᴴ) [D; 0]``, D unitary.
 
     With the QR factorization ``Q[:b] = W R₁`` of its top block, where W is unitary and R₁ has a
     non-negative diagonal, and ``V = Q + [W; 0]``, ``S = I + R₁``:
@@ -72,7 +66,29 @@ def reflectors(Q: Array) -> Reflectors:
     W, T = _top_of_reflectors(Q)
     b = Q.shape[-1]
     V = array_namespace(Q).concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
-    return Reflectors(V, T, -W)
+    return V, T, -W
+
+
+def plain_reflectors(Q: Array) -> tuple[Array, Array]:
+    """V and T with W = I, where `size_of_top` allows it: no QR, and few operations."""
+    b, (identity,) = Q.shape[-1], _constants_of(Q, "identity")
+    S = Q[..., :b, :] + identity
+    V = array_namespace(Q).concat([S, Q[..., b:, :]], axis=-2)
+    return V, adjoint(inverse(S))
+
+
+def size_of_top(Q: Array) -> Array:
+    """No less than ‖Q[:b]‖₂⁴, for the b columns of Q, or each of a stack, as a 0-d array.
+
+    That is ``‖(Q₁ᴴQ₁)²‖_F``, the root of the sum of the eighth powers of the singular values of Q₁.
+    All that `reflectors` rests on holds for every unitary W if S = I + WᴴQ₁ can be inverted. With
+    W = I, ``‖T‖₂ = ‖S⁻¹‖₂ ≤ 1/(1 − ‖Q₁‖₂)``, and ``‖V‖₂² = ‖S + Sᴴ‖₂ ≤ 4``; what rounds V and T
+    enters ``HᴴH − I = V (TᴴVᴴVT − T − Tᴴ) Vᴴ`` by these factors. Up to SMALL, ‖Q₁‖₂ is at most 0.8
+    and ‖T‖₂ at most 5. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``, and keeps it from p = 10b on.
+    """
+    top = Q[..., : Q.shape[-1], :]
+    gram = adjoint(top) @ top
+    return array_namespace(Q).linalg.vector_norm(gram @ gram)
 
 
 def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
@@ -99,7 +115,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
         return Basis(P, adjoint(P) @ P)
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
-    if _is_mixed(P):
+    if is_mixed(P):
         return _mixed_cholesky_qr(P)
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
         gram = adjoint_matmul(P, P) if gram is None else gram
@@ -115,13 +131,21 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     return _native_qr(P)
 
 
+def orthonormal(P: Array) -> Array:
+    """The orthonormal factor alone."""
+    if not is_mixed(P):
+        return orthonormalise(P).Q
+    xp = array_namespace(P)
+    return xp.astype(_mixed_passes(xp.astype(P, _double_of(P)))[0], P.dtype)
+
+
 def conditioned(P: Array) -> Array:
     """Columns that span P, well conditioned: for the next product, which needs no more.
 
     Where a Cholesky factor can be checked, one pass of Cholesky QR: orthonormal to a tenth.
     """
     p, b = P.shape[-2:]
-    if _is_mixed(P):
+    if is_mixed(P):
         return _mixed_conditioned(P)
     if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
         found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
@@ -267,64 +291,66 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
         upper = adjoint(unasked_cholesky(gram_matrix(X) + s * identity))
-        X, R = upper_solve(X, upper), upper @ R
+        X, R = upper_solve(upper, X, left=False), upper @ R
     return Basis(X, R)
 
 
-def _is_mixed(P: Array) -> bool:
+def is_mixed(P: Array) -> bool:
     """Whether a tall panel, in single precision, has its Gram matrices in double."""
-    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] and eps(P) > 1e-10
+    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] > 0 and eps(P) > 1e-10
 
 
 def _mixed_cholesky_qr(P: Array) -> Basis:
-    """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank.
+    """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank."""
+    xp = array_namespace(P)
+    Q, first, second = _mixed_passes(xp.astype(P, _double_of(P)))
+    return Basis(xp.astype(Q, P.dtype), xp.astype(second @ first, P.dtype))
+
+
+def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
+    """``X = Q R₂ R₁`` of a panel in double precision, up to an eps of single precision.
 
     I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
     a quarter of an eps in the first rows gives full rank to every panel, to about eps, and so a
     condition that the first Gram matrix bears; the second one sees a basis that is orthonormal
-    nearly.
+    nearly. X is overwritten.
     """
-    xp, (*_, p, b) = array_namespace(P), P.shape
-    kind = 1 << p.bit_length(), b, xp, _double_of(P), device_of(P)
-    identity, lifted = _constant("identity", *kind), _constant("lifted", *kind)
-    X = xp.astype(P, identity.dtype)
-    top, sizes = X[..., : 2 * b, :], xp.linalg.vector_norm(X, axis=-2, keepdims=True)
-    top += _constant("noise", *kind) * (sizes + 1e-60)  # of zeros too
-    R = None
-    for _ in range(2):
-        upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
-        X = X @ upper_solve(identity, upper)
-        R = upper if R is None else upper @ R
-    return Basis(xp.astype(X, P.dtype), xp.astype(R, P.dtype))
+    identity, lifted, noise = _constants_of(X, "identity", "lifted", "noise")
+    sizes = array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
+    top = X[..., : 2 * X.shape[-1], :]
+    top += noise * (sizes + 1e-60)  # of zeros too
+    first = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
+    X = X @ upper_solve(first, identity, left=False)
+    second = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
+    return X @ upper_solve(second, identity, left=False), first, second
 
 
-def mixed_svd(C: Array) -> tuple[Array, Array, Array, Array] | None:
-    """``C = P diag(S) Uᴴ`` of a tall matrix in single precision, and R with ``C U ≈ P R``.
+def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
+    """``C = P diag(S) Uᴴ`` of such a panel, and R with ``C U ≈ P R``: R, U, S, nothing, and P.
 
     By the eigenvalues of ``CᴴC`` in double precision: the columns of CU are orthogonal to the
     square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
-    rank. None where panels of this kind have no Gram matrices in double precision.
+    rank.
     """
-    if not _is_mixed(C) or C.shape[-1] == 0:
-        return None
     xp = array_namespace(C)
     X = xp.astype(C, _double_of(C))
     U = xp.linalg.eigh(-adjoint_matmul(X, X))[1]  # the largest first
-    P, R = _mixed_cholesky_qr(xp.astype(X @ U, C.dtype))
+    P, first, second = _mixed_passes(X @ U)
+    R = second @ first
     S = xp.linalg.diagonal(R)
-    S = -xp.sort(-(xp.real(S) if is_complex(S) else S), axis=-1)
-    return xp.astype(U, C.dtype), S, P, R
+    S = xp.sort(xp.real(S) if is_complex(S) else S, axis=-1, descending=True)
+    R, U, P = (xp.astype(X, C.dtype) for X in (R, U, P))
+    return R, U, xp.astype(S, xp.float32), None, P
 
 
 def _mixed_conditioned(P: Array) -> Array:
     """The first pass of it, without noise."""
-    xp, (*_, p, b) = array_namespace(P), P.shape
-    kind = 1 << p.bit_length(), b, xp, _double_of(P), device_of(P)
-    identity, lifted = _constant("identity", *kind), _constant("lifted", *kind)
-    X = xp.astype(P, identity.dtype)
-    upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + 1e-290 * identity))
-    return xp.astype(X @ upper_solve(identity, upper), P.dtype)
+    xp = array_namespace(P)
+    X = xp.astype(P, _double_of(P))
+    identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
+    upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + floor))
+    return xp.astype(X @ upper_solve(upper, identity, left=False), P.dtype)
 
 
 def _double_of(P: Array) -> Any:
@@ -332,12 +358,18 @@ def _double_of(P: Array) -> Any:
     return xp.complex128 if is_complex(P) else xp.float64
 
 
+def _constants_of(X: Array, *names: str) -> list[Array]:
+    *_, p, b = X.shape
+    kind = 1 << p.bit_length(), b, array_namespace(X), X.dtype, device_of(X)
+    return [_constant(name, *kind) for name in names]
+
+
 def _constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
     """What panels of b columns share.
 
-    The unit matrix; a Gaussian 2b×b matrix, `noise`, with columns of about the norm NOISE; and what
-    a Gram matrix of up to p rows is multiplied by, entry by entry, so that its diagonal is `lifted`
-    by its rounding.
+    The unit matrix, and one next to zero, the `floor`; a Gaussian 2b×b matrix, `noise`, with
+    columns of about the norm NOISE; and what a Gram matrix of up to p rows is multiplied by, entry
+    by entry, so that its diagonal is `lifted` by its rounding.
     """
     return _kept_constant(name, p, b, xp, dtype, device)
 
@@ -352,13 +384,14 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
         Z = np.random.default_rng(7).standard_normal((2 * b, b)) * NOISE / (2 * b) ** 0.5
         return xp.astype(xp.asarray(Z, device=device), dtype)
     identity = xp.eye(b, dtype=dtype, device=device)
-    return identity if name == "identity" else 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
+    if name == "lifted":
+        return 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
+    return identity if name == "identity" else 1e-290 * identity
 
 
 def departure(Q: Array) -> Array:
-    """``‖QᴴQ − I‖_F``, as a 0-d array; the largest of a stack."""
-    xp, b = array_namespace(Q), Q.shape[-1]
-    return xp.max(xp.linalg.vector_norm(gram_matrix(Q) - eye(b, b, like=Q), axis=(-2, -1)))
+    """``‖QᴴQ − I‖_F``, of all members of a stack, as a 0-d array."""
+    return array_namespace(Q).linalg.vector_norm(gram_matrix(Q) - _constants_of(Q, "identity")[0])
 
 
 def gram_matrix(X: Array) -> Array:

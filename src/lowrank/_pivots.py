@@ -13,6 +13,7 @@ from lowrank._array import (
     eye,
     safe_norm,
     squares,
+    upper_solve,
     zeros,
 )
 from lowrank._panel import orthonormalise
@@ -144,8 +145,8 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
         k, hits = len(J), positions(J, n, B)
         P, R = orthonormalise(xp.take(B, as_indices(J, B), axis=1))
         Y = adjoint(P) @ B
-        X = xp.linalg.solve(R, Y)
-        omega = _squares(xp.linalg.solve(R, eye(k, k, like=B)), axis=1)
+        X = upper_solve(R, Y)
+        omega = _squares(upper_solve(R, eye(k, k, like=B)), axis=1)
         growth = squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
         growth = xp.where(xp.any(hits, axis=0)[None, :], xp.zeros_like(growth), growth)
         i, j = divmod(int(xp.argmax(growth)), n)

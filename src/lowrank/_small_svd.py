@@ -22,41 +22,53 @@ from lowrank._array import (
     phases,
     safe_norm,
 )
-from lowrank._panel import Basis, gram_matrix, mixed_svd, orthonormalise
+from lowrank._panel import Basis, gram_matrix, is_mixed, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
 # Columns up to which a Gram matrix or a residual is computed, and samples for larger ones.
 MANY, SAMPLES = 256, 32
+TOO_LARGE = (
+    "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the largest number "
+    "of its dtype; divide `A` by a constant."
+)
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.
 TURNS = 4
 
 
 class SmallSVD(NamedTuple):
-    """``B = Rᴴ Pᴴ`` with P (n×k) orthonormal, and ``Rᴴ = U diag(S) W``, all k×k."""
+    """``B = Rᴴ Pᴴ`` with P (n×k) orthonormal, and ``Rᴴ = U diag(S) W``, all k×k.
+
+    Without W, ``B = U Rᴴ Pᴴ`` with R near diag(S).
+    """
 
     R: Array
     U: Array
     S: Array
-    W: Array
+    W: Array | None
     P: Array
+
+    def right(self, rank: int) -> Array:
+        """So many right singular vectors, as columns."""
+        return self.P[..., :rank] if self.W is None else self.P @ adjoint(self.W[..., :rank, :])
 
     def rounding(self) -> float:
         """``‖Rᴴ − U diag(S) W‖_F``: the libraries' differ (gesdd leaves up to 40 eps)."""
-        return _lost(adjoint(self.R), self.U, self.S, self.W)
+        if self.W is not None:
+            return _lost(adjoint(self.R), self.U, self.S, self.W)
+        k, weights = self.S.shape[0], array_namespace(self.S).astype(self.S, self.R.dtype)
+        return float(safe_norm(self.R - weights * eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], Basis] | None = None) -> SmallSVD:
-    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own."""
-    found = mixed_svd(C) if qr is None else None
-    if found is not None:
-        U, S, P, R = found
-        refuse_infinite(S)
-        k = S.shape[-1]
-        return SmallSVD(R @ adjoint(U), U, S, eye(k, k, like=U), P)
-    P, R = (qr or orthonormalise)(C)
-    M = adjoint(R)
-    U, S, W = robust_svd(M)
+def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
+    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own.
+
+    Of a finite C; that S is finite too is left to the caller.
+    """
+    if qr is orthonormalise and is_mixed(C):
+        return SmallSVD(*mixed_svd(C))
+    P, R = qr(C)
+    U, S, W = robust_svd(adjoint(R))
     return SmallSVD(R, U, S, W, P)
 
 
@@ -145,11 +157,7 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
 def refuse_infinite(X: Array) -> None:
     """Raise unless a product with A is finite."""
     if not is_finite(X):
-        message = (
-            "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the "
-            "largest number of its dtype; divide `A` by a constant."
-        )
-        raise ValueError(message)
+        raise ValueError(TOO_LARGE)
 
 
 def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from lowrank._array import Array, array_namespace, eps, flushes
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
-from lowrank._small_svd import tails
+from lowrank._small_svd import TOO_LARGE, tails
 from lowrank.certificate import rounding_floor
 from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
@@ -93,7 +93,7 @@ def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]
     return residual, min(estimate, residual)
 
 
-def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[], float]) -> Outcome:
+def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[int], float]) -> Outcome:
     """The outcome of an approximation of a given rank, with the error where energies tell it.
 
     ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²`` for the projection A_r, down to the rounding of the difference.
@@ -109,7 +109,10 @@ def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[], float
         norm = measured(problem, state).frobenius
     assert norm is not None
     outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
-    share = norm_of_it() / norm if norm > 0.0 else 1.0
+    captured = norm_of_it(outcome.rank)
+    if not math.isfinite(captured):
+        raise ValueError(TOO_LARGE)
+    share = captured / norm if norm > 0.0 else 1.0
     left, limits = max(0.0, (1.0 - share) * (1.0 + share)), A.xp.finfo(A.dtype)
     bound = norm * math.sqrt(left + energy_rounding(A.shape, float(limits.eps)))
     bound += rounding_floor(A.xp, A.dtype, A.shape, outcome.rank, norm)

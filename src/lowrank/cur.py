@@ -4,7 +4,7 @@ import math
 from bisect import bisect_left
 from typing import Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
+from lowrank._array import Array, adjoint, array_namespace, is_finite, upper_solve, zeros
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalise
@@ -150,11 +150,11 @@ def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Ar
     What is lost grows with the number of leading columns and rows that U joins, and the error
     falls: the sum is least where they meet, or one further.
     """
-    xp, k = array_namespace(M), M.shape[0]
+    k = M.shape[0]
 
     def joined(r: int) -> tuple[Array, float]:
-        U = xp.linalg.solve(S[:r, :r], M[:r, :r])
-        U = adjoint(xp.linalg.solve(T[:r, :r], adjoint(U)))
+        U = upper_solve(S[:r, :r], M[:r, :r])
+        U = adjoint(upper_solve(T[:r, :r], adjoint(U)))
         return U, lost_in(sizes[:r, :r], U, r)
 
     def outside(r: int) -> float:

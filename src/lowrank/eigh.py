@@ -112,6 +112,7 @@ def eigh(
         powers=2,
         oversampling=oversampling,
         hermitian=True,
+        projects=True,
         **options,
     )
     w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
@@ -131,8 +132,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if scale != 1.0:
         w = w / scale
         refuse_infinite(w)
-    k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-    outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(w[..., None, :k]))
+    outcome = at_fixed_rank(found, rank, lambda k: matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
 
 

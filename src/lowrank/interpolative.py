@@ -2,7 +2,7 @@
 
 from typing import Literal, Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, zeros
+from lowrank._array import Array, adjoint, array_namespace, upper_solve, zeros
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalise
@@ -124,7 +124,7 @@ def _build(sketch: Sketch, k: int) -> Built:
     L, below = skeleton * sketch.scale, zeros((k - r, n), B)
     if r > 0:
         P, R = orthonormalise(L[:, :r])
-        Y = xp.linalg.solve(R, (adjoint(P) @ Q) @ B)
+        Y = upper_solve(R, (adjoint(P) @ Q) @ B)
         X = xp.where(xp.max(xp.abs(Y), axis=0, keepdims=True) <= LARGEST, Y, X)
     X = with_identity(xp.concat([X, below], axis=0), positions(J, n, B))
     at = as_indices(J, B)

@@ -4,6 +4,7 @@ from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace
 from lowrank._options import Tolerances, shares_options
+from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank
@@ -85,16 +86,16 @@ def qb(
         if by_rows:
             Q, B = adjoint(Vh), adjoint(U * weights)
     else:
-        found, C, scale = projection(find(A, rank, **options))
+        found, C, scale = projection(find(A, rank, projects=True, **options))
         if scale != 1.0:
             C = C / scale
             refuse_infinite(C)
-        outcome = at_fixed_rank(found, None, lambda: found.norm_along(C))
+        outcome = at_fixed_rank(found, None, lambda _: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
         if found.state.A.norm is None:  # an operator may keep what it returns
             B = array_namespace(B).asarray(B, copy=True)
         if by_rows:  # A ≈ C Qᴴ
-            P, R = found.domain_qr(C)
+            P, R = domain_qr(found.state.A)(C)
             Q, B = P, R @ adjoint(Q)
     Q, B = (Q, B) if shards is None else shards.pair(Q, B)
     return QBResult(Q=Q, B=B, **fields_of(outcome))

@@ -1,21 +1,21 @@
 """Randomized range finder: at a fixed rank, or grown until the error is small enough."""
 
+import math
 import warnings
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Unpack
 
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import Array, matrix_norm_by_rows
+from lowrank._array import Array, matrix_norm_by_rows, norms
 from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
 from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, worded
-from lowrank._panel import Basis, orthonormalise
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.iteration import subspace_iteration
 from lowrank._rangefinder.looks import floor_of
 from lowrank._rangefinder.residuals import Orthonormal, Whole
-from lowrank._rangefinder.sampling import block
+from lowrank._rangefinder.sampling import Drawn, drawn, measured
 from lowrank._rangefinder.state import Problem, State, Work, outcome_of, start
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank._sharded import Shards, shards_of
@@ -302,6 +302,8 @@ class Found(NamedTuple):
     outcome: Outcome
     floor: float  # the part of the error bound that stands for rounding
     fixed: bool  # whether a rank was asked for, and no tolerance
+    unread: Drawn | None = None  # a basis of which nobody knows yet whether it is finite
+    captured: float | None = None  # ‖QᴴA‖_F, where it was read
 
     @property
     def whole(self) -> Whole | None:
@@ -314,19 +316,12 @@ class Found(NamedTuple):
         """Whether ‖A‖ in the chosen norm is known, and not only a lower bound on it."""
         return self.problem.norm == "fro" and self.state.A.norm is not None
 
-    def domain_qr(self, X: Array) -> Basis:
-        """QR of a product with Aᴴ, of which each process may have some rows."""
-        far = self.state.A.far
-        return orthonormalise(X) if far is None else far.orthonormalise(X)
-
     def norm_along(self, X: Array) -> float:
-        """The norm of such a product."""
+        """The norm of such a product, of ``AᴴQ``."""
+        if self.captured is not None:
+            return self.captured
         far = self.state.A.far
         return matrix_norm_by_rows(X if far is None else far.orthonormalise(X).R)
-
-    def agreed(self, rank: int) -> int:
-        """The rank that all processes cut to."""
-        return int(self.state.A.agreed(float(rank)))
 
 
 def find(
@@ -340,6 +335,7 @@ def find(
     powers: int = 0,
     oversampling: int = 0,
     hermitian: bool = False,
+    projects: bool = False,
     **options: Any,
 ) -> Found:
     """A basis of the rank, or for a tolerance.
@@ -347,6 +343,7 @@ def find(
     At a fixed rank it has `oversampling` columns more, after so many `powers` by default. A caller
     that truncates gives its `share` of the goals of growth; with a tolerance the basis may then
     have MARGIN columns more than the cap, and at a fixed rank it is the whole of a Krylov space.
+    One that `projects` A next reads then whether the basis is finite, where a device tells it.
     """
     fixed = rtol is None and atol is None
     extra = as_count(oversampling, "oversampling")
@@ -367,12 +364,14 @@ def find(
         rank *= (problem.power_iterations or 0) + 1
     columns = min(rank, state.full)
     status = Status.FULL_RANK if rank > state.full else Status.RANK_REACHED
-    Q = state.residual.basis.empty
+    Q, unread = state.residual.basis.empty, None
     if columns:
-        state, Q = block(problem, state, columns)
+        panel = drawn(problem, state, columns)
+        unread = panel if projects and panel.waits else None
+        state, Q = (panel.state, panel.Q) if unread else panel.checked()
     state = replace(state, status=status)
     outcome = replace(outcome_of(problem, state), rank=columns)
-    return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed)
+    return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed, unread)
 
 
 def _grown(problem: Problem, state: State, rule: StopRule, share: float | None) -> Found:
@@ -391,17 +390,36 @@ def projection(found: Found, *, release: bool = False) -> tuple[Found, Array, fl
 
     A caller that will not let the basis grow may `release` the residual.
     """
-    problem, state, scale = found.problem, found.state, found.state.measured_scale
+    problem, state = found.problem, found.state
     if found.fixed:
-        problem.work.add(found.basis.rank)
-        C = state.A.rmatmat(found.basis.Q)
-        work = problem.work
+        found, C = _image(found)
+        work, state = problem.work, found.state
         outcome = replace(found.outcome, passes=work.passes, products=work.products)
     else:
         state, C = growth.projected(problem, state)
         outcome = outcome_of(problem, state)
     state = growth.safe(state) if release else state
-    return found._replace(state=state, outcome=outcome), C, scale
+    return found._replace(state=state, outcome=outcome), C, found.state.measured_scale
+
+
+def _image(found: Found) -> tuple[Found, Array]:
+    """``s AᴴQ``, and the basis after a check that may have waited for it.
+
+    That is one read then, with the norms of A and of the product.
+    """
+    problem, state, unread = found.problem, found.state, found.unread
+    problem.work.add(found.basis.rank)
+    C, A = state.A.rmatmat(found.basis.Q), state.A.array
+    if unread is None:
+        return found, C
+    known = [A] if A is not None and (A.ndim, A.dtype, problem.norm) == (2, C.dtype, "fro") else []
+    captured, *numbers = norms(C, *known, beside=unread.sums)
+    if not all(map(math.isfinite, [captured, *numbers[len(known) :]])):
+        state, Q = unread.rescued()
+        return _image(found._replace(state=state, basis=Orthonormal(Q), unread=None))
+    if known:
+        state = replace(state, frobenius=measured(problem, state, numbers[0]).frobenius)
+    return found._replace(state=state, unread=None, captured=captured), C
 
 
 @shares_options

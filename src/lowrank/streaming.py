@@ -19,6 +19,7 @@ from lowrank._array import (
     is_complex,
     safe_norm,
     same_place,
+    upper_solve,
     zeros,
 )
 from lowrank._check import as_count, as_failure_probability
@@ -490,7 +491,7 @@ class SketchedMatrix:
 def _left_solve(M: Array, Z: Array) -> Array:
     """``M⁺ Z`` for a tall M of full rank."""
     Q, R = orthonormalise(M)
-    return array_namespace(M).linalg.solve(R, adjoint_matmul(Q, Z))
+    return upper_solve(R, adjoint_matmul(Q, Z))
 
 
 def _home(dtype: Any, like: Any) -> Array:

@@ -7,6 +7,7 @@ from lowrank._array import Array, adjoint, matrix_norm_by_rows, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
+from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
 from lowrank._truncate import at_fixed_rank, parts_of, truncated
@@ -141,18 +142,20 @@ def decompose(
     **options: Any,
 ) -> tuple[Array, Array, Array, Outcome]:
     """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
-    found = find(A, rank, share=1.0, powers=powers, oversampling=oversampling, **options)
+    options |= {"share": 1.0, "powers": powers, "oversampling": oversampling, "projects": True}
+    found = find(A, rank, **options)
     if found.whole is not None:
         return _cut_of_whole(found, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
-    small = small_svd(C, None if found.state.A.far is None else found.domain_qr)
+    small = small_svd(C, domain_qr(found.state.A))
     del C
     S = small.S if scale == 1.0 else small.S / scale
-    refuse_infinite(S)
     if found.fixed:
-        k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        outcome = at_fixed_rank(found, rank, lambda: matrix_norm_by_rows(S[..., None, :k]))
+        outcome = at_fixed_rank(found, rank, lambda k: matrix_norm_by_rows(S[..., None, :k]))
+        if outcome.error is None:  # whose norm would have told
+            refuse_infinite(S)
     else:
+        refuse_infinite(S)
         captured = None
         if found.norm_is_exact and found.outcome.norm_A:
             captured = matrix_norm_by_rows(S[None, :]) / found.outcome.norm_A
@@ -167,8 +170,8 @@ def decompose(
             floor=found.floor + small.rounding() / scale,
             norm_is_exact=found.norm_is_exact,
         )
-    r = found.agreed(outcome.rank)
-    Vh = adjoint(small.P @ adjoint(small.W[..., :r, :]))
+    r = int(found.state.A.agreed(float(outcome.rank)))
+    Vh = adjoint(small.right(r))
     U = small.U[..., :r]
     if fixed_signs:
         phase = signed(Vh)[..., :, None]

@@ -1,6 +1,7 @@
 """A growing orthonormal basis, kept as blocks of Householder reflectors."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from lowrank._array import (
     Array,
@@ -8,11 +9,12 @@ from lowrank._array import (
     adjoint_matmul,
     array_namespace,
     eye,
+    read,
     rows_below,
     subtract_product,
     zeros,
 )
-from lowrank._panel import reflectors
+from lowrank._panel import SMALL, departure, plain_reflectors, reflectors, size_of_top
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -48,6 +50,7 @@ class Basis:
 
     empty: Array  # m×0, where everything lives
     blocks: tuple[Block, ...] = ()
+    departs: float = 0.0  # ‖QᴴQ − I‖_F for the columns Q of the last block
 
     @property
     def rank(self) -> int:
@@ -57,10 +60,14 @@ class Basis:
     def rows(self) -> int:
         return int(self.empty.shape[-2])
 
-    def append(self, Q: Array) -> "Basis":
-        """The basis with more columns: Q is orthonormal, and has rows k and on."""
-        V, T, _ = reflectors(Q)
-        return replace(self, blocks=(*self.blocks, Block(self.rank, V, T)))
+    def append(self, Q: Array, agreed: Callable[[float], float] = float) -> "Basis":
+        """The basis with more columns: Q is orthonormal, and has rows k and on. One read.
+
+        A number by which something is decided is `agreed` by all processes.
+        """
+        size, departs = read(size_of_top(Q), departure(Q))
+        V, T, *_ = plain_reflectors(Q) if agreed(size) <= SMALL else reflectors(Q)
+        return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departs)
 
     def deflate(self, Y: Array) -> Array:
         """Rows k and on of ``HᴴY``."""
@@ -68,12 +75,12 @@ class Basis:
 
     def embed(self, Y: Array) -> Array:
         """``H [0; Y]``, for rows k and on."""
-        return self._applied(rows_below(Y, self.rank)) if self.blocks else Y
+        return self.rotate(rows_below(Y, self.rank)) if self.blocks else Y
 
     def lift(self, X: Array) -> Array:
         """``Q X``, for the basis Q and k rows X."""
         below = zeros((*X.shape[:-2], self.rows - self.rank, X.shape[-1]), X)
-        return self._applied(array_namespace(X).concat([X, below], axis=-2))
+        return self.rotate(array_namespace(X).concat([X, below], axis=-2))
 
     def coordinates(self, Y: Array) -> Array:
         """``HᴴY`` whole; its first k rows are ``QᴴY``."""
@@ -99,10 +106,7 @@ class Basis:
         return Q
 
     def rotate(self, X: Array) -> Array:
-        """``H X`` for an X of m rows."""
-        return self._applied(array_namespace(X).asarray(X, copy=True))
-
-    def _applied(self, X: Array) -> Array:
+        """``H X`` for an X of m rows, in place."""
         for block in reversed(self.blocks):
             block.apply(X)
         return X

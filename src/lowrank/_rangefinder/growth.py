@@ -22,12 +22,11 @@ from dataclasses import replace
 from lowrank._arithmetic import as_the_caller_set
 from lowrank._array import Array, loaded, safe_norm
 from lowrank._operator import Operator
-from lowrank._panel import departure
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.looks import floor_of, looked, settled
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
-from lowrank._rangefinder.sampling import NOT_FINITE, block, measured
+from lowrank._rangefinder.sampling import NOT_FINITE, drawn, measured
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank._rangefinder.stop_rule import StopRule
 from lowrank.results import Status
@@ -173,7 +172,7 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
     else:
         # and what is captured, only to see whether it is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
-        known = state.A.agreed(float(departure(Q)) * _share_left(state) + 0.0 * captured)
+        known = state.A.agreed(after.basis.departs * _share_left(state) + 0.0 * captured)
         state = replace(state, drift=state.drift + known)
     if not math.isfinite(known):
         raise ValueError(NOT_FINITE)
@@ -213,7 +212,7 @@ def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) 
         state = replace(state, residual=residual)
     elif columns > 0:
         _refuse_spent(state)
-        state, Q = block(problem, state, columns)
+        state, Q = drawn(problem, state, columns).checked()
         keep(safe(state))
         state = _appended(problem, state, Q)
     return replace(state, status=status)

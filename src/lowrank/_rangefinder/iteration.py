@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from lowrank._array import Array, array_namespace, leading
 from lowrank._panel import Basis as Factors
-from lowrank._panel import conditioned, orthonormalise
+from lowrank._panel import conditioned, orthonormal, orthonormalise
 
 Product = Callable[[Array], Array]
 
@@ -23,7 +23,7 @@ def subspace_iteration(
     and a CUDA graph captures it. (Halko, Martinsson & Tropp, Finding structure with randomness,
     2011, doi:10.1137/090771806, Algorithm 4.4.)
     """
-    return iterated(orthonormalise(Y).Q, matmat, rmatmat, power_iterations, domain_qr=domain_qr)
+    return iterated(orthonormal(Y), matmat, rmatmat, power_iterations, domain_qr=domain_qr)
 
 
 def iterated(
@@ -49,7 +49,7 @@ def iterated(
     methods for stronger and faster approximate singular value decomposition, 2015,
     arXiv:1504.05477, Algorithm 2.)
     """
-    domain, last = _without_factor(domain_qr, factors), _without_factor(orthonormalise, factors)
+    domain, last = without_factor(domain_qr, factors), without_factor(orthonormalise, factors)
     between = last
     if factors is None and not krylov:  # what is only multiplied need not be orthonormal
         between = conditioned
@@ -61,19 +61,20 @@ def iterated(
         Q = domain(rmatmat(Q))
         Q = (between if left else last)(matmat(Q))
     if krylov:
-        Q = orthonormalise(array_namespace(Q).concat([Q, *spaces], axis=-1)).Q
+        Q = orthonormal(array_namespace(Q).concat([Q, *spaces], axis=-1))
     return Q if columns is None else leading(Q, columns)
 
 
-def _without_factor(
+def without_factor(
     qr: Callable[[Array], Factors], factors: list[Array] | None
 ) -> Callable[[Array], Array]:
     """The orthonormal factor alone; the triangular one is kept where it is wanted."""
+    if factors is None:
+        return orthonormal if qr is orthonormalise else lambda X: qr(X).Q
 
-    def orthonormal(X: Array) -> Array:
+    def Q_of(X: Array) -> Array:
         Q, R = qr(X)
-        if factors is not None:
-            factors.append(R)
+        factors.append(R)
         return Q
 
-    return orthonormal
+    return Q_of

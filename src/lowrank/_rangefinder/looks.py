@@ -15,7 +15,7 @@ from lowrank._array import (
     safe_norm,
 )
 from lowrank._operator import Operator
-from lowrank._panel import orthonormalise
+from lowrank._panel import gram_matrix, orthonormalise
 from lowrank._rangefinder.blocks import powers_of, width_of_look
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import (
@@ -155,14 +155,22 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     A sample of the residual rests on reflectors, and factors on B = QᴴA or on Q itself. Long sums
     of numbers of one sign, in which rounding is biased, make them differ (`adjoint_matmul`): by
     ``(HᴴA)[:k] − B`` where B is what comes next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. Where the
-    bound is so small that this matters, it is sampled.
+    bound is so small that this matters, it is sampled. An explicit residual shows what one product
+    with reflectors changes; the columns of Q, that of all of them.
     """
     A, residual, look = state.A, state.residual, state.looks[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
-    if not isinstance(residual, Sampled) or state.rank == 0 or A.far is not None or not norm:
+    if look.bound > 0.5 * LONG * epsilon_of(state) * norm or state.rank == 0 or A.far is not None:
         return state
+    if isinstance(residual, Explicit):
+        Q, k = residual.basis.columns(), state.rank
+        drift = (gram_matrix(Q) - eye(k, k, like=Q)) @ residual.array[:k, :]
+        more = max(0.0, float(safe_norm(drift)) - residual.drift)
+        residual = replace(residual, drift=residual.drift + more)
+        look = look._replace(bound=look.bound + more / state.explicit_scale)
+        return replace(state, residual=residual, looks=(*state.looks[:-1], look), looked=residual)
     m, samples = A.shape[0], width_of_look(state)
-    if look.bound > 0.5 * LONG * epsilon_of(state) * norm or m <= samples:
+    if not isinstance(residual, Sampled) or m <= samples or not norm:
         return state
     looks = state.sampled_looks + 1
     state, Omega, is_whole = _test_matrix(problem, state)

@@ -7,7 +7,7 @@ takes a panel of orthonormal columns into the basis; they differ in what they kn
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from lowrank._array import (
     Array,
@@ -16,6 +16,7 @@ from lowrank._array import (
     array_namespace,
     eps,
     matrix_norm_by_rows,
+    norms,
     safe_norm,
 )
 from lowrank._operator import Operator
@@ -28,29 +29,6 @@ class Error(NamedTuple):
 
     estimate: float
     bound: float
-
-
-class Residual(Protocol):
-    """The residual of a basis; `certificate` names how its norm is known."""
-
-    @property
-    def basis(self) -> Basis: ...
-    @property
-    def certificate(self) -> str: ...
-    def matmat(self, X: Array) -> Array:
-        """``E X``."""
-
-    def rmatmat(self, Y: Array) -> Array:
-        """``Eᴴ Y``."""
-
-    def append(self, Q: Array) -> "Residual":
-        """The residual after the orthonormal columns Q, in rows k and on, have joined the basis."""
-
-    def error(self) -> Error | None:
-        """``‖E‖_F``, or None where only samples tell."""
-
-    def projection(self) -> Array:
-        """``Bᴴ = AᴴQ``, n×k."""
 
 
 def energy_rounding(shape: tuple[int, ...], epsilon: float) -> float:
@@ -67,7 +45,8 @@ def energy_rounding(shape: tuple[int, ...], epsilon: float) -> float:
 class Explicit:
     """``HᴴA`` kept whole: its first k rows are the factor B of ``A ≈ QB``, those below are E.
 
-    An append writes into that array; the object from before it must not be used any more.
+    An append writes into that array; the object from before it must not be used any more. Methods
+    and `certificate`, the name of how ‖E‖ is known, are those of the other residuals.
     """
 
     array: Array
@@ -93,32 +72,35 @@ class Explicit:
         return self.array[self.basis.rank :, :]
 
     def matmat(self, X: Array) -> Array:
+        """``E X``."""
         return self._lower @ X
 
     def rmatmat(self, Y: Array) -> Array:
+        """``Eᴴ Y``."""
         return adjoint_matmul(self._lower, Y)
 
     def append(self, Q: Array) -> "Explicit":
-        """The residual after one more block.
+        """The residual after the orthonormal columns Q, in rows k and on, have joined the basis.
 
         Its reflectors are as far from unitary as the columns of Q are from orthonormal, and their
         products, where sums over equal numbers are biased, change the norm of what they act on.
         Both ways, by H and by Hᴴ: ``‖A − H HᴴA‖`` is twice the change of the norm in ``HᴴA`` where
         ``H Hᴴ − I`` points along A.
         """
-        xp, b, k = array_namespace(Q), Q.shape[-1], self.basis.rank
         basis = self.basis.append(Q)
         basis.blocks[-1].apply_adjoint(self.array)
-        left = matrix_norm_by_rows(self.array[k + b :, :])
-        taken = xp.linalg.vector_norm(self.array[k : k + b, :])
-        change = 2.0 * xp.abs(xp.sqrt(taken**2 + left**2) - self.norm)
-        drift = self.drift + float(xp.maximum(departure(Q) * self.norm, change))
+        k, r = self.basis.rank, basis.rank
+        left, taken = norms(self.array[r:, :], self.array[k:r, :])
+        change = 2.0 * abs(math.hypot(left, taken) - self.norm)
+        drift = self.drift + max(basis.departs * self.norm, change)
         return replace(self, basis=basis, norm=left, drift=drift)
 
     def error(self) -> Error:
+        """``‖E‖_F``, or None where only samples tell."""
         return Error(self.norm, self.norm * (1.0 + 32.0 * eps(self.array)) + self.drift)
 
     def projection(self) -> Array:
+        """``Bᴴ = AᴴQ``, n×k."""
         return adjoint(self.array[: self.basis.rank, :])
 
 
@@ -143,7 +125,7 @@ class Sampled:
         return self.A.rmatmat(self.basis.embed(Y))
 
     def append(self, Q: Array) -> "Sampled":
-        return replace(self, basis=self.basis.append(Q))
+        return replace(self, basis=self.basis.append(Q, self.A.agreed))
 
     def error(self) -> None:
         return None
@@ -206,6 +188,9 @@ class ByEnergies:
 
     def projection(self) -> Array:
         return self.products.projection()
+
+
+Residual = Explicit | Sampled | ByEnergies
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,15 +2,15 @@
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
-from lowrank._array import Array, array_namespace, device_of, eye, safe_norm
+from lowrank._array import Array, array_namespace, device_of, flag, is_of_a_gpu, read, safe_norm
 from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
 from lowrank._panel import conditioned, orthonormalise
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.iteration import iterated
+from lowrank._rangefinder.iteration import Product, iterated, without_factor
 from lowrank._rangefinder.residuals import Sampled, Whole
 from lowrank._rangefinder.state import Problem, State
 
@@ -20,7 +20,52 @@ NOT_FINITE = (
 )
 
 
-def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """An orthonormal panel from a sample of the residual of a state.
+
+    Sums tell whether it and the products that led to it are finite, which LAPACK's QR may hide:
+    they are not where a term is not. One may leave the range of the dtype alone; then the products
+    are scaled in vain.
+    """
+
+    problem: Problem
+    state: State
+    Q: Array
+    sums: list[Array]  # none without `check_finite`
+    again: Callable[[State], "Drawn"]
+
+    @property
+    def waits(self) -> bool:
+        """Whether to read them takes time, and may wait for a product of an array with Q."""
+        A = self.state.A
+        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.far is None
+
+    @property
+    def is_finite(self) -> bool:
+        """What the sums tell: one read."""
+        finite = all(map(math.isfinite, read(*self.sums)))
+        return not self.sums or bool(self.state.A.agreed(float(finite)))
+
+    def checked(self) -> tuple[State, Array]:
+        """The panel of finite numbers, and its state."""
+        return (self.state, self.Q) if self.is_finite else self.rescued()
+
+    def rescued(self) -> tuple[State, Array]:
+        """The same from products that are scaled, if they could leave the range."""
+        found = self.again(measured(self.problem, self.state))
+        if found.state.A.is_stack:
+            # Members that were finite stay: the scale of the others may be too small there.
+            xp = array_namespace(self.Q)
+            was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
+            Q = xp.where(was_finite, self.Q, found.Q)
+            found = replace(self, Q=Q, sums=[flag(Q)])
+        if not found.is_finite:
+            raise ValueError(NOT_FINITE)
+        return found.state, found.Q
+
+
+def drawn(problem: Problem, state: State, columns: int) -> Drawn:
     """An orthonormal panel of so many columns, from a sample of the residual.
 
     All n columns of a tall matrix are those of A itself: a square test matrix is ill-conditioned,
@@ -33,70 +78,53 @@ def block(problem: Problem, state: State, columns: int) -> tuple[State, Array]:
         if state.rank == 0:
             draw = again = partial(_identity, state.A)
     width = -(-columns // (q + 1)) if problem.krylov else columns
-    flags: list[Array] = []
-    state, sample = _sample(problem, state, width, draw, flags)
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
-    basis = spanned(sample)
-    Q = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
-    # Read last, so that the host never waits before all of the work is under way.
-    if not problem.check_finite or _all_finite(state.A, Q, flags):
-        return state, Q
-    before, state = state, measured(problem, state)
-    flags = []
-    state, sample = _sample(problem, state, width, again, flags)
-    basis = spanned(sample)
-    rescued = iterated_sample(problem, state, basis, q, columns=columns, flags=flags)
-    if not state.A.is_stack:
-        if not _all_finite(state.A, rescued, flags):
-            raise ValueError(NOT_FINITE)
-        return state, rescued
-    # Members that were finite stay: the scale of the others may be too small there.
-    xp = state.A.xp
-    was_finite = xp.all(xp.isfinite(Q), axis=(-2, -1), keepdims=True)
-    Q = xp.where(was_finite, Q, rescued)
-    if not _all_finite(state.A, Q, []):
-        raise ValueError(NOT_FINITE)
-    return before, Q
+
+    def made(draw: Callable[[int], Array], state: State) -> Drawn:
+        Omega = draw(width)
+        if Omega.shape[-1] < width:
+            message = f"`test_matrix` has {width - Omega.shape[-1]} columns too few."
+            raise ValueError(message)
+        sums: list[Array] = []
+        state, sample = multiplied(problem, state, Omega, sums)
+        del Omega
+        Q = iterated_sample(problem, state, spanned(sample), q, columns=columns, sums=sums)
+        if problem.check_finite:
+            sums.append(flag(Q))
+        return Drawn(problem, state, Q, sums, partial(made, again))
+
+    return made(draw, state)
 
 
-def _sample(
-    problem: Problem,
-    state: State,
-    columns: int,
-    draw: Callable[[int], Array],
-    flags: list[Array],
+def _identity(A: Operator, columns: int) -> Array:
+    return A.xp.eye(columns, dtype=A.dtype, device=A.device)
+
+
+def multiplied(
+    problem: Problem, state: State, Omega: Array, sums: list[Array] | None = None
 ) -> tuple[State, list[Array]]:
     """``E Ω``; in a list, so that the caller can hand it on without keeping it.
 
     The first product of an operator tells where all others live.
     """
-    Omega = draw(columns)
-    if Omega.shape[-1] < columns:
-        message = f"`test_matrix` has {columns - Omega.shape[-1]} columns too few."
-        raise ValueError(message)
-    return multiplied(problem, state, Omega, flags)
-
-
-def _identity(A: Operator, columns: int) -> Array:
-    return eye(columns, columns, like=A.empty(0))
-
-
-def multiplied(
-    problem: Problem, state: State, Omega: Array, flags: list[Array] | None = None
-) -> tuple[State, list[Array]]:
     assert not isinstance(state.residual, Whole)
-    problem.work.add(int(Omega.shape[-1]))
-    Y = state.residual.matmat(Omega)
-    A = state.A
+    A, Y = state.A, _product(problem, sums, state.residual.matmat, Omega)
     if A.norm is None and state.rank == 0:
         xp, device = array_namespace(Y), device_of(Y)
         if (xp, device, Y.dtype) != (A.xp, A.device, A.dtype):
             A = replace(A, xp=xp, dtype=Y.dtype, device=device)
             problem.source.move(A)
             state = replace(state, A=A, residual=Sampled(A, Basis(A.empty(A.shape[-2]))))
-    if flags is not None and problem.check_finite:
-        flags.append(A.xp.sum(Y))
     return state, [Y]
+
+
+def _product(problem: Problem, sums: list[Array] | None, multiply: Product, X: Array) -> Array:
+    """A product that is counted, and its sum where that is wanted."""
+    problem.work.add(int(X.shape[-1]))
+    Y = multiply(X)
+    if sums is not None and problem.check_finite:
+        sums.append(flag(Y))
+    return Y
 
 
 def iterated_sample(
@@ -106,29 +134,18 @@ def iterated_sample(
     q: int,
     *,
     columns: int | None = None,
-    flags: list[Array] | None = None,
+    sums: list[Array] | None = None,
     factors: list[Array] | None = None,
 ) -> Array:
     """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
-    residual, work, xp = state.residual, problem.work, state.A.xp
+    residual = state.residual
     assert not isinstance(residual, Whole)
-
-    def counted(multiply: Callable[[Array], Array]) -> Callable[[Array], Array]:
-        def product(X: Array) -> Array:
-            work.add(int(X.shape[-1]))
-            Y = multiply(X)
-            if flags is not None and problem.check_finite:
-                flags.append(xp.sum(Y))
-            return Y
-
-        return product
-
     return iterated(
         basis.pop(),
-        counted(residual.matmat),
-        counted(residual.rmatmat),
+        partial(_product, problem, sums, residual.matmat),
+        partial(_product, problem, sums, residual.rmatmat),
         q,
-        domain_qr=_domain_qr(state.A),
+        domain_qr=domain_qr(state.A),
         krylov=problem.krylov,
         columns=columns,
         factors=factors,
@@ -137,10 +154,7 @@ def iterated_sample(
 
 def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> list[Array]:
     """An orthonormal basis of the sample, each in a list that gives it away."""
-    Q, R = orthonormalise(sample.pop())
-    if factors is not None:
-        factors.append(R)
-    return [Q]
+    return [without_factor(orthonormalise, factors)(sample.pop())]
 
 
 def spanning(sample: list[Array]) -> list[Array]:
@@ -148,30 +162,18 @@ def spanning(sample: list[Array]) -> list[Array]:
     return [conditioned(sample.pop())]
 
 
-def _domain_qr(A: Operator) -> Callable[[Array], Factors]:
+def domain_qr(A: Operator) -> Callable[[Array], Factors]:
     """QR of a product with Aᴴ, of which each process may have some rows."""
     return orthonormalise if A.far is None else A.far.orthonormalise
 
 
-def _all_finite(A: Operator, Q: Array, flags: list[Array]) -> bool:
-    """Whether all of it is finite, by sums, which are not where a term is not: one value read.
-
-    A sum may leave the range of the dtype alone; then the products are scaled in vain.
-    """
-    total = A.xp.sum(A.xp.stack([A.xp.sum(Q), *flags]))
-    finite = math.isfinite(
-        abs(complex(total) if A.xp.isdtype(total.dtype, "complex floating") else float(total))
-    )
-    return bool(A.agreed(float(finite)))
-
-
-def measured(problem: Problem, state: State) -> State:
-    """Read ‖A‖_F; reject NaN and Inf; scale the products if they could leave the range."""
+def measured(problem: Problem, state: State, norm: float | None = None) -> State:
+    """Read ‖A‖_F, if it is not given; reject NaN and Inf; scale products that could overflow."""
     A = state.A
     if A.norm is None:
         raise ValueError(NOT_FINITE)
     problem.work.add(0)
-    norm = A.agreed(A.norm())
+    norm = A.agreed(A.norm() if norm is None else norm)
     if not math.isfinite(norm):
         if math.isfinite(A.max_abs()):
             message = "the norm of `A` exceeds the largest float; divide `A` by a constant."

@@ -20,6 +20,7 @@ from test_optim import (  # noqa: E402
     weights,
 )
 
+from lowrank.compress import Subspace  # noqa: E402
 from lowrank.optim import LowRank, LowRankMomentum  # noqa: E402
 from lowrank.optim._inner import KNOWN, inner_of, moved  # noqa: E402
 
@@ -438,3 +439,184 @@ def test_meanings_are_found_by_package_and_class():
             pass
 
     assert inner_of(Adam, {}).meanings is None
+
+
+# -- what groups, layouts and devices do to a step ------------------------------------------------
+
+
+def test_compensations_of_another_memory_layout():
+    (p,) = [torch.nn.Parameter(torch.ones(32, 16, 3, 3, dtype=torch.bfloat16))]
+    p.data = p.data.to(memory_format=torch.channels_last)
+    opt = LowRank([p], rank=4, lr=1e-4, weight_decay=0.0, rounding="compensated")
+    for _ in range(100):
+        p.grad = torch.ones_like(p)
+        opt.step()
+    whole = p.detach().double() + opt.state[p]["compensation"].double()
+    assert float(whole.mean()) < 1 - 1e-3
+
+
+class Clipped(torch.optim.AdamW):
+    """Whose steps depend on the norm of a gradient."""
+
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p.grad is not None:
+                    p.grad = p.grad / p.grad.norm().clamp(min=1.0)
+        return super().step(closure)
+
+
+@pytest.mark.parametrize(
+    ("make", "options", "expected"),
+    [
+        (torch.optim.AdamW, {"lr": 0.0}, True),
+        (torch.optim.SGD, {"momentum": 0.9}, True),
+        (torch.optim.AdamW, {"lr": torch.tensor(0.0)}, True),
+        (torch.optim.Muon, {"lr": 0.0}, False),
+        (torch.optim.Adafactor, {}, False),
+        (Clipped, {}, False),
+    ],
+)
+def test_which_optimizers_work_element_by_element(make, options, expected):
+    """Whatever rate a warm-up begins with."""
+    assert inner_of(make, options).is_elementwise(torch.device("cpu")) is expected
+
+
+def test_normalized_steps_are_not_elementwise():
+    optimizers = pytest.importorskip("pytorch_optimizer")
+    for make, options in ((optimizers.StableAdamW, {}), (optimizers.Lion, {"use_gc": True})):
+        assert not inner_of(make, options).is_elementwise(torch.device("cpu"))
+
+
+def test_centered_squares_stay_above_the_squares_of_their_means():
+    """Of gradients that hardly change, whose variance is small beside their mean."""
+    generator = torch.Generator().manual_seed(5)
+    draw = lambda *shape: torch.randn(shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    A = draw(24, 24) @ torch.diag(0.7 ** torch.arange(24, dtype=torch.float64)) @ draw(24, 40)
+    p = torch.nn.Parameter(torch.zeros(24, 40, dtype=torch.float64))
+    opt = LowRank([p], torch.optim.RMSprop, rank=16, refresh_every=10, lr=1e-3, centered=True)
+    for _ in range(120):
+        p.grad = A + 0.3 * A.abs() * draw(24, 40)
+        opt.step()
+    assert bool(torch.isfinite(p).all())
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"rank": None}, {"rank": 40}, {"rank": 6}, {"side": "right"}, {"average": 0.5}, {"scale": 0.5},
+     {"state_dtype": torch.bfloat16}, {"update_proj_gap": 1}],
+)  # fmt: skip
+@pytest.mark.parametrize("make", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_edited_options_hold_or_are_refused(make, change):
+    """Back and forth: nothing breaks, and every weight moves."""
+    params = parameters([(24, 24), (24, 40)])
+    opt = make(params)
+    old = {name: opt.param_groups[0].get(name) for name in change}
+    train(opt, params, 4)
+    for options in (change, old):
+        opt.param_groups[0].update(options)
+        start = weights(params)
+        if "average" in options and make is OPTIMIZERS["LowRankMomentum"]:
+            return
+        train(opt, params, 5, start=4)
+        opt.report()
+        assert not any(torch.equal(p, w) for p, w in zip(params, start, strict=True))
+        if options.get("rank") == 6:
+            assert {opt.state[p]["basis"].shape[1] for p in params} == {6}
+        old.pop("update_proj_gap", None)
+
+
+def test_a_sketch_that_is_given_up_serves_no_basis():
+    params = parameters([(24, 40)])
+    opt = LowRank(params, rank=4, lr=0.1, refresh_every=2, average=0.5)
+    train(opt, params, 3)
+    assert "sketch" in opt.state[params[0]]
+    opt.param_groups[0]["average"] = 0.0
+    train(opt, params, 1, start=3)
+    assert "sketch" not in opt.state[params[0]]
+
+
+@pytest.mark.parametrize("betas", [(1.0, 0.9), (0.9, 1.0)])
+def test_betas_of_one_are_refused_also_later(betas):
+    params = parameters([(24, 40)])
+    opt = LowRankMomentum(params, rank=4)
+    opt.param_groups[0]["betas"] = betas
+    with pytest.raises(ValueError, match="`betas`"):
+        train(opt, params, 1)
+
+
+@pytest.mark.parametrize("name", ["nonfinite", "temporary_bytes", "budget_bytes"])
+def test_options_of_the_whole_are_refused_in_a_group(name):
+    with pytest.raises(ValueError, match=f"`{name}` is an option of the optimizer"):
+        LowRank([{"params": parameters(SHAPES), name: 1}], rank=4)
+
+
+def test_a_sparse_gradient_is_named():
+    params = parameters([(24, 40)] * 2)
+    opt = LowRank(params, rank=4)
+    set_gradients(params, 0)
+    params[1].grad = params[1].grad.to_sparse()
+    with pytest.raises(TypeError, match="parameter 1 has a sparse gradient"):
+        opt.step()
+
+
+def test_keep_moves_the_state_where_the_rank_changes():
+    (p,) = params = parameters([(24, 40)])
+    opt = LowRank(
+        params, rank=16, energy=0.9, refresh_every=3, oversampling=2, transport="keep", lr=0.1
+    )
+    for step, rank in enumerate([2] * 4 + [14] * 4):
+        generator = torch.Generator().manual_seed(step)
+        p.grad = torch.randn(24, rank, generator=generator) @ torch.randn(
+            rank, 40, generator=generator
+        )
+        opt.step()
+    assert float(opt.state[p]["step"]) == 8
+
+
+def test_counts_of_steps_that_a_device_keeps(monkeypatch):
+    """In states without `began`, of an earlier version, weights that began apart stay apart."""
+    params = parameters([(24, 40)] * 3)
+    opt = LowRank(params, rank=8, refresh_every=6, transport="reset", lr=0.01, fused=True)
+    train(opt, params, 5)
+    saved = copy.deepcopy(opt.state_dict())
+    counts = [float(opt.state[p]["step"]) for p in params]
+    assert len(set(counts)) > 1
+    for state in saved["state"].values():
+        del state["began"]
+    with pretending():
+        others = [torch.nn.Parameter(p.detach().to("cuda")) for p in params]
+        made = LowRank(
+            others, rank=8, refresh_every=10**6, transport="reset", lr=0.01, foreach=True
+        )
+        for group in saved["param_groups"]:
+            group.update(fused=None, foreach=True, refresh_every=10**6)
+        for state in saved["state"].values():
+            state["next_refresh"] = 10**6
+        made.load_state_dict(saved)
+        for p in others:
+            p.grad = torch.ones(24, 40).to("cuda")
+        made.step()
+        assert [float(made.state[p]["step"]) for p in others] == [count + 1 for count in counts]
+
+
+def test_warm_starts_of_stacks(monkeypatch):
+    """Each refresh begins with the weight's own basis, which a stack of sketches can't."""
+    seen = []
+    refresh = Subspace.refresh
+
+    def watched(self, G, /, *, step=0):
+        seen.append(self.basis is not None)
+        return refresh(self, G, step=step)
+
+    monkeypatch.setattr(Subspace, "refresh", watched)
+    with pretending():
+        params = parameters([(96, 128)] * 3)
+        others = [torch.nn.Parameter(p.detach().to("cuda")) for p in params]
+        opt = LowRank(others, rank=64, refresh_every=1, warm_start=True)
+        for step in range(2):
+            set_gradients(params, step)
+            for p, q in zip(params, others, strict=True):
+                q.grad = p.grad.to("cuda")
+            opt.step()
+    assert seen == [True] * 3

@@ -226,16 +226,26 @@ def test_stacks_keep_what_weights_have_of_their_own():
                     )
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("dtype", "rounding"),
+    [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic"),
+     (torch.bfloat16, "compensated")],
+)  # fmt: skip
 @pytest.mark.parametrize("cls", [LowRank, LowRankMomentum])
-def test_stacks_need_no_more_than_the_temporary_bytes(cls, dtype):
+def test_stacks_need_no_more_than_the_temporary_bytes(cls, dtype, rounding):
     """Beyond the state, which the first step makes; over refreshes."""
-    rank, limit = (64, 2**22) if cls is LowRank else (16, 2**22)
+    rank, limit = (64 if cls is LowRank else 16), 2**23
     with pretending():
-        params = parameters([(256, 512)] * 6, dtype)
+        params = parameters([(256, 512)] * 12, dtype)
         pretended = [torch.nn.Parameter(Pretended(p.detach().clone())) for p in params]
         opt = cls(
-            pretended, rank=rank, refresh_every=2, temporary_bytes=limit, lr=0.1, foreach=True
+            pretended,
+            rank=rank,
+            refresh_every=2,
+            temporary_bytes=limit,
+            lr=0.1,
+            foreach=True,
+            rounding=rounding,
         )
         for step in range(4):
             set_gradients(params, step)

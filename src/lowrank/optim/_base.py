@@ -138,7 +138,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         if getattr(self, "_skipped", False):
             self._count_a_skip()
         self._seen = ()  # the groups, when the workers were made
-        self._planned: list[Weight] = []
+        self._kinds: dict[torch.Tensor, Any] = {}  # sides and dtypes of compressed parameters
         self._hooks: ExitStack | None = None
         self._skipped = False
 
@@ -354,13 +354,17 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self._turns = {
             weight.parameter: i / len(weights) for i, (_, weight) in enumerate(weights, 1)
         }
-        sides = {weight.parameter: weight.left for weight in self._planned}
-        self._planned = [weight for _, weight in weights]
-        compressed = {weight.parameter: weight for weight in self._planned}
+        compressed = {weight.parameter: weight for _, weight in weights}
+        before, self._kinds = (
+            self._kinds,
+            {
+                weight.parameter: (weight.left, self.param_groups[number]["state_dtype"])
+                for number, weight in weights
+            },
+        )
         for p in self._parameters():
-            weight, state = compressed.get(p), self.state.get(p)
-            turned = weight is not None and sides.get(p, weight.left) is not weight.left
-            if state and (turned or self._is_stale(state, weight)):
+            state, changed = self.state.get(p), before.get(p) != self._kinds.get(p)
+            if state and ((p in before and changed) or self._is_stale(state, compressed.get(p))):
                 del self.state[p]
         left = [
             (number, [p for p in group["params"] if p not in self._turns])

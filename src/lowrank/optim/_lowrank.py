@@ -132,7 +132,7 @@ class LowRank(LowRankOptimizer):
     `average`, adaptive ranks of half precision weights or a `state_dtype` wider than the weight.
     Gradients are not changed. Groups are read at every step: parameters may be replaced, appended
     and deleted. A `rank` that is changed holds from the next refresh on; where a parameter is
-    compressed no longer, or on another side, its state begins anew.
+    compressed no longer, on another side or with another `state_dtype`, its state begins anew.
 
     State of the inner optimizer is moved where its meaning is known: of torch's Adam, AdamW, NAdam,
     RAdam, SGD, Muon, RMSprop, Adagrad and Adafactor, transformers' Adafactor, Lion, torchao's

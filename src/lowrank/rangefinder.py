@@ -473,7 +473,7 @@ def range_finder(
     on CUDA); one flag is read from the device, at the end.
 
     To a tolerance, with an exact certificate: a block of b columns takes ``(3 + 2q)·2mnb`` flops at
-    most, less as the residual loses rows, and two numbers are read from the device. Memory beyond
+    most, less as the residual loses rows, and the host waits for the device twice. Memory beyond
     A: a copy of it (none with `overwrite_a`) and (2m + n)k + 10k² entries. Where the errors of the
     blocks show that the singular value decomposition of A takes less time than to grow on, that is
     computed, and Q holds leading left singular vectors. By energies: 2 + 2q passes for a block. By

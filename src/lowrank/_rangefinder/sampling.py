@@ -168,7 +168,7 @@ def domain_qr(A: Operator) -> Callable[[Array], Factors]:
 
 
 def measured(problem: Problem, state: State, norm: float | None = None) -> State:
-    """Read ‖A‖_F, if it is not given; reject NaN and Inf; scale products that could overflow."""
+    """Read ‖A‖_F, if it is not given; reject NaN and Inf; scale products that leave the range."""
     A = state.A
     if A.norm is None:
         raise ValueError(NOT_FINITE)

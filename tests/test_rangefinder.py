@@ -682,8 +682,9 @@ def test_spectral_bound_is_near_the_estimate(backend, dtype, q):
 
 def test_bound_is_never_above_the_norm(backend):
     A = backend.asarray(with_spectrum(gallery.flat(200), (200, 200), "float32"))
-    found = quietly(lowrank.range_finder, A, 10, rtol=0.1, rng=0)
-    assert found.error_bound <= found.norm_A * (1 + 50 * backend.eps("float32"))
+    for certificate in ("exact", "energy", "sampled"):
+        found = quietly(lowrank.range_finder, A, 10, rtol=0.1, certificate=certificate, rng=0)
+        assert found.error_bound <= found.norm_A * (1 + 33 * backend.eps("float32"))
 
 
 def test_extended_beyond_the_full_rank_in_steps(backend, dtype):

@@ -213,6 +213,8 @@ def test_no_stop_rule(backend):
     A = backend.asarray(gaussian((4, 3), "float32"))
     with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
         lowrank.range_finder(A)
+    with pytest.raises(ValueError, match=r"a tolerance is needed: give `rtol` .* or `atol`"):
+        lowrank.RangeFinder(A).reach(rank=2)
 
 
 @pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
@@ -362,8 +364,9 @@ def test_reach_after_reach_reuses_all_work(backend, dtype, certificate):
     loose = finder.reach(rtol=1e-1).result()
     products = loose.products
     assert loose.converged
-    again = finder.reach(rtol=2e-1).result()
-    assert (again.products, again.rank, again.converged) == (products, loose.rank, True)
+    for met in ({"rtol": 2e-1}, {"atol": loose.error_bound}):
+        again = finder.reach(**met).result()
+        assert (again.products, again.rank, again.converged) == (products, loose.rank, True)
     tight = finder.reach(rtol=1e-3).result()
     assert tight.converged
     assert tight.rank > loose.rank

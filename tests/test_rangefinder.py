@@ -103,6 +103,15 @@ def test_tolerance_below_the_floor_says_so(backend, dtype):
     assert true <= found.error_bound <= 200 * backend.eps(dtype) * np.linalg.norm(A)
 
 
+def test_tolerance_above_the_floor_is_met():
+    """A bound of more than twice what rounding explains, which is 29 eps here, is no noise."""
+    eps = np.finfo(float).eps
+    A = with_spectrum(np.repeat([1.0, 17 * eps], [30, 80]), (200, 150), "float64")
+    found = lowrank.range_finder(A, rtol=88 * eps, certificate="sampled", rng=0)
+    assert found.converged
+    assert [look.rank for look in found.history] == [0, 64, 128]
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 def test_error_is_unbiased(dtype):
     """The mean of error² over seeds is the mean of the true squared error of the same bases."""

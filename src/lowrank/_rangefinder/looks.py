@@ -95,7 +95,10 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         basis = orthonormalized(sample, factors)
         waiting = iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
-            state = replace(state, norm_A=_norm_below(problem, state, waiting, factors))
+            lower = _norm_below(problem, state, waiting, factors)
+            # products with numbers near the smallest ones may vanish where the sample does not
+            above = None if lower else float(safe_norm(factors[0])) / state.measured_scale
+            state = replace(state, norm_A=lower, norm_above=above)
         if is_unknown and not all(map(is_finite, factors)):
             raise ValueError(NOT_FINITE)
         size = norm_of_product(factors, state.A.xp, root)

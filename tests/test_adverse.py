@@ -1,11 +1,17 @@
 """Certificates and bases of matrices that are made to break them."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from conftest import BACKENDS
-from matrices import adjoint, defect, gaussian, norm, quietly, residual
+from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
+from lowrank._operator import as_operator
+from lowrank._rangefinder import looks
+from lowrank._rangefinder.basis import Basis
+from lowrank.certificate import safety_factor
 
 NUMPY = BACKENDS[0]
 
@@ -71,6 +77,60 @@ def test_bounds_on_constant_matrices(library, shape, dtype, block_size, certific
         found = quietly(lowrank.svd, library.asarray(A), rtol=rtol, **options)
         rest = (E - approximation(library, E, found)).astype(Q.dtype)
         assert np.linalg.norm(rest) <= found.error_bound
+
+
+class Biased:
+    """A matrix whose products with its adjoint are off by so much, as long sums may be."""
+
+    def __init__(self, A, by, *, is_known):
+        self.A, self.by, self.is_known = A, by, is_known
+
+    def __lowrank_operator__(self):
+        found = as_operator(self.A)
+        return replace(
+            found,
+            rmatmat=lambda Y: found.rmatmat(Y) * (1.0 + self.by),
+            norm=found.norm if self.is_known else None,
+        )
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_a_factor_that_differs_from_the_projection_says_so(backend, dtype, is_known):
+    """Reflectors and samples know nothing of ``B = QᴴA``: where it matters, that is measured."""
+    eps = float(backend.eps(dtype))
+    A = with_spectrum(np.r_[np.ones(10), np.full(20, 4e3 * eps)], (200, 140), dtype)
+    X = Biased(backend.asarray(A), 100 * eps, is_known=is_known)
+    for rtol in (220 * eps, 2e4 * eps):
+        found = quietly(lowrank.qb, X, rtol=rtol, certificate="sampled", rng=0)
+        assert (found.rank == 10) == (rtol > 4e3 * eps)
+        truth = np.linalg.norm(A - approximation(backend, A, found))
+        assert truth <= found.error_bound <= truth + 400 * eps * np.linalg.norm(A)
+
+
+def test_a_basis_that_differs_from_its_reflectors_says_so(monkeypatch, backend, dtype):
+    eps, usual, asked = float(backend.eps(dtype)), Basis.columns, []
+
+    def factor(samples, delta, **options):
+        asked.append(delta)
+        return safety_factor(samples, delta, **options)
+
+    monkeypatch.setattr(looks, "safety_factor", factor)
+    monkeypatch.setattr(
+        Basis, "columns", lambda self, start=0: usual(self, start) * (1.0 + 35 * eps)
+    )
+    A = gaussian((200, 70), dtype) @ gaussian((70, 140), dtype, 1)
+    finder = lowrank.RangeFinder(backend.asarray(A), certificate="sampled", rng=0)
+    found = quietly(finder.reach, rtol=300 * eps).result()
+    truth = np.linalg.norm(residual(A, backend.numpy(found.Q)))
+    assert 60 * eps * np.linalg.norm(A) < truth <= found.error_bound <= 4 * truth
+    assert found.converged
+    width = 32 if np.dtype(dtype).kind == "c" else 64
+    assert [look.rank for look in found.history] == [*range(0, found.rank + 1, width)]
+    # δ/(j(j+1)) for the j-th sample, of which there may be any number
+    assert sum(asked) <= 1e-9 * (1 - 1 / (len(asked) + 1)) * (1 + 1e-12)
+    # what was measured once is not measured again
+    again = finder.reach(rtol=300 * eps).result()
+    assert (again.error_bound, again.products) == (found.error_bound, found.products)
 
 
 @pytest.mark.parametrize("q", [0, 1, 2])

@@ -130,9 +130,12 @@ def test_residual_norm_rejects(backend):
         lowrank.residual_norm(there(A), there(Q), norm="max")
     with pytest.raises(ValueError, match=r"must lie between 0 and 1"):
         lowrank.residual_norm(there(A), there(Q), failure_probability=1.0)
-    A[3, 3] = np.nan
-    with pytest.raises(ValueError, match=r"not finite: `A`, `Q` or `B` holds NaN"):
-        lowrank.residual_norm(there(A), there(Q))
+    for bad in range(3):
+        arrays = [A.copy(), Q.copy(), adjoint(Q) @ A]
+        arrays[bad][2, 2] = np.nan
+        for kind in ("fro", "spectral"):
+            with pytest.raises(ValueError, match=r"not finite: `A`, `Q` or `B` holds NaN"):
+                lowrank.residual_norm(*map(there, arrays), norm=kind)
 
 
 def test_norm_of_a_product_of_any_size(backend, dtype):
@@ -175,6 +178,20 @@ def test_residual_norm_of_few_columns_or_rows_is_exact(backend, dtype, shape, ki
         truth = norm(E, kind)
         assert found.value == pytest.approx(truth, rel=100 * backend.eps(dtype))
         assert truth <= found.upper_bound <= truth * (1 + 1000 * backend.eps(dtype))
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+def test_residual_norm_where_samples_overflow(backend, dtype, kind):
+    """A number near the largest one, times Gaussian ones, in a matrix that has a norm."""
+    A = np.asarray(1e-4, dtype) * gaussian((100, 80), dtype)
+    A[0], A[:, 0] = 0, 0
+    A[0, 0] = 1.9
+    Q, size = backend.asarray(np.eye(100, 1, dtype=dtype)), np.asarray(np.finfo(dtype).max / 2)
+    unit = lowrank.residual_norm(backend.asarray(A), Q, norm=kind, rng=0)
+    large = backend.asarray(A * size.astype(dtype))
+    found = lowrank.residual_norm(large, Q, norm=kind, rng=0)
+    for one, other in ((found.value, unit.value), (found.upper_bound, unit.upper_bound)):
+        assert one / float(size) == pytest.approx(other, rel=1e-3)
 
 
 @pytest.mark.parametrize("samples", [16, 64, 79])

@@ -151,6 +151,16 @@ def test_bases_of_constant_matrices_by_single_columns(growing, backend, power_it
         )
 
 
+@pytest.mark.parametrize("name", ["svd", "qb"])
+def test_energies_sharpen_what_samples_say(name):
+    """Samples alone bound it within a factor of two; where ‖A‖ is known, so is the error."""
+    A = with_spectrum(gallery.slow(200), (210, 200), "float64")
+    found = getattr(lowrank, name)(A, rtol=0.1, certificate="sampled", rng=0)
+    product = (found.U * found.S) @ found.Vh if name == "svd" else found.Q @ found.B
+    truth = np.linalg.norm(A - product)
+    assert truth <= found.error_bound <= truth * (1 + 1e-9)
+
+
 # -- which certificate ----------------------------------------------------------------------------
 
 

@@ -255,6 +255,18 @@ def test_products_of_torch_that_carry_gradients_or_half_precision():
     assert torch.linalg.norm(A - Q @ B) <= 4 * gallery.best_error(gallery.fast(60), 20)
 
 
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("columns", [0, 5])
+def test_products_that_vanish_certify_nothing(kind, columns):
+    """The smallest number times less than a half is zero: ``AᴴY`` for orthonormal Y, here."""
+    smallest = 5e-324
+    for size, is_met in ((smallest, False), (0.0, True)):
+        finder = lowrank.RangeFinder(Operator(np.eye(300) * size), norm=kind, rng=0)
+        found = quietly(finder.extend(columns).reach, rtol=0.1).result()
+        assert found.converged is is_met
+        assert size <= found.error_bound <= 1e4 * size
+
+
 def test_an_adjoint_product_that_overflows():
     A = np.zeros((2000, 3), "float32")
     A[:, 1] = 5e37

@@ -104,10 +104,14 @@ def rounding_floor(
 
 
 def spectral_norm(X: Array, xp: Namespace) -> Array:
-    """Largest singular value of a small matrix as a 0-d array; neither overflows nor underflows."""
+    """Largest singular value of a small matrix as a 0-d array; neither overflows nor underflows.
+
+    NaN if `X` is not finite, where the libraries differ in what an SVD raises.
+    """
     if 0 in X.shape:
         return xp.sum(xp.abs(X))
     unit, largest = split_scale(X)
+    unit = xp.where(xp.isfinite(unit), unit, xp.zeros_like(unit))
     if is_of_a_gpu(X):
         # Jacobi rotations there leave values with errors of up to 200 eps, but vectors for which a
         # quotient of norms has the square of their error.

@@ -56,15 +56,11 @@ def looked(problem: Problem, state: State, goal: float) -> State | None:
     error = residual.error() if problem.norm == "fro" or is_whole else None
     if error is not None:
         estimate, bound = (value / state.measured_scale for value in error)
-        if isinstance(residual, Whole):
-            state = replace(state, norm_A=_norm_of_whole(problem, state, residual))
         estimate, bound = state.A.agreed(estimate), state.A.agreed(bound)
         return _recorded(state, estimate, min(norm_bound, bound + base_floor(state)))
     if state.rank == state.A.shape[-2]:  # the basis spans everything; nothing to sample
         if state.norm_A is None:
-            lower = _norm_below(problem, state, None)
-            above = lower * (1.0 + 64.0 * epsilon_of(state))
-            state = replace(state, norm_A=lower, norm_above=above)
+            state = replace(state, norm_A=_norm_below(problem, state, None))
         return _recorded(state, 0.0, floor_of(state))
     return _sampled_look(problem, state, norm_bound)
 
@@ -72,12 +68,6 @@ def looked(problem: Problem, state: State, goal: float) -> State | None:
 def _recorded(state: State, estimate: float, bound: float) -> State:
     look = Look(state.rank, min(estimate, bound), bound)
     return replace(state, looks=(*state.looks, look), looked=state.residual)
-
-
-def _norm_of_whole(problem: Problem, state: State, whole: Whole) -> float | None:
-    if problem.norm == "fro" or state.norm_A is not None or whole.S.shape[0] == 0:
-        return state.norm_A
-    return float(whole.S[0]) / state.explicit_scale
 
 
 def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | None:
@@ -105,7 +95,10 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         basis = orthonormalized(sample, factors)
         waiting = iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
-            state = replace(state, norm_A=_norm_below(problem, state, waiting, factors))
+            lower = _norm_below(problem, state, waiting, factors)
+            # products with numbers near the smallest ones may vanish where the sample does not
+            above = None if lower else float(safe_norm(factors[0])) / state.measured_scale
+            state = replace(state, norm_A=lower, norm_above=above)
         if is_unknown and not all(map(is_finite, factors)):
             raise ValueError(NOT_FINITE)
         size = norm_of_product(factors, state.A.xp, root)
@@ -162,6 +155,8 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
     if look.bound > 0.5 * LONG * epsilon_of(state) * norm or state.rank == 0 or A.far is not None:
         return state
+    if state.settled is residual:
+        return state
     if isinstance(residual, Explicit):
         Q, k = residual.basis.columns(), state.rank
         drift = (gram_matrix(Q) - eye(k, k, like=Q)) @ residual.array[:k, :]
@@ -199,6 +194,7 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
         state,
         looks=(*state.looks[:-1], look._replace(bound=look.bound + drift)),
         looked=state.residual,
+        settled=state.residual,
         sampled_looks=looks,
         drift=state.drift + drift / norm,
     )

@@ -57,6 +57,7 @@ class State:
     norm_A: float | None = None  # in the chosen norm, or a lower bound
     norm_above: float | None = None  # an upper bound, where ‖A‖_F is sampled
     looked: Any = None  # the residual that the last look was at
+    settled: Any = None  # the same, where its bound holds next to rounding too
     waiting: Array | None = None  # the sample of that look, which may join the basis
     looks: tuple[Look, ...] = ()
     sampled_looks: int = 0

@@ -483,3 +483,17 @@ def test_factors_of_an_operator_are_the_callers():
 
     Q, B = lowrank.qb(Identity(), 5, rng=0)
     assert not np.shares_memory(Q, B)
+
+
+@pytest.mark.parametrize(("shape", "diagonal"), [((200, 257), True), ((300, 40), False)])
+def test_left_singular_vectors_that_drift_are_part_of_the_bound(backend, shape, diagonal):
+    """Next to rounding, of a centered matrix, whose reflectors add numbers of one sign."""
+    A = np.eye(*shape, dtype="float32")
+    if not diagonal:
+        A += np.random.default_rng(93).standard_normal(shape).astype("float32")
+    A *= np.logspace(0, -16, shape[0], dtype="float32")[:, None] if diagonal else 1
+    found = quietly(lowrank.svd, backend.asarray(A), rtol=1e-8, center=True, rng=93)
+    U, S, Vh, mean = (
+        backend.numpy(X).astype(float) for X in (found.U, found.S, found.Vh, found.mean)
+    )
+    assert norm(A - mean - (U * S) @ Vh, "fro") <= found.error_bound

@@ -79,9 +79,11 @@ WAYS = {  # and whether on a GPU, and uphill
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(
+    ("way", "dtype"),
+    [*((way, torch.float64) for way in WAYS), ("stacked", torch.float32)],
+)
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 def test_every_way_to_step_is_the_dense_step(kind, way, dtype):
     """Weights of several shapes, on both sides, over refreshes of their bases."""
     cls, dense, more = KINDS[kind]
@@ -145,12 +147,11 @@ BUDGETS = {  # operations and reads
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("name", BUDGETS)
-def test_operations_of_a_step_on_a_gpu(name, dtype):
+def test_operations_of_a_step_on_a_gpu(name):
     cls, options, operations, reads = BUDGETS[name]
     with without_numbers():
-        matrices, others = llama_of_130_million(dtype)
+        matrices, others = llama_of_130_million(torch.bfloat16)
         groups = [{"params": matrices}, {"params": others, "rank": None}]
         opt = cls(groups, **options, **ADAMW)
         launched, waits = launched_by_a_step(opt)

@@ -3,14 +3,15 @@
 from dataclasses import replace
 from typing import Any, Unpack
 
-from lowrank._array import Array, adjoint, matrix_norm_by_rows, signed
+from lowrank._array import Array, adjoint, eps, eye, matrix_norm_by_rows, safe_norm, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
+from lowrank._panel import gram_matrix
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
-from lowrank._truncate import at_fixed_rank, parts_of, truncated
+from lowrank._truncate import at_fixed_rank, parts_of, truncated, with_bound
 from lowrank.rangefinder import Found, find, projection, warn_unless_converged
 from lowrank.results import Outcome, SVDResult, fields_of
 
@@ -177,7 +178,23 @@ def decompose(
         phase = signed(Vh)[..., :, None]
         U = U * adjoint(phase)
         Vh *= phase
-    return found.basis.lift(U), S[..., :r], Vh, replace(outcome, rank=r)
+    U, S, outcome = found.basis.lift(U), S[..., :r], replace(outcome, rank=r)
+    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, outcome)
+
+
+def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, outcome: Outcome) -> Outcome:
+    """With what the columns of U are not orthonormal by, where the bound is next to rounding.
+
+    Reflectors make them from the singular vectors of B, and drift where sums are biased: the
+    product then differs by about ``U (UᴴU − I) diag(S)`` from what the bound is of.
+    """
+    bound, size = outcome.error_bound, outcome.norm_A
+    if bound is None or outcome.error is None or not size or bound > 256 * eps(S) * size:
+        return outcome
+    if found.state.A.far is not None:  # U is made by products of its own
+        return outcome
+    drift = float(safe_norm((gram_matrix(U) - eye(outcome.rank, outcome.rank, like=U)) * S))
+    return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
 
 
 def _cut_of_whole(

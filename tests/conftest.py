@@ -19,7 +19,7 @@ settings.register_profile(
     "default",
     deadline=None,
     derandomize=True,
-    max_examples=25,
+    max_examples=20,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1500)

@@ -143,7 +143,7 @@ BUDGETS = {  # operations and reads
     "LowRank, nonfinite='ignore'": (
         LowRank, {"rank": 192, "refresh_every": 10**6, "nonfinite": "ignore"}, 243, 0,
     ),
-    "LowRankMomentum": (LowRankMomentum, {"rank": 8}, 374, 1),
+    "LowRankMomentum": (LowRankMomentum, {"rank": 8}, 366, 1),
 }  # fmt: skip
 
 

@@ -176,9 +176,11 @@ def step_coordinates(
     try:
         for proxy, value, _, state in present:
             proxy.data = value
-            first = inner.new([proxy]).state[proxy] if inner.is_born_with_state else {}
-            if state or first:
-                optimizer.state[proxy] = state or first
+            own = state
+            if not state and inner.is_born_with_state:
+                own = inner.new([proxy]).state[proxy]
+            if own:
+                optimizer.state[proxy] = own
         # apart: fused optimizers take either all state or none
         have = [proxy in optimizer.state for proxy, *_ in present]
         for part in sorted(set(have)):

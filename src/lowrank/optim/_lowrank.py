@@ -20,6 +20,7 @@ from lowrank.optim._stacks import (
     compiled,
     coordinates,
     gradients,
+    matrices,
     stack_of,
 )
 
@@ -278,7 +279,8 @@ class LowRank(LowRankOptimizer):
         R = first.shard(first.sum_k(coordinates(Q, G)))
         dtype, start = R.dtype, None
         if self._inner.sees_weights:
-            start = coordinates(Q, _weights_like(G, weights))
+            W = matrices(weights, [weight.data for weight in weights], stacked=chunk.stacked)
+            start = coordinates(Q, W)
         elif group["state_dtype"] is not None:
             dtype = getattr(torch, group["state_dtype"])
         values = torch.zeros_like(R, dtype=dtype) if start is None else start.clone()
@@ -341,14 +343,6 @@ class LowRank(LowRankOptimizer):
         )  # fmt: skip
         torch._foreach_copy_(norms, list(sizes.unbind()))
         return first.gather(X), first.gather(t.unsqueeze(-2)).squeeze(-2)
-
-
-def _weights_like(G: Matrices, weights: list[Weight]) -> Matrices:
-    """The weights as their gradients are given."""
-    if isinstance(G, list):
-        return [weight.oriented(weight.data) for weight in weights]
-    W = stack_of([weight.data for weight in weights], G.dtype).flatten(2)
-    return W if weights[0].left else W.mT
 
 
 def _with_rows(value: Any, rank: int, k: int) -> int:

@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormal
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of
@@ -299,7 +299,7 @@ def _basis(
     C, Y = first.sum_M(of_stacks(torch.matmul, M, R), products(G, R))
     Y.mul_(1.0 - beta).add_(of_stacks(torch.matmul, Q, C), alpha=beta)
     if first.along_k is None:
-        found = of_stacks(lambda Y: orthonormalise(Y).Q, Y)
+        found = of_stacks(orthonormal, Y)
     else:
         found = first.along_k.orthonormalise(Y).Q
     return torch.where(sizes > 0, found, Q)

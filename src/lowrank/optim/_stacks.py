@@ -60,12 +60,19 @@ def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[t
 
 
 def gradients(weights: Sequence[Weight], *, stacked: bool) -> Matrices:
-    """Of weights of one shape, as k×M matrices: a stack in the dtype of products, or views."""
+    """Of weights of one shape, as k×M matrices."""
+    return matrices(weights, [weight.gradient for weight in weights], stacked=stacked)
+
+
+def matrices(
+    weights: Sequence[Weight], tensors: Sequence[torch.Tensor], *, stacked: bool
+) -> Matrices:
+    """Tensors like weights of one shape, as k×M: a stack in the dtype of products, or views."""
     first = weights[0]
     if not stacked:
-        return [weight.oriented(weight.gradient) for weight in weights]
-    G = stack_of([weight.gradient for weight in weights], first.dtype).flatten(2)
-    return G if first.left else G.mT
+        return [weight.oriented(X) for weight, X in zip(weights, tensors, strict=True)]
+    stack = stack_of(tensors, first.dtype).flatten(2)
+    return stack if first.left else stack.mT
 
 
 def coordinates(Q: torch.Tensor | Sequence[torch.Tensor], X: Matrices) -> torch.Tensor:

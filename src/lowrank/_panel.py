@@ -394,6 +394,11 @@ def departure(Q: Array) -> Array:
     return array_namespace(Q).linalg.vector_norm(gram_matrix(Q) - _constants_of(Q, "identity")[0])
 
 
+def defect(Q: Array) -> Array:
+    """``QᴴQ − I`` of a matrix of any width, whose unit matrix is not kept."""
+    return gram_matrix(Q) - eye(Q.shape[-1], Q.shape[-1], like=Q)
+
+
 def gram_matrix(X: Array) -> Array:
     """``XᴴX``, as free of the bias of long sums as its dtype allows (`adjoint_matmul`).
 

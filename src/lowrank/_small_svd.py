@@ -22,7 +22,7 @@ from lowrank._array import (
     phases,
     safe_norm,
 )
-from lowrank._panel import Basis, gram_matrix, is_mixed, mixed_svd, orthonormalise
+from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
@@ -109,7 +109,7 @@ def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) ->
     if k <= MANY:
         parts = [A - (U * weights) @ Vh]
         if of_basis:
-            parts.append((gram_matrix(U) - eye(k, k, like=U)) * weights)
+            parts.append(defect(U) * weights)
         return sum(float(safe_norm(part)) for part in parts)
     X = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
     Z = weights[:, None] * (Vh @ X)

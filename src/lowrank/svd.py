@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any, Unpack
 
-from lowrank._array import Array, adjoint, eps, eye, matrix_norm_by_rows, safe_norm, signed
+from lowrank._array import Array, adjoint, eps, matrix_norm_by_rows, safe_norm, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
-from lowrank._panel import gram_matrix
+from lowrank._panel import defect
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
@@ -193,7 +193,7 @@ def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, outcome: O
         return outcome
     if found.state.A.far is not None:  # U is made by products of its own
         return outcome
-    drift = float(safe_norm((gram_matrix(U) - eye(outcome.rank, outcome.rank, like=U)) * S))
+    drift = float(safe_norm(defect(U) * S))
     return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
 
 

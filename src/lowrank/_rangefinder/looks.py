@@ -15,7 +15,7 @@ from lowrank._array import (
     safe_norm,
 )
 from lowrank._operator import Operator
-from lowrank._panel import gram_matrix, orthonormalise
+from lowrank._panel import defect, orthonormalise
 from lowrank._rangefinder.blocks import powers_of, width_of_look
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import (
@@ -158,8 +158,7 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     if state.settled is residual:
         return state
     if isinstance(residual, Explicit):
-        Q, k = residual.basis.columns(), state.rank
-        drift = (gram_matrix(Q) - eye(k, k, like=Q)) @ residual.array[:k, :]
+        drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]
         more = max(0.0, float(safe_norm(drift)) - residual.drift)
         residual = replace(residual, drift=residual.drift + more)
         look = look._replace(bound=look.bound + more / state.explicit_scale)

@@ -176,9 +176,8 @@ def step_coordinates(
     try:
         for proxy, value, _, state in present:
             proxy.data = value
-            own = state
-            if not state and inner.is_born_with_state:
-                own = inner.new([proxy]).state[proxy]
+            born = not state and inner.is_born_with_state
+            own = inner.new([proxy]).state[proxy] if born else state
             if own:
                 optimizer.state[proxy] = own
         # apart: fused optimizers take either all state or none

@@ -5,7 +5,7 @@
 
 CPU time of one thread, medians of interleaved repeats; takes about ten minutes. `--quick` tries it
 on small matrices. The plain program (`published`) is ours, from the description of the algorithm of
-Penke and Herten: blocks of 64, one power iteration on the residual, growth to 0.9 of the tolerance,
+Penke and Herten: blocks of 64, one power iteration on the residual, growth to a part of the tolerance,
 on torch. It skips complex numbers, bad input and certificates near rounding.
 """
 
@@ -26,14 +26,17 @@ from lowrank import gallery
 
 QUICK = "--quick" in sys.argv
 N, SMALL, REPEATS = (300, 200, 1) if QUICK else (1536, 900, 5)
+# Spectrum, tolerance, and the part of it to which the plain program grows. With 0.9 that program's
+# rank is near the best but for 1/√j, where it needs 0.75 for a rank as small as ours.
 CASES = [
-    ("exp(−j/7)", 1e-3),
-    ("1/j²", 1e-3),
-    ("1/j", 0.1),
-    ("1/j", 0.05),
-    ("1/√j", 0.5),
-    ("decay + 8 % noise", 0.1),
-    ("decay + 8 % noise", 0.3),
+    ("exp(−j/7)", 1e-3, 0.9),
+    ("1/j²", 1e-3, 0.9),
+    ("1/j", 0.1, 0.9),
+    ("1/j", 0.05, 0.9),
+    ("1/√j", 0.5, 0.9),
+    ("1/√j", 0.5, 0.75),
+    ("decay + 8 % noise", 0.1, 0.9),
+    ("decay + 8 % noise", 0.3, 0.9),
 ]
 DTYPES = ("float32", "float64")
 
@@ -132,6 +135,7 @@ def beside_the_published() -> None:
     begin(
         f"published: {N}×{N}, noise {2 * N}×{N}",
         "matrix, tolerance, dtype",
+        "goal",
         "best rank",
         "plain program: ms",
         "rank",
@@ -142,12 +146,12 @@ def beside_the_published() -> None:
         "over it",
         "rank",
     )
-    for name, rtol in CASES:
+    for name, rtol, goal in CASES:
         for dtype in DTYPES:
             A = matrix(name, dtype, 2 * N if "noise" in name else N, N)
             X = torch.from_numpy(A)
             calls = (
-                lambda X=X, rtol=rtol: published(X, rtol),
+                lambda X=X, rtol=rtol, goal=goal: published(X, rtol, goal=goal),
                 lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
                 lambda A=A, rtol=rtol: lowrank.svd(A, rtol=rtol, rng=1),
             )
@@ -156,6 +160,7 @@ def beside_the_published() -> None:
             ranks += [int(call().rank) for call in calls[1:]]
             row(
                 f"{name}, {rtol:g}, {dtype}",
+                f"{goal:g}",
                 best_rank(A, rtol),
                 f"{plain:.0f}",
                 ranks[0],

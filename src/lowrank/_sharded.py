@@ -220,14 +220,14 @@ class Shards:
     def part_of(self, X: Any, name: str, dim: int | None) -> Array:
         """What this process has of a factor, sharded with A along a dimension or replicated."""
         if not is_sharded(X) or X.device_mesh != self.rows.mesh:
-            message = f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}."
-            raise TypeError(message)
+            raise TypeError(
+                f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}."
+            )
         if not self.rows.holds(X, dim):
-            message = (
+            raise ValueError(
                 f"`{name}` must have the placements {self.rows.placed(dim)}, with parts as large "
                 f"as those of `A`; got {list(X.placements)}."
             )
-            raise ValueError(message)
         local, _ = as_matrix(X.to_local(), name=name)
         same_place(self.operator.empty(0), local, names=("A", name))
         return local
@@ -237,11 +237,10 @@ class Shards:
         m, n = self.shape
         if not self.by_rows or m < n or mode != "reduced":
             side = "rows" if self.by_rows else "columns"
-            message = (
+            raise ValueError(
                 "of a DTensor `qr` makes the reduced factors if it is tall and sharded by rows, "
                 f"got mode {mode!r} and shape {self.shape} sharded by {side}."
             )
-            raise ValueError(message)
         return self.pair(*self.rows.orthonormalise(as_matrix(self.local)[0]))
 
     def parts(self, Q: Any, B: Any) -> tuple[Array, Array | None]:
@@ -269,22 +268,19 @@ def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
         return None
     shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
     if test_matrix is not None:
-        message = "a DTensor has a test matrix on each process, made from `rng`; give none."
-        raise ValueError(message)
+        raise ValueError("a DTensor has a test matrix on each process, made from `rng`; give none.")
     for place in A.placements:
         if place.is_partial():
-            message = (
+            raise ValueError(
                 f"`A` has the placement {place!r}, a sum that was never made; pass "
                 "A.redistribute(placements=[Shard(0)]) or another placement without Partial."
             )
-            raise ValueError(message)
     cut = [place for place in A.placements if not place.is_replicate()]
     if len(cut) > 1 or (cut and type(cut[0]).__name__ != "Shard"):
-        message = (
+        raise ValueError(
             f"`A` has the placements {tuple(A.placements)}; it may be sharded along one dimension "
             "of the mesh only, by rows (Shard(0)) or by columns (Shard(1)). Redistribute it."
         )
-        raise ValueError(message)
     by_rows = not cut or cut[0].dim == 0  # of a replicated matrix all processes have all rows
     local, rows = A.to_local().detach(), Rows(A.device_mesh, tuple(A.placements))
     part = as_operator(local)

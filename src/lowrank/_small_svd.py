@@ -26,8 +26,9 @@ from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
-# Columns up to which a Gram matrix or a residual is computed, and samples for larger ones.
-MANY, SAMPLES = 256, 32
+# Columns up to which a Gram matrix or a residual is computed, and samples for larger ones: more
+# for a bound than for whether to try again.
+MANY, SAMPLES, FEW = 256, 32, 8
 TOO_LARGE = (
     "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the largest number "
     "of its dtype; divide `A` by a constant."
@@ -203,7 +204,7 @@ def _are_orthonormal(*bases: Array, limit: float) -> bool:
         xp, k = array_namespace(Q), Q.shape[-1]
         X, samples = eye(k, k, like=Q), 1
         if k > MANY:  # the square of ‖(QᴴQ − I)X‖_F/√samples is unbiased for that of QᴴQ − I
-            X, samples = _gaussian("orthonormal", (k, SAMPLES), Q), SAMPLES
+            X, samples = _gaussian("orthonormal", (k, FEW), Q), FEW
         left = adjoint_matmul(Q, Q @ X) - X
         departure = departure + xp.max(xp.sum(xp.abs(left) ** 2, axis=(-2, -1))) / samples
     return bool(departure <= (limit * eps(Q)) ** 2 * k)

@@ -273,8 +273,8 @@ def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Arra
 def _check_shapes(shape: tuple[int, ...], Q: Any, B: Any) -> None:
     (m, n), k = shape, Q.shape[1]
     if Q.shape[0] != m:
-        message = f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}."
-        raise ValueError(message)
+        raise ValueError(f"`Q` must have {m} rows to match `A`, got shape {tuple(Q.shape)}.")
     if B is not None and tuple(B.shape) != (k, n):
-        message = f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
-        raise ValueError(message)
+        raise ValueError(
+            f"`B` must have shape {(k, n)} to match `Q` and `A`, got {tuple(B.shape)}."
+        )

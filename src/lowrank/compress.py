@@ -236,8 +236,7 @@ def new_basis(
     if keeps_sketch(space, k, M):
         Q, sizes = _of_whole_sketch(space, A, draw or source(space, A, step))
         if draw is None and not bool(xp.all(xp.isfinite(sizes))):
-            message = "`G` holds NaN or Inf, or its products overflow."
-            raise ValueError(message)
+            raise ValueError("`G` holds NaN or Inf, or its products overflow.")
     else:
         draw = source(space, A, step)
         leading, sizes, r = _leading(space, A, draw, step)

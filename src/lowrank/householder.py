@@ -254,8 +254,9 @@ class HouseholderQR:
         X, _ = as_matrix(X, name="X", stacks=True)
         same_place(self.V, X, names=("A", "X"))
         if X.shape[-2] != self.shape[0]:
-            message = f"expected {self.shape[0]} rows, got an array of shape {tuple(X.shape)}."
-            raise ValueError(message)
+            raise ValueError(
+                f"expected {self.shape[0]} rows, got an array of shape {tuple(X.shape)}."
+            )
         return X
 
 
@@ -349,8 +350,7 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
     True
     """
     if mode not in ("reduced", "complete"):
-        message = f"`mode` must be 'reduced' or 'complete', got {mode!r}."
-        raise ValueError(message)
+        raise ValueError(f"`mode` must be 'reduced' or 'complete', got {mode!r}.")
     shards = shards_of(A)
     if shards is not None:
         return QRResult(*shards.qr(mode))

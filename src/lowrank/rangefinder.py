@@ -48,8 +48,7 @@ def _problem(
     """
     options = DEFAULTS | given
     if side not in ("left", "right"):
-        message = f"`side` must be 'left' (range) or 'right' (corange), got {side!r}."
-        raise ValueError(message)
+        raise ValueError(f"`side` must be 'left' (range) or 'right' (corange), got {side!r}.")
     norm, krylov = as_norm(options["norm"]), bool(options["krylov"])
     delta = as_failure_probability(options["failure_probability"])
     power_iterations, block_size = options["power_iterations"], options["block_size"]
@@ -58,8 +57,9 @@ def _problem(
     if power_iterations is not None:
         power_iterations = as_count(power_iterations, "power_iterations")
         if krylov and power_iterations == 0:
-            message = "`krylov` keeps the blocks of power iterations: give at least one of them."
-            raise ValueError(message)
+            raise ValueError(
+                "`krylov` keeps the blocks of power iterations: give at least one of them."
+            )
     A = as_operator(A)
     if options["check"]:
         check_adjoint(A, options["rng"])
@@ -271,11 +271,10 @@ RangeFinder.__doc__ = worded(RangeFinder.__doc__)
 def _rule(A: Operator, *, rtol: float | None, atol: float | None, rank: int | None) -> StopRule:
     rule = StopRule.parse(rtol=rtol, atol=atol, rank=rank, full=min(A.shape[-2:]))
     if A.is_stack:
-        message = (
+        raise ValueError(
             f"a tolerance needs a single matrix, got a stack of shape {A.shape}; give a fixed "
             "rank, or loop over the matrices."
         )
-        raise ValueError(message)
     return rule
 
 
@@ -355,8 +354,7 @@ def find(
         rule = _rule(state.A, rtol=rtol, atol=atol, rank=rank)
         return _grown(problem, state, rule, share)
     if rank is None:
-        message = "no stop rule: give `rank`, `rtol` or `atol`."
-        raise ValueError(message)
+        raise ValueError("no stop rule: give `rank`, `rtol` or `atol`.")
     if options.get("power_iterations") is None and powers:
         options["power_iterations"] = powers
     problem, state = _problem(A, side=side, adapts=False, **options)

@@ -116,8 +116,7 @@ def svd(
     mean, added, shards = None, 0, shards_of(A, test_matrix=options.get("test_matrix"))
     if shards is not None:
         if center:
-            message = "`center` takes no DTensor; subtract the mean first: A - A.mean(0)."
-            raise ValueError(message)
+            raise ValueError("`center` takes no DTensor; subtract the mean first: A - A.mean(0).")
         A = shards.operator
         options["rng"] = shards.seed(options.get("rng"))
     if center:

@@ -127,11 +127,10 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
 
 def _refuse_spent(state: State) -> None:
     if state.is_spent and isinstance(state.residual, Sampled):
-        message = (
+        raise RuntimeError(
             "`A` holds QᴴA, as `overwrite_a` allowed, and the work on it was interrupted; begin "
             "anew with A as it was."
         )
-        raise RuntimeError(message)
 
 
 def _with_explicit_residual(problem: Problem, state: State, array: Array) -> State:

@@ -83,8 +83,7 @@ def drawn(problem: Problem, state: State, columns: int) -> Drawn:
     def made(draw: Callable[[int], Array], state: State) -> Drawn:
         Omega = draw(width)
         if Omega.shape[-1] < width:
-            message = f"`test_matrix` has {width - Omega.shape[-1]} columns too few."
-            raise ValueError(message)
+            raise ValueError(f"`test_matrix` has {width - Omega.shape[-1]} columns too few.")
         sums: list[Array] = []
         state, sample = multiplied(problem, state, Omega, sums)
         del Omega

@@ -25,8 +25,9 @@ class StopRule:
         cls, *, rtol: float | None, atol: float | None, rank: int | None, full: int
     ) -> "StopRule":
         if rtol is None and atol is None:
-            message = "a tolerance is needed: give `rtol` (relative to the norm of `A`) or `atol`."
-            raise ValueError(message)
+            raise ValueError(
+                "a tolerance is needed: give `rtol` (relative to the norm of `A`) or `atol`."
+            )
         cap = None if rank is None else as_count(rank, "rank")
         return cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, full)
 
@@ -61,9 +62,7 @@ def _tolerance(value: Any, name: str) -> float:
     if value is None:
         return 0.0
     if isinstance(value, str | bytes):
-        message = f"`{name}` must be a number, got {value!r}."
-        raise TypeError(message)
+        raise TypeError(f"`{name}` must be a number, got {value!r}.")
     if not 0.0 <= value < math.inf:
-        message = f"`{name}` must be a finite number that is not negative, got {value!r}."
-        raise ValueError(message)
+        raise ValueError(f"`{name}` must be a finite number that is not negative, got {value!r}.")
     return float(value)

@@ -45,8 +45,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         optimizer: str,
     ) -> None:
         if nonfinite not in ("skip", "raise", "ignore"):
-            message = f"`nonfinite` must be 'skip', 'raise' or 'ignore', got {nonfinite!r}."
-            raise ValueError(message)
+            raise ValueError(f"`nonfinite` must be 'skip', 'raise' or 'ignore', got {nonfinite!r}.")
         if temporary_bytes is not None:
             as_count(temporary_bytes, "temporary_bytes")
         self.nonfinite, self.temporary_bytes, self._inner = nonfinite, temporary_bytes, inner
@@ -112,11 +111,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 if weight is not None:
                     wrong = unfit_placements(parameter) or self._refusal(weight)
             if wrong is not None:
-                message = (
+                raise TypeError(
                     f"a parameter is a {wrong}; keep the weights whole on every rank, as "
                     "DistributedDataParallel does, or give them to an optimizer of their own."
                 )
-                raise TypeError(message)
         return group
 
     def _is_stale(self, state: dict[str, Any], weight: Weight | None) -> bool:
@@ -146,11 +144,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _step_supports_amp_scaling(self) -> bool:
         """What a GradScaler asks: it divides its factor out itself, and skips."""
         if self._hooks is not None:
-            message = (
+            raise RuntimeError(
                 "a GradScaler divides gradients by its factor after the backward pass, and so "
                 "can't be used with step_in_backward; train in bfloat16, without one."
             )
-            raise RuntimeError(message)
         return False
 
     @property
@@ -237,18 +234,18 @@ class LowRankOptimizer(torch.optim.Optimizer):
         True
         """
         if self._hooks is not None:
-            message = "step_in_backward is in force already; close() what it returned first."
-            raise RuntimeError(message)
+            raise RuntimeError(
+                "step_in_backward is in force already; close() what it returned first."
+            )
         world = torch.distributed.is_available() and torch.distributed.is_initialized()
         if world and torch.distributed.get_world_size() > 1:
             plain = [i for i, p in enumerate(self._parameters()) if not hasattr(p, "placements")]
             if plain:
-                message = (
+                raise RuntimeError(
                     f"parameter {self._name(plain[0])} is not a DTensor, and there are "
                     f"{torch.distributed.get_world_size()} ranks: its gradient would be used "
                     "before it is averaged over them. Step after the backward pass."
                 )
-                raise RuntimeError(message)
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         @torch.no_grad()
@@ -295,19 +292,17 @@ class LowRankOptimizer(torch.optim.Optimizer):
             grad = parameter.grad
             if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
                 index = next(i for i, p in enumerate(self._parameters()) if p is parameter)
-                message = (
+                raise TypeError(
                     f"parameter {self._name(index)} has a sparse gradient, which cannot be "
                     "compressed; put it in a group of its own with rank=None."
                 )
-                raise TypeError(message)
 
     def _raise_nonfinite(self) -> None:
         bad = [i for i, p in enumerate(self._parameters()) if not are_finite([p])]
-        message = (
+        raise FloatingPointError(
             "the gradients of these parameters hold NaN, Inf or numbers whose squares overflow: "
             f"{', '.join(map(self._name, bad))}."
         )
-        raise FloatingPointError(message)
 
     # -- workers ------------------------------------------------------------------------------
 

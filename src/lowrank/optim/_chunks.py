@@ -86,11 +86,10 @@ def largest_fraction(
         middle = (low + high) / 2
         low, high = (middle, high) if needed(middle) <= budget else (low, middle)
     if low == 0.0:
-        message = (
+        raise ValueError(
             f"`budget_bytes` must be at least {needed(1e-9):,}, for a basis of one column for each "
             f"of {len(weights)} parameters, got {budget:,}."
         )
-        raise ValueError(message)
     return low
 
 

@@ -99,15 +99,13 @@ def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
     example = make([torch.nn.Parameter(torch.zeros(1, 1))], **options)
     closure = inspect.signature(example.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        message = f"{type(example).__name__} cannot be wrapped: its step needs a closure."
-        raise TypeError(message)
+        raise TypeError(f"{type(example).__name__} cannot be wrapped: its step needs a closure.")
     clash = sorted({*OWN_NAMES, *DEFAULTS} & set(example.defaults))
     if clash:
-        message = (
+        raise TypeError(
             f"{type(example).__name__} cannot be wrapped: its options {', '.join(clash)} have the "
             "names of ours."
         )
-        raise TypeError(message)
     kinds = type(example).__mro__
     names = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds)
     meanings = next((KNOWN[name] for name in names if name in KNOWN), None)

@@ -33,17 +33,17 @@ def loaded_groups(
     groups = copy.deepcopy(saved)
     sizes = [[len(group["params"]) for group in all] for all in (groups, ours)]
     if sizes[0] != sizes[1]:
-        message = (
+        raise ValueError(
             f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; build "
             "it with the same groups."
         )
-        raise ValueError(message)
     name = defaults["optimizer"]
     wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
     if wrong:
         told = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
-        message = f"the state {told}, and this optimizer is {name}; give it a state of its own."
-        raise ValueError(message)
+        raise ValueError(
+            f"the state {told}, and this optimizer is {name}; give it a state of its own."
+        )
     return [
         parse({**defaults, "rank": mine["rank"], **group, "optimizer": name})
         for group, mine in zip(groups, ours, strict=True)
@@ -67,8 +67,7 @@ def check_saved(
             found = "nothing" if key not in saved else tuple(getattr(saved[key], "shape", ()))
             wrong = f"`{key}` must have shape {shape}, got {found} among {', '.join(saved)}"
     if wrong:
-        message = f"the state of parameter {name} does not fit: {wrong}."
-        raise ValueError(message)
+        raise ValueError(f"the state of parameter {name} does not fit: {wrong}.")
 
 
 def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None) -> str | None:

@@ -295,8 +295,9 @@ class LowRank(LowRankOptimizer):
         if lr is None:  # the optimizer has a rate of its own
             lr = 1.0
             if decay:
-                message = "`weight_decay` is a multiple of `lr`: give a number for it, got None."
-                raise ValueError(message)
+                raise ValueError(
+                    "`weight_decay` is a multiple of `lr`: give a number for it, got None."
+                )
         X, t = self._with_residual(weights, states, change, R, G, lr, group, compiling=compiling)
         add_to_weights(
             weights, Q, X, G, kept=1.0 - lr * decay if decay else 1.0, t=t,

@@ -162,8 +162,7 @@ class LowRankMomentum(LowRankOptimizer):
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         for name in FOREIGN:
             if group[name] != self.defaults[name]:
-                message = f"`{name}` is not for LowRankMomentum, got {group[name]!r}."
-                raise ValueError(message)
+                raise ValueError(f"`{name}` is not for LowRankMomentum, got {group[name]!r}.")
         _check_betas(group["betas"])
         return super()._checked(group)
 
@@ -270,8 +269,7 @@ class LowRankMomentum(LowRankOptimizer):
 
 def _check_betas(betas: Any) -> None:
     if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        message = f"`betas` must be two numbers between 0 and 1 (and not 1), got {betas!r}."
-        raise ValueError(message)
+        raise ValueError(f"`betas` must be two numbers between 0 and 1 (and not 1), got {betas!r}.")
 
 
 def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:

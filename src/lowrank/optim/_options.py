@@ -173,15 +173,13 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
     """The group with GaLore's names translated; an error says which option is wrong."""
     group = dict(group)
     if wrong := sorted(set(OF_ALL) & set(group)):
-        message = f"`{wrong[0]}` is an option of the optimizer, and not of a group."
-        raise ValueError(message)
+        raise ValueError(f"`{wrong[0]}` is an option of the optimizer, and not of a group.")
     if "update_proj_gap" in group:
         group["refresh_every"] = group.pop("update_proj_gap")
     if "proj_type" in group:
         kind = group.pop("proj_type")
         if kind not in SIDES:
-            message = f"`proj_type` must be one of {', '.join(SIDES)}, got {kind!r}."
-            raise ValueError(message)
+            raise ValueError(f"`proj_type` must be one of {', '.join(SIDES)}, got {kind!r}.")
         group["side"] = SIDES[kind]
     chosen = {name: group.get(name, value) for name, value in DEFAULTS.items()}
     for name, choices in CHOICES.items():
@@ -190,12 +188,12 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             value = group[name] = str(value).removeprefix("torch.")
         if value not in choices:
             allowed = ", ".join(map(repr, choices))
-            message = f"`{name}` must be one of {allowed}, got {value!r}."
-            raise ValueError(message)
+            raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
     if not 0.0 <= chosen["average"] < 1.0:
-        message = f"`average` must lie between 0 and 1 (and not be 1), got {chosen['average']!r}."
-        raise ValueError(message)
+        raise ValueError(
+            f"`average` must lie between 0 and 1 (and not be 1), got {chosen['average']!r}."
+        )
     if is_asked(chosen):
         _policy(chosen, None, 0)
     return group

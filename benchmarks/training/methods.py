@@ -5,7 +5,7 @@ factor on the update) is left at the default of each package.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from benchmarks.measuring import module_of
 from benchmarks.training.allotment import allotted
 from benchmarks.training.model import Parts
+from benchmarks.training.muon import Orthonormalized
 from lowrank.optim import LowRank, LowRankMomentum
 
 Optimizers = list[torch.optim.Optimizer]
@@ -41,6 +42,7 @@ class Method:
     group: str = "peers"
     few: bool = False  # of the few for a second corpus, or a trial
     drawn: str | None = None  # its label in the plots of few methods
+    family: str | None = None  # the method of which this has another rate of the matrices
     rate: float | None = None  # the only learning rate, where none is looked for
 
     def optimizers(self, parts: Parts, setting: Setting) -> Optimizers:
@@ -55,22 +57,39 @@ def adamw(parts: Parts, setting: Setting, matrices: float = 1.0) -> Optimizers:
     return [torch.optim.AdamW(groups, **setting.adam)]
 
 
-def muon(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
+def muon(parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any) -> Optimizers:
+    rate = matrices * setting.lr
     return [
-        torch.optim.Muon(parts.matrices, lr=setting.lr, weight_decay=0.0, **options),
+        torch.optim.Muon(parts.matrices, lr=rate, weight_decay=0.0, **options),
         torch.optim.AdamW(parts.rest, **setting.adam),
     ]
 
 
-def adamw8bit(parts: Parts, setting: Setting) -> Optimizers:
+def orthonormalized(
+    parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any
+) -> Optimizers:
+    """Trials, and what has no package: one loop in :mod:`benchmarks.training.muon`."""
+    return [
+        Orthonormalized(parts.matrices, matrices * setting.lr, **options),
+        torch.optim.AdamW(parts.rest, **setting.adam),
+    ]
+
+
+def adamw8bit(parts: Parts, setting: Setting, matrices: float = 1.0) -> Optimizers:
     cls = module_of("torchao", "optim").AdamW8bit
-    return [cls([{"params": parts.matrices}, {"params": parts.rest}], **setting.adam)]
+    groups = [{"params": parts.matrices, "lr": matrices * setting.lr}, {"params": parts.rest}]
+    return [cls(groups, **setting.adam)]
 
 
-def projected(parts: Parts, setting: Setting, **options: Any) -> list[dict[str, Any]]:
+def projected(
+    parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any
+) -> list[dict[str, Any]]:
     """Groups of the kind that galore-torch introduced."""
     told = {"update_proj_gap": setting.refresh_every, "scale": 1.0, "proj_type": "std", **options}
-    return [{"params": parts.matrices, **told}, {"params": parts.rest}]
+    return [
+        {"params": parts.matrices, "lr": matrices * setting.lr, **told},
+        {"params": parts.rest},
+    ]
 
 
 def galore(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
@@ -85,8 +104,9 @@ def apollo(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     return [cls(groups, **setting.adam)]
 
 
-def lowrank(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
+def lowrank(parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any) -> Optimizers:
     told = {"refresh_every": setting.refresh_every, "seed": setting.seed, **options}
+    told["lr"] = matrices * setting.lr
     groups = [{"params": parts.matrices, **told}, {"params": parts.rest}]
     return [LowRank(groups, torch.optim.AdamW, **setting.adam)]
 
@@ -101,16 +121,17 @@ def by_allotment(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
     return [LowRank([*groups, {"params": parts.rest}], torch.optim.AdamW, **setting.adam)]
 
 
-def adafactor(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
-    """At 0.2 of the rate of the rest, as LowRankMomentum has it by default."""
+def adafactor(parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any) -> Optimizers:
+    """At 0.2 of the rate of the rest, as LowRankMomentum has it by default, or a part of that."""
     cls = module_of("transformers", "optimization").Adafactor
     fixed = {"scale_parameter": False, "relative_step": False, "warmup_init": False}
-    matrices = cls(parts.matrices, lr=0.2 * setting.lr, **fixed, **options)
-    return [matrices, torch.optim.AdamW(parts.rest, **setting.adam)]
+    of_matrices = cls(parts.matrices, lr=0.2 * matrices * setting.lr, **fixed, **options)
+    return [of_matrices, torch.optim.AdamW(parts.rest, **setting.adam)]
 
 
-def momentum(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
-    groups = [{"params": parts.matrices, **options}, {"params": parts.rest}]
+def momentum(parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any) -> Optimizers:
+    told = {"lr": matrices * setting.lr, **options}
+    groups = [{"params": parts.matrices, **told}, {"params": parts.rest}]
     return [LowRankMomentum(groups, seed=setting.seed, **setting.adam)]
 
 
@@ -124,34 +145,72 @@ def ours(group: str = "ranks", **more: Any) -> Callable[..., Method]:
     return row
 
 
+def with_rates(
+    name: str, method: Method, factors: tuple[float, ...], *, few: bool = False
+) -> dict[str, Method]:
+    """A method, and the same with matrices at these parts of the rate of the rest."""
+    return {name: method} | {
+        f"{name}-{factor:g}": replace(
+            method, options={**method.options, "matrices": factor}, family=name, drawn=None, few=few
+        )
+        for factor in factors
+    }
+
+
 def factors(**more: Any) -> Callable[..., Method]:
     """A row of LowRankMomentum, given its options."""
     return lambda **options: Method(momentum, {"rank": 8, **options}, "lowrank-xp", **more)
 
 
+def trial(**options: Any) -> Method:
+    """What LowRankMuon does, one thing changed."""
+    usual = {"momentum": 8, "longer": None, "rows": True, "matrices": 0.5}
+    return Method(orthonormalized, {**usual, **options}, group="trials", rate=1e-2)
+
+
 # What is changed one at a time is tried at the best learning rate of the default.
 OPTION = ours("options", rate=1e-2)
 FACTORS = factors(group="factors", rate=1e-2)
+# What adds up coherently over the steps of a momentum does so √((1 + β)/(1 − β)) times more than
+# noise: by that, steps without any are lengthened.
+NONE = {"momentum": 0, "longer": (1.95 / 0.05) ** 0.5}
+EIGHT = {"momentum": "8 bits"}
+LIKE_ADAMW = {"adjust_lr_fn": "match_rms_adamw"}
 METHODS: dict[str, Method] = {
-    "adamw": Method(adamw, few=True, drawn="AdamW"),
-    "adamw-0.3": Method(adamw, {"matrices": 0.3}),
-    "adamw-0.1": Method(adamw, {"matrices": 0.1}, few=True, drawn="AdamW, matrices at 0.1 lr"),
-    "adamw-0.03": Method(adamw, {"matrices": 0.03}),
-    "adamw8bit": Method(adamw8bit, {}, "torchao", drawn="AdamW8bit"),
-    "adafactor": Method(adafactor, {}, "transformers", drawn="Adafactor"),
-    "adafactor-momentum": Method(adafactor, {"beta1": 0.9}, "transformers"),
-    "muon": Method(muon, {"adjust_lr_fn": "match_rms_adamw"}, drawn="Muon"),
-    "galore-r8": Method(galore, {"rank": 8}, "galore-torch", few=True, drawn="galore-torch, r=8"),
+    **with_rates("adamw", Method(adamw, few=True, drawn="AdamW"), (0.3,)),
+    "adamw-0.1": Method(
+        adamw, {"matrices": 0.1}, few=True, drawn="AdamW, matrices at 0.1 lr", family="adamw"
+    ),
+    "adamw-0.03": Method(adamw, {"matrices": 0.03}, family="adamw"),
+    **with_rates("adamw8bit", Method(adamw8bit, {}, "torchao", drawn="AdamW8bit"), (0.1,)),
+    **with_rates("adafactor", Method(adafactor, {}, "transformers", drawn="Adafactor"), (0.5,)),
+    **with_rates("adafactor-momentum", Method(adafactor, {"beta1": 0.9}, "transformers"), (0.5,)),
+    **with_rates("muon", Method(muon, LIKE_ADAMW, few=True, drawn="Muon"), (0.5, 0.25), few=True),
+    **with_rates("normuon", Method(orthonormalized, {"rows": True}, drawn="NorMuon"), (0.5, 0.25)),
+    **with_rates("muon8bit", Method(orthonormalized, EIGHT), (0.5,)),
+    **with_rates("no-momentum", Method(orthonormalized, NONE), (0.5, 0.25)),
+    **with_rates("no-momentum-rows", Method(orthonormalized, {**NONE, "rows": True}), (0.5, 0.25)),
+    **with_rates(
+        "galore-r8",
+        Method(galore, {"rank": 8}, "galore-torch", few=True, drawn="galore-torch, r=8"),
+        (0.3,),
+    ),
     "galore-r32": Method(galore, {"rank": 32}, "galore-torch"),
-    "apollo-r8": Method(apollo, {"rank": 8}, "apollo-torch", few=True, drawn="apollo-torch, r=8"),
+    **with_rates(
+        "apollo-r8",
+        Method(apollo, {"rank": 8}, "apollo-torch", few=True, drawn="apollo-torch, r=8"),
+        (0.3,),
+    ),
     "momentum-r1": FACTORS(rank=1),
     "momentum-r4": FACTORS(rank=4),
-    "momentum-r8": factors(group="factors", few=True, drawn="LowRankMomentum, r=8")(),
+    **with_rates(
+        "momentum-r8", factors(group="factors", few=True, drawn="LowRankMomentum, r=8")(), (0.5,)
+    ),
     "momentum-r32": FACTORS(rank=32),
     "momentum-r8-every-4": FACTORS(refresh_every=4),
     "momentum-r8-bfloat16": FACTORS(state_dtype="bfloat16"),
     "lowrank-r4": ours()(rank=4),
-    "lowrank-r8": ours(few=True, drawn="LowRank, r=8")(),
+    **with_rates("lowrank-r8", ours(few=True, drawn="LowRank, r=8")(), (0.3,)),
     "lowrank-r32": ours(drawn="LowRank, r=32")(rank=32),
     "lowrank-allotted": Method(by_allotment, {}, "lowrank-xp", "ranks", rate=1e-2),
     "lowrank-energy-0.8": ours()(energy=0.8, max_rank=32),
@@ -165,10 +224,26 @@ METHODS: dict[str, Method] = {
     "lowrank-r8-power-0": OPTION(power_iterations=0),
     "lowrank-r8-warm-start": OPTION(warm_start=True),
     "lowrank-r8-average-0.98": OPTION(average=0.98),
+    "trial-r8": trial(),
+    "trial-r0": Method(
+        orthonormalized, {**NONE, "rows": True, "matrices": 0.5}, group="trials", rate=1e-2
+    ),
+    "trial-r1": trial(momentum=1),
+    "trial-r4": trial(momentum=4),
+    "trial-r16": trial(momentum=16),
+    "trial-r32": trial(momentum=32),
+    "trial-pays": trial(pays=True),
+    "trial-same": trial(longer=1.0),
+    "trial-longer-4": trial(longer=4.0),
+    "trial-longer-6.2": trial(longer=6.2),
+    "trial-at-most-6.2": trial(at_most=6.2),
+    "trial-no-rows": trial(rows=False),
+    "trial-polar-express": trial(polar_express=True),
 }
 GROUPS = {
     "peers": "Peers",
     "factors": "LowRankMomentum",
     "ranks": "LowRank around AdamW",
     "options": "LowRank around AdamW, rank 8, one option changed",
+    "trials": "LowRankMuon as plain code, rank 8, one thing changed",
 }

@@ -41,7 +41,7 @@ class Protocol:
     validate_every: int = 200
     # What each method's learning rate is looked for in with the first seed. Where an end of the
     # grid is best, what lies beyond it is tried too. The other seeds run at the best.
-    rates: tuple[float, ...] = (3e-3, 1e-2, 2e-2)
+    rates: tuple[float, ...] = (3e-3, 5e-3, 1e-2, 2e-2)
     below: float | None = 1e-3
     above: float | None = 4e-2
     seeds: tuple[int, ...] = (0, 1, 2)

@@ -14,7 +14,7 @@ from benchmarks.measuring import module_of
 from benchmarks.training.allotment import allotted
 from benchmarks.training.model import Parts
 from benchmarks.training.muon import Orthonormalized
-from lowrank.optim import LowRank, LowRankMomentum
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon
 
 Optimizers = list[torch.optim.Optimizer]
 
@@ -135,6 +135,16 @@ def momentum(parts: Parts, setting: Setting, matrices: float = 1.0, **options: A
     return [LowRankMomentum(groups, seed=setting.seed, **setting.adam)]
 
 
+def low_rank_muon(
+    parts: Parts, setting: Setting, matrices: float = 1.0, **options: Any
+) -> Optimizers:
+    groups = [
+        {"params": parts.matrices, "lr": matrices * setting.lr, **options},
+        {"params": parts.rest, "rank": None},
+    ]
+    return [LowRankMuon(groups, seed=setting.seed, **setting.adam)]
+
+
 def ours(group: str = "ranks", **more: Any) -> Callable[..., Method]:
     """A row of LowRank, given its options; of rank 8 where nothing else is said."""
 
@@ -171,6 +181,14 @@ def trial(**options: Any) -> Method:
 # What is changed one at a time is tried at the best learning rate of the default.
 OPTION = ours("options", rate=1e-2)
 FACTORS = factors(group="factors", rate=1e-2)
+
+
+# At the best rates of the default.
+def MUON(**options: Any) -> Method:  # noqa: N802
+    told = {"matrices": 0.5, **options}
+    return Method(low_rank_muon, told, "lowrank-xp", "muon", rate=1e-2)
+
+
 # What adds up coherently over the steps of a momentum does so √((1 + β)/(1 − β)) times more than
 # noise: by that, steps without any are lengthened.
 NONE = {"momentum": 0, "longer": (1.95 / 0.05) ** 0.5}
@@ -201,6 +219,23 @@ METHODS: dict[str, Method] = {
         Method(apollo, {"rank": 8}, "apollo-torch", few=True, drawn="apollo-torch, r=8"),
         (0.3,),
     ),
+    **with_rates(
+        "lowrank-muon-r8",
+        Method(low_rank_muon, {}, "lowrank-xp", "muon", few=True, drawn="LowRankMuon, r=8"),
+        (0.5, 0.25),
+        few=True,
+    ),
+    **with_rates(
+        "lowrank-muon-r0",
+        Method(low_rank_muon, {"rank": 0}, "lowrank-xp", "muon", few=True),
+        (0.5, 0.25),
+        few=True,
+    ),
+    "lowrank-muon-r1": MUON(rank=1),
+    "lowrank-muon-r4": MUON(rank=4),
+    "lowrank-muon-r16": MUON(rank=16),
+    "lowrank-muon-r32": MUON(rank=32),
+    "lowrank-muon-bfloat16": MUON(state_dtype="bfloat16"),
     "momentum-r1": FACTORS(rank=1),
     "momentum-r4": FACTORS(rank=4),
     **with_rates(
@@ -225,13 +260,6 @@ METHODS: dict[str, Method] = {
     "lowrank-r8-warm-start": OPTION(warm_start=True),
     "lowrank-r8-average-0.98": OPTION(average=0.98),
     "trial-r8": trial(),
-    "trial-r0": Method(
-        orthonormalized, {**NONE, "rows": True, "matrices": 0.5}, group="trials", rate=1e-2
-    ),
-    "trial-r1": trial(momentum=1),
-    "trial-r4": trial(momentum=4),
-    "trial-r16": trial(momentum=16),
-    "trial-r32": trial(momentum=32),
     "trial-pays": trial(pays=True),
     "trial-same": trial(longer=1.0),
     "trial-longer-4": trial(longer=4.0),
@@ -242,6 +270,7 @@ METHODS: dict[str, Method] = {
 }
 GROUPS = {
     "peers": "Peers",
+    "muon": "LowRankMuon",
     "factors": "LowRankMomentum",
     "ranks": "LowRank around AdamW",
     "options": "LowRank around AdamW, rank 8, one option changed",

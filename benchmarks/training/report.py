@@ -20,9 +20,9 @@ COLOURS = (
     "#882255", "#882255",
 )  # fmt: skip
 DASHES = ("-", "--", ":", "-.", "-", "--", "-", "--", "-", ":")
-MARKERS = {"peers": "o", "factors": "D", "ranks": "s", "options": "x", "trials": "+"}
+MARKERS = {"peers": "o", "muon": "^", "factors": "D", "ranks": "s", "options": "x", "trials": "+"}
 OF_GROUP = {
-    "peers": "#D55E00", "factors": "#009E73", "ranks": "#0072B2", "options": "#777777",
+    "peers": "#D55E00", "muon": "#CC79A7", "factors": "#009E73", "ranks": "#0072B2", "options": "#777777",
     "trials": "#777777",
 }  # fmt: skip
 TITLES = {"kjv": "King James text", "stdlib": "Sources of the Python standard library"}

@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from itertools import chain
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -18,6 +18,7 @@ from lowrank.optim._loading import check_saved, copied, loaded_groups
 from lowrank.optim._options import DEFAULTS, PLANNED, Weight, is_asked, parse, weight_of
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import align, placed_as, unfit_placements
+from lowrank.optim._stacks import write
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
@@ -26,8 +27,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
     What one of them is steps its `_step_chunk`; the rest is stepped by the inner optimizer.
     """
 
-    _shares_coordinates = True  # over the ranks, where these have rows of the short side
+    # How state of sharded weights is: see `Weight`.
+    _spread: ClassVar[dict[str, bool]] = {"shares": True}
     _temporaries = 6  # of a step of a weight, in coordinates
+    _copies = 0  # of its gradient, in a stack
+    _foreign: tuple[str, ...] = ()  # options of siblings, which a group may not have
+    _rank_stays = True  # from the first step on: with another one, a state begins anew
     _made: list[Chunk | torch.optim.Optimizer]
     _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
     _turns: dict[torch.Tensor, float]  # of the compressed parameters
@@ -102,6 +107,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group with translated options; an error for what can't be stepped."""
         group = parse(group)
+        for name in self._foreign:
+            if group[name] != self.defaults[name]:
+                raise ValueError(f"`{name}` is not for {type(self).__name__}, got {group[name]!r}.")
         for parameter in group["params"]:
             wrong = None
             if getattr(parameter, "_is_flat_param", False):
@@ -119,7 +127,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     def _is_stale(self, state: dict[str, Any], weight: Weight | None) -> bool:
         """Whether a state was made with other options and can't go on."""
-        return ("basis" in state) != (weight is not None)
+        if weight is None or "basis" not in state:
+            return ("basis" in state) != (weight is not None)
+        return self._rank_stays and state["basis"].shape[1] != weight.rank
 
     def __getstate__(self) -> dict[str, Any]:
         names = ("nonfinite", "temporary_bytes", "_inner")
@@ -285,6 +295,22 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self._inner.set_options(theirs, self.param_groups[theirs["number"]])
         worker.step()
 
+    def _keep(
+        self,
+        weights: list[Weight],
+        states: list[dict[str, Any]],
+        new: dict[str, torch.Tensor],
+        *,
+        in_place: bool,
+    ) -> None:
+        """Give states the members of stacks: written to the tensors there, or as new ones."""
+        for name, stack in new.items():
+            places = [state.get(name) if in_place else None for state in states]
+            for state, value in zip(states, write(stack, places), strict=True):
+                state[name] = value
+        for weight, state in zip(weights, states, strict=True):
+            self.state[weight.parameter] = state
+
     def _prepare(self, parameters: list[torch.Tensor]) -> None:
         """Refuse sparse gradients, and cut those of weights that are sharded as these are."""
         for parameter in parameters:
@@ -314,7 +340,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         found, index = [], 0
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
-                weight = weight_of(group, parameter, index, shares=self._shares_coordinates)
+                weight = weight_of(group, parameter, index, **self._spread)
                 index += 1
                 if weight is None:
                     continue
@@ -376,9 +402,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
                     self.state[p] = state
             made.append(optimizer)
         largest = max((p.numel() * p.element_size() for p in self._turns), default=0)
-        for number, same in alike_weights(weights, alone=alone):
+        for number, same in alike_weights(weights, alone=alone, as_stacks=self._copies > 0):
             group = self.param_groups[number]
-            stacked, count = plan(same[0], group, self._temporaries, self.temporary_bytes, largest)
+            stacked, count = plan(
+                same[0], group, self._temporaries, self._copies, self.temporary_bytes, largest
+            )
             parts = (same[start : start + count] for start in range(0, len(same), count))
             made += [self._chunk(number, part, stacked=stacked) for part in parts]
         self._made, self._seen = made, seen

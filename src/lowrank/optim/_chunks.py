@@ -28,18 +28,19 @@ class Chunk:
 
 
 def alike_weights(
-    weights: list[tuple[int, Weight]], *, alone: bool
+    weights: list[tuple[int, Weight]], *, alone: bool, as_stacks: bool
 ) -> Iterable[tuple[int, list[Weight]]]:
     """Weights of one group and shape, in one dtype, on one device and sharded alike."""
 
     def kind(item: tuple[int, Weight]) -> Any:
         number, weight = item
         p = weight.parameter
-        on_cpu = p.device.type == "cpu"
+        on_cpu = p.device.type == "cpu" and not as_stacks
         own = weight.index if alone or (on_cpu and weight.policy.energy is not None) else None
         # views of weights on their long and short sides go together, and no stacks of them
         shape = (weight.k, weight.M) if on_cpu else (p.shape, weight.left)
-        return number, shape, p.dtype, p.device, weight.along_k, weight.along_M, own
+        spread = weight.blocks, weight.blocks is not None and weight.left
+        return number, shape, p.dtype, p.device, spread, own
 
     return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
 
@@ -48,13 +49,14 @@ def plan(
     first: Weight,
     group: dict[str, Any],
     temporaries: int,
+    copies: int,
     temporary_bytes: int | None,
     largest: int,
 ) -> tuple[bool, int]:
     """Whether weights like the first are stepped as a stack, and how many at a time.
 
-    A step takes so many arrays of the size of the coordinates; the largest weight has so many
-    bytes.
+    A step takes so many arrays of the size of the coordinates, and so many copies of the gradient;
+    the largest weight has so many bytes.
     """
     wide = getattr(torch, group["state_dtype"] or "float16").itemsize
     size = first.rank * max(first.k, first.M) * max(wide, first.dtype.itemsize) * temporaries
@@ -62,9 +64,10 @@ def plan(
     if limit is None:
         limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
     half = first.parameter.dtype != first.dtype
-    arrays = OF_ROUNDING[group["rounding"] if half else "nearest"]  # gradient and weight, and more
+    # gradient and weight, and more
+    arrays = copies + OF_ROUNDING[group["rounding"] if half else "nearest"]
     whole = size + arrays * first.k * first.M * first.dtype.itemsize
-    stacked = not on_cpu and first.blocks is None and whole <= limit
+    stacked = copies > 0 or (not on_cpu and first.blocks is None and whole <= limit)
     return stacked, max(1, limit // (whole if stacked else size))
 
 

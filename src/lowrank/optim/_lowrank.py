@@ -175,6 +175,8 @@ class LowRank(LowRankOptimizer):
     True
     """
 
+    _rank_stays = False  # it changes at a refresh
+
     def __init__(
         self,
         params: Any,

@@ -1,7 +1,7 @@
 """AdamW with a momentum of low rank and a factored mean of squares, on the whole gradient."""
 
-from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
 import torch
 
@@ -9,7 +9,7 @@ from lowrank._panel import orthonormal
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of
-from lowrank.optim._options import DEFAULTS, Weight
+from lowrank.optim._options import DEFAULTS, OF_LOWRANK, Weight, kept_dtype
 from lowrank.optim._refresh import alike, found_basis
 from lowrank.optim._stacks import (
     Matrices,
@@ -17,19 +17,14 @@ from lowrank.optim._stacks import (
     column_squares,
     coordinates,
     gradients,
+    of_stacks,
     products,
     row_squares,
     stack_of,
     weighted_column_squares,
-    write,
 )
 
 NAME = "AdamW, momentum of low rank"
-# Options of LowRank and AdamW that have no meaning here.
-FOREIGN = (
-    *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
-    *("transport", "warm_start", "average", "amsgrad", "decoupled_weight_decay"),
-)
 
 
 class LowRankMomentum(LowRankOptimizer):
@@ -122,8 +117,9 @@ class LowRankMomentum(LowRankOptimizer):
     True
     """
 
-    _shares_coordinates = False  # they are small, and a step needs the old ones whole
+    _spread: ClassVar[dict[str, bool]] = {}  # small coordinates, of which a step needs all old ones
     _temporaries = 12
+    _foreign = OF_LOWRANK
 
     def __init__(
         self,
@@ -160,21 +156,13 @@ class LowRankMomentum(LowRankOptimizer):
         )
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
-        for name in FOREIGN:
-            if group[name] != self.defaults[name]:
-                raise ValueError(f"`{name}` is not for LowRankMomentum, got {group[name]!r}.")
         _check_betas(group["betas"])
         return super()._checked(group)
-
-    def _is_stale(self, state: dict[str, Any], weight: Weight | None) -> bool:
-        if super()._is_stale(state, weight):
-            return True
-        return weight is not None and int(state["basis"].shape[1]) != weight.rank
 
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
         whole = (r + 1) * weight.k + weight.M
-        return whole * weight.dtype.itemsize + r * weight.M * _kept_dtype(group, weight).itemsize
+        return whole * weight.dtype.itemsize + r * weight.M * kept_dtype(group, weight).itemsize
 
     @staticmethod
     def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG004
@@ -225,7 +213,7 @@ class LowRankMomentum(LowRankOptimizer):
         else:
             X, columns = first.sum_k(X, columns)
             X.mul_(1.0 - beta).add_(M * beta)
-        kept = _kept_dtype(group, first)
+        kept = kept_dtype(group, first)
         if kept != dtype:  # the step takes what is kept, and so pays out what is not
             largest = min(torch.finfo(kept).max, torch.finfo(dtype).max)
             X = X.clamp(-largest, largest).to(kept).to(dtype)
@@ -258,13 +246,8 @@ class LowRankMomentum(LowRankOptimizer):
         new = {"basis": Q, "exp_avg": X.to(kept), **means}
         if not turns:
             del new["basis"]
-        for name, stack in new.items():
-            # a processor makes new ones, a device writes to those that are there
-            places = [state.get(name) if stacked else None for state in states]
-            for state, value in zip(states, write(stack, places), strict=True):
-                state[name] = value
-        for weight, state in zip(weights, states, strict=True):
-            self.state[weight.parameter] = state
+        # a processor makes new tensors, a device writes to those that are there
+        self._keep(weights, states, new, in_place=stacked)
 
 
 def _check_betas(betas: Any) -> None:
@@ -279,7 +262,7 @@ def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
     return {
         "step": 0,
         "basis": basis,
-        "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=_kept_dtype(group, weight)),
+        "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=kept_dtype(group, weight)),
         "row_sq": basis.new_zeros(k),
         "col_sq": basis.new_zeros(M),
     }
@@ -301,16 +284,6 @@ def _basis(
     else:
         found = first.along_k.orthonormalise(Y).Q
     return torch.where(sizes > 0, found, Q)
-
-
-def of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
-    """A function of matrices: on a processor of one after the other, which rounds the same for all.
-
-    It has nothing to gain from a stack, and steps of single parameters equal those of many.
-    """
-    if stacks[0].device.type != "cpu":
-        return function(*stacks)
-    return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
 
 
 def _mean_squares(
@@ -337,9 +310,3 @@ def _factors(
     a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)
     b = torch.where(columns > 0, of_all / (columns.sqrt() + least), 0.0)
     return a, b
-
-
-def _kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
-    """Of the coordinates of a momentum, by default that of its basis."""
-    name = group["state_dtype"]
-    return weight.dtype if name is None else getattr(torch, name)

@@ -52,6 +52,11 @@ PLANNED = (
     *("rank", "energy", "max_rank", "random_fraction", "power_iterations", "oversampling", "seed"),
     *("warm_start", "side", "state_dtype", "rounding", "update_proj_gap", "proj_type"),
 )
+# Options of LowRank and AdamW that have no meaning for its siblings.
+OF_LOWRANK = (
+    *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
+    *("transport", "warm_start", "average", "amsgrad", "decoupled_weight_decay"),
+)
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,11 @@ class Weight:
     M: int
     left: bool
     policy: Subspace
+    rank: int  # or the cap of an adaptive one
     # Whether processes with rows of the short side share out the columns of the coordinates.
     shares: bool = False
-
-    @property
-    def rank(self) -> int:
-        """The rank, or the cap of an adaptive one."""
-        return self.policy.largest_rank(self.k)
+    # Whether each process has the whole state, and works on the whole gradient.
+    gathers: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
@@ -98,11 +101,11 @@ class Weight:
 
     @property
     def along_k(self) -> Rows | None:
-        return self.blocks if self.left else None
+        return self.blocks if self.left and not self.gathers else None
 
     @property
     def along_M(self) -> Rows | None:
-        return None if self.left else self.blocks
+        return None if self.left or self.gathers else self.blocks
 
     @cached_property
     def shared(self) -> Rows | None:
@@ -169,6 +172,12 @@ def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
     return several if len(several) > 1 else several[0]
 
 
+def kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
+    """Of the coordinates of a momentum, by default that of its basis."""
+    name = group["state_dtype"]
+    return weight.dtype if name is None else getattr(torch, name)
+
+
 def parse(group: dict[str, Any]) -> dict[str, Any]:
     """The group with GaLore's names translated; an error says which option is wrong."""
     group = dict(group)
@@ -206,7 +215,7 @@ def is_asked(group: dict[str, Any]) -> bool:
 
 def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
     return Subspace(
-        rank=None if group["energy"] is not None else group["rank"],
+        rank=None if group["energy"] is not None else group["rank"] or 1,  # 0 has no bases
         energy=group["energy"],
         max_rank=group["rank"] if group["max_rank"] is None else group["max_rank"],
         random_fraction=group["random_fraction"],
@@ -220,7 +229,7 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
 
 
 def weight_of(
-    group: dict[str, Any], parameter: torch.Tensor, index: int, *, shares: bool = False
+    group: dict[str, Any], parameter: torch.Tensor, index: int, **spread: bool
 ) -> Weight | None:
     """How a parameter is compressed; None where it is not, or where nothing would be saved."""
     if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
@@ -234,6 +243,6 @@ def weight_of(
         left = not left
     k, M = (m, n) if left else (n, m)
     policy = _policy(group, "left" if left else "right", index)
-    found = Weight(index, parameter, k, M, left, policy, shares)
-    r = found.rank
-    return found if 0 < r < k and r * k + 2 * r * M < 2 * k * M else None
+    r = 0 if group["rank"] == 0 else policy.largest_rank(k)
+    saves = k > r and r * k + 2 * r * M < 2 * k * M
+    return Weight(index, parameter, k, M, left, policy, r, **spread) if saves else None

@@ -59,6 +59,16 @@ def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[t
     return places
 
 
+def of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
+    """A function of matrices: on a processor of one after the other, which rounds the same for all.
+
+    It has nothing to gain from a stack, and steps of single parameters equal those of many.
+    """
+    if stacks[0].device.type != "cpu":
+        return function(*stacks)
+    return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
+
+
 def gradients(weights: Sequence[Weight], *, stacked: bool) -> Matrices:
     """Of weights of one shape, as k×M matrices."""
     return matrices(weights, [weight.gradient for weight in weights], stacked=stacked)
@@ -240,8 +250,8 @@ def change_of_weight(
 
 def add_to_weights(
     weights: Sequence[Weight],
-    Q: torch.Tensor | Sequence[torch.Tensor],
-    X: torch.Tensor,
+    Q: torch.Tensor | Sequence[torch.Tensor] | None,
+    X: torch.Tensor | None,
     G: Matrices,
     *,
     kept: Any = 1.0,
@@ -252,10 +262,10 @@ def add_to_weights(
 ) -> None:
     """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, as the group's `rounding` says.
 
-    A stack G holds ``diag(rows) G`` already. What rounding takes away from a compensated weight is
-    `compensation` in its state, in the weight's dtype, and is added in the next step. (N. J.
-    Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed. 2002,
-    doi:10.1137/1.9780898718027, Section 4.3.)
+    A stack G holds ``diag(rows) G`` already; beside one, Q and X may be None. What rounding takes
+    away from a compensated weight is `compensation` in its state, in the weight's dtype, and is
+    added in the next step. (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.
+    2002, doi:10.1137/1.9780898718027, Section 4.3.)
     """
     first = weights[0]
     kind = first.parameter.dtype
@@ -271,10 +281,12 @@ def add_to_weights(
             state.pop("compensation", None)
 
     def change(w: torch.Tensor, i: int, Q: Any, X: Any, G: Any, t: Any) -> None:
-        if isinstance(kept, torch.Tensor):
+        apart = X is None or isinstance(kept, torch.Tensor)
+        if apart:
             w.mul_(kept)
-        add = w.addmm_ if w.ndim == 2 else w.baddbmm_
-        add(Q, X, beta=1.0 if isinstance(kept, torch.Tensor) else kept)
+        if X is not None:
+            add = w.addmm_ if w.ndim == 2 else w.baddbmm_
+            add(Q, X, beta=1.0 if apart else kept)
         if t is not None:
             w.addcmul_(G, t.unsqueeze(-2), value=-1.0)
         if rounding == "stochastic":
@@ -289,11 +301,13 @@ def add_to_weights(
         if lost[0] is not None:
             whole += stack_of(lost)
         flat = whole.flatten(2)
-        change(flat if first.left else flat.mT, 0, as_stack(Q), X, G, t)
+        change(flat if first.left else flat.mT, 0, None if Q is None else as_stack(Q), X, G, t)
         torch._foreach_copy_(data, list(whole.unbind()))
         if lost[0] is not None:
             torch._foreach_copy_(lost, list((whole - stack_of(data)).unbind()))
         return
+    assert Q is not None
+    assert X is not None
     for i, weight in enumerate(weights):
         flat = weight.data.flatten(1)
         W = flat if weight.left else flat.mT

@@ -1,0 +1,191 @@
+"""Muon with a momentum of low rank, and a mean of squares for each row."""
+
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+
+from lowrank._array import array_namespace
+from lowrank._panel import orthonormal
+from lowrank._sketch import gaussian_source
+from lowrank.optim._base import LowRankOptimizer
+from lowrank.optim._chunks import Chunk
+from lowrank.optim._inner import inner_of
+from lowrank.optim._options import DEFAULTS, OF_LOWRANK, Weight, kept_dtype
+from lowrank.optim._refresh import alike
+from lowrank.optim._stacks import add_to_weights, of_stacks, stack_of
+
+NAME = "Muon, momentum of low rank"
+# Of the polynomial of a Newton–Schulz step, and how many steps.
+COEFFICIENTS, STEPS = (3.4445, -4.7750, 2.0315), 5
+# Weight of the past in the running mean of the ratio.
+PATIENCE = 0.95
+
+
+class LowRankMuon(LowRankOptimizer):
+    """Muon."""
+
+    _spread: ClassVar[dict[str, bool]] = {"gathers": True}
+    _temporaries = 6
+    _copies = 6
+    _foreign = (*OF_LOWRANK, "refresh_every", "side")
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        *,
+        rank: float | None = 8,
+        lr: float | torch.Tensor = 1e-3,
+        momentum: float = 0.95,
+        beta2: float = 0.95,
+        betas: tuple[float, float] = (0.9, 0.95),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        scale: float = 0.2,
+        state_dtype: torch.dtype | None = None,
+        rounding: Literal["nearest", "stochastic", "compensated"] = "nearest",
+        temporary_bytes: int | None = None,
+        nonfinite: Literal["skip", "raise", "ignore"] = "skip",
+        seed: int = 0,
+    ) -> None:
+        own = {name: value for name, value in locals().items() if name in DEFAULTS}
+        adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(
+            params,
+            inner_of(torch.optim.AdamW, adamw),
+            {**own, "momentum": momentum, "beta2": beta2},
+            budget_bytes=None,
+            temporary_bytes=temporary_bytes,
+            nonfinite=nonfinite,
+            optimizer=NAME,
+        )
+
+    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
+        for name in ("momentum", "beta2"):
+            if not 0.0 <= group[name] < 1.0:
+                raise ValueError(
+                    f"`{name}` must lie between 0 and 1 (and not be 1), got {group[name]!r}."
+                )
+        return super()._checked(group)
+
+    @staticmethod
+    def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
+        factors = r * (weight.k + weight.M) * kept_dtype(group, weight).itemsize
+        return factors + weight.parameter.shape[0] * weight.dtype.itemsize
+
+    @staticmethod
+    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG004
+        return weight.data.numel() * weight.data.element_size()
+
+    @staticmethod
+    def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:
+        k, M, r = weight.k, weight.M, weight.rank
+        rows = (weight.parameter.shape[0],)
+        return {"basis": (k, r), "exp_avg": (r, M), "row_sq": rows, "ratio": (), "step": ()}
+
+    def _step_chunk(
+        self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
+    ) -> None:
+        del chunk, compiling
+        states = [dict(self.state.get(w.parameter) or _begun(w, group)) for w in weights]
+        for part in alike(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
+            self._step_alike([weight for weight, _ in part], [state for _, state in part], group)
+
+    def _step_alike(
+        self, weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any]
+    ) -> None:
+        """Step weights that have taken as many steps."""
+        first, step, beta = weights[0], states[0]["step"] + 1, group["momentum"]
+        G = _gradients(weights)
+        P, R, ratio, squares = (
+            stack_of([state[name] for state in states], first.dtype)
+            for name in ("basis", "exp_avg", "ratio", "row_sq")
+        )
+        D = torch.baddbmm(G, P, R, beta=1.0 - beta, alpha=beta)
+        Q = _basis(D, P) if first.rank else P
+        R = Q.mT @ D
+        X = D.mul_(beta).add_(G, alpha=1.0 - beta)
+        U = orthonormalized(X)
+        if first.rank:
+            of_G, of_X = (torch.linalg.vector_norm(Q.mT @ Y, dim=(-2, -1)) for Y in (G, X))
+            now = torch.where(of_X > 0, of_G / of_X, ratio)
+            ratio = _mean(ratio, now, PATIENCE, step)
+            inside = Q.mT @ U
+            c = ratio.clamp(min=1.0)[:, None, None]
+            U = U.mul_(c).baddbmm_(Q, inside.mul_(1.0 - c))
+        # a row of the weight lies along this dimension
+        along = -1 if first.left else -2
+        here = U.square().mean(along)
+        squares = _mean(squares, here, group["beta2"], step)
+        a = torch.where(squares > 0, squares.rsqrt(), 0.0)
+        # U keeps its norm
+        sizes = here.sum(-1, keepdim=True) / (here * a.square()).sum(-1, keepdim=True)
+        U.mul_(a.mul_(sizes.sqrt_().nan_to_num_(0.0)).unsqueeze(along))
+        if first.blocks is not None:
+            U = first.blocks.part(U, -2 if first.left else -1)
+        lr, decay = group["lr"], group["weight_decay"]
+        rate = lr * group["scale"] * max(first.k, first.M) ** 0.5
+        for state in states:
+            state["step"] = step
+        add_to_weights(
+            weights, None, None, U, kept=1.0 - lr * decay if decay else 1.0,
+            t=U.new_ones(U.shape[-1]) * (-rate if group["maximize"] else rate),
+            states=states, group=group,
+        )  # fmt: skip
+        kept = kept_dtype(group, first)
+        new = {"basis": Q.to(kept), "exp_avg": R.to(kept), "ratio": ratio, "row_sq": squares}
+        self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
+
+
+def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
+    """A state before the first step: a momentum of zero, and random columns, not yet a basis."""
+    kept, device = kept_dtype(group, weight), weight.parameter.device
+    numbers = np.random.SeedSequence([group["seed"], weight.index])
+    draw = gaussian_source(numbers, array_namespace(weight.data), device, purpose="momentum")
+    Omega: Any = draw((weight.k, weight.rank), weight.dtype)
+    return {
+        "step": 0,
+        "basis": Omega.to(kept),
+        "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=kept),
+        "ratio": Omega.new_ones(()),
+        "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
+    }
+
+
+def _gradients(weights: list[Weight]) -> torch.Tensor:
+    """A stack of whole gradients, k×M: Newton–Schulz steps need all of their rows."""
+    first = weights[0]
+    G = stack_of([weight.gradient for weight in weights], first.dtype).flatten(2)
+    G = G if first.blocks is None else first.blocks.gather(G)
+    return G if first.left else G.mT
+
+
+def _basis(D: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
+    """A basis of ``D Dᵀ P``; P where D is zero."""
+    Z = D.mT @ P
+    sizes = torch.linalg.vector_norm(Z, dim=(-2, -1), keepdim=True)
+    # of size 1, so that no product leaves the range of its dtype
+    found = of_stacks(orthonormal, D @ (Z / torch.where(sizes > 0, sizes, 1.0)))
+    return torch.where(sizes > 0, found, P)
+
+
+def _mean(before: torch.Tensor, now: torch.Tensor, beta: float, step: int) -> torch.Tensor:
+    """A running mean, in which the steps so far have all the weight."""
+    return torch.lerp(before, now, (1.0 - beta) / (1.0 - beta**step))
+
+
+def orthonormalized(X: torch.Tensor) -> torch.Tensor:
+    """Nearly the polar factor of matrices: their singular values become 0.7 to 1.2.
+
+    Five steps of an iteration whose polynomial is odd, in bfloat16 (in float64 for such X).
+    """
+    a, b, c = COEFFICIENTS
+    half = torch.bfloat16 if X.dtype == torch.float32 else X.dtype
+    largest = X.abs().amax((-2, -1), keepdim=True)
+    Y = (X / torch.where(largest > 0, largest, 1.0)).to(half)
+    Y = Y / torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True).clamp(min=1.0)
+    for _ in range(STEPS):
+        A = Y @ Y.mT
+        Y = torch.baddbmm(Y, torch.baddbmm(A, A, A, beta=b, alpha=c), Y, beta=a)
+    return Y.to(X.dtype)

@@ -5,8 +5,8 @@
 
 CPU time of one thread, medians of interleaved repeats; takes about ten minutes. `--quick` tries it
 on small matrices. The plain program (`published`) is ours, from the description of the algorithm of
-Penke and Herten: blocks of 64, one power iteration on the residual, growth to a part of the tolerance,
-on torch. It skips complex numbers, bad input and certificates near rounding.
+Penke and Herten: blocks of 64, one power iteration on the residual, growth to a part of the
+tolerance, on torch. It skips complex numbers, bad input and certificates near rounding.
 """
 
 import math

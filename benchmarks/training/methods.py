@@ -184,7 +184,7 @@ FACTORS = factors(group="factors", rate=1e-2)
 
 
 # At the best rates of the default.
-def MUON(**options: Any) -> Method:  # noqa: N802
+def MUON(**options: Any) -> Method:
     told = {"matrices": 0.5, **options}
     return Method(low_rank_muon, told, "lowrank-xp", "muon", rate=1e-2)
 

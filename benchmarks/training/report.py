@@ -22,8 +22,8 @@ COLOURS = (
 DASHES = ("-", "--", ":", "-.", "-", "--", "-", "--", "-", ":")
 MARKERS = {"peers": "o", "muon": "^", "factors": "D", "ranks": "s", "options": "x", "trials": "+"}
 OF_GROUP = {
-    "peers": "#D55E00", "muon": "#CC79A7", "factors": "#009E73", "ranks": "#0072B2", "options": "#777777",
-    "trials": "#777777",
+    "peers": "#D55E00", "muon": "#CC79A7", "factors": "#009E73", "ranks": "#0072B2",
+    "options": "#777777", "trials": "#777777",
 }  # fmt: skip
 TITLES = {"kjv": "King James text", "stdlib": "Sources of the Python standard library"}
 # Labels that would lie on the points of others, in points from their own.

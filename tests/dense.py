@@ -4,13 +4,16 @@ Of one weight W (k×M, with the short side first), written from the formulas of 
 the bases are taken from the optimizer.
 """
 
+import math
+
 import torch
 
 
 class DenseLowRank:
     """LowRank around AdamW, with the scaled residual and moments that are rotated."""
 
-    def __init__(self, W, lr, betas, eps, weight_decay, scale, maximize=False):
+    def __init__(self, W, lr, betas, eps, weight_decay, scale, maximize=False, left=True):
+        del left
         self.W, self.lr, self.betas, self.eps = W.double().clone(), lr, betas, eps
         self.decay, self.scale, self.sign = weight_decay, scale, -1.0 if maximize else 1.0
         self.m = self.v = self.Q = None
@@ -48,10 +51,46 @@ class DenseLowRank:
         self.W += self.scale * (Q @ change - self.sign * self.lr * S)
 
 
+class DenseMuon:
+    """LowRankMuon, of which the rows of the weight are the columns of W unless it is `left`."""
+
+    def __init__(self, W, lr, betas, eps, weight_decay, scale, maximize=False, left=True):
+        del betas, eps
+        self.W, self.lr, self.decay, self.scale = W.double().clone(), lr, weight_decay, scale
+        self.sign, self.along = -1.0 if maximize else 1.0, 1 if left else 0
+        self.beta = self.square_beta = 0.95
+        self.M, self.steps, self.ratio, self.squares = torch.zeros_like(self.W), 0, 1.0, 0.0
+
+    def step(self, G, Q):
+        G, Q, beta = G.double(), Q.double(), self.beta
+        self.steps += 1
+        D = beta * self.M + (1 - beta) * G
+        self.M = Q @ (Q.T @ D)
+        X = (1 - beta) * G + beta * D
+        U = X / X.norm()
+        for _ in range(5):
+            A = U @ U.T
+            U = 3.4445 * U - 4.7750 * A @ U + 2.0315 * A @ A @ U
+        if Q.shape[1] == 0:
+            U = U * math.sqrt((1 + beta) / (1 - beta))
+        else:
+            share = 0.05 / (1 - 0.95**self.steps)
+            self.ratio += share * ((Q.T @ G).norm() / (Q.T @ X).norm() - self.ratio)
+            inside = Q @ (Q.T @ U)
+            U = inside + max(1.0, float(self.ratio)) * (U - inside)
+        share = (1 - self.square_beta) / (1 - self.square_beta**self.steps)
+        self.squares += share * (U.square().mean(self.along, keepdim=True) - self.squares)
+        new = U / self.squares.sqrt()
+        new = new * (U.norm() / new.norm())
+        self.W = (1 - self.lr * self.decay) * self.W
+        self.W -= self.sign * self.lr * self.scale * max(self.W.shape) ** 0.5 * new
+
+
 class DenseMomentum:
     """LowRankMomentum."""
 
-    def __init__(self, W, lr, betas, eps, weight_decay, scale, maximize=False):
+    def __init__(self, W, lr, betas, eps, weight_decay, scale, maximize=False, left=True):
+        del left
         self.W, self.lr, self.betas, self.eps = W.double().clone(), lr, betas, eps
         self.decay, self.scale, self.sign = weight_decay, scale, -1.0 if maximize else 1.0
         self.M, self.V = torch.zeros_like(self.W), torch.zeros_like(self.W)

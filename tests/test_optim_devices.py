@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 
 from test_optim import SHAPES  # noqa: E402
 
-from lowrank.optim import LowRank, LowRankMomentum  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon  # noqa: E402
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 MAKERS = {
@@ -20,6 +20,7 @@ MAKERS = {
     "LowRank(AdamW), average": lambda p: LowRank(p, torch.optim.AdamW, rank=4, average=0.9),
     "LowRank(AdamW), warm start": lambda p: LowRank(p, torch.optim.AdamW, rank=4, warm_start=True),
     "LowRankMomentum": lambda p: LowRankMomentum(p, rank=4),
+    "LowRankMuon": lambda p: LowRankMuon(p, rank=4),
     "LowRankMomentum, every 3": lambda p: LowRankMomentum(p, rank=4, refresh_every=3),
 }
 DTYPES = {"float32": 1e-4, "bfloat16": 0.02, "float64": 1e-10}
@@ -133,7 +134,7 @@ def test_a_bad_gradient_skips_a_step(device, name):
             assert torch.equal(torch.as_tensor(value), torch.as_tensor(new[key])), key
 
 
-@pytest.mark.parametrize("name", ["LowRank(AdamW, foreach)", "LowRankMomentum"])
+@pytest.mark.parametrize("name", ["LowRank(AdamW, foreach)", "LowRankMomentum", "LowRankMuon"])
 @pytest.mark.parametrize("device", DEVICES)
 def test_steps_in_backward_are_the_ordinary_ones(device, name):
     found = []

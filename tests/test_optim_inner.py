@@ -21,7 +21,7 @@ from test_optim import (  # noqa: E402
 )
 
 from lowrank.compress import Subspace  # noqa: E402
-from lowrank.optim import LowRank, LowRankMomentum  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon  # noqa: E402
 from lowrank.optim._inner import KNOWN, inner_of, moved  # noqa: E402
 
 SHAPES = [(24, 40), (40, 24), (24,)]
@@ -220,6 +220,7 @@ def test_a_rate_that_the_optimizer_chooses():
 OPTIMIZERS = {
     "LowRank": lambda params: LowRank(params, rank=4, lr=0.1, refresh_every=3),
     "LowRankMomentum": lambda params: LowRankMomentum(params, rank=4, lr=0.1),
+    "LowRankMuon": lambda params: LowRankMuon(params, rank=4, lr=0.1),
 }
 
 
@@ -501,6 +502,10 @@ def test_centered_squares_stay_above_the_squares_of_their_means():
     assert bool(torch.isfinite(p).all())
 
 
+def foreign(opt, options):
+    return {"update_proj_gap": "refresh_every"}.get(*[*options] * 2) in opt._foreign
+
+
 @pytest.mark.parametrize(
     "change",
     [{"rank": None}, {"rank": 40}, {"rank": 6}, {"side": "right"}, {"average": 0.5}, {"scale": 0.5},
@@ -516,7 +521,9 @@ def test_edited_options_hold_or_are_refused(make, change):
     for options in (change, old):
         opt.param_groups[0].update(options)
         start = weights(params)
-        if "average" in options and make is OPTIMIZERS["LowRankMomentum"]:
+        if make is not OPTIMIZERS["LowRank"] and foreign(opt, options):
+            with pytest.raises(ValueError, match="is not for LowRank"):
+                opt.add_param_group({"params": parameters([(24, 40)]), **options})
             return
         train(opt, params, 5, start=4)
         opt.report()

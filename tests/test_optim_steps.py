@@ -6,7 +6,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from dense import DenseLowRank, DenseMomentum  # noqa: E402
+from dense import DenseLowRank, DenseMomentum, DenseMuon  # noqa: E402
 from pretended import (  # noqa: E402
     Pretended,
     from_numpy,
@@ -18,7 +18,7 @@ from pretended import (  # noqa: E402
 from test_optim import parameters, peak_bytes, set_gradients  # noqa: E402
 from test_optim_compiled import without_code_generation  # noqa: E402, F401
 
-from lowrank.optim import LowRank, LowRankMomentum  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon  # noqa: E402
 
 OPTIONS = {"lr": 0.05, "betas": (0.8, 0.9), "eps": 1e-3, "weight_decay": 0.3, "scale": 0.7}
 SHAPES = [(48, 96)] * 3 + [(96, 48)] * 2 + [(48, 48), (48, 6, 4, 4), (48,)]
@@ -27,12 +27,18 @@ KINDS = {
     "LowRank, wide": (LowRank, DenseLowRank, {"rank": 24, "oversampling": 2, "refresh_every": 3}),
     "LowRankMomentum": (LowRankMomentum, DenseMomentum, {"rank": 4, "refresh_every": 2}),
     "LowRankMomentum, every step": (LowRankMomentum, DenseMomentum, {"rank": 4}),
+    "LowRankMuon": (LowRankMuon, DenseMuon, {"rank": 4}),
+    "LowRankMuon, no momentum": (LowRankMuon, DenseMuon, {"rank": 0}),
 }
 
 
 def short_first(X):
     X = X.flatten(1)
     return X if X.shape[0] <= X.shape[1] else X.T
+
+
+def is_left(p):
+    return p.shape[0] <= p[0].numel()
 
 
 def on_host(X):
@@ -88,8 +94,13 @@ def test_every_way_to_step_is_the_dense_step(kind, way, dtype):
     """Weights of several shapes, on both sides, over refreshes of their bases."""
     cls, dense, more = KINDS[kind]
     how, pretends, maximize = WAYS[way]
+    if cls is LowRankMuon and dtype == torch.float32:
+        pytest.skip("in single precision its products are in bfloat16: see test_optim_muon")
     params = parameters(SHAPES, dtype)
-    references = [dense(short_first(p.detach()), **OPTIONS, maximize=maximize) for p in params[:-1]]
+    references = [
+        dense(short_first(p.detach()), **OPTIONS, maximize=maximize, left=is_left(p))
+        for p in params[:-1]
+    ]
     gradients = []
     for step in range(8):
         set_gradients(params, step)
@@ -106,7 +117,7 @@ def test_every_way_to_step_is_the_dense_step(kind, way, dtype):
             step()
             for p, G, reference in zip(params, given, references, strict=False):
                 basis = on_host(opt.state[p]["basis"]).double()
-                assert float((basis.T @ basis - torch.eye(len(basis.T))).norm()) < 1e-5
+                assert float((basis.T @ basis - torch.eye(basis.shape[1])).norm()) < 1e-5
                 reference.step(short_first(G), basis)
                 error = short_first(on_host(p.detach())).double() - reference.W
                 # relative to what the steps have changed, about lr in each number and step
@@ -120,13 +131,13 @@ def test_every_way_to_step_is_the_dense_step(kind, way, dtype):
             ]
 
 
-@pytest.mark.parametrize("kind", ["LowRank, wide", "LowRankMomentum"])
+@pytest.mark.parametrize("kind", ["LowRank, wide", "LowRankMomentum", "LowRankMuon"])
 @pytest.mark.filterwarnings("ignore:Profiler record function")
 @pytest.mark.usefixtures("without_code_generation")
 def test_compiled_steps_are_dense_steps(kind):
     cls, dense, more = KINDS[kind]
     params = parameters([(48, 96), (96, 48)], torch.float64)
-    references = [dense(short_first(p.detach()), **OPTIONS) for p in params]
+    references = [dense(short_first(p.detach()), **OPTIONS, left=is_left(p)) for p in params]
     opt = cls(params, **more, **OPTIONS)
     step = torch.compile(opt.step, backend="eager")
     for number in range(5):
@@ -144,6 +155,7 @@ BUDGETS = {  # operations and reads
         LowRank, {"rank": 192, "refresh_every": 10**6, "nonfinite": "ignore"}, 243, 0,
     ),
     "LowRankMomentum": (LowRankMomentum, {"rank": 8}, 366, 1),
+    "LowRankMuon": (LowRankMuon, {"rank": 8}, 500, 1),
 }  # fmt: skip
 
 
@@ -232,21 +244,22 @@ def test_stacks_keep_what_weights_have_of_their_own():
     [(torch.float32, "nearest"), (torch.bfloat16, "nearest"), (torch.bfloat16, "stochastic"),
      (torch.bfloat16, "compensated")],
 )  # fmt: skip
-@pytest.mark.parametrize("cls", [LowRank, LowRankMomentum])
+@pytest.mark.parametrize("cls", [LowRank, LowRankMomentum, LowRankMuon])
 def test_stacks_need_no_more_than_the_temporary_bytes(cls, dtype, rounding):
     """Beyond the state, which the first step makes; over refreshes."""
     rank, limit = (64 if cls is LowRank else 16), 2**23
     with pretending():
         params = parameters([(256, 512)] * 12, dtype)
         pretended = [torch.nn.Parameter(Pretended(p.detach().clone())) for p in params]
+        more = {} if cls is LowRankMuon else {"refresh_every": 2}
         opt = cls(
             pretended,
             rank=rank,
-            refresh_every=2,
             temporary_bytes=limit,
             lr=0.1,
             foreach=True,
             rounding=rounding,
+            **more,
         )
         for step in range(4):
             set_gradients(params, step)

@@ -16,6 +16,7 @@ from training import (  # noqa: E402
     assert_alike,
     gathered,
     momentum,
+    muon,
     network,
     sharded,
     train,
@@ -27,7 +28,7 @@ from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
 
 world = ranks.world
 worlds = ranks.worlds
-MAKES = pytest.mark.parametrize("make", [momentum, around_adamw])
+MAKES = pytest.mark.parametrize("make", [momentum, muon, around_adamw])
 
 
 def _follows_one_process(make, steps, options):
@@ -50,10 +51,11 @@ def test_steps_are_those_of_one_process_with_the_whole_batch(world, make):
     ("make", "options"),
     [
         (momentum, {"refresh_every": 3, "side": "long"}),
+        (muon, {"rank": 0}),
         (around_adamw, {"average": 0.5, "warm_start": True, "refresh_every": 4}),
         (around_adamw, {"rank": None, "energy": 0.6, "max_rank": 0.6, "residual": None}),
     ],
-    ids=["other sides", "averages", "adaptive ranks"],
+    ids=["other sides", "no momentum", "averages", "adaptive ranks"],
 )
 def test_options_mean_what_they_mean_in_one_process(worlds, make, options):
     worlds[4].run(_follows_one_process, make, 9, options)
@@ -61,7 +63,7 @@ def test_options_mean_what_they_mean_in_one_process(worlds, make, options):
 
 def _replicas_are_sharded():
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
-    for make in (momentum, around_adamw):
+    for make in (momentum, muon, around_adamw):
         alone = network()
         model = sharded(alone, mesh)
         train(alone, make(alone.parameters()), range(8), whole=True)
@@ -75,7 +77,7 @@ def test_steps_of_sharded_replicas(worlds):
 
 def _half_precision():
     """Rounding to bfloat16 once a step leaves no more than a few of its units."""
-    for make in (momentum, around_adamw):
+    for make in (momentum, muon, around_adamw):
         alone = network().bfloat16()
         model = sharded(alone)
         one, many = make(alone.parameters()), make(model.parameters())
@@ -109,6 +111,10 @@ def _are_on_every_rank_what_they_should_be(make):
         k, M = (rows, columns) if left else (columns, rows)
         if make is momentum:
             moments = r * M + M + k
+        elif make is muon:  # whole on every process
+            rows, columns = p.shape[0], p[0].numel()
+            k, M = (rows, columns) if left else (columns, rows)
+            moments = r * M + rows + 1
         else:  # stepped by columns, whichever side is cut
             cut = torch.arange(p[0].numel()).chunk(distributed.get_world_size()) if left else []
             cut = [len(part) for part in cut] + [0] * distributed.get_world_size()
@@ -131,7 +137,8 @@ def _are_on_every_rank_what_they_should_be(make):
 @MAKES
 def test_state_on_the_ranks(world, make):
     found = world.run(_are_on_every_rank_what_they_should_be, make)
-    whole = sum(2 * p.numel() * 8 for p in network().parameters())
+    count = 2 if make is not muon else 1  # AdamW's for vectors
+    whole = sum((count if p.ndim > 1 else 2) * p.numel() * 8 for p in network().parameters())
     assert whole <= sum(found) < whole + 4 * 8 * 8 * len(found)  # and the counts of steps
 
 

@@ -9,7 +9,7 @@ from torch import distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from lowrank.optim import LowRank, LowRankMomentum
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon
 
 BATCH = 32
 
@@ -34,8 +34,12 @@ def sharded(model: torch.nn.Module, mesh: Any = None, *, by_layer: bool = False)
     return fully_shard(model, mesh=mesh)
 
 
-def momentum(parameters: Any, **options: Any) -> LowRank:
+def momentum(parameters: Any, **options: Any) -> LowRankMomentum:
     return LowRankMomentum(parameters, rank=0.4, lr=0.05, **options)
+
+
+def muon(parameters: Any, **options: Any) -> LowRankMuon:
+    return LowRankMuon(parameters, **{"rank": 0.4, "lr": 0.02, **options})
 
 
 def around_adamw(parameters: Any, **options: Any) -> LowRank:

@@ -5,7 +5,7 @@ import pytest
 torch = pytest.importorskip("torch")
 lightning = pytest.importorskip("lightning")
 
-from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon, select  # noqa: E402
 
 
 class Module(lightning.LightningModule):
@@ -25,7 +25,7 @@ class Module(lightning.LightningModule):
         return self.make(select(self, rank=4))
 
 
-@pytest.mark.parametrize("make", [LowRank, LowRankMomentum])
+@pytest.mark.parametrize("make", [LowRank, LowRankMomentum, LowRankMuon])
 @pytest.mark.filterwarnings("ignore")
 def test_mixed_precision_and_clipping(tmp_path, make):
     """A scaler whose factor overflows at first, and clipping by norm, which needs it unscaled."""

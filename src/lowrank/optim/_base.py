@@ -32,6 +32,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     _temporaries = 6  # of a step of a weight, in coordinates
     _copies = 0  # of its gradient, in a stack
     _foreign: tuple[str, ...] = ()  # options of siblings, which a group may not have
+    _least_rank = 1
     _rank_stays = True  # from the first step on: with another one, a state begins anew
     _made: list[Chunk | torch.optim.Optimizer]
     _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
@@ -107,6 +108,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group with translated options; an error for what can't be stepped."""
         group = parse(group)
+        if group["rank"] == 0:
+            as_count(0, "rank", least=self._least_rank)
         for name in self._foreign:
             if group[name] != self.defaults[name]:
                 raise ValueError(f"`{name}` is not for {type(self).__name__}, got {group[name]!r}.")

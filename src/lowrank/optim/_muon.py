@@ -27,6 +27,7 @@ class LowRankMuon(LowRankOptimizer):
     """Muon."""
 
     _spread: ClassVar[dict[str, bool]] = {"gathers": True}
+    _least_rank = 0
     _temporaries = 6
     _copies = 6
     _foreign = (*OF_LOWRANK, "refresh_every", "side")
@@ -48,12 +49,14 @@ class LowRankMuon(LowRankOptimizer):
         temporary_bytes: int | None = None,
         nonfinite: Literal["skip", "raise", "ignore"] = "skip",
         seed: int = 0,
+        foreach: bool | None = None,
+        fused: bool | None = None,
     ) -> None:
         own = {name: value for name, value in locals().items() if name in DEFAULTS}
         adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
         super().__init__(
             params,
-            inner_of(torch.optim.AdamW, adamw),
+            inner_of(torch.optim.AdamW, {**adamw, "foreach": foreach, "fused": fused}),
             {**own, "momentum": momentum, "beta2": beta2},
             budget_bytes=None,
             temporary_bytes=temporary_bytes,
@@ -62,11 +65,7 @@ class LowRankMuon(LowRankOptimizer):
         )
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
-        for name in ("momentum", "beta2"):
-            if not 0.0 <= group[name] < 1.0:
-                raise ValueError(
-                    f"`{name}` must lie between 0 and 1 (and not be 1), got {group[name]!r}."
-                )
+        _check_betas(group)
         return super()._checked(group)
 
     @staticmethod
@@ -88,6 +87,7 @@ class LowRankMuon(LowRankOptimizer):
         self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
     ) -> None:
         del chunk, compiling
+        _check_betas(group)
         states = [dict(self.state.get(w.parameter) or _begun(w, group)) for w in weights]
         for part in alike(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
             self._step_alike([weight for weight, _ in part], [state for _, state in part], group)
@@ -113,7 +113,9 @@ class LowRankMuon(LowRankOptimizer):
             ratio = _mean(ratio, now, PATIENCE, step)
             inside = Q.mT @ U
             c = ratio.clamp(min=1.0)[:, None, None]
-            U = U.mul_(c).baddbmm_(Q, inside.mul_(1.0 - c))
+            U.mul_(c).baddbmm_(Q, inside.mul_(1.0 - c))
+        else:
+            U.mul_(((1.0 + beta) / (1.0 - beta)) ** 0.5)
         # a row of the weight lies along this dimension
         along = -1 if first.left else -2
         here = U.square().mean(along)
@@ -136,6 +138,14 @@ class LowRankMuon(LowRankOptimizer):
         kept = kept_dtype(group, first)
         new = {"basis": Q.to(kept), "exp_avg": R.to(kept), "ratio": ratio, "row_sq": squares}
         self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
+
+
+def _check_betas(group: dict[str, Any]) -> None:
+    for name in ("momentum", "beta2"):
+        if not 0.0 <= group[name] < 1.0:
+            raise ValueError(
+                f"`{name}` must lie between 0 and 1 (and not be 1), got {group[name]!r}."
+            )
 
 
 def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:

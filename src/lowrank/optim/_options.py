@@ -214,8 +214,10 @@ def is_asked(group: dict[str, Any]) -> bool:
 
 
 def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
+    if group["rank"] == 0:  # no bases
+        group = {**group, "rank": 1}
     return Subspace(
-        rank=None if group["energy"] is not None else group["rank"] or 1,  # 0 has no bases
+        rank=None if group["energy"] is not None else group["rank"],
         energy=group["energy"],
         max_rank=group["rank"] if group["max_rank"] is None else group["max_rank"],
         random_fraction=group["random_fraction"],

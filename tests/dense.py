@@ -72,16 +72,16 @@ class DenseMuon:
             A = U @ U.T
             U = 3.4445 * U - 4.7750 * A @ U + 2.0315 * A @ A @ U
         if Q.shape[1] == 0:
-            U = U * math.sqrt((1 + beta) / (1 - beta))
+            longer = math.sqrt((1 + beta) / (1 - beta))
         else:
             share = 0.05 / (1 - 0.95**self.steps)
             self.ratio += share * ((Q.T @ G).norm() / (Q.T @ X).norm() - self.ratio)
-            inside = Q @ (Q.T @ U)
-            U = inside + max(1.0, float(self.ratio)) * (U - inside)
+            longer = max(1.0, float(self.ratio))
+            U = U - (1 - 1 / longer) * Q @ (Q.T @ U)
         share = (1 - self.square_beta) / (1 - self.square_beta**self.steps)
-        self.squares += share * (U.square().mean(self.along, keepdim=True) - self.squares)
+        self.squares += share * ((longer * U).square().sum(self.along, keepdim=True) - self.squares)
         new = U / self.squares.sqrt()
-        new = new * (U.norm() / new.norm())
+        new = longer * new * (U.norm() / new.norm())
         self.W = (1 - self.lr * self.decay) * self.W
         self.W -= self.sign * self.lr * self.scale * max(self.W.shape) ** 0.5 * new
 

@@ -21,6 +21,8 @@ NAME = "Muon, momentum of low rank"
 COEFFICIENTS, STEPS = (3.4445, -4.7750, 2.0315), 5
 # Weight of the past in the running mean of the ratio.
 PATIENCE = 0.95
+# The least size to divide by: its square is a number of single precision.
+TINY = 1e-18
 
 
 class LowRankMuon(LowRankOptimizer):
@@ -29,7 +31,7 @@ class LowRankMuon(LowRankOptimizer):
     _spread: ClassVar[dict[str, bool]] = {"gathers": True}
     _least_rank = 0
     _temporaries = 6
-    _copies = 6
+    _copies = 1
     _foreign = (*OF_LOWRANK, "refresh_every", "side")
 
     def __init__(
@@ -104,39 +106,38 @@ class LowRankMuon(LowRankOptimizer):
         )
         D = torch.baddbmm(G, P, R, beta=1.0 - beta, alpha=beta)
         Q = _basis(D, P) if first.rank else P
-        R = Q.mT @ D
+        R, of_G = Q.mT @ D, Q.mT @ G
         X = D.mul_(beta).add_(G, alpha=1.0 - beta)
-        U = orthonormalized(X)
+        sizes = [_norms(Y) for Y in (of_G, torch.lerp(of_G, R, beta))]  # of QᵀG and QᵀX
+        ratio = _mean(ratio, sizes[0] / sizes[1], PATIENCE, step)
+        del G, D, of_G
+        Y = X.div_(_norms(X)[:, None, None])
+        del X
+        U = newton_schulz(Y if Y.dtype == torch.float64 else Y.bfloat16()).to(Y.dtype)
+        del Y
+        longer = ((1.0 + beta) / (1.0 - beta)) ** 0.5
         if first.rank:
-            of_G, of_X = (torch.linalg.vector_norm(Q.mT @ Y, dim=(-2, -1)) for Y in (G, X))
-            now = torch.where(of_X > 0, of_G / of_X, ratio)
-            ratio = _mean(ratio, now, PATIENCE, step)
-            inside = Q.mT @ U
-            c = ratio.clamp(min=1.0)[:, None, None]
-            U.mul_(c).baddbmm_(Q, inside.mul_(1.0 - c))
-        else:
-            U.mul_(((1.0 + beta) / (1.0 - beta)) ** 0.5)
+            longer = ratio.clamp(min=1.0)[:, None]
+            U.baddbmm_(Q, (Q.mT @ U).mul_((1.0 / longer - 1.0).unsqueeze(-1)))
         # a row of the weight lies along this dimension
         along = -1 if first.left else -2
-        here = U.square().mean(along)
-        squares = _mean(squares, here, group["beta2"], step)
-        a = torch.where(squares > 0, squares.rsqrt(), 0.0)
-        # U keeps its norm
-        sizes = here.sum(-1, keepdim=True) / (here * a.square()).sum(-1, keepdim=True)
-        U.mul_(a.mul_(sizes.sqrt_().nan_to_num_(0.0)).unsqueeze(along))
-        if first.blocks is not None:
-            U = first.blocks.part(U, -2 if first.left else -1)
+        rows = torch.linalg.vector_norm(U, dim=along)
+        squares = _mean(squares, (rows * longer).square_(), group["beta2"], step)
+        a = squares.clamp(min=TINY).rsqrt_()
+        sizes = [_norms(Y, -1) for Y in (rows, rows * a)]
         lr, decay = group["lr"], group["weight_decay"]
         rate = lr * group["scale"] * max(first.k, first.M) ** 0.5
+        rate = -rate if group["maximize"] else rate
+        a.mul_((sizes[0] / sizes[1]).unsqueeze(-1) * longer * rate)
+        U.mul_(a.unsqueeze(along))
+        if first.blocks is not None:
+            U = first.blocks.part(U, -2 if first.left else -1)
         for state in states:
             state["step"] = step
-        add_to_weights(
-            weights, None, None, U, kept=1.0 - lr * decay if decay else 1.0,
-            t=U.new_ones(U.shape[-1]) * (-rate if group["maximize"] else rate),
-            states=states, group=group,
-        )  # fmt: skip
-        kept = kept_dtype(group, first)
-        new = {"basis": Q.to(kept), "exp_avg": R.to(kept), "ratio": ratio, "row_sq": squares}
+        kept = 1.0 - lr * decay if decay else 1.0
+        add_to_weights(weights, None, None, U, kept=kept, states=states, group=group)
+        dtype = kept_dtype(group, first)
+        new = {"basis": Q.to(dtype), "exp_avg": R.to(dtype), "ratio": ratio, "row_sq": squares}
         self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
 
 
@@ -171,13 +172,15 @@ def _gradients(weights: list[Weight]) -> torch.Tensor:
     return G if first.left else G.mT
 
 
+def _norms(X: torch.Tensor, dim: Any = (-2, -1)) -> torch.Tensor:
+    """Norms to divide by."""
+    return torch.linalg.vector_norm(X, dim=dim).clamp_(min=TINY)
+
+
 def _basis(D: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
-    """A basis of ``D Dᵀ P``; P where D is zero."""
+    """A basis of ``D Dᵀ P``, of factors of size 1, whose product does not leave their range."""
     Z = D.mT @ P
-    sizes = torch.linalg.vector_norm(Z, dim=(-2, -1), keepdim=True)
-    # of size 1, so that no product leaves the range of its dtype
-    found = of_stacks(orthonormal, D @ (Z / torch.where(sizes > 0, sizes, 1.0)))
-    return torch.where(sizes > 0, found, P)
+    return of_stacks(orthonormal, D @ Z.div_(_norms(Z)[:, None, None]))
 
 
 def _mean(before: torch.Tensor, now: torch.Tensor, beta: float, step: int) -> torch.Tensor:
@@ -185,17 +188,10 @@ def _mean(before: torch.Tensor, now: torch.Tensor, beta: float, step: int) -> to
     return torch.lerp(before, now, (1.0 - beta) / (1.0 - beta**step))
 
 
-def orthonormalized(X: torch.Tensor) -> torch.Tensor:
-    """Nearly the polar factor of matrices: their singular values become 0.7 to 1.2.
-
-    Five steps of an iteration whose polynomial is odd, in bfloat16 (in float64 for such X).
-    """
+def newton_schulz(Y: torch.Tensor) -> torch.Tensor:
+    """Nearly the polar factors of matrices of norm 1: singular values become 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
-    half = torch.bfloat16 if X.dtype == torch.float32 else X.dtype
-    largest = X.abs().amax((-2, -1), keepdim=True)
-    Y = (X / torch.where(largest > 0, largest, 1.0)).to(half)
-    Y = Y / torch.linalg.vector_norm(Y, dim=(-2, -1), keepdim=True).clamp(min=1.0)
     for _ in range(STEPS):
         A = Y @ Y.mT
         Y = torch.baddbmm(Y, torch.baddbmm(A, A, A, beta=b, alpha=c), Y, beta=a)
-    return Y.to(X.dtype)
+    return Y

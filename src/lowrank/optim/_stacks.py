@@ -262,10 +262,10 @@ def add_to_weights(
 ) -> None:
     """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, as the group's `rounding` says.
 
-    A stack G holds ``diag(rows) G`` already; beside one, Q and X may be None. What rounding takes
-    away from a compensated weight is `compensation` in its state, in the weight's dtype, and is
-    added in the next step. (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd ed.
-    2002, doi:10.1137/1.9780898718027, Section 4.3.)
+    A stack G holds ``diag(rows) G`` already; without Q and X, ``diag(t)`` is one. What rounding
+    takes away from a compensated weight is `compensation` in its state, in the weight's dtype, and
+    is added in the next step. (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd
+    ed. 2002, doi:10.1137/1.9780898718027, Section 4.3.)
     """
     first = weights[0]
     kind = first.parameter.dtype
@@ -284,7 +284,9 @@ def add_to_weights(
         apart = X is None or isinstance(kept, torch.Tensor)
         if apart:
             w.mul_(kept)
-        if X is not None:
+        if X is None:
+            w.sub_(G)
+        else:
             add = w.addmm_ if w.ndim == 2 else w.baddbmm_
             add(Q, X, beta=1.0 if apart else kept)
         if t is not None:

@@ -82,7 +82,7 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
         raise not_hermitian(f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}")
     raise ValueError(
         f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
-        f"⟨Aᴴ y, x⟩ = {b}. {_hint(A, (X, Y, P, Q), told, found, tolerance)}"
+        f"⟨Aᴴ y, x⟩ = {b}. {_hint(X, Y, P, Q, told, found, tolerance)}"
     )
 
 
@@ -92,13 +92,8 @@ def not_hermitian(told: str) -> ValueError:
 
 
 def _hint(
-    A: Operator,
-    products: tuple[Array, Array, Array, Array],
-    told: np.ndarray,
-    found: np.ndarray,
-    tolerance: float,
+    X: Array, Y: Array, P: Array, Q: Array, told: np.ndarray, found: np.ndarray, tolerance: float
 ) -> str:
-    X, Y, P, Q = products
     xp = array_namespace(P)
     if is_complex(P):
         transposed = xp.matrix_transpose(Y) @ P - xp.matrix_transpose(Q) @ X
@@ -110,7 +105,7 @@ def _hint(
         return f"`A.rmatmat` is {_number(factor.conjugate())} times the adjoint."
     if is_complex(P):
         return "`A.rmatmat` must multiply by the conjugate transpose: is a conjugate missing?"
-    same = " and not by A once more" if A.shape[0] == A.shape[1] else ""
+    same = " and not by A once more" if X.shape == Y.shape else ""
     return f"`A.rmatmat` must multiply by the transpose{same}."
 
 

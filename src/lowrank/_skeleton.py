@@ -110,14 +110,7 @@ def errors_of(
 
 
 def approximate(
-    A: Operator,
-    rank: int | None,
-    build: Build,
-    *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: str = "fro",
-    **options: Any,
+    A: Operator, rank: int | None, build: Build, **options: Any
 ) -> tuple[Built, Outcome]:
     """What `build` makes of a sketch of A, of the given rank or of one that keeps the tolerance.
 
@@ -130,7 +123,7 @@ def approximate(
             "the matrices."
         )
     options["overwrite_a"] = False  # columns of A are read in the end
-    found = find(A, rank, rtol=rtol, atol=atol, share=SHARE, powers=2, norm=norm, **options)
+    found = find(A, rank, share=SHARE, powers=2, **options)
     # the products of an operator tell its library, device and dtype
     moved, work = found.state.A, found.problem.work
     reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)

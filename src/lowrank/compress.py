@@ -19,6 +19,7 @@ from lowrank._array import (
     largest_of_each,
     phases,
     same_place,
+    squares,
 )
 from lowrank._check import as_count, as_rank
 from lowrank._operator import as_operator, shape_of
@@ -192,9 +193,8 @@ class Subspace:
         shape_of(A, "`G` must be a matrix (two dimensions)")
         side: Literal["left", "right"] = "left" if self.is_left(A.shape) else "right"
         A = A if side == "left" else A.adjoint()
-        old = self.basis
-        if old is not None:
-            same_place(A.empty(0), old, names=("G", "basis"))
+        if self.basis is not None:
+            same_place(A.empty(0), self.basis, names=("G", "basis"))
         Q = new_basis(self, A, self.basis, as_count(step, "step"))
         return self if Q is None else replace(self, basis=Q, side=side)
 
@@ -381,14 +381,9 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     >>> transport_squares(C, np.zeros((2, 1)), np.asarray([[1.0], [4.0]])).tolist()
     [[4.0], [1.0]]
     """
-    xp, weights = array_namespace(C), _square(C)
-    moved = xp.abs(weights @ (square - _square(mean)) + _square(C @ mean))
+    xp, weights = array_namespace(C), squares(C)
+    moved = xp.abs(weights @ (square - squares(mean)) + squares(C @ mean))
     if outside is None:
         return moved
     rest = 1.0 - xp.sum(weights, axis=-1, keepdims=True)
     return moved + xp.maximum(rest, xp.zeros_like(rest)) * outside
-
-
-def _square(X: Array) -> Array:
-    size = array_namespace(X).abs(X) if is_complex(X) else X
-    return size * size

@@ -129,11 +129,9 @@ def approximate(
     reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)
     if found.fixed:
         sketch, outcome = _sketch(found, *reads)
-        k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        built = build(sketch, k)
-        if rank is not None and rank <= found.basis.rank:
-            outcome = replace(outcome, status=Status.RANK_REACHED)
-        outcome = replace(outcome, rank=k)
+        if rank is not None and rank <= outcome.rank:
+            outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
+        built = build(sketch, outcome.rank)
     else:
         built, outcome = _to_tolerance(found, rank, build, reads)
     return built, replace(outcome, passes=work.passes, products=work.products)
@@ -183,7 +181,7 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
     if outcome.error is not None:
         captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
         (residual, estimate), floor = parts_of(found, captured), found.floor
-    is_exact = not found.fixed and norm == "fro" and outcome.certificate == "exact"
+    is_exact = norm == "fro" and outcome.certificate == "exact"
     sketch = Sketch(
         Q=Q,
         B=B,

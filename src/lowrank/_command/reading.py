@@ -222,10 +222,9 @@ def _tensors(path: Path, name: str | None) -> list[Source]:
     if not names:
         refuse(f"holds no matrix: none of its {len(shapes)} tensors has two dimensions")
 
-    dtypes = {key: described[key].get_dtype() for key in names}
-    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(dtypes[key])]
+    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(described[key].get_dtype())]
     if foreign:
-        required("torch", f"dtype {dtypes[foreign[0]]} of {foreign[0]}")
+        required("torch", f"dtype {described[foreign[0]].get_dtype()} of {foreign[0]}")
         tensors = opening(path, "pt")
 
     def source(key: str) -> Source:

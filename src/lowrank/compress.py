@@ -136,9 +136,8 @@ class Subspace:
 
     def largest_rank(self, k: int) -> int:
         """The rank, or the cap of an adaptive one, for a side of length k."""
-        if self.rank is not None:
-            return min(as_rank(self.rank, k, "rank"), k)
-        return min(as_rank(0.25 if self.max_rank is None else self.max_rank, k, "max_rank"), k)
+        cap = 0.25 if self.max_rank is None else self.max_rank
+        return min(as_rank(cap if self.rank is None else self.rank, k, "rank"), k)
 
     @in_full_precision
     def project(self, G: Array, /) -> Array:
@@ -195,7 +194,7 @@ class Subspace:
         A = A if side == "left" else A.adjoint()
         if self.basis is not None:
             same_place(A.empty(0), self.basis, names=("G", "basis"))
-        Q = new_basis(self, A, self.basis, as_count(step, "step"))
+        Q = new_basis(self, A, as_count(step, "step"))
         return self if Q is None else replace(self, basis=Q, side=side)
 
     def _found(self, use: str) -> Array:
@@ -224,15 +223,13 @@ def source(space: Subspace, A: Any, step: int) -> Source:
     return gaussian_source(numbers, A.xp, A.device, purpose="subspace")
 
 
-def new_basis(
-    space: Subspace, A: Any, old: Array | None, step: int, draw: Source | None = None
-) -> Array | None:
+def new_basis(space: Subspace, A: Any, step: int, draw: Source | None = None) -> Array | None:
     """A basis for an operator that is taken from the left; None where the old one stays.
 
     Or a stack of bases, for a stack of matrices whose sketches are kept whole, and a `draw` of
     stacks; then nothing is read from the device, and what is not finite is not noticed.
     """
-    xp, (k, M) = A.xp, A.shape[-2:]
+    xp, (k, M), old = A.xp, A.shape[-2:], space.basis
     if keeps_sketch(space, k, M):
         Q, sizes = _of_whole_sketch(space, A, draw or source(space, A, step))
         if draw is None and not bool(xp.all(xp.isfinite(sizes))):

@@ -164,8 +164,7 @@ def _to_tolerance(
         # the error is the norm itself
         bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
         built = replace(built, error=outcome.norm_A, bound=bound)
-    cap = rank if k == rank else None
-    return built, with_bound(outcome, built.rank, cap, built.error, built.bound)
+    return built, with_bound(outcome, built.rank, rank, built.error, built.bound)
 
 
 def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outcome]:
@@ -181,7 +180,6 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
     if outcome.error is not None:
         captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
         (residual, estimate), floor = parts_of(found, captured), found.floor
-    is_exact = norm == "fro" and outcome.certificate == "exact"
     sketch = Sketch(
         Q=Q,
         B=B,
@@ -194,7 +192,7 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
         estimate=estimate,
         floor=floor,
         fixed=found.fixed,
-        array=found.state.A if is_exact else None,
+        array=found.state.A if norm == "fro" and outcome.certificate == "exact" else None,
     )
     return sketch, outcome
 

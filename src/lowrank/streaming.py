@@ -159,8 +159,7 @@ class SketchedMatrix:
         m, n = (as_count(length, "shape") for length in lengths)
         self.shape = (m, n)
         self.rank = as_count(rank, "rank")
-        of_complex = is_complex(home)
-        alpha = 0 if of_complex else 1
+        alpha = 0 if is_complex(home) else 1
         k = 4 * self.rank + alpha if sketch_size is None else as_count(sketch_size, "sketch_size")
         k = min(k, m, n)
         if k < min(self.rank, m, n):

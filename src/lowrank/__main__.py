@@ -10,10 +10,9 @@ from lowrank._command.running import BAD_INPUT, run
 from lowrank._command.telling import InputError, complain, prepare_streams
 
 
-def main(arguments: list[str] | None = None) -> int:
+def main(arguments: list[str]) -> int:
     """Do what the command line says, and return the exit code."""
     prepare_streams()
-    arguments = sys.argv[1:] if arguments is None else arguments
     try:
         if arguments:
             return run(parse(arguments))
@@ -34,4 +33,4 @@ def _leave(number: int, _: FrameType | None) -> None:
 if __name__ == "__main__":
     for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
         signal.signal(signal.Signals[name], _leave)
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -5,16 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import (
-    Array,
-    adjoint_matmul,
-    array_namespace,
-    device_of,
-    eps,
-    is_complex,
-    safe_norm,
-    same_place,
-)
+from lowrank._array import Array, adjoint_matmul, array_namespace, device_of, safe_norm, same_place
 from lowrank._operator import Operator
 from lowrank._sketch import gaussian_source
 
@@ -65,13 +56,14 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     Q = A.matmat(Y) if hermitian else A.rmatmat(Y)
     same_place(P, Q, names=("A.matmat(X)", "A.rmatmat(Y)"))
     size = float(safe_norm(P)) + float(safe_norm(Q))
-    smallest = float(xp.finfo(P.dtype).smallest_normal) / eps(P)
-    if not smallest <= size < math.inf:
+    limits = xp.finfo(P.dtype)
+    eps = float(limits.eps)
+    if not float(limits.smallest_normal) / eps <= size < math.inf:
         return
     # divided by their size, so that no product of them leaves the range
     P, Q = P / size, Q / size
     offset = 2.0 * COLUMNS**0.5 * A.offset / size
-    tolerance = CONSTANT * eps(P) * (COLUMNS * (m + n)) ** 0.5 * (1.0 + offset)
+    tolerance = CONSTANT * eps * (COLUMNS * (m + n)) ** 0.5 * (1.0 + offset)
     left, right = adjoint_matmul(Y, P), adjoint_matmul(Q, X)
     if float(safe_norm(left - right)) <= tolerance:
         return
@@ -82,7 +74,7 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
         raise not_hermitian(f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}")
     raise ValueError(
         f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
-        f"⟨Aᴴ y, x⟩ = {b}. {_hint(A, (X, Y, P, Q), told, found, tolerance)}"
+        f"⟨Aᴴ y, x⟩ = {b}. {_hint(X, Y, P, Q, told, found, tolerance)}"
     )
 
 
@@ -92,15 +84,11 @@ def not_hermitian(told: str) -> ValueError:
 
 
 def _hint(
-    A: Operator,
-    products: tuple[Array, Array, Array, Array],
-    told: np.ndarray,
-    found: np.ndarray,
-    tolerance: float,
+    X: Array, Y: Array, P: Array, Q: Array, told: np.ndarray, found: np.ndarray, tolerance: float
 ) -> str:
-    X, Y, P, Q = products
     xp = array_namespace(P)
-    if is_complex(P):
+    of_complex = xp.isdtype(P.dtype, "complex floating")
+    if of_complex:
         transposed = xp.matrix_transpose(Y) @ P - xp.matrix_transpose(Q) @ X
         if float(safe_norm(transposed)) <= tolerance:
             return "`A.rmatmat` lacks a conjugate: it multiplies by the transpose."
@@ -108,9 +96,9 @@ def _hint(
     if np.linalg.norm(found - factor * told) <= tolerance * max(1.0, abs(factor)):
         factor = factor.real if abs(factor.imag) <= tolerance * abs(factor) else factor
         return f"`A.rmatmat` is {_number(factor.conjugate())} times the adjoint."
-    if is_complex(P):
+    if of_complex:
         return "`A.rmatmat` must multiply by the conjugate transpose: is a conjugate missing?"
-    same = " and not by A once more" if A.shape[0] == A.shape[1] else ""
+    same = " and not by A once more" if X.shape == Y.shape else ""
     return f"`A.rmatmat` must multiply by the transpose{same}."
 
 

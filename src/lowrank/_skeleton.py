@@ -110,14 +110,7 @@ def errors_of(
 
 
 def approximate(
-    A: Operator,
-    rank: int | None,
-    build: Build,
-    *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    norm: str = "fro",
-    **options: Any,
+    A: Operator, rank: int | None, build: Build, **options: Any
 ) -> tuple[Built, Outcome]:
     """What `build` makes of a sketch of A, of the given rank or of one that keeps the tolerance.
 
@@ -130,17 +123,15 @@ def approximate(
             "the matrices."
         )
     options["overwrite_a"] = False  # columns of A are read in the end
-    found = find(A, rank, rtol=rtol, atol=atol, share=SHARE, powers=2, norm=norm, **options)
+    found = find(A, rank, share=SHARE, powers=2, **options)
     # the products of an operator tell its library, device and dtype
     moved, work = found.state.A, found.problem.work
     reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)
     if found.fixed:
         sketch, outcome = _sketch(found, *reads)
-        k = found.basis.rank if rank is None else min(rank, found.basis.rank)
-        built = build(sketch, k)
-        if rank is not None and rank <= found.basis.rank:
-            outcome = replace(outcome, status=Status.RANK_REACHED)
-        outcome = replace(outcome, rank=k)
+        if rank is not None and rank <= outcome.rank:
+            outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
+        built = build(sketch, outcome.rank)
     else:
         built, outcome = _to_tolerance(found, rank, build, reads)
     return built, replace(outcome, passes=work.passes, products=work.products)
@@ -173,8 +164,7 @@ def _to_tolerance(
         # the error is the norm itself
         bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
         built = replace(built, error=outcome.norm_A, bound=bound)
-    cap = rank if k == rank else None
-    return built, with_bound(outcome, built.rank, cap, built.error, built.bound)
+    return built, with_bound(outcome, built.rank, rank, built.error, built.bound)
 
 
 def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outcome]:
@@ -190,7 +180,6 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
     if outcome.error is not None:
         captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
         (residual, estimate), floor = parts_of(found, captured), found.floor
-    is_exact = not found.fixed and norm == "fro" and outcome.certificate == "exact"
     sketch = Sketch(
         Q=Q,
         B=B,
@@ -203,7 +192,7 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
         estimate=estimate,
         floor=floor,
         fixed=found.fixed,
-        array=found.state.A if is_exact else None,
+        array=found.state.A if norm == "fro" and outcome.certificate == "exact" else None,
     )
     return sketch, outcome
 

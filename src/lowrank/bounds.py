@@ -16,15 +16,8 @@ import numpy as np
 
 from lowrank._check import as_count, as_failure_probability, as_norm
 
-__all__ = [
-    "Deviation",
-    "deviation",
-    "deviation_simple",
-    "expected",
-    "given_sketch",
-    "likely",
-    "root_mean_square",
-]
+__all__ = ["Deviation", "deviation", "deviation_simple", "expected", "given_sketch"]
+__all__ += ["likely", "root_mean_square"]
 
 Values = np.ndarray[Any, np.dtype[np.float64]]
 

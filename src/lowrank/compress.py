@@ -19,6 +19,7 @@ from lowrank._array import (
     largest_of_each,
     phases,
     same_place,
+    squares,
 )
 from lowrank._check import as_count, as_rank
 from lowrank._operator import as_operator, shape_of
@@ -135,9 +136,8 @@ class Subspace:
 
     def largest_rank(self, k: int) -> int:
         """The rank, or the cap of an adaptive one, for a side of length k."""
-        if self.rank is not None:
-            return min(as_rank(self.rank, k, "rank"), k)
-        return min(as_rank(0.25 if self.max_rank is None else self.max_rank, k, "max_rank"), k)
+        cap = 0.25 if self.max_rank is None else self.max_rank
+        return min(as_rank(cap if self.rank is None else self.rank, k, "rank"), k)
 
     @in_full_precision
     def project(self, G: Array, /) -> Array:
@@ -192,10 +192,9 @@ class Subspace:
         shape_of(A, "`G` must be a matrix (two dimensions)")
         side: Literal["left", "right"] = "left" if self.is_left(A.shape) else "right"
         A = A if side == "left" else A.adjoint()
-        old = self.basis
-        if old is not None:
-            same_place(A.empty(0), old, names=("G", "basis"))
-        Q = new_basis(self, A, self.basis, as_count(step, "step"))
+        if self.basis is not None:
+            same_place(A.empty(0), self.basis, names=("G", "basis"))
+        Q = new_basis(self, A, as_count(step, "step"))
         return self if Q is None else replace(self, basis=Q, side=side)
 
     def _found(self, use: str) -> Array:
@@ -224,15 +223,13 @@ def source(space: Subspace, A: Any, step: int) -> Source:
     return gaussian_source(numbers, A.xp, A.device, purpose="subspace")
 
 
-def new_basis(
-    space: Subspace, A: Any, old: Array | None, step: int, draw: Source | None = None
-) -> Array | None:
+def new_basis(space: Subspace, A: Any, step: int, draw: Source | None = None) -> Array | None:
     """A basis for an operator that is taken from the left; None where the old one stays.
 
     Or a stack of bases, for a stack of matrices whose sketches are kept whole, and a `draw` of
     stacks; then nothing is read from the device, and what is not finite is not noticed.
     """
-    xp, (k, M) = A.xp, A.shape[-2:]
+    xp, (k, M), old = A.xp, A.shape[-2:], space.basis
     if keeps_sketch(space, k, M):
         Q, sizes = _of_whole_sketch(space, A, draw or source(space, A, step))
         if draw is None and not bool(xp.all(xp.isfinite(sizes))):
@@ -381,14 +378,9 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     >>> transport_squares(C, np.zeros((2, 1)), np.asarray([[1.0], [4.0]])).tolist()
     [[4.0], [1.0]]
     """
-    xp, weights = array_namespace(C), _square(C)
-    moved = xp.abs(weights @ (square - _square(mean)) + _square(C @ mean))
+    xp, weights = array_namespace(C), squares(C)
+    moved = xp.abs(weights @ (square - squares(mean)) + squares(C @ mean))
     if outside is None:
         return moved
     rest = 1.0 - xp.sum(weights, axis=-1, keepdims=True)
     return moved + xp.maximum(rest, xp.zeros_like(rest)) * outside
-
-
-def _square(X: Array) -> Array:
-    size = array_namespace(X).abs(X) if is_complex(X) else X
-    return size * size

@@ -18,12 +18,7 @@ __all__ = ["cur"]
 
 @shares_options
 def cur(
-    A: Array,
-    /,
-    rank: int | None = None,
-    *,
-    oversampling: int = 10,
-    **options: Unpack[Tolerances],
+    A: Array, /, rank: int | None = None, *, oversampling: int = 10, **options: Unpack[Tolerances]
 ) -> CURResult:
     """CUR decomposition ``A ≈ C U R``, of a given rank or to a given tolerance.
 

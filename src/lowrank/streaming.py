@@ -2,7 +2,6 @@
 
 import math
 import numbers
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,7 +22,7 @@ from lowrank._array import (
     zeros,
 )
 from lowrank._check import as_count, as_failure_probability
-from lowrank._operator import Operator, as_operator
+from lowrank._operator import Operator, as_operator, located
 from lowrank._panel import orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank._small_svd import robust_svd
@@ -31,11 +30,6 @@ from lowrank.certificate import rounding_floor, safety_factor
 from lowrank.results import ErrorEstimate, Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
-
-NOT_FINITE = (
-    "a product of `{name}` with the test matrices is not finite: it holds NaN or Inf, or a sketch "
-    "overflows. The sketched matrix is what it was."
-)
 
 
 class _Factors(NamedTuple):
@@ -165,8 +159,7 @@ class SketchedMatrix:
         m, n = (as_count(length, "shape") for length in lengths)
         self.shape = (m, n)
         self.rank = as_count(rank, "rank")
-        of_complex = is_complex(home)
-        alpha = 0 if of_complex else 1
+        alpha = 0 if is_complex(home) else 1
         k = 4 * self.rank + alpha if sketch_size is None else as_count(sketch_size, "sketch_size")
         k = min(k, m, n)
         if k < min(self.rank, m, n):
@@ -231,8 +224,7 @@ class SketchedMatrix:
         -----
         Like all updates, reads two numbers from the device in the end.
         """
-        operator = self._as_operator(H, "H", self.shape)
-        return self._add("H", (operator.matmat, operator.rmatmat), theta, eta)
+        return self._add("H", self._as_operator(H, "H", self.shape), theta, eta)
 
     @in_full_precision
     def update_rank_one(
@@ -262,8 +254,13 @@ class SketchedMatrix:
                 f"`u` and `v` must have {m} and {n} rows, and as many columns, got shapes "
                 f"{tuple(u.shape)} and {tuple(v.shape)}."
             )
-        products = (lambda X: u @ adjoint_matmul(v, X)), (lambda X: v @ adjoint_matmul(u, X))
-        return self._add("u vᴴ", products, theta, eta)
+        product = located(
+            u,
+            self.shape,
+            matmat=lambda X: u @ adjoint_matmul(v, X),
+            rmatmat=lambda X: v @ adjoint_matmul(u, X),
+        )
+        return self._add("u vᴴ", product, theta, eta)
 
     @in_full_precision
     def update_rows(self, start: int, block: Any, /, *, eta: complex = 1.0) -> "SketchedMatrix":
@@ -294,8 +291,7 @@ class SketchedMatrix:
                 f"`block` must have {self.shape[1]} columns and end within the {self.shape[0]} "
                 f"rows, got shape {operator.shape} at row {start}."
             )
-        products = operator.matmat, operator.rmatmat
-        return self._add("block", products, 1.0, eta, slice(start, end))
+        return self._add("block", operator, 1.0, eta, slice(start, end))
 
     @in_full_precision
     def merge(self, other: Any, /) -> "SketchedMatrix":
@@ -328,16 +324,11 @@ class SketchedMatrix:
         return self
 
     def _add(
-        self,
-        name: str,
-        products: tuple[Callable[[Array], Array], Callable[[Array], Array]],
-        theta: complex,
-        eta: complex,
-        rows: slice = slice(None),
+        self, name: str, H: Operator, theta: complex, eta: complex, rows: slice = slice(None)
     ) -> "SketchedMatrix":
-        k, (matmat, rmatmat) = self.sketch_size, products
+        k = self.sketch_size
         theta, eta = self._as_number(theta, "theta"), self._as_number(eta, "eta")
-        of_rows, of_columns = matmat(self._right), rmatmat(self._left[rows, :])
+        of_rows, of_columns = H.matmat(self._right), H.rmatmat(self._left[rows, :])
         same_place(self._Y, of_rows, names=("self", f"{name}.matmat(X)"))
         same_place(self._Y, of_columns, names=("self", f"{name}.rmatmat(X)"))
         Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
@@ -358,7 +349,10 @@ class SketchedMatrix:
             norm = xp.where(xp.all(xp.isfinite(X)), norm, xp.full_like(norm, math.nan))
         sizes = float(norm), float(added)
         if not all(math.isfinite(size) for size in sizes):
-            raise ValueError(NOT_FINITE.format(name=name))
+            raise ValueError(
+                f"a product of `{name}` with the test matrices is not finite: it holds NaN or Inf, "
+                "or a sketch overflows. The sketched matrix is what it was."
+            )
         return sizes
 
     def _as_operator(self, A: Any, name: str, shape: tuple[int, int] | None) -> Operator:

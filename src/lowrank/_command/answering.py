@@ -12,7 +12,6 @@ import lowrank
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
 from lowrank._command.telling import printable, reason, refuse, tell
-from lowrank._operator import as_operator
 from lowrank.certificate import residual_norm
 from lowrank.results import Look, SVDResult
 
@@ -67,8 +66,7 @@ def _answer(
     if rtol is None:  # the error of a given rank is that of a fresh sample
         fresh = residual_norm(A, found.U, found.S[:, None] * found.Vh, norm=norm, rng=seed)
         error, bound = fresh.value, fresh.upper_bound
-        frobenius = as_operator(A).norm if norm == "fro" else None
-        norm_A = frobenius() if frobenius else float(found.S[0]) if found.rank else 0.0
+        norm_A = found.norm_A if norm == "fro" else float(found.S[0])
     else:
         error, bound, norm_A = found.error, found.error_bound, found.norm_A
     nbytes = found.rank * (sum(A.shape) + 1) * matrix.itemsize  # of U, S and Vh

@@ -36,9 +36,14 @@ class Matrix:
 class Source:
     """A matrix that has not been read yet. `name` is empty where a file holds only one."""
 
-    name: str
-    shape: tuple[int, ...] | None  # where it is known without reading
-    load: Callable[[], Matrix]
+    path: Path
+    read: Callable[[], Any]
+    name: str = ""
+    shape: tuple[int, ...] | None = None  # where it is known without reading
+
+    def load(self) -> Matrix:
+        with guarded(f"{self.path}: {self.name}" if self.shape else self.path, "read"):
+            return _matrix(self.read())
 
 
 def sources(path: Path, name: str | None, skip_rows: int) -> list[Source]:
@@ -60,17 +65,7 @@ def sources(path: Path, name: str | None, skip_rows: int) -> list[Source]:
             return [_archived(path, name)]
     readers = {".npy": _npy, ".mtx": _matrix_market}
     read = readers.get(suffix, partial(_text, skip_rows=skip_rows))
-    return [_source(path, partial(read, path))]
-
-
-def _source(
-    path: Path, read: Callable[[], Any], name: str = "", shape: tuple[int, ...] | None = None
-) -> Source:
-    @guarded(f"{path}: {name}" if shape else path, "read")
-    def load() -> Matrix:
-        return _matrix(read())
-
-    return Source(name, shape, load)
+    return [Source(path, partial(read, path))]
 
 
 def as_numpy(X: Any) -> Any:
@@ -124,14 +119,14 @@ def _archived(path: Path, name: str | None) -> Source:
         arrays = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
     if {"format", "shape", "data"} <= set(arrays) and name is None:
         sparse = required("scipy.sparse", "a sparse .npz file")
-        return _source(path, partial(sparse.load_npz, path))
+        return Source(path, partial(sparse.load_npz, path))
     name = _chosen(name, arrays, "array")
 
     def read() -> Any:
         with np.load(path, allow_pickle=False) as archive:
             return archive[name]
 
-    return _source(path, read, name)
+    return Source(path, read, name)
 
 
 def _chosen(name: str | None, names: list[str], kind: str) -> str:
@@ -227,14 +222,13 @@ def _tensors(path: Path, name: str | None) -> list[Source]:
     if not names:
         refuse(f"holds no matrix: none of its {len(shapes)} tensors has two dimensions")
 
-    dtypes = {key: described[key].get_dtype() for key in names}
-    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(dtypes[key])]
+    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(described[key].get_dtype())]
     if foreign:
-        required("torch", f"dtype {dtypes[foreign[0]]} of {foreign[0]}")
+        required("torch", f"dtype {described[foreign[0]].get_dtype()} of {foreign[0]}")
         tensors = opening(path, "pt")
 
     def source(key: str) -> Source:
         library = tensors if key in foreign else arrays
-        return _source(path, partial(library.get_tensor, key), key, shapes[key])
+        return Source(path, partial(library.get_tensor, key), key, shapes[key])
 
     return [source(key) for key in names]

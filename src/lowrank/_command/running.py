@@ -4,6 +4,7 @@ import math
 import os
 import uuid
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -30,33 +31,29 @@ def run(options: Options) -> int:
     entries: list[dict[str, Any]] = []
     told: list[tuple[str, Answer]] = []
     code = 0
-    try:
-        for position, source in enumerate(matrices, start=1):
-            count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
-            label = f"{options.file.name} {source.name}".rstrip() + count
-            about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
-            try:
+    for position, source in enumerate(matrices, start=1):
+        count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
+        label = f"{options.file.name} {source.name}".rstrip() + count
+        about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
+        try:
+            with closing(progress):
                 progress.start(f"reading {label}")
                 matrix = source.load()
                 progress.start(label)
                 found = answers(matrix, options, progress.look, about)
-            except InputError as error:
-                if len(matrices) == 1:
-                    raise
-                # The other tensors of a checkpoint are worth an answer all the same.
-                progress.clear()
-                complain(str(error))
-                entries.append({"name": source.name, "error": str(error)})
-                code = BAD_INPUT
-                continue
-            _write_files(matrix, found[0], options, progress)
-            progress.clear()
-            entries.append(entry(source, matrix, found))
-            told += [(source.name, answer) for answer in found]
-            if not options.json:
-                table.add(source, matrix, found)
-    finally:
-        progress.clear()
+                _write_files(matrix, found[0], options, progress)
+        except InputError as error:
+            if len(matrices) == 1:
+                raise
+            # The other tensors of a checkpoint are worth an answer all the same.
+            complain(str(error))
+            entries.append({"name": source.name, "error": str(error)})
+            code = BAD_INPUT
+            continue
+        entries.append(entry(source, matrix, found))
+        told += [(source.name, answer) for answer in found]
+        if not options.json:
+            table.add(source, matrix, found)
     if options.json:
         tell(as_json(options, entries))
     else:

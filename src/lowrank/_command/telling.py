@@ -113,7 +113,7 @@ class Progress:
                 text += f" ({self._first.bound:.2e} at rank {self._first.rank})"
             self._write(f"{self._label}: {text}")
 
-    def clear(self) -> None:
+    def close(self) -> None:
         self._write("")
 
     def _write(self, text: str) -> None:

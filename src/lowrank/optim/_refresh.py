@@ -105,7 +105,7 @@ def _refresh(
             return stack_of([one(shape, dtype) for one in draws])
 
         old = None if old is None else stack_of(old)
-        bases = new_basis(first.policy, A, old, step, draw)
+        bases = new_basis(replace(first.policy, basis=old), A, step, draw)
         new = write(bases, [None] * len(weights))
     else:
         G = gradients(weights, stacked=False)

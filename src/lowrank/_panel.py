@@ -24,6 +24,7 @@ from lowrank._array import (
     is_traced,
     lower_inverse,
     phases,
+    slices,
     unasked_cholesky,
     upper_solve,
 )
@@ -417,9 +418,8 @@ def gram_matrix(X: Array) -> Array:
     # another library may have no double precision
     dtype = _double_of(X) if is_numpy_namespace(xp) or is_torch_namespace(xp) else X.dtype
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
-    total = eye(b, b, like=X) * 0.0
-    for start in range(0, p, rows):
-        block = xp.astype(X[..., start : min(start + rows, p), :], dtype)
-        part = adjoint(block) @ block
-        total = part if start == 0 else total + part
+    total = xp.zeros((*batch, b, b), dtype=dtype, device=device_of(X))
+    for part in slices(p, rows):
+        block = xp.astype(X[..., part, :], dtype)
+        total += adjoint(block) @ block
     return xp.astype(total, X.dtype)

@@ -191,6 +191,14 @@ def slices(length: int, rows: int) -> list[slice]:
     return [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
+def block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -> Array:
+    xp = array_namespace(upper_left)
+    *batch, rows, _ = lower_right.shape
+    lower_left = zeros((*batch, rows, upper_left.shape[-1]), upper_left)
+    upper = xp.concat([upper_left, upper_right], axis=-1)
+    return xp.concat([upper, xp.concat([lower_left, lower_right], axis=-1)], axis=-2)
+
+
 def rows_below(X: Array, rows: int) -> Array:
     """`X` with `rows` rows of zeros above it."""
     if rows == 0:

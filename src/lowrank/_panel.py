@@ -12,6 +12,7 @@ from lowrank._array import (
     adjoint,
     adjoint_matmul,
     array_namespace,
+    block_triangle,
     checked_cholesky,
     device_of,
     eps,
@@ -164,8 +165,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
 
     Its ``V = Q₁ + [W; 0]`` is never formed.
     """
-    xp, b = array_namespace(P), P.shape[-1]
-    half = -(-b // 2)
+    half = -(-P.shape[-1] // 2)
     Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[..., :half, :half])
     W, T = _top_of_reflectors(Q1)
     # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
@@ -179,9 +179,8 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     X[..., :half, :] -= W @ C
     X[..., half:, :] += Q2
     del Q2
-    lower = xp.concat([xp.zeros_like(adjoint(R12)), R2], axis=-1)
-    R = xp.concat([xp.concat([R1, R12], axis=-1), lower], axis=-2)
-    return Basis(xp.concat([Q1, X], axis=-1), R)
+    Q = array_namespace(P).concat([Q1, X], axis=-1)
+    return Basis(Q, block_triangle(R1, R12, R2))
 
 
 def _native_qr(P: Array) -> Basis:

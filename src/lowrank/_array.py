@@ -155,9 +155,9 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
     m = X.shape[-2]
     if m < 2 * LONG or is_of_a_gpu(X) or is_traced(X):
         return _adjoint_matmul(X, Y)
-    total = _adjoint_matmul(X[..., :LONG, :], Y[..., :LONG, :])
-    for start in range(LONG, m, LONG):
-        part = slice(start, min(start + LONG, m))
+    first, *others = slices(m, LONG)
+    total = _adjoint_matmul(X[..., first, :], Y[..., first, :])
+    for part in others:
         total += _adjoint_matmul(X[..., part, :], Y[..., part, :])
     return total
 
@@ -184,6 +184,19 @@ def zeros(shape: tuple[int, ...], like: Array) -> Array:
 def eye(rows: int, columns: int, like: Array) -> Array:
     xp = array_namespace(like)
     return xp.eye(rows, columns, dtype=like.dtype, device=device_of(like))
+
+
+def slices(length: int, rows: int) -> list[slice]:
+    """Which rows of a matrix come together, so many at a time."""
+    return [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
+
+
+def block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -> Array:
+    xp = array_namespace(upper_left)
+    *batch, rows, _ = lower_right.shape
+    lower_left = zeros((*batch, rows, upper_left.shape[-1]), upper_left)
+    upper = xp.concat([upper_left, upper_right], axis=-1)
+    return xp.concat([upper, xp.concat([lower_left, lower_right], axis=-1)], axis=-2)
 
 
 def rows_below(X: Array, rows: int) -> Array:
@@ -273,8 +286,7 @@ def subtract_product(Y: Array, V: Array, W: Array) -> None:
     # by blocks of rows, so that no product is as large as Y, and one of NumPy stays in the cache
     m, n = Y.shape[-2:]
     rows = max(1, max(2**16, 0 if is_numpy_namespace(xp) else m * n // 16) // max(1, n))
-    for start in range(0, m, rows):
-        part = slice(start, min(start + rows, m))
+    for part in slices(m, rows):
         Y[..., part, :] -= V[..., part, :] @ W
 
 
@@ -296,10 +308,9 @@ def leading(X: Array, columns: int) -> Array:
 
 def read(*numbers: Array) -> list[float]:
     """Real numbers of one dtype, for all of which the host waits for their device once."""
-    if len(numbers) < 2 or not is_of_a_gpu(numbers[0]):
-        return [float(number) for number in numbers]
-    together = array_namespace(numbers[0]).stack(numbers)
-    return [float(number) for number in to_device(together, "cpu")]
+    if len(numbers) > 1 and is_of_a_gpu(numbers[0]):
+        numbers = to_device(array_namespace(numbers[0]).stack(numbers), "cpu")
+    return [float(number) for number in numbers]
 
 
 def flag(X: Array) -> Array:
@@ -422,9 +433,9 @@ def _within_range(X: Array, norm: float) -> float:
 def _sum_of_squares(X: Array) -> float:
     """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
     xp, n = array_namespace(X), X.shape[-1]
-    is_numpy, starts = is_numpy_namespace(xp), range(0, n, 4096)
+    is_numpy = is_numpy_namespace(xp)
     by_rows = is_numpy or is_torch_namespace(xp)
-    parts = (X[..., k : min(k + 4096, n)] for k in starts) if by_rows else iter(_row_blocks(X))
+    parts = (X[..., part] for part in slices(n, 4096)) if by_rows else iter(_row_blocks(X))
     if is_numpy:
         return sum(float(np.sum(np.real(np.vecdot(part, part)))) for part in parts)
     if is_complex(X):
@@ -444,7 +455,7 @@ def _row_blocks(X: Array) -> list[Array]:
         X = array_namespace(X).reshape(X, (-1, n))
     m = X.shape[0]
     rows = max(1, max(2**16, m * n // 64) // n)
-    return [X[start : min(start + rows, m), :] for start in range(0, m, rows)]
+    return [X[part, :] for part in slices(m, rows)]
 
 
 def loaded(module: str) -> Any:

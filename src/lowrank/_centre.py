@@ -3,7 +3,7 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import Array, adjoint, array_namespace, as_matrix, device_of, safe_norm
+from lowrank._array import Array, adjoint, array_namespace, as_matrix, device_of, safe_norm, slices
 from lowrank._operator import Operator, of_row_blocks
 
 # Rows of a dense matrix that are centred at a time, and at most so many entries; or a sixteenth of
@@ -26,7 +26,7 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     xp, m = A.xp, A.shape[-2]
     long = math.prod(A.shape) // max(1, m)  # a row of all members
     rows = max(min(ROWS, ENTRIES // max(1, long)), m // 16, 1)
-    parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
+    parts = slices(m, rows) or [slice(0, 0)]
 
     def block(part: slice) -> Array:
         return as_matrix(X[..., part, :], stacks=True)[0]

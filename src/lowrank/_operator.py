@@ -25,6 +25,7 @@ from lowrank._array import (
     matrix_norm_by_rows,
     max_abs,
     safe_norm,
+    slices,
     zeros,
 )
 
@@ -224,8 +225,8 @@ def of_row_blocks(
     block: Callable[[slice], Array], shape: tuple[int, ...], rows: int, *, like: Array
 ) -> Operator:
     """A matrix or stack of which so many rows at a time are given by a function."""
-    xp, m = array_namespace(like), shape[-2]
-    parts = [slice(start, min(start + rows, m)) for start in range(0, max(1, m), rows)]
+    xp = array_namespace(like)
+    parts = slices(shape[-2], rows) or [slice(0, 0)]
 
     def rmatmat(Y: Array) -> Array:
         product = adjoint_matmul(block(parts[0]), Y[..., parts[0], :])

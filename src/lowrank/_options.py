@@ -7,9 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Literal, TypedDict, TypeVar
 
-import numpy as np
-
-from lowrank._arithmetic import full_precision
+from lowrank._arithmetic import in_full_precision
 from lowrank.results import Look
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
@@ -85,13 +83,13 @@ def shares_options(function: _Function) -> _Function:
     accepted = {p.name for p in (*own, *shared)}
 
     @wraps(function)
+    @in_full_precision
     def checked(*args: Any, **options: Any) -> Any:
         for name in options:
             if name not in accepted:
                 called = function.__qualname__.removesuffix(".__init__")
                 raise TypeError(f"{called}() got an unexpected keyword argument {name!r}")
-        with np.errstate(all="ignore"), full_precision():
-            return function(*args, **options)
+        return function(*args, **options)
 
     # the stop rules first, as in every docstring, and what is a function's own before the rest
     parameters = sorted(

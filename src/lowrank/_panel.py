@@ -12,6 +12,7 @@ from lowrank._array import (
     adjoint,
     adjoint_matmul,
     array_namespace,
+    block_triangle,
     checked_cholesky,
     device_of,
     eps,
@@ -24,6 +25,7 @@ from lowrank._array import (
     is_traced,
     lower_inverse,
     phases,
+    slices,
     unasked_cholesky,
     upper_solve,
 )
@@ -116,16 +118,15 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
-        return _mixed_cholesky_qr(P)
+        Q, first, second = _mixed_passes(_in_double(P))
+        return Basis(_as(P, Q), _as(P, second @ first))
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
         gram = adjoint_matmul(P, P) if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
-        if b > NARROW and tall:
-            return _by_halves(P, gram)
         if tall:
-            return _polished(_native_qr(P))
+            return _by_halves(P, gram) if b > NARROW else _polished(_native_qr(P))
     elif method is Method.UNASKED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
         return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
@@ -133,10 +134,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
 
 def orthonormal(P: Array) -> Array:
     """The orthonormal factor alone."""
-    if not is_mixed(P):
-        return orthonormalise(P).Q
-    xp = array_namespace(P)
-    return xp.astype(_mixed_passes(xp.astype(P, _double_of(P)))[0], P.dtype)
+    return _as(P, _mixed_passes(_in_double(P))[0]) if is_mixed(P) else orthonormalise(P).Q
 
 
 def conditioned(P: Array) -> Array:
@@ -163,8 +161,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
 
     Its ``V = Q₁ + [W; 0]`` is never formed.
     """
-    xp, b = array_namespace(P), P.shape[-1]
-    half = -(-b // 2)
+    half = -(-P.shape[-1] // 2)
     Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[..., :half, :half])
     W, T = _top_of_reflectors(Q1)
     # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
@@ -178,9 +175,8 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     X[..., :half, :] -= W @ C
     X[..., half:, :] += Q2
     del Q2
-    lower = xp.concat([xp.zeros_like(adjoint(R12)), R2], axis=-1)
-    R = xp.concat([xp.concat([R1, R12], axis=-1), lower], axis=-2)
-    return Basis(xp.concat([Q1, X], axis=-1), R)
+    Q = array_namespace(P).concat([Q1, X], axis=-1)
+    return Basis(Q, block_triangle(R1, R12, R2))
 
 
 def _native_qr(P: Array) -> Basis:
@@ -203,10 +199,8 @@ def _polished(found: Basis) -> Basis:
 
     Of a tall panel of equal numbers it leaves up to m/4 eps.
     """
-    Q, R = found
-    gram = gram_matrix(Q)
-    better = _asked_cholesky_qr(Q, gram, passes=1)
-    return found if better is None else Basis(better.Q, better.R @ R)
+    better = _asked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
+    return found if better is None else Basis(better.Q, better.R @ found.R)
 
 
 def _scaled(P: Array) -> tuple[Array, Array]:
@@ -300,15 +294,8 @@ def is_mixed(P: Array) -> bool:
     return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] > 0 and eps(P) > 1e-10
 
 
-def _mixed_cholesky_qr(P: Array) -> Basis:
-    """Cholesky QR of a panel in single precision with Gram matrices in double, for every rank."""
-    xp = array_namespace(P)
-    Q, first, second = _mixed_passes(xp.astype(P, _double_of(P)))
-    return Basis(xp.astype(Q, P.dtype), xp.astype(second @ first, P.dtype))
-
-
 def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
-    """``X = Q R₂ R₁`` of a panel in double precision, up to an eps of single precision.
+    """``X = Q R₂ R₁`` of a panel in double precision, up to an eps of single; for every rank.
 
     I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
@@ -334,28 +321,35 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
     rank.
     """
     xp = array_namespace(C)
-    X = xp.astype(C, _double_of(C))
+    X = _in_double(C)
     U = xp.linalg.eigh(-adjoint_matmul(X, X))[1]  # the largest first
     P, first, second = _mixed_passes(X @ U)
     R = second @ first
     S = xp.linalg.diagonal(R)
     S = xp.sort(xp.real(S) if is_complex(S) else S, axis=-1, descending=True)
-    R, U, P = (xp.astype(X, C.dtype) for X in (R, U, P))
-    return R, U, xp.astype(S, xp.float32), None, P
+    return _as(C, R), _as(C, U), xp.astype(S, xp.float32), None, _as(C, P)
 
 
 def _mixed_conditioned(P: Array) -> Array:
     """The first pass of it, without noise."""
-    xp = array_namespace(P)
-    X = xp.astype(P, _double_of(P))
+    X = _in_double(P)
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
     upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + floor))
-    return xp.astype(X @ upper_solve(upper, identity, left=False), P.dtype)
+    return _as(P, X @ upper_solve(upper, identity, left=False))
 
 
 def _double_of(P: Array) -> Any:
     xp = array_namespace(P)
     return xp.complex128 if is_complex(P) else xp.float64
+
+
+def _in_double(P: Array) -> Array:
+    return array_namespace(P).astype(P, _double_of(P))
+
+
+def _as(P: Array, X: Array) -> Array:
+    """X in the dtype of P."""
+    return array_namespace(X).astype(X, P.dtype)
 
 
 def _constants_of(X: Array, *names: str) -> list[Array]:
@@ -417,9 +411,8 @@ def gram_matrix(X: Array) -> Array:
     # another library may have no double precision
     dtype = _double_of(X) if is_numpy_namespace(xp) or is_torch_namespace(xp) else X.dtype
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
-    total = eye(b, b, like=X) * 0.0
-    for start in range(0, p, rows):
-        block = xp.astype(X[..., start : min(start + rows, p), :], dtype)
-        part = adjoint(block) @ block
-        total = part if start == 0 else total + part
+    total = xp.zeros((*batch, b, b), dtype=dtype, device=device_of(X))
+    for part in slices(p, rows):
+        block = xp.astype(X[..., part, :], dtype)
+        total += adjoint(block) @ block
     return xp.astype(total, X.dtype)

@@ -17,6 +17,7 @@ from lowrank._array import (
     is_cupy_namespace,
     is_numpy_namespace,
     is_torch_namespace,
+    leading,
     loaded,
     same_place,
 )
@@ -39,7 +40,6 @@ class TestMatrix:
         self._given: Array | None = None
         self._asked: Callable[..., Array] | None = None
         self._last: Array | None = None
-        self._used = 0
         if is_array_api_obj(test_matrix):
             self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
             self._check(self._given)
@@ -61,26 +61,24 @@ class TestMatrix:
     def draw(self, columns: int) -> Array:
         """The next `columns` columns; fewer when a given array runs out of them."""
         if self._given is not None:
-            start = self._used
-            self._used = min(start + columns, self._given.shape[-1])
-            self._last = self._given[..., start : self._used]
+            self._last = leading(self._given, columns)
+            self._given = self._given[..., self._last.shape[-1] :]
             return self._last
         operator = self._operator
         shape = (*operator.shape[:-2], operator.test_rows, columns)
-        if self._asked is not None:
-            Omega = self._asked(shape, operator.dtype, operator.device)
-        else:
+        if self._asked is None:
             if self._gaussian is None:
                 self._gaussian = gaussian_source(
                     self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
                 )
-            Omega = self._gaussian(shape, operator.dtype)
-        Omega, _ = as_matrix(Omega, name="test_matrix", stacks=True)
+            return self._gaussian(shape, operator.dtype)
+        asked = self._asked(shape, operator.dtype, operator.device)
+        Omega, _ = as_matrix(asked, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             raise ValueError(
                 f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
             )
-        self._last = None if self._asked is None else Omega
+        self._last = Omega
         return Omega
 
     def again(self, columns: int) -> Array:
@@ -133,28 +131,27 @@ def gaussian_source(
     """
     generator = as_generator(rng, xp, device)
     if not isinstance(generator, np.random.Generator):
-        is_torch = is_torch_namespace(xp)
-        return _torch_source(generator, device) if is_torch else _cupy_source(generator, device)
+        return _native_source(generator, xp, device)
     # 16 bits of the salt: more than rounding, less than a projection, will change.
     fraction, exponent = math.frexp(salt)
     key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
-    entropy = [int(generator.integers(2**63)), *key]
+    seeds = np.random.SeedSequence([int(generator.integers(2**63)), *key])
+    seed = int(seeds.generate_state(1, np.uint64)[0]) % 2**63
     if is_torch_namespace(xp):
-        native = loaded("torch").Generator(device=device)
-        native.manual_seed(_seed(entropy))
-        of_torch = _torch_source(native, device)
+        native = loaded("torch").Generator(device=device).manual_seed(seed)
+        of_torch = _native_source(native, xp, device)
         if device.type != "cpu":
             return of_torch
         # On two cores torch draws 10⁶ numbers in 5 ms in single precision, and in 25 in double.
-        of_numpy = _host_source(np.random.SeedSequence(entropy), xp, device)
+        of_numpy = _host_source(seeds, xp, device)
         double = (xp.float64, xp.complex128)
         return lambda shape, dtype: (of_numpy if dtype in double else of_torch)(shape, dtype)
     if is_cupy_namespace(xp):
-        cupy = loaded("cupy")
+        random = loaded("cupy").random
         with device:
-            bits = cupy.random.Philox4x3210(_seed(entropy))
-            return _cupy_source(cupy.random.Generator(bits), device)
-    return _host_source(np.random.SeedSequence(entropy), xp, device)
+            native = random.Generator(random.Philox4x3210(seed))
+            return _native_source(native, xp, device)
+    return _host_source(seeds, xp, device)
 
 
 def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
@@ -177,21 +174,11 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
     return rng
 
 
-def _seed(entropy: list[int]) -> int:
-    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
-    return int(state[0]) % 2**63
-
-
-def _torch_source(generator: Any, device: Any) -> Source:
+def _native_source(generator: Any, xp: Namespace, device: Any) -> Source:
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        # torch's complex normal already has variance 1/2 in each part
-        return loaded("torch").randn(shape, generator=generator, dtype=dtype, device=device)
-
-    return draw
-
-
-def _cupy_source(generator: Any, device: Any) -> Source:
-    def draw(shape: tuple[int, ...], dtype: Any) -> Array:
+        if is_torch_namespace(xp):
+            # torch's complex normal already has variance 1/2 in each part
+            return loaded("torch").randn(shape, generator=generator, dtype=dtype, device=device)
         with device:
             return _assemble(generator.standard_normal, shape, np.dtype(dtype))
 

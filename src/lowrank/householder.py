@@ -1,6 +1,5 @@
 """Blocked Householder QR that grows: one accumulated compact WY pair (V, T)."""
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from lowrank._arithmetic import in_full_precision
@@ -10,6 +9,7 @@ from lowrank._array import (
     adjoint_matmul,
     array_namespace,
     as_matrix,
+    block_triangle,
     device_of,
     eye,
     rows_below,
@@ -21,69 +21,61 @@ from lowrank._panel import orthonormalise, reflectors
 from lowrank._sharded import shards_of
 from lowrank.results import QRResult
 
-__all__ = ["CompactWY", "Factor", "HouseholderQR", "householder_qr", "qr", "reflect"]
+__all__ = ["Factor", "HouseholderQR", "householder_qr", "qr", "reflect"]
 
 
-@dataclass(frozen=True, slots=True)
-class CompactWY:
-    """The unitary m×m matrix ``H = I − V T Vᴴ``; V is m×k, T is k×k and block upper triangular."""
+class Factor(NamedTuple):
+    """``Y = Q [R; 0]`` with R upper triangular and ``Q = (I − V T Vᴴ) diag(D, I)``, unitary.
+
+    V is m×k, T is k×k and block upper triangular, and D = diag(D₁, D₂, …) has unitary blocks.
+    """
 
     V: Array
     T: Array
+    D: tuple[Array, ...]
+    R: Array
 
     @property
     def columns(self) -> int:
         return int(self.T.shape[-1])
 
     def apply(self, X: Array) -> Array:
-        """``H X`` in three products."""
-        return _added_to(self.V @ (-self.T @ adjoint_matmul(self.V, X)), X)
+        """``Q X`` in three products."""
+        top = _blocks_times(self.D, X[..., : self.columns, :])
+        X = array_namespace(X).concat([top, X[..., self.columns :, :]], axis=-2)
+        Z = self.V @ (-self.T @ adjoint_matmul(self.V, X))
+        Z += X  # fresh memory would take as long as the product
+        return Z
 
     def apply_adjoint(self, X: Array) -> Array:
-        """``Hᴴ X`` in three products."""
-        return _added_to(self.V @ -adjoint_matmul(self.T, adjoint_matmul(self.V, X)), X)
+        """``Qᴴ X`` in three products."""
+        Z = self.V @ -adjoint_matmul(self.T, adjoint_matmul(self.V, X))
+        Z += X
+        Z[..., : self.columns, :] = _blocks_adjoint_times(self.D, Z[..., : self.columns, :])
+        return Z
 
-    def thin(self, D: tuple[Array, ...]) -> Array:
-        """The first k columns of ``H diag(D, I)``: an orthonormal basis."""
+    def thin(self) -> Array:
+        """The first k columns of Q: an orthonormal basis."""
         k = self.columns
-        top = _times_blocks(eye(k, k, like=self.T), D)
-        small = _times_blocks(self.T @ adjoint(self.V[..., :k, :]), D)
-        Q = self.V @ -small
-        Q[..., :k, :] = Q[..., :k, :] + top
+        Q = self.V @ (-self.T @ adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
+        Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, eye(k, k, like=self.T))
         return Q
 
-    def append(self, lower: "CompactWY") -> "CompactWY":
-        """The product with reflectors that act on the rows from k on.
+    def extend(self, Y: Array, block_size: int) -> "Factor":
+        """The factor of the matrix with the columns of `Y` appended.
 
+        Its reflectors are the product with some that act on the rows from k on:
         ``(I − V₁T₁V₁ᴴ)(I − V₂T₂V₂ᴴ) = I − [V₁ V₂] [[T₁, −T₁(V₁ᴴV₂)T₂], [0, T₂]] [V₁ V₂]ᴴ``.
         """
-        k = self.columns
-        coupling = -self.T @ (adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
-        V = array_namespace(self.V).concat([self.V, rows_below(lower.V, k)], axis=-1)
-        return CompactWY(V, _block_triangle(self.T, coupling, lower.T))
-
-
-def _added_to(Z: Array, X: Array) -> Array:
-    """``Z + X`` in the memory of Z: fresh memory would take as long as the product."""
-    Z += X
-    return Z
-
-
-class Factor(NamedTuple):
-    """``Y = (I − V T Vᴴ) diag(D, I) [R; 0]`` with D = diag(D₁, D₂, …) and R upper triangular."""
-
-    wy: CompactWY
-    D: tuple[Array, ...]
-    R: Array
-
-    def extend(self, Y: Array, block_size: int) -> "Factor":
-        """The factor of the matrix with the columns of `Y` appended."""
-        k = self.wy.columns
-        Z = self.wy.apply_adjoint(Y)
+        k, Z = self.columns, self.apply_adjoint(Y)
         lower = reflect(Z[..., k:, :], block_size)
-        above = _blocks_adjoint_times(self.D, Z[..., :k, :])
-        R = _block_triangle(self.R, above, lower.R)
-        return Factor(self.wy.append(lower.wy), self.D + lower.D, R)
+        coupling = -self.T @ (adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
+        return Factor(
+            array_namespace(Y).concat([self.V, rows_below(lower.V, k)], axis=-1),
+            block_triangle(self.T, coupling, lower.T),
+            self.D + lower.D,
+            block_triangle(self.R, Z[..., :k, :], lower.R),
+        )
 
 
 def reflect(Y: Array, block_size: int) -> Factor:
@@ -95,25 +87,17 @@ def reflect(Y: Array, block_size: int) -> Factor:
     m, n = Y.shape[-2:]
     if n == 0 or m == 0:
         *batch, _, _ = Y.shape
-        wy = CompactWY(zeros((*batch, m, 0), Y), zeros((*batch, 0, 0), Y))
-        return Factor(wy, (), zeros((*batch, 0, n), Y))
+        V, T, R = (zeros((*batch, *size), Y) for size in ((m, 0), (0, 0), (0, n)))
+        return Factor(V, T, (), R)
     if n > m:
         return reflect(Y[..., :m], block_size).extend(Y[..., m:], block_size)
     if n <= block_size:
         Q, R = orthonormalise(Y)
         V, T, D = reflectors(Q)
-        return Factor(CompactWY(V, T), (D,), R)
+        return Factor(V, T, (D,), R)
     panels = -(-n // block_size)
     half = block_size * ((panels + 1) // 2)
     return reflect(Y[..., :half], block_size).extend(Y[..., half:], block_size)
-
-
-def _block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -> Array:
-    xp = array_namespace(upper_left)
-    *batch, rows, _ = lower_right.shape
-    lower_left = zeros((*batch, rows, upper_left.shape[-1]), upper_left)
-    upper = xp.concat([upper_left, upper_right], axis=-1)
-    return xp.concat([upper, xp.concat([lower_left, lower_right], axis=-1)], axis=-2)
 
 
 def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
@@ -127,11 +111,6 @@ def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
 
 def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:
     return _blocks_times(tuple(map(adjoint, D)), X)
-
-
-def _times_blocks(X: Array, D: tuple[Array, ...]) -> Array:
-    """``X diag(D)`` for a small square X."""
-    return adjoint(_blocks_adjoint_times(D, adjoint(X)))
 
 
 class HouseholderQR:
@@ -177,11 +156,11 @@ class HouseholderQR:
 
     @property
     def V(self) -> Array:
-        return self._factor.wy.V
+        return self._factor.V
 
     @property
     def T(self) -> Array:
-        return self._factor.wy.T
+        return self._factor.T
 
     @property
     def R(self) -> Array:
@@ -193,7 +172,7 @@ class HouseholderQR:
 
     @property
     def rank(self) -> int:
-        return self._factor.wy.columns
+        return self._factor.columns
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -208,9 +187,7 @@ class HouseholderQR:
         ValueError, TypeError
             If X does not have m rows, or another dtype or array library than the factorization.
         """
-        X, k = self._check(X), self.rank
-        top = _blocks_times(self.D, X[..., :k, :])
-        return self._factor.wy.apply(array_namespace(X).concat([top, X[..., k:, :]], axis=-2))
+        return self._factor.apply(self._check(X))
 
     @in_full_precision
     def apply_adjoint(self, X: Array, /) -> Array:
@@ -221,10 +198,7 @@ class HouseholderQR:
         ValueError, TypeError
             If X does not have m rows, or another dtype or array library than the factorization.
         """
-        X, k = self._check(X), self.rank
-        Z = self._factor.wy.apply_adjoint(X)
-        top = _blocks_adjoint_times(self.D, Z[..., :k, :])
-        return array_namespace(X).concat([top, Z[..., k:, :]], axis=-2)
+        return self._factor.apply_adjoint(self._check(X))
 
     @in_full_precision
     def thin(self) -> Array:
@@ -232,7 +206,7 @@ class HouseholderQR:
 
         Cost: 2mk² flops; nothing is cached.
         """
-        return self._factor.wy.thin(self.D)
+        return self._factor.thin()
 
     @in_full_precision
     def extend(self, Y: Array, /) -> "HouseholderQR":

@@ -1,7 +1,7 @@
 """Matrices that are read a block of rows at a time: from disk, and larger than memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +19,7 @@ from lowrank._array import (
     is_numpy_array,
     matrix_norm_by_rows,
     max_abs,
+    slices,
     zeros,
 )
 from lowrank._check import as_count
@@ -162,7 +163,7 @@ class RowBlocks:
     def matmat(self, X: Array) -> Array:
         """``A X``, of shape (m, k), for an array X of shape (n, k) where the products live."""
         product = zeros((self.shape[0], X.shape[-1]), self._empty @ X)
-        for part in self._parts():
+        for part in slices(self.shape[0], self.rows):
             product[part, :] = self._block(part) @ X
             self._tell("matmat", part)
         return product
@@ -171,7 +172,7 @@ class RowBlocks:
     def rmatmat(self, Y: Array) -> Array:
         """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k) where the products live."""
         product = zeros((self.shape[1], Y.shape[-1]), adjoint_matmul(self._empty, Y[:0, :]))
-        for part in self._parts():
+        for part in slices(self.shape[0], self.rows):
             product += adjoint_matmul(self._block(part), Y[part, :])
             self._tell("rmatmat", part)
         return product
@@ -194,14 +195,10 @@ class RowBlocks:
 
     def _of_blocks(self, measure: Callable[[Array], float]) -> list[float]:
         sizes = []
-        for part in self._parts():
+        for part in slices(self.shape[0], self.rows):
             sizes.append(measure(self._block(part)))
             self._tell("norm", part)
         return sizes
-
-    def _parts(self) -> Iterator[slice]:
-        m = self.shape[0]
-        return (slice(i, min(i + self.rows, m)) for i in range(0, m, self.rows))
 
     def _tell(self, product: str, part: slice) -> None:
         if self._callback is not None:

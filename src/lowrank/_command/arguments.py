@@ -1,23 +1,6 @@
-"""The command line: its options, their checks and its help."""
+"""Compress the matrix in FILE to a certified tolerance or to a given rank, and tell what it takes.
+Without FILE: the same for a map of elevations that comes with the package.
 
-import argparse
-import math
-from contextlib import suppress
-from pathlib import Path
-from typing import Any, NoReturn
-
-import lowrank
-from lowrank._command.telling import refuse
-
-Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
-
-PLOTS = (".png", ".pdf", ".svg")
-
-DESCRIPTION = """\
-Compress the matrix in FILE to a certified tolerance or to a given rank, and tell what it takes.
-Without FILE: the same for a map of elevations that comes with the package."""
-
-DETAILS = """\
 files:
   .npy                the array, memory-mapped if its dtype is that of the work
   .npz                an array of it (--name); or a sparse matrix of SciPy, with SciPy
@@ -51,6 +34,19 @@ examples:
   python -m lowrank A.npy --rank 10 --power-iterations 1 --json
 """
 
+import argparse
+import math
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lowrank
+from lowrank._command.telling import refuse
+
+Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
+
+PLOTS = (".png", ".pdf", ".svg")
+
 
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
@@ -78,10 +74,11 @@ def _tolerances(text: str) -> tuple[float, ...]:
 
 
 def _parser() -> argparse.ArgumentParser:
+    description, _, details = (__doc__ or "").partition("\n\n")
     parser = _Parser(
         prog="python -m lowrank",
-        description=DESCRIPTION,
-        epilog=DETAILS,
+        description=description,
+        epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )

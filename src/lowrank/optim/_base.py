@@ -32,6 +32,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     _temporaries = 6  # of a step of a weight, in coordinates
     _copies = 0  # of its gradient, in a stack
     _foreign: tuple[str, ...] = ()  # options of siblings, which a group may not have
+    _more: tuple[str, ...] = ()  # options of its own
     _least_rank = 1
     _rank_stays = True  # from the first step on: with another one, a state begins anew
     _made: list[Chunk | torch.optim.Optimizer]
@@ -39,30 +40,24 @@ class LowRankOptimizer(torch.optim.Optimizer):
     _turns: dict[torch.Tensor, float]  # of the compressed parameters
     _seen: Any
 
-    def __init__(
-        self,
-        params: Any,
-        inner: Inner,
-        own: dict[str, Any],
-        *,
-        budget_bytes: int | None,
-        temporary_bytes: int | None,
-        nonfinite: str,
-        optimizer: str,
-    ) -> None:
+    def __init__(self, params: Any, inner: Inner, given: dict[str, Any], name: str) -> None:
+        """`given` are the arguments of the class."""
+        nonfinite, budget = given["nonfinite"], given.get("budget_bytes")
         if nonfinite not in ("skip", "raise", "ignore"):
             raise ValueError(f"`nonfinite` must be 'skip', 'raise' or 'ignore', got {nonfinite!r}.")
-        if temporary_bytes is not None:
-            as_count(temporary_bytes, "temporary_bytes")
-        self.nonfinite, self.temporary_bytes, self._inner = nonfinite, temporary_bytes, inner
+        if given["temporary_bytes"] is not None:
+            as_count(given["temporary_bytes"], "temporary_bytes")
+        self.nonfinite, self.temporary_bytes = nonfinite, given["temporary_bytes"]
+        self._inner = inner
         self._forget()
-        defaults = parse({**inner.defaults, **DEFAULTS, **own, "optimizer": optimizer})
-        if budget_bytes is not None:
+        own = {option: given[option] for option in (*DEFAULTS, *self._more) if option in given}
+        defaults = parse({**inner.defaults, **DEFAULTS, **own, "optimizer": name})
+        if budget is not None:
             defaults["rank"] = 0.5  # until all parameters are known
         super().__init__(params, defaults)
-        if budget_bytes is not None:
+        if budget is not None:
             weights = [(weight, self.param_groups[number]) for number, weight in self._weights()]
-            fraction = largest_fraction(budget_bytes, weights, self._bytes)
+            fraction = largest_fraction(budget, weights, self._bytes)
             for group in self.param_groups:
                 group["rank"] = None if group["rank"] is None else fraction
 

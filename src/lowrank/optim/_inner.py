@@ -114,6 +114,12 @@ def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
     return Inner(make, options, name, dict(example.defaults), meanings, sees, bool(example.state))
 
 
+def adamw_of(given: dict[str, Any]) -> Inner:
+    """The AdamW of what a sibling does not compress, from the arguments of its class."""
+    names = ("lr", "betas", "eps", "weight_decay", "foreach", "fused")
+    return inner_of(torch.optim.AdamW, {name: given[name] for name in names})
+
+
 def is_array(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
 

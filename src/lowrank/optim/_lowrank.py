@@ -9,7 +9,7 @@ import torch
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
-from lowrank.optim._options import DEFAULTS, OURS, Weight
+from lowrank.optim._options import OURS, Weight
 from lowrank.optim._refresh import alike, refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import (
@@ -203,17 +203,8 @@ class LowRank(LowRankOptimizer):
         seed: int = 0,
         **inner: Any,
     ) -> None:
-        own = {name: value for name, value in locals().items() if name in DEFAULTS}
-        wrapped = inner_of(optimizer, inner)
-        super().__init__(
-            params,
-            wrapped,
-            own,
-            budget_bytes=budget_bytes,
-            temporary_bytes=temporary_bytes,
-            nonfinite=nonfinite,
-            optimizer=wrapped.name,
-        )
+        given, wrapped = locals(), inner_of(optimizer, inner)
+        super().__init__(params, wrapped, given, wrapped.name)
 
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:  # noqa: ARG004

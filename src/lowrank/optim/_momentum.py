@@ -8,8 +8,8 @@ import torch
 from lowrank._panel import orthonormal
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
-from lowrank.optim._inner import inner_of
-from lowrank.optim._options import DEFAULTS, OF_LOWRANK, Weight, kept_dtype
+from lowrank.optim._inner import adamw_of
+from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
 from lowrank.optim._refresh import alike, found_basis
 from lowrank.optim._stacks import (
     Matrices,
@@ -142,18 +142,8 @@ class LowRankMomentum(LowRankOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        own = {name: value for name, value in locals().items() if name in DEFAULTS}
-        own["random_fraction"] = 0.0
-        adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(
-            params,
-            inner_of(torch.optim.AdamW, {**adamw, "foreach": foreach, "fused": fused}),
-            own,
-            budget_bytes=budget_bytes,
-            temporary_bytes=temporary_bytes,
-            nonfinite=nonfinite,
-            optimizer=NAME,
-        )
+        given = {**locals(), "random_fraction": 0.0}
+        super().__init__(params, adamw_of(given), given, NAME)
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         _check_betas(group["betas"])

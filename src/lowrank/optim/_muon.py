@@ -11,8 +11,8 @@ from lowrank._panel import orthonormal
 from lowrank._sketch import gaussian_source
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
-from lowrank.optim._inner import inner_of
-from lowrank.optim._options import DEFAULTS, OF_LOWRANK, Weight, kept_dtype
+from lowrank.optim._inner import adamw_of
+from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
 from lowrank.optim._refresh import alike
 from lowrank.optim._stacks import add_to_weights, of_stacks, stack_of
 
@@ -29,6 +29,7 @@ class LowRankMuon(LowRankOptimizer):
     """Muon."""
 
     _spread: ClassVar[dict[str, bool]] = {"gathers": True}
+    _more = ("momentum", "beta2")
     _least_rank = 0
     _temporaries = 6
     _copies = 1
@@ -54,17 +55,8 @@ class LowRankMuon(LowRankOptimizer):
         foreach: bool | None = None,
         fused: bool | None = None,
     ) -> None:
-        own = {name: value for name, value in locals().items() if name in DEFAULTS}
-        adamw = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
-        super().__init__(
-            params,
-            inner_of(torch.optim.AdamW, {**adamw, "foreach": foreach, "fused": fused}),
-            {**own, "momentum": momentum, "beta2": beta2},
-            budget_bytes=None,
-            temporary_bytes=temporary_bytes,
-            nonfinite=nonfinite,
-            optimizer=NAME,
-        )
+        given = locals()
+        super().__init__(params, adamw_of(given), given, NAME)
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         _check_betas(group)

@@ -14,30 +14,22 @@ from lowrank.results import Outcome, Status
 
 
 def truncated(
-    outcome: Outcome,
-    S: Array,
-    norm: str,
-    cap: int | None,
-    *,
-    residual: float,
-    estimate: float,
-    floor: float,
-    norm_is_exact: bool,
+    found: Found, S: Array, cap: int | None, *, residual: float, estimate: float, floor: float
 ) -> Outcome:
     """The outcome after cutting B to the smallest rank that keeps the tolerance.
 
     Both parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
     Frobenius norm, and ``≤`` in the spectral norm. The first part is at most `residual`, with the
     `estimate`; the second is known from the singular values `S` of B. Rounding adds the `floor`.
-    `norm_is_exact` tells that the norm of A in the outcome is that in the Frobenius norm, and no
-    lower bound: it bounds the error of rank 0.
+    A Frobenius norm of A that is known, and no lower bound, bounds the error of rank 0.
     """
+    outcome = found.outcome
     if outcome.error is None or outcome.tolerance is None:  # the test matrix had too few columns
         return outcome
     xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
     largest = float(S[0]) if k else 0.0
     # by an array: a GPU divides by a number through its reciprocal, which may overflow
-    errors = tails(S / S[:1] if largest > 0 else S, norm)
+    errors = tails(S / S[:1] if largest > 0 else S, found.problem.norm)
     tolerance, rank = outcome.tolerance, k
     if largest > 0 and residual + floor <= tolerance:
         room = tolerance - floor
@@ -49,7 +41,12 @@ def truncated(
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
     bound, error = math.hypot(residual, tail) + floor, math.hypot(min(estimate, residual), tail)
-    if rank == 0 and norm_is_exact and outcome.norm_A is not None and not flushes(xp, S.dtype):
+    if (
+        rank == 0
+        and found.norm_is_exact
+        and outcome.norm_A is not None
+        and not flushes(xp, S.dtype)
+    ):
         # the error is the norm itself, whatever is lost in B
         error, bound = outcome.norm_A, min(bound, outcome.norm_A * (1.0 + 32.0 * epsilon))
     return with_bound(outcome, rank, cap, error, bound)

@@ -166,14 +166,12 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         w = w / scale
         refuse_infinite(w)
         outcome = truncated(
-            found.outcome,
+            found,
             array_namespace(w).abs(w),
-            found.problem.norm,
             rank,
             residual=math.hypot(residual, lost_across),
             estimate=math.hypot(estimate, lost_across),
             floor=2.0 * found.floor + float(lost) / scale,
-            norm_is_exact=found.norm_is_exact,
         )
         if outcome.converged is not False or share < LEAST_SHARE or outcome.rank == rank:
             break

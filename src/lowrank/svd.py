@@ -161,15 +161,9 @@ def decompose(
             captured = matrix_norm_by_rows(S[None, :]) / found.outcome.norm_A
         residual, estimate = parts_of(found, captured)
         outcome = truncated(
-            found.outcome,
-            S,
-            found.problem.norm,
-            rank,
-            residual=residual,
-            estimate=estimate,
+            found, S, rank, residual=residual, estimate=estimate,
             floor=found.floor + small.rounding() / scale,
-            norm_is_exact=found.norm_is_exact,
-        )
+        )  # fmt: skip
     r = int(found.state.A.agreed(float(outcome.rank)))
     Vh = adjoint(small.right(r))
     U = small.U[..., :r]
@@ -204,16 +198,7 @@ def _cut_of_whole(
     assert whole is not None
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
-    outcome = truncated(
-        found.outcome,
-        S,
-        found.problem.norm,
-        rank,
-        residual=0.0,
-        estimate=0.0,
-        floor=found.floor,
-        norm_is_exact=found.norm_is_exact,
-    )
+    outcome = truncated(found, S, rank, residual=0.0, estimate=0.0, floor=found.floor)
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
     phase = signed(Vh)[:, None] if fixed_signs else xp.ones_like(Vh[:, :1])

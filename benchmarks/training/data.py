@@ -66,7 +66,17 @@ def stdlib() -> bytes:
     return b"\n".join(path.read_bytes() for path in chosen)
 
 
-CORPORA: dict[str, Callable[[], bytes]] = {"kjv": kjv, "stdlib": stdlib}
+def headers() -> bytes:
+    """The C++ headers of PyTorch's ATen, without those of single operations, which repeat."""
+    root = Path(torch.__file__).parent / "include" / "ATen"
+    paths = {path.relative_to(root).as_posix(): path for path in root.rglob("*.h")}
+    chosen = [paths[name] for name in sorted(paths) if "ops" not in name.split("/")]
+    return b"\n".join(path.read_bytes() for path in chosen)
+
+
+CORPORA: dict[str, Callable[[], bytes]] = {"kjv": kjv, "stdlib": stdlib, "headers": headers}
+# Texts on which nothing is chosen: learning rates are the best ones of another.
+UNTUNED = {"headers": "kjv"}
 
 
 @cache

@@ -25,7 +25,11 @@ OF_GROUP = {
     "peers": "#D55E00", "muon": "#CC79A7", "factors": "#009E73", "ranks": "#0072B2",
     "options": "#777777", "trials": "#777777",
 }  # fmt: skip
-TITLES = {"kjv": "King James text", "stdlib": "Sources of the Python standard library"}
+TITLES = {
+    "headers": "C++ headers of PyTorch (learning rates of the King James text)",
+    "kjv": "King James text",
+    "stdlib": "Sources of the Python standard library",
+}
 # Labels that would lie on the points of others, in points from their own.
 ASIDE = {
     "adamw-0.1": (5, -9),
@@ -63,7 +67,7 @@ class Line:
 
     @property
     def at_edge(self) -> str:
-        if METHODS[self.name].rate is not None:
+        if METHODS[self.name].rate is not None or len(self.sweep) == 1:
             return "no other tried"
         if self.best == max(self.sweep):
             return "upper edge"

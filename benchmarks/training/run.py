@@ -227,6 +227,8 @@ def _or_inf(value: float | str) -> float:
 def swept(protocol: Protocol, corpus: str, method: str) -> tuple[list[Run], dict[float, Any]]:
     """The runs of the grid that are missing, and the results that are there, by learning rate."""
     only, first = METHODS[method].rate, protocol.seeds[0]
+    if corpus in data.UNTUNED:
+        only = best_rate(swept(protocol, data.UNTUNED[corpus], method)[1])
     rates = list(protocol.rates) if only is None else [only]
     while True:
         runs = {lr: Run(protocol, corpus, method, lr, first) for lr in rates}

@@ -49,7 +49,7 @@ def problem(device, dtype):
 def run(opt, loss, steps):
     for group in opt.param_groups:
         group["lr"] = 0.05
-        if "refresh_every" in group and group["refresh_every"] > 3:
+        if not isinstance(opt, LowRankMuon) and group["refresh_every"] > 3:
             group["refresh_every"] = 3
     for _ in range(steps):
         loss()

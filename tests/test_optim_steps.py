@@ -95,7 +95,7 @@ def test_every_way_to_step_is_the_dense_step(kind, way, dtype):
     cls, dense, more = KINDS[kind]
     how, pretends, maximize = WAYS[way]
     if cls is LowRankMuon and dtype == torch.float32:
-        pytest.skip("in single precision its products are in bfloat16: see test_optim_muon")
+        pytest.skip("in single precision the polar factor is computed in bfloat16")
     params = parameters(SHAPES, dtype)
     references = [
         dense(short_first(p.detach()), **OPTIONS, maximize=maximize, left=is_left(p))

@@ -12,7 +12,7 @@ from tiny_models import examples, llama, no_state_of_accelerate_is_left, sentenc
 
 transformers = pytest.importorskip("transformers")
 
-from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon, select  # noqa: E402
 
 PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "training.md"
 BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.MULTILINE | re.DOTALL)
@@ -32,7 +32,7 @@ class Batches(torch.nn.Module):
 
 
 def test_the_page_has_blocks():
-    assert len(BLOCKS) == 7
+    assert len(BLOCKS) == 8
 
 
 @pytest.mark.parametrize("number", range(len(BLOCKS)))
@@ -60,4 +60,4 @@ def test_blocks_run(tmp_path, number):
         model(space["loader"][0]).loss.backward()
         space["optimizer"].step()
     assert not any(torch.equal(p, w) for p, w in zip(model.parameters(), start, strict=True))
-    assert isinstance(space["optimizer"], LowRank | LowRankMomentum)
+    assert isinstance(space["optimizer"], LowRank | LowRankMomentum | LowRankMuon)

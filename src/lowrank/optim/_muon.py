@@ -42,15 +42,17 @@ class LowRankMuon(LowRankOptimizer):
         Of the momentum, or its fraction of the short side (a float below 1). 0 keeps no momentum.
         Parameters of groups with None are stepped by :class:`torch.optim.AdamW`, as embeddings and
         heads should be; so are vectors, complex parameters, and those where nothing would be saved.
-    lr, weight_decay
-        Of both kinds of parameters; decay is decoupled. Matrices train best at a quarter to a half
-        of the rate of the rest.
+    lr : float
+        Of both kinds of parameters. Matrices train best at a quarter to a half of the rate of the
+        rest.
     momentum : float
         Factor of the old momentum in the new one.
     beta2 : float
         Factor of the old mean of squares of a row in the new one.
-    betas, eps, foreach, fused
+    betas, eps
         Of the AdamW of what is not compressed.
+    weight_decay : float
+        Of both kinds of parameters, decoupled.
     scale : float
         Factor on every change of a compressed weight, besides weight decay. By default that of
         :class:`torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``.
@@ -58,6 +60,8 @@ class LowRankMuon(LowRankOptimizer):
         Of the factors. Default: float32, or float64 for such parameters.
     rounding, temporary_bytes, nonfinite, seed
         As for :class:`LowRank`.
+    foreach, fused : bool, optional
+        Of the AdamW of what is not compressed.
 
     Raises
     ------

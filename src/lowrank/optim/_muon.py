@@ -99,8 +99,8 @@ class LowRankMuon(LowRankOptimizer):
     the polynomial). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982 (0.2).
     Z. Li et al., NorMuon, 2025, arXiv:2510.05491 (the rows). T. Vogels, S. P. Karimireddy and
     M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of subspace iteration). Muon with a
-    momentum of low rank is also in LiMuon, 2025, arXiv:2509.14562, there with c = 1, and in
-    K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what is cut stays in a buffer of full size.
+    momentum of low rank is also in F. Huang et al., LiMuon, 2025, arXiv:2509.14562, with c = 1, and
+    in K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what is cut stays in a buffer of full size.
 
     Examples
     --------

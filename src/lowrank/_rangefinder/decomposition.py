@@ -77,7 +77,7 @@ def decomposed(problem: Problem, state: State) -> State:
     problem.work.add(0)
     if state.is_spent:
         U, S, Vh, rounding = svd_of(residual.array)
-        U = residual.basis.rotate(U)
+        U, rounding = residual.basis.rotate(U), rounding + residual.lost()
     else:
         array = state.A.explicit(False, False)
         array *= state.explicit_scale

@@ -4,15 +4,7 @@ import math
 from dataclasses import replace
 from typing import Any, Unpack
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    eps,
-    matrix_norm_by_rows,
-    safe_norm,
-    signed,
-    subtract_product,
-)
+from lowrank._array import Array, adjoint, eps, matrix_norm_by_rows, safe_norm, signed
 from lowrank._centre import centred
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
@@ -21,7 +13,7 @@ from lowrank._rangefinder.looks import NEAR
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
-from lowrank._truncate import at_fixed_rank, parts_of, truncated, with_bound
+from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with_bound
 from lowrank.rangefinder import Found, find, projection, warn_unless_converged
 from lowrank.results import Outcome, SVDResult, fields_of
 
@@ -203,12 +195,8 @@ def _with_rounding(
     if outcome.certificate != "exact" or state.is_spent or found.problem.norm != "fro":
         drift = float(safe_norm(defect(U) * S))
         return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
-    assert state.A.explicit is not None
-    D, scale, terms = state.A.explicit(False, False), state.explicit_scale, outcome.rank + 8
-    D *= scale
-    subtract_product(D, U * (S * scale), Vh)
-    error = matrix_norm_by_rows(D) / scale
-    bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(terms) * size
+    error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
+    bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size
     return with_bound(outcome, outcome.rank, cap, error, bound)
 
 

@@ -140,9 +140,9 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     array *= state.explicit_scale
     if state.rank:
         problem.work.add(state.rank)
+    assert state.rule is not None
     near = 2.0 * NEAR * epsilon_of(state) * state.frobenius
-    is_near = state.rule is not None and state.rule.tolerance(state.frobenius) <= near
-    sample = sample_of(array) if problem.overwrite_a and is_near else None
+    sample = sample_of(array) if state.rule.tolerance(state.frobenius) <= near else ()
     residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
     residual = replace(residual, sample=sample)
     return replace(state, residual=residual, drift=0.0, is_spent=problem.overwrite_a)

@@ -162,7 +162,7 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
         return state
     if isinstance(residual, Explicit):
         drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]
-        more = max(0.0, float(safe_norm(drift)) - residual.drift, residual.lost() - residual.drift)
+        more = max(float(safe_norm(drift)) - residual.drift, lost(state, residual))
         residual = replace(residual, drift=residual.drift + more)
         look = look._replace(bound=look.bound + more / state.explicit_scale)
         return replace(state, residual=residual, looks=(*state.looks[:-1], look), looked=residual)
@@ -260,6 +260,11 @@ def base_floor(state: State, factor: float = 1.0) -> float:
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
     return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
+
+
+def lost(state: State, residual: Explicit) -> float:
+    """What a sample of A shows that ``HᴴA`` lost, beyond half of what rounding may add anyway."""
+    return max(0.0, residual.lost() - 0.5 * base_floor(state) * state.explicit_scale)
 
 
 def _drift(state: State) -> float:

@@ -55,7 +55,7 @@ class Explicit:
     norm: float  # ‖E‖_F
     drift: float = 0.0  # what the reflectors change of norms, since they are not quite unitary
     certificate: str = "exact"
-    sample: tuple[Array, Array] | None = None  # Ω and AΩ, of an A that is overwritten
+    sample: tuple[Array, ...] = ()  # Ω and AΩ, where the tolerance is next to rounding
 
     @classmethod
     def of(cls, array: Array, basis: Basis, norm: float) -> "Explicit":
@@ -99,10 +99,9 @@ class Explicit:
 
     def lost(self) -> float:
         """A bound on ``‖A − H (HᴴA)‖_F``, for what is kept as HᴴA; 0 without a sample of A."""
-        if self.sample is None:
+        if not self.sample:
             return 0.0
-        Omega, Y = self.sample
-        return norm_of_samples(Y - self.basis.rotate(self.array @ Omega))
+        return norm_of_samples(self.sample[1] - self.basis.rotate(self.array @ self.sample[0]))
 
     def error(self) -> Error:
         """``‖E‖_F``, or None where only samples tell."""

@@ -497,3 +497,18 @@ def test_left_singular_vectors_that_drift_are_part_of_the_bound(backend, shape, 
         backend.numpy(X).astype(float) for X in (found.U, found.S, found.Vh, found.mean)
     )
     assert norm(A - mean - (U * S) @ Vh, "fro") <= found.error_bound
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("spent", [False, True])
+@pytest.mark.parametrize("center", [False, True])
+def test_long_sums_of_graded_matrices_are_part_of_the_bound(backend, kind, spent, center):
+    """Hundreds of equal small terms are added to a large one, each rounded the same way."""
+    for shape, decades in (((1000, 300), 16), ((255, 300), 24), ((257, 200), 8)):
+        A, k = np.zeros(shape, "float32"), min(shape)
+        A[np.arange(k), np.arange(k)] = np.logspace(0, -decades, k)
+        options = {"rtol": 1e-8, "norm": kind, "overwrite_a": spent, "center": center, "rng": 0}
+        found = quietly(lowrank.svd, backend.asarray(A.copy()), **options)
+        U, S, Vh = (backend.numpy(X).astype(float) for X in found)
+        mean = backend.numpy(found.mean).astype(float) if center else 0.0
+        assert norm(A - mean - (U * S) @ Vh, kind) <= found.error_bound

@@ -1,6 +1,7 @@
 """qb and svd: what both promise, and what a tolerance trims."""
 
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -421,17 +422,15 @@ def test_a_basis_that_converged_but_not_its_svd(backend):
     small = SmallSVD(there(np.eye(2, dtype="float32") * np.float32(1.01)), one, S, one, one)
     assert small.rounding() == pytest.approx(0.01 * 2**0.5, rel=1e-4)
     outcome = reached(tolerance=1e-3, error=1e-4, bound=5e-4)
-    found = truncated(
-        outcome,
-        S,
-        "spectral",
-        None,
-        residual=5e-4,
-        estimate=1e-4,
-        floor=small.rounding(),
-        norm_is_exact=False,
-    )
+    basis, floor = of_basis(outcome), small.rounding()
+    found = truncated(basis, S, None, residual=5e-4, estimate=1e-4, floor=floor)
     assert (found.status, found.converged) == (Status.PRECISION_FLOOR, False)
+
+
+def of_basis(outcome):
+    """What a truncation reads of a basis that was found, in the spectral norm."""
+    problem = SimpleNamespace(norm="spectral")
+    return SimpleNamespace(outcome=outcome, problem=problem, norm_is_exact=False)
 
 
 def reached(*, tolerance, error, bound, norm_A=1.0):
@@ -531,14 +530,6 @@ def test_a_tolerance_at_a_singular_value_is_kept(backend, step):
     floor = 3 * backend.eps("float32") * 35**0.5
     tolerance = float(S[1]) * (1 + step * backend.eps("float32")) + floor
     outcome = reached(tolerance=tolerance, error=0.0, bound=floor)
-    found = truncated(
-        outcome,
-        backend.asarray(S),
-        "spectral",
-        None,
-        residual=0.0,
-        estimate=0.0,
-        floor=floor,
-        norm_is_exact=False,
-    )
+    basis = of_basis(outcome)
+    found = truncated(basis, backend.asarray(S), None, residual=0.0, estimate=0.0, floor=floor)
     assert found.converged

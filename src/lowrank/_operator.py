@@ -55,6 +55,8 @@ class Operator:
     # A matrix in memory as an array that may be written to: its own memory if the second argument
     # allows it, Aᴴ if the first one says so. None where there is no memory for it, or a stack.
     explicit: Callable[[bool, bool], Array] | None = None
+    # So many rows of A as are asked for, where a function gives them.
+    block: Callable[[slice], Array] | None = None
     # Whether reading A once more costs more than a wider product: files, processes, schedulers.
     costly_passes: bool = False
 
@@ -101,11 +103,11 @@ class Operator:
         return adjoint(taken) if self.is_adjoint else taken
 
     def rows(self, part: slice) -> Array:
-        """Some rows of a matrix that is an array, in the dtype of products."""
+        """Some rows of a matrix that is an array, or made of blocks, in the dtype of products."""
         A: Any = self.array
         if self.is_adjoint:
             return adjoint(as_matrix(A[:, part])[0])
-        return as_matrix(A[part, :])[0]
+        return as_matrix(A[part, :])[0] if self.block is None else self.block(part)
 
     def empty(self, rows: int) -> Array:
         """An array of `rows` rows and no columns, where products of this operator live."""
@@ -239,6 +241,7 @@ def of_row_blocks(
         shape,
         matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=-2),
         rmatmat=rmatmat,
+        block=block,
         norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
         max_abs=lambda: float(xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts]))),
     )

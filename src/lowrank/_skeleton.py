@@ -7,13 +7,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs, subtract_product
-from lowrank._operator import Operator, of_row_blocks
+from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs
+from lowrank._operator import Operator
 from lowrank._panel import orthonormalise
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
 from lowrank._rangefinder.state import Work
 from lowrank._small_svd import refuse_infinite
-from lowrank._truncate import parts_of, with_bound
+from lowrank._truncate import distance, parts_of, with_bound
 from lowrank.rangefinder import Found, find, projection, refined
 from lowrank.results import Outcome, Status
 
@@ -97,7 +97,7 @@ def errors_of(
     parallel = norm_of(sketch.B - G @ T, sketch.norm) / sketch.scale
     floor = sketch.floor + lost / sketch.scale
     if sketch.array is not None:
-        error = _distance(sketch.array, L, T, sketch.scale)
+        error = distance(sketch.array, L, T, sketch.scale)
         bound = error * (1.0 + 32.0 * eps(L)) + floor
         across = math.sqrt(max(0.0, error - parallel)) * math.sqrt(error + parallel)
     else:
@@ -195,20 +195,6 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
         array=found.state.A if norm == "fro" and outcome.certificate == "exact" else None,
     )
     return sketch, outcome
-
-
-def _distance(A: Operator, L: Array, T: Array, scale: float) -> float:
-    """``‖A − L T/scale‖_F`` by blocks of rows."""
-    m, n = A.shape
-
-    def difference(part: slice) -> Array:
-        D = A.rows(part) * scale
-        subtract_product(D, L[part, :], T)
-        return D
-
-    rows = max(1, max(2**16, m * n // 16) // max(1, n))
-    norm: Any = of_row_blocks(difference, (m, n), rows, like=L).norm
-    return norm() / scale
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:

@@ -112,11 +112,21 @@ def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) ->
         if of_basis:
             parts.append(defect(U) * weights)
         return sum(float(safe_norm(part)) for part in parts)
-    X = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
+    X, AX = sample_of(A)
     Z = weights[:, None] * (Vh @ X)
     Y = U @ Z
-    parts = [A @ X - Y, adjoint_matmul(U, Y) - Z] if of_basis else [A @ X - Y]
-    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(A)) / SAMPLES**0.5
+    return norm_of_samples(AX - Y, *([adjoint_matmul(U, Y) - Z] if of_basis else []))
+
+
+def sample_of(A: Array) -> tuple[Array, Array]:
+    """A Gaussian Ω of few columns, and ``A Ω``."""
+    Omega = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
+    return Omega, A @ Omega
+
+
+def norm_of_samples(*parts: Array) -> float:
+    """A bound on ``Σ ‖X‖_F`` from such products ``X Ω``, which holds but for 1e-12."""
+    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(parts[0])) / SAMPLES**0.5
     return factor * sum(float(safe_norm(part)) for part in parts)
 
 

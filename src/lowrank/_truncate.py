@@ -3,8 +3,10 @@
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
-from lowrank._array import Array, array_namespace, eps, flushes
+from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
+from lowrank._operator import Operator, of_row_blocks
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
 from lowrank._small_svd import TOO_LARGE, tails
@@ -71,6 +73,20 @@ def with_bound(outcome: Outcome, rank: int, cap: int | None, error: float, bound
         error=min(error, bound),
         error_bound=bound,
     )
+
+
+def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
+    """``‖A − L T/scale‖_F`` by blocks of rows."""
+    m, n = A.shape
+
+    def difference(part: slice) -> Array:
+        D = A.rows(part) * scale
+        subtract_product(D, L[part, :], T)
+        return D
+
+    rows = max(1, max(2**16, m * n // 16) // max(1, n))
+    norm: Any = of_row_blocks(difference, (m, n), rows, like=L).norm
+    return norm() / scale
 
 
 def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]:

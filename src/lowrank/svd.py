@@ -1,5 +1,6 @@
 """Truncated singular value decomposition on a randomized range."""
 
+import math
 from dataclasses import replace
 from typing import Any, Unpack
 
@@ -8,10 +9,11 @@ from lowrank._centre import centred
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
+from lowrank._rangefinder.looks import NEAR
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
-from lowrank._truncate import at_fixed_rank, parts_of, truncated, with_bound
+from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with_bound
 from lowrank.rangefinder import Found, find, projection, warn_unless_converged
 from lowrank.results import Outcome, SVDResult, fields_of
 
@@ -172,22 +174,30 @@ def decompose(
         U = U * adjoint(phase)
         Vh *= phase
     U, S, outcome = found.basis.lift(U), S[..., :r], replace(outcome, rank=r)
-    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, outcome)
+    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh, outcome)
 
 
-def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, outcome: Outcome) -> Outcome:
-    """With what the columns of U are not orthonormal by, where the bound is next to rounding.
+def _with_rounding(
+    found: Found, cap: int | None, U: Array, S: Array, Vh: Array, outcome: Outcome
+) -> Outcome:
+    """The outcome with the error of the product itself, where the bound is next to rounding.
 
-    Reflectors make them from the singular vectors of B, and drift where sums are biased: the
-    product then differs by about ``U (UᴴU − I) diag(S)`` from what the bound is of.
+    Reflectors drift where sums are biased. In the Frobenius norm, where A still is in memory,
+    ``‖A − U diag(S) Vh‖`` is computed, whose own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
+    `_skeleton.lost_in`). Else the bound takes what the columns of U are not orthonormal by: the
+    product differs by about ``U (UᴴU − I) diag(S)`` from what the bound is of.
     """
-    bound, size = outcome.error_bound, outcome.norm_A
-    if bound is None or outcome.error is None or not size or bound > 256 * eps(S) * size:
+    bound, size, state, epsilon = outcome.error_bound, outcome.norm_A, found.state, eps(S)
+    if bound is None or outcome.error is None or not size or bound > 2.0 * NEAR * epsilon * size:
         return outcome
-    if found.state.A.far is not None:  # U is made by products of its own
+    if state.A.far is not None:  # U is made by products of its own
         return outcome
-    drift = float(safe_norm(defect(U) * S))
-    return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
+    if outcome.certificate != "exact" or state.is_spent or found.problem.norm != "fro":
+        drift = float(safe_norm(defect(U) * S))
+        return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
+    error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
+    bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size
+    return with_bound(outcome, outcome.rank, cap, error, bound)
 
 
 def _cut_of_whole(
@@ -202,4 +212,5 @@ def _cut_of_whole(
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
     phase = signed(Vh)[:, None] if fixed_signs else xp.ones_like(Vh[:, :1])
-    return U * adjoint(phase), S[:r], Vh * phase, outcome
+    U, S, Vh = U * adjoint(phase), S[:r], Vh * phase
+    return U, S, Vh, _with_rounding(found, rank, U, S, Vh, outcome)

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from lowrank._array import eps
 from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
-from lowrank._rangefinder.looks import base_floor, floor_of
+from lowrank._rangefinder.looks import base_floor, floor_of, lost
 from lowrank._rangefinder.residuals import Explicit, Whole
 from lowrank._rangefinder.state import Problem, State
 from lowrank._rangefinder.stop_rule import StopRule
@@ -77,7 +77,7 @@ def decomposed(problem: Problem, state: State) -> State:
     problem.work.add(0)
     if state.is_spent:
         U, S, Vh, rounding = svd_of(residual.array)
-        U = residual.basis.rotate(U)
+        U, rounding = residual.basis.rotate(U), rounding + lost(state, residual)
     else:
         array = state.A.explicit(False, False)
         array *= state.explicit_scale

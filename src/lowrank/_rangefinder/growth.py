@@ -24,11 +24,12 @@ from lowrank._array import Array, loaded, safe_norm
 from lowrank._operator import Operator
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
-from lowrank._rangefinder.looks import floor_of, looked, settled
+from lowrank._rangefinder.looks import NEAR, floor_of, looked, settled
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import NOT_FINITE, drawn, measured
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._small_svd import sample_of
 from lowrank.results import Status
 
 Keep = Callable[[State], object]
@@ -139,7 +140,11 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     array *= state.explicit_scale
     if state.rank:
         problem.work.add(state.rank)
+    assert state.rule is not None
+    near = 2.0 * NEAR * epsilon_of(state) * state.frobenius
+    sample = sample_of(array) if state.rule.tolerance(state.frobenius) <= near else ()
     residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
+    residual = replace(residual, sample=sample)
     return replace(state, residual=residual, drift=0.0, is_spent=problem.overwrite_a)
 
 

@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 from lowrank._array import (
-    LONG,
     Array,
     adjoint_matmul,
     eye,
@@ -34,6 +33,9 @@ from lowrank.certificate import (
     spread_factor,
 )
 from lowrank.results import Look
+
+# Errors of up to so many eps ‖A‖ are next to rounding.
+NEAR = 256.0
 
 
 def looked(problem: Problem, state: State, goal: float) -> State | None:
@@ -149,17 +151,18 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     of numbers of one sign, in which rounding is biased, make them differ (`adjoint_matmul`): by
     ``(HᴴA)[:k] − B`` where B is what comes next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. Where the
     bound is so small that this matters, it is sampled. An explicit residual shows what one product
-    with reflectors changes; the columns of Q, that of all of them.
+    with reflectors changes; the columns of Q, that of all of them; and a sample of A that was taken
+    before it was overwritten, what neither norms nor columns show.
     """
     A, residual, look = state.A, state.residual, state.looks[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
-    if look.bound > 0.5 * LONG * epsilon_of(state) * norm or state.rank == 0 or A.far is not None:
+    if look.bound > NEAR * epsilon_of(state) * norm or state.rank == 0 or A.far is not None:
         return state
     if state.settled is residual:
         return state
     if isinstance(residual, Explicit):
         drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]
-        more = max(0.0, float(safe_norm(drift)) - residual.drift)
+        more = max(float(safe_norm(drift)) - residual.drift, lost(state, residual))
         residual = replace(residual, drift=residual.drift + more)
         look = look._replace(bound=look.bound + more / state.explicit_scale)
         return replace(state, residual=residual, looks=(*state.looks[:-1], look), looked=residual)
@@ -257,6 +260,11 @@ def base_floor(state: State, factor: float = 1.0) -> float:
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
     return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
+
+
+def lost(state: State, residual: Explicit) -> float:
+    """What a sample of A shows that ``HᴴA`` lost, beyond half of what rounding may add anyway."""
+    return max(0.0, residual.lost() - 0.5 * base_floor(state) * state.explicit_scale)
 
 
 def _drift(state: State) -> float:

@@ -22,6 +22,7 @@ from lowrank._array import (
 from lowrank._operator import Operator
 from lowrank._panel import departure
 from lowrank._rangefinder.basis import Basis
+from lowrank._small_svd import norm_of_samples
 
 
 class Error(NamedTuple):
@@ -54,6 +55,7 @@ class Explicit:
     norm: float  # ‖E‖_F
     drift: float = 0.0  # what the reflectors change of norms, since they are not quite unitary
     certificate: str = "exact"
+    sample: tuple[Array, ...] = ()  # Ω and AΩ, where the tolerance is next to rounding
 
     @classmethod
     def of(cls, array: Array, basis: Basis, norm: float) -> "Explicit":
@@ -94,6 +96,12 @@ class Explicit:
         change = 2.0 * abs(math.hypot(left, taken) - self.norm)
         drift = self.drift + max(basis.departs * self.norm, change)
         return replace(self, basis=basis, norm=left, drift=drift)
+
+    def lost(self) -> float:
+        """A bound on ``‖A − H (HᴴA)‖_F``, for what is kept as HᴴA; 0 without a sample of A."""
+        if not self.sample:
+            return 0.0
+        return norm_of_samples(self.sample[1] - self.basis.rotate(self.array @ self.sample[0]))
 
     def error(self) -> Error:
         """``‖E‖_F``, or None where only samples tell."""

@@ -166,13 +166,10 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         w = w / scale
         refuse_infinite(w)
         outcome = truncated(
-            found,
-            array_namespace(w).abs(w),
-            rank,
-            residual=math.hypot(residual, lost_across),
-            estimate=math.hypot(estimate, lost_across),
+            found, array_namespace(w).abs(w), rank,
+            residual=math.hypot(residual, lost_across), estimate=math.hypot(estimate, lost_across),
             floor=2.0 * found.floor + float(lost) / scale,
-        )
+        )  # fmt: skip
         if outcome.converged is not False or share < LEAST_SHARE or outcome.rank == rank:
             break
         share *= 0.5**0.5

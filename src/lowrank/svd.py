@@ -212,5 +212,4 @@ def _cut_of_whole(
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
     phase = signed(Vh)[:, None] if fixed_signs else xp.ones_like(Vh[:, :1])
-    U, S, Vh = U * adjoint(phase), S[:r], Vh * phase
-    return U, S, Vh, _with_rounding(found, rank, U, S, Vh, outcome)
+    return U * adjoint(phase), S[:r], Vh * phase, outcome

@@ -15,7 +15,15 @@ from lowrank.optim._chunks import Chunk, alike_weights, largest_fraction, parame
 from lowrank.optim._gradients import are_finite
 from lowrank.optim._inner import Inner
 from lowrank.optim._loading import check_saved, copied, loaded_groups
-from lowrank.optim._options import DEFAULTS, PLANNED, Weight, is_asked, parse, weight_of
+from lowrank.optim._options import (
+    DEFAULTS,
+    PLANNED,
+    Weight,
+    check_betas,
+    is_asked,
+    parse,
+    weight_of,
+)
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import align, placed_as, unfit_placements
 from lowrank.optim._stacks import write
@@ -31,9 +39,12 @@ class LowRankOptimizer(torch.optim.Optimizer):
     _spread: ClassVar[dict[str, bool]] = {"shares": True}
     _temporaries = 6  # of a step of a weight, in coordinates
     _copies = 0  # of its gradient, in a stack
+    _compiles = False  # whether a step is called by compiled code
     _foreign: tuple[str, ...] = ()  # options of siblings, which a group may not have
+    _betas: tuple[str, ...] = ()  # factors of its running means
     _more: tuple[str, ...] = ()  # options of its own
     _least_rank = 1
+    _states = 2  # numbers for each of a weight, where it is not compressed
     _rank_stays = True  # from the first step on: with another one, a state begins anew
     _made: list[Chunk | torch.optim.Optimizer]
     _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
@@ -63,9 +74,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     # -- what differs -------------------------------------------------------------------------
 
-    def _step_chunk(
-        self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
-    ) -> None:
+    def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
         """Step weights that have gradients."""
         raise NotImplementedError
 
@@ -77,9 +86,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """Of the state of a parameter at rank r, without a compensation of its rounding."""
         raise NotImplementedError
 
-    @staticmethod
-    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:
-        raise NotImplementedError
+    def _uncompressed_bytes(self, weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG002
+        return self._states * weight.data.numel() * weight.data.element_size()
 
     def _refusal(self, weight: Weight) -> str | None:  # noqa: ARG002
         """Why a sharded weight can't be compressed, if it can't."""
@@ -103,6 +111,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
         """The group with translated options; an error for what can't be stepped."""
         group = parse(group)
+        check_betas(group, self._betas)
         if group["rank"] == 0:
             as_count(0, "rank", least=self._least_rank)
         for name in self._foreign:
@@ -177,7 +186,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     @torch.no_grad()
     def _step(self, closure: Callable[[], Any] | None, *, compiling: bool) -> Any:
-        loss = None
+        self._compiles, loss = compiling, None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
@@ -191,7 +200,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self._count_a_skip()
         if finite:
             for worker in workers:
-                self._work(worker, compiling=compiling)
+                self._work(worker)
         return loss
 
     def step_in_backward(self, when: Callable[[], bool] | None = None) -> ExitStack:
@@ -281,12 +290,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
         self._seen, self._hooks = (), hooks
         return hooks
 
-    def _work(self, worker: Chunk | torch.optim.Optimizer, *, compiling: bool = False) -> None:
+    def _work(self, worker: Chunk | torch.optim.Optimizer) -> None:
         if isinstance(worker, Chunk):
             weights = [weight for weight in worker.weights if weight.parameter.grad is not None]
             if weights:
                 group = self.param_groups[worker.group]
-                self._step_chunk(worker, weights, group, compiling=compiling)
+                check_betas(group, self._betas)
+                self._step_chunk(worker, weights, group)
             return
         worker.state = self.state
         for theirs in worker.param_groups:

@@ -211,8 +211,7 @@ class LowRank(LowRankOptimizer):
         """With two numbers for each coordinate."""
         return (r * weight.k + 2 * r * weight.M) * weight.dtype.itemsize
 
-    @staticmethod
-    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:
+    def _uncompressed_bytes(self, weight: Weight, state: dict[str, Any]) -> int:
         rank = int(state["basis"].shape[1]) if "basis" in state else weight.rank
         return sum(_with_rows(value, rank, weight.k) for value in theirs(state).values())
 
@@ -236,9 +235,7 @@ class LowRank(LowRankOptimizer):
         joins = stacked and self._inner.is_elementwise(weights[0].data.device)
         return ChunkOfCoordinates(group, tuple(weights), stacked, proxies, optimizer, joins)
 
-    def _step_chunk(
-        self, chunk: Any, weights: list[Weight], group: dict[str, Any], *, compiling: bool
-    ) -> None:
+    def _step_chunk(self, chunk: Any, weights: list[Weight], group: dict[str, Any]) -> None:
         self._inner.set_options(chunk.optimizer.param_groups[0], group, weight_decay=0.0)
         before = [self.state.get(weight.parameter, {}) for weight in weights]
         turns = [self._turns[weight.parameter] for weight in weights]
@@ -249,13 +246,7 @@ class LowRank(LowRankOptimizer):
             return state["basis"].shape, likeness(state) if chunk.joins else None
 
         for part in alike(zip(weights, states, strict=True), kind):
-            self._step_alike(
-                chunk,
-                [weight for weight, _ in part],
-                [state for _, state in part],
-                group,
-                compiling,
-            )
+            self._step_alike(chunk, [w for w, _ in part], [state for _, state in part], group)
 
     def _step_alike(
         self,
@@ -263,7 +254,6 @@ class LowRank(LowRankOptimizer):
         weights: list[Weight],
         states: list[dict[str, Any]],
         group: dict[str, Any],
-        compiling: bool,
     ) -> None:
         """Step weights with bases of one rank: with ``R = QᵀG``, and ``Q·(change of R)`` back."""
         first, bases = weights[0], [state["basis"] for state in states]
@@ -291,7 +281,7 @@ class LowRank(LowRankOptimizer):
                 raise ValueError(
                     "`weight_decay` is a multiple of `lr`: give a number for it, got None."
                 )
-        X, t = self._with_residual(weights, states, change, R, G, lr, group, compiling=compiling)
+        X, t = self._with_residual(weights, states, change, R, G, lr, group)
         add_to_weights(
             weights, Q, X, G, kept=1.0 - lr * decay if decay else 1.0, t=t,
             states=states, group=group,
@@ -309,15 +299,13 @@ class LowRank(LowRankOptimizer):
         G: Matrices,
         lr: Any,
         group: dict[str, Any],
-        *,
-        compiling: bool,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """X and t of the change ``Q X − G diag(t)`` of the weights."""
         first = weights[0]
         if group["residual"] is None:
             return first.gather(change.mul_(group["scale"])), None
         squares, residual, rate = column_squares, change_of_weight, lr
-        if compiling and first.blocks is None:
+        if self._compiles and first.blocks is None:
             squares, residual = compiled(column_squares), compiled(change_of_weight)
             # a number would be a constant of the compiled code, which a scheduler changes
             rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)

@@ -120,6 +120,7 @@ class LowRankMomentum(LowRankOptimizer):
     _spread: ClassVar[dict[str, bool]] = {}  # small coordinates, of which a step needs all old ones
     _temporaries = 12
     _foreign = OF_LOWRANK
+    _betas = ("betas",)
 
     def __init__(
         self,
@@ -145,30 +146,18 @@ class LowRankMomentum(LowRankOptimizer):
         given = {**locals(), "random_fraction": 0.0}
         super().__init__(params, adamw_of(given), given, NAME)
 
-    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
-        _check_betas(group["betas"])
-        return super()._checked(group)
-
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
         whole = (r + 1) * weight.k + weight.M
         return whole * weight.dtype.itemsize + r * weight.M * kept_dtype(group, weight).itemsize
 
     @staticmethod
-    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG004
-        return 2 * weight.data.numel() * weight.data.element_size()
-
-    @staticmethod
     def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:
         k, M, r = weight.k, weight.M, weight.rank
         return {"basis": (k, r), "exp_avg": (r, M), "row_sq": (k,), "col_sq": (M,), "step": ()}
 
-    def _step_chunk(
-        self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
-    ) -> None:
-        del compiling
+    def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
         every = group["refresh_every"]
-        _check_betas(group["betas"])
 
         def kind(weight: Weight) -> tuple[int, bool, Any]:
             state = self.state.get(weight.parameter, {})
@@ -238,11 +227,6 @@ class LowRankMomentum(LowRankOptimizer):
             del new["basis"]
         # a processor makes new tensors, a device writes to those that are there
         self._keep(weights, states, new, in_place=stacked)
-
-
-def _check_betas(betas: Any) -> None:
-    if len(betas) != 2 or not all(0.0 <= beta < 1.0 for beta in betas):
-        raise ValueError(f"`betas` must be two numbers between 0 and 1 (and not 1), got {betas!r}.")
 
 
 def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class LowRankMuon(LowRankOptimizer):
     Z. Li et al., NorMuon, 2025, arXiv:2510.05491 (the rows). T. Vogels, S. P. Karimireddy and
     M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of subspace iteration). Muon with a
     momentum of low rank is also in F. Huang et al., LiMuon, 2025, arXiv:2509.14562, with c = 1, and
-    in K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what is cut stays in a buffer of full size.
+    in K. Ahn et al., Dion, 2025, arXiv:2504.05295, which keeps what is cut in a full buffer.
 
     Examples
     --------
@@ -115,7 +115,8 @@ class LowRankMuon(LowRankOptimizer):
     """
 
     _spread: ClassVar[dict[str, bool]] = {"gathers": True}
-    _more = ("momentum", "beta2")
+    _more = _betas = ("momentum", "beta2")
+    _states = 1
     _least_rank = 0
     _temporaries = 6
     _copies = 1
@@ -144,18 +145,10 @@ class LowRankMuon(LowRankOptimizer):
         given = locals()
         super().__init__(params, adamw_of(given), given, NAME)
 
-    def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
-        _check_betas(group)
-        return super()._checked(group)
-
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
         factors = r * (weight.k + weight.M) * kept_dtype(group, weight).itemsize
         return factors + weight.parameter.shape[0] * weight.dtype.itemsize
-
-    @staticmethod
-    def _uncompressed_bytes(weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG004
-        return weight.data.numel() * weight.data.element_size()
 
     @staticmethod
     def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:
@@ -163,11 +156,8 @@ class LowRankMuon(LowRankOptimizer):
         rows = (weight.parameter.shape[0],)
         return {"basis": (k, r), "exp_avg": (r, M), "row_sq": rows, "ratio": (), "step": ()}
 
-    def _step_chunk(
-        self, chunk: Chunk, weights: list[Weight], group: dict[str, Any], *, compiling: bool
-    ) -> None:
-        del chunk, compiling
-        _check_betas(group)
+    def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
+        del chunk
         states = [dict(self.state.get(w.parameter) or _begun(w, group)) for w in weights]
         for part in alike(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
             self._step_alike([weight for weight, _ in part], [state for _, state in part], group)
@@ -217,14 +207,6 @@ class LowRankMuon(LowRankOptimizer):
         dtype = kept_dtype(group, first)
         new = {"basis": Q.to(dtype), "exp_avg": R.to(dtype), "ratio": ratio, "row_sq": squares}
         self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
-
-
-def _check_betas(group: dict[str, Any]) -> None:
-    for name in ("momentum", "beta2"):
-        if not 0.0 <= group[name] < 1.0:
-            raise ValueError(
-                f"`{name}` must lie between 0 and 1 (and not be 1), got {group[name]!r}."
-            )
 
 
 def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:

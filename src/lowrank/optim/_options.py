@@ -178,6 +178,16 @@ def kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
     return weight.dtype if name is None else getattr(torch, name)
 
 
+def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
+    """An error unless these options, numbers or pairs of them, are factors of running means."""
+    for name in names:
+        many, value = name == "betas", group[name]
+        factors = tuple(value) if many else (value,)
+        if len(factors) != 1 + many or not all(0.0 <= factor < 1.0 for factor in factors):
+            kind = "two numbers" if many else "a number"
+            raise ValueError(f"`{name}` must be {kind} between 0 and 1 (and not 1), got {value!r}.")
+
+
 def parse(group: dict[str, Any]) -> dict[str, Any]:
     """The group with GaLore's names translated; an error says which option is wrong."""
     group = dict(group)

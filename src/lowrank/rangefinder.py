@@ -131,7 +131,8 @@ class RangeFinder:
         than the basis was found with; and no native generator that was reset to the same state.
     failure_probability : float
         Probability, over all samples of this object, that any error bound is too small. Bounds in
-        the Frobenius norm that rest on the residual itself or on energies do not spend it.
+        the Frobenius norm that rest on the residual itself or on energies do not spend it; next to
+        rounding, a sample that measures that may fail with 1e-12.
     certificate : {"exact", "energy", "sampled"}, optional
         How the error is known. ``"exact"``, the default for arrays in memory: what the basis leaves
         of A is kept as an array, and its norm is the error (in the spectral norm a bound from the

@@ -153,7 +153,7 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
     time goes with the number of operations.
     """
     m = X.shape[-2]
-    if m <= LONG or is_of_a_gpu(X) or is_traced(X):
+    if m < 2 * LONG or is_of_a_gpu(X) or is_traced(X):
         return _adjoint_matmul(X, Y)
     first, *others = slices(m, LONG)
     total = _adjoint_matmul(X[..., first, :], Y[..., first, :])

@@ -33,6 +33,12 @@ SPECTRUM = 0.6 ** np.arange(30)
 A = with_spectrum(SPECTRUM, (40, 30), "float64")
 
 
+def factors(path):
+    """The arrays of a file, which is closed."""
+    with np.load(path) as file:
+        return dict(file)
+
+
 @pytest.fixture(autouse=True)
 def _in_an_empty_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -132,7 +138,7 @@ def test_integers_are_read_as_float64(answer, dtype):
     assert matrix["dtype"] == dtype
     assert matrix["bytes"] == X.nbytes
     assert result["bytes"] == result["rank"] * (12 + 9 + 1) * 8
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert F["U"].dtype == np.float64
     assert norm(X - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 1e-3 * norm(X.astype(float), "fro")
     scipy_io.mmwrite("X.mtx", sparse.coo_array(X.astype("int64")))
@@ -146,7 +152,7 @@ def test_dtypes_stay(answer, dtype):
     np.save("X.npy", X)
     matrix, result = answer("X.npy --rtol 0.05 --output F.npz")
     assert (matrix["dtype"], matrix["bytes"]) == (dtype, X.nbytes)
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert F["U"].dtype == ("float32" if dtype == "float16" else dtype)
     wide = X.astype(kind)
     assert norm(wide - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 0.05 * norm(wide, "fro")
@@ -190,7 +196,7 @@ def test_dtypes_that_numpy_lacks_are_read_with_torch(answer, dtype):
     save_file({"w": torch.asarray(A).to(getattr(torch, dtype))}, "w.safetensors")
     matrix, result = answer("w.safetensors --rtol 0.2 --output F.npz --plot p.png")
     wide = torch.asarray(A).to(getattr(torch, dtype)).double().numpy()
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert norm(wide - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 0.2 * norm(wide, "fro")
     assert matrix["dtype"] == dtype
     itemsize = 2 if dtype == "bfloat16" else 1
@@ -202,7 +208,7 @@ def test_complex_tensors(answer):
     X = with_spectrum(gallery.fast(9), (12, 9), "complex64")
     safetensors_numpy.save_file({"c": X}, "c.safetensors")
     answer("c.safetensors --rtol 0.05 --output F.npz")
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert norm(X - (F["U"] * F["S"]) @ F["Vh"], "fro") <= 0.05 * norm(X, "fro")
 
 
@@ -234,7 +240,7 @@ def test_a_rank_alone_is_told_with_its_error(answer, kind, power):
     option = "" if power is None else f"--power-iterations {power}"
     _, result = answer(f"A.npy --rank 5 --norm {kind} {option} --seed 3 --output F.npz")
     U, S, Vh = lowrank.svd(A, 5, power_iterations=power, rng=3)
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert (F["U"] * F["S"]) @ F["Vh"] == pytest.approx((U * S) @ Vh, abs=1e-12)
     expected = lowrank.residual_norm(A, U, S[:, None] * Vh, norm=kind, rng=3)
     assert result["error"] == pytest.approx(expected.value)
@@ -254,7 +260,7 @@ def test_a_tolerance_is_asked_with_all_options(answer, kind, power):
     found = lowrank.svd(mapped, rtol=1e-3, norm=kind, power_iterations=power, rng=3)
     for key in ("rank", "error", "error_bound", "norm_A", "tolerance", "passes"):
         assert result[key] == pytest.approx(getattr(found, key))
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert str(F["norm"]) == kind
     assert (F["U"] * F["S"]) @ F["Vh"] == pytest.approx((found.U * found.S) @ found.Vh, abs=1e-12)
 
@@ -623,13 +629,13 @@ def test_a_matrix_that_does_not_fit_in_memory(run, monkeypatch):
 def test_factors(run):
     np.save("A.npy", A)
     assert run("A.npy --rtol 1e-4 --output F.npz")[0] == 0
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert set(F) == {"U", "S", "Vh", "tolerance", "bound", "norm", "version"}
     assert norm(A - (F["U"] * F["S"]) @ F["Vh"], "fro") <= F["bound"] <= F["tolerance"]
     assert F["tolerance"] == pytest.approx(1e-4 * norm(A, "fro"))
     assert (str(F["norm"]), str(F["version"])) == ("fro", lowrank.__version__)
     assert run("A.npy --rank 3 --output G.npz")[0] == 0
-    G = np.load("G.npz")
+    G = factors("G.npz")
     assert G["S"].shape == (3,)
     assert np.isnan(G["tolerance"])
     assert norm(A - (G["U"] * G["S"]) @ G["Vh"], "fro") <= G["bound"]
@@ -641,7 +647,7 @@ def test_force_replaces(run):
     assert run("A.npy --rank 3 --output F.npz")[0] == 2
     assert Path("F.npz").read_text(encoding="utf-8") == "mine"
     assert run("A.npy --rank 3 --output F.npz --force")[0] == 0
-    assert np.load("F.npz")["S"].shape == (3,)
+    assert factors("F.npz")["S"].shape == (3,)
 
 
 def test_a_file_that_appears_during_the_work_is_not_replaced(run, monkeypatch):
@@ -714,7 +720,7 @@ def test_links_stay_links_and_modes_stay(run):
     assert run("A.npy --rank 3 --output dangling.npz") == (2, "", [line])
     assert run("A.npy --rank 3 --output link.npz --force")[0] == 0
     assert Path("link.npz").is_symlink()
-    assert np.load("target.npz")["S"].shape == (3,)
+    assert factors("target.npz")["S"].shape == (3,)
     assert Path("target.npz").stat().st_mode & 0o777 == 0o640
     os.umask(umask := os.umask(0o022))
     run("A.npy --rank 3 --output new.npz")
@@ -740,7 +746,7 @@ def test_folders_without_permission(run, monkeypatch):
 def test_a_tolerance_that_is_not_met(run):
     np.save("A.npy", A)
     code, out, (line,) = run("A.npy --rtol 1e-8 --rank 5 --output F.npz")
-    F = np.load("F.npz")
+    F = factors("F.npz")
     assert F["S"].shape == (5,)
     assert norm(A - (F["U"] * F["S"]) @ F["Vh"], "fro") <= F["bound"]
     assert F["bound"] > F["tolerance"]
@@ -921,7 +927,7 @@ def test_a_reader_that_is_gone_costs_neither_output_nor_exit_code():
     assert process.wait(60) == 3
     assert process.stderr.read().startswith(b"lowrank: A.npy: tolerance 1e-09 not met")
     process.stderr.close()
-    assert np.load("F.npz")["S"].shape == (2,)
+    assert factors("F.npz")["S"].shape == (2,)
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")

@@ -269,6 +269,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         def hook(parameter: torch.Tensor) -> None:
             if when is not None and not when():
                 return
+            self._compiles = False
             self._workers()
             if parameter not in self._worker_of:  # taken out of the groups
                 return

@@ -23,7 +23,7 @@ from test_optim import (  # noqa: E402
     weights,
 )
 
-from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon, select  # noqa: E402
 
 BETAS = (0.9, 0.95)
 RATE = {"lr": 0.1, "scale": 0.2}
@@ -324,12 +324,19 @@ def test_a_step_needs_less_than_one_weight_beyond_the_state(monkeypatch, shape, 
 
 
 @pytest.mark.parametrize(("nonfinite", "expected"), [("skip", 1), ("ignore", 0)])
-@pytest.mark.parametrize("every", [1, 1000])
-def test_host_reads_of_a_step(nonfinite, expected, every):
+@pytest.mark.parametrize(
+    ("cls", "options"),
+    [
+        (LowRankMomentum, {"refresh_every": 1}),
+        (LowRankMomentum, {"refresh_every": 1000}),
+        (LowRankMuon, {}),
+    ],
+)
+def test_host_reads_of_a_step(nonfinite, expected, cls, options):
     """A new basis needs none."""
     with pretending():
         params = [torch.nn.Parameter(Pretended(p.data)) for p in parameters([(40, 72), (24, 24)])]
-        opt = LowRankMomentum(params, rank=4, nonfinite=nonfinite, refresh_every=every)
+        opt = cls(params, rank=4, nonfinite=nonfinite, **options)
         for _ in range(2):
             for p in params:
                 p.grad = torch.randn_like(p)
@@ -339,9 +346,10 @@ def test_host_reads_of_a_step(nonfinite, expected, every):
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
 @pytest.mark.parametrize("step", [0, 2])
-def test_nothing_is_touched_by_a_bad_gradient(bad, step):
+@pytest.mark.parametrize("cls", [LowRankMomentum, LowRankMuon])
+def test_nothing_is_touched_by_a_bad_gradient(cls, bad, step):
     params = parameters()
-    opt = LowRankMomentum(params, rank=4, refresh_every=1)
+    opt = cls(params, rank=4)
     train(opt, params, step)
     before, state = weights(params), snapshot(opt)
     set_gradients(params, step)
@@ -352,9 +360,10 @@ def test_nothing_is_touched_by_a_bad_gradient(bad, step):
     assert opt.skipped_steps == 1
 
 
-def test_an_exception_leaves_weight_and_state_as_they_were(monkeypatch):
+@pytest.mark.parametrize("cls", [LowRankMomentum, LowRankMuon])
+def test_an_exception_leaves_weight_and_state_as_they_were(monkeypatch, cls):
     (p,) = params = parameters([(24, 40)])
-    opt = LowRankMomentum(params, rank=4, refresh_every=1)
+    opt = cls(params, rank=4)
     train(opt, params, 2)
     before, state = weights(params), snapshot(opt)
     set_gradients(params, 2)
@@ -363,7 +372,7 @@ def test_an_exception_leaves_weight_and_state_as_they_were(monkeypatch):
         message = "no memory"
         raise RuntimeError(message)
 
-    monkeypatch.setattr("lowrank.optim._momentum.add_to_weights", fail)
+    monkeypatch.setattr(f"{cls.__module__}.add_to_weights", fail)
     with pytest.raises(RuntimeError, match="no memory"):
         opt.step()
     assert torch.equal(p, before[0])
@@ -371,12 +380,13 @@ def test_an_exception_leaves_weight_and_state_as_they_were(monkeypatch):
 
 
 @pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
-def test_resume_is_exact(state_dtype):
+@pytest.mark.parametrize(
+    ("cls", "options"), [(LowRankMomentum, {"refresh_every": 3}), (LowRankMuon, {})]
+)
+def test_resume_is_exact(cls, options, state_dtype):
     def built():
         params = parameters()
-        return params, LowRankMomentum(
-            params, rank=4, refresh_every=3, state_dtype=state_dtype, **RATE
-        )
+        return params, cls(params, rank=4, state_dtype=state_dtype, **options, **RATE)
 
     params, opt = built()
     train(opt, params, 4)

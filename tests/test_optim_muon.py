@@ -1,19 +1,12 @@
 """What LowRankMuon promises beside its dense steps, which stand in test_optim_steps."""
 
-import copy
-import math
-
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from pretended import Pretended, pretending, reads  # noqa: E402
 from test_optim import (  # noqa: E402
-    equal,
     parameters,
-    same_state,
     set_gradients,
-    snapshot,
     train,
     weights,
 )
@@ -114,68 +107,6 @@ def test_the_rest_is_stepped_by_adamw():
     train(plain, others, 3)
     assert all(torch.equal(p, q) for p, q in zip(params[1:], others[1:], strict=True))
     assert not torch.equal(params[0], others[0])
-
-
-@pytest.mark.parametrize("state_dtype", [None, torch.bfloat16])
-def test_resume_is_exact(state_dtype):
-    def built():
-        params = parameters()
-        return params, LowRankMuon(params, rank=4, lr=0.1, state_dtype=state_dtype)
-
-    params, opt = built()
-    train(opt, params, 5)
-    saved, at = copy.deepcopy(opt.state_dict()), weights(params)
-    train(opt, params, 4, start=5)
-    others, resumed = built()
-    resumed.load_state_dict(saved)
-    with torch.no_grad():
-        for q, w in zip(others, at, strict=True):
-            q.copy_(w)
-    train(resumed, others, 4, start=5)
-    assert equal(params, others)
-
-
-@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e30])
-def test_nothing_is_touched_by_a_bad_gradient(bad):
-    params = parameters()
-    opt = LowRankMuon(params, rank=4)
-    train(opt, params, 2)
-    before, state = weights(params), snapshot(opt)
-    set_gradients(params, 2)
-    params[1].grad[0, 0] = bad
-    opt.step()
-    assert equal(weights(params), before)
-    same_state(snapshot(opt), state)
-    assert opt.skipped_steps == 1
-
-
-def test_an_exception_leaves_weight_and_state_as_they_were(monkeypatch):
-    (p,) = params = parameters([(24, 40)])
-    opt = LowRankMuon(params, rank=4)
-    train(opt, params, 2)
-    before, state = weights(params), snapshot(opt)
-    set_gradients(params, 2)
-
-    def fail(*_, **__):
-        raise RuntimeError("no memory")
-
-    monkeypatch.setattr("lowrank.optim._muon.add_to_weights", fail)
-    with pytest.raises(RuntimeError, match="no memory"):
-        opt.step()
-    assert torch.equal(p, before[0])
-    same_state(snapshot(opt), state)
-
-
-@pytest.mark.parametrize(("nonfinite", "expected"), [("skip", 1), ("ignore", 0)])
-def test_host_reads_of_a_step(nonfinite, expected):
-    with pretending():
-        params = [torch.nn.Parameter(Pretended(p.data)) for p in parameters([(40, 72), (24, 24)])]
-        opt = LowRankMuon(params, rank=4, nonfinite=nonfinite)
-        for _ in range(2):
-            for p in params:
-                p.grad = torch.randn_like(p)
-            count, _ = reads(opt.step)
-    assert count == expected
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,6 @@ class Method:
     group: str = "peers"
     few: bool = False  # of the few for a second corpus, or a trial
     drawn: str | None = None  # its label in the plots of few methods
-    family: str | None = None  # the method of which this has another rate of the matrices
     rate: float | None = None  # the only learning rate, where none is looked for
 
     def optimizers(self, parts: Parts, setting: Setting) -> Optimizers:
@@ -161,7 +160,7 @@ def with_rates(
     """A method, and the same with matrices at these parts of the rate of the rest."""
     return {name: method} | {
         f"{name}-{factor:g}": replace(
-            method, options={**method.options, "matrices": factor}, family=name, drawn=None, few=few
+            method, options={**method.options, "matrices": factor}, drawn=None, few=few
         )
         for factor in factors
     }
@@ -196,10 +195,8 @@ EIGHT = {"momentum": "8 bits"}
 LIKE_ADAMW = {"adjust_lr_fn": "match_rms_adamw"}
 METHODS: dict[str, Method] = {
     **with_rates("adamw", Method(adamw, few=True, drawn="AdamW"), (0.3,)),
-    "adamw-0.1": Method(
-        adamw, {"matrices": 0.1}, few=True, drawn="AdamW, matrices at 0.1 lr", family="adamw"
-    ),
-    "adamw-0.03": Method(adamw, {"matrices": 0.03}, family="adamw"),
+    "adamw-0.1": Method(adamw, {"matrices": 0.1}, few=True, drawn="AdamW, matrices at 0.1 lr"),
+    "adamw-0.03": Method(adamw, {"matrices": 0.03}),
     **with_rates("adamw8bit", Method(adamw8bit, {}, "torchao", drawn="AdamW8bit"), (0.1,)),
     **with_rates("adafactor", Method(adafactor, {}, "transformers", drawn="Adafactor"), (0.5,)),
     **with_rates("adafactor-momentum", Method(adafactor, {"beta1": 0.9}, "transformers"), (0.5,)),

@@ -309,7 +309,7 @@ def test_small_svd_as_on_a_gpu(monkeypatch, size):
         return U @ slant, torch.sqrt(S**2), W
 
     monkeypatch.setattr(torch.linalg, "svd", jacobi)
-    monkeypatch.setattr("lowrank._small_svd.is_of_a_gpu", lambda _: True)
+    monkeypatch.setattr("lowrank._array.is_of_a_gpu", lambda _: True)
     C = size * with_spectrum(np.geomspace(1, 1e-2, 12), (30, 12), "float32")
     C = C.astype("float32").astype("float64")
     small = small_svd(torch.as_tensor(C, dtype=torch.float32))

@@ -1,4 +1,7 @@
-"""The one import of array-api-compat, and the small linear algebra that the standard lacks."""
+"""The one import of array-api-compat, and the small linear algebra that the standard lacks.
+
+Rooms that use much of it import it whole, as `xa`.
+"""
 
 import importlib
 import math

@@ -8,26 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import (
-    Array,
-    Namespace,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    as_matrix,
-    device_of,
-    is_array_api_obj,
-    is_complex,
-    is_half,
-    is_numpy_array,
-    is_torch_array,
-    loaded,
-    matrix_norm_by_rows,
-    max_abs,
-    safe_norm,
-    slices,
-    zeros,
-)
+from lowrank import _array as xa
+from lowrank._array import Array, Namespace
 
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
@@ -99,15 +81,15 @@ class Operator:
         if self.array is None:
             every = xp.arange(self.shape[-1], dtype=indices.dtype, device=self.device)
             return self.matmat(xp.astype(every[:, None] == indices[None, :], self.dtype))
-        taken, _ = as_matrix(xp.take(self.array, indices, axis=0 if self.is_adjoint else 1))
-        return adjoint(taken) if self.is_adjoint else taken
+        taken, _ = xa.as_matrix(xp.take(self.array, indices, axis=0 if self.is_adjoint else 1))
+        return xa.adjoint(taken) if self.is_adjoint else taken
 
     def rows(self, part: slice) -> Array:
         """Some rows of a matrix that is an array, or made of blocks, in the dtype of products."""
         A: Any = self.array
         if self.is_adjoint:
-            return adjoint(as_matrix(A[:, part])[0])
-        return as_matrix(A[part, :])[0] if self.block is None else self.block(part)
+            return xa.adjoint(xa.as_matrix(A[:, part])[0])
+        return xa.as_matrix(A[part, :])[0] if self.block is None else self.block(part)
 
     def empty(self, rows: int) -> Array:
         """An array of `rows` rows and no columns, where products of this operator live."""
@@ -124,13 +106,13 @@ def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Opera
         return A
     if hasattr(A, "__lowrank_operator__"):
         return A.__lowrank_operator__()
-    if is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
+    if xa.is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
         return _of_torch_sparse(A, name)
     if hasattr(A, "tocsr") or hasattr(A, "to_scipy_sparse"):
         return _of_sparse(A, name)  # first, because those of PyData call themselves arrays
     if hasattr(A, "__dask_graph__"):
         return _of_dask(A, name)
-    if is_array_api_obj(A) or isinstance(A, np.ndarray):  # numpy.matrix is only the second
+    if xa.is_array_api_obj(A) or isinstance(A, np.ndarray):  # numpy.matrix is only the second
         return _of_array(A, name)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
         if any(hasattr(A, method) for method in ("matmat", "rmatmat", "__matmul__")):
@@ -148,8 +130,10 @@ def located(home: Array, shape: tuple[int, ...], **known: Any) -> Operator:
 
     Norm and largest entry are those of the array, if no others are given.
     """
-    norms = {"norm": lambda: matrix_norm_by_rows(home), "max_abs": lambda: max_abs(home)}
-    return Operator(array_namespace(home), shape, home.dtype, device_of(home), **{**norms, **known})
+    norms = {"norm": lambda: xa.matrix_norm_by_rows(home), "max_abs": lambda: xa.max_abs(home)}
+    return Operator(
+        xa.array_namespace(home), shape, home.dtype, xa.device_of(home), **{**norms, **known}
+    )
 
 
 def shape_of(A: Any, rule: str) -> tuple[int, int]:
@@ -160,15 +144,15 @@ def shape_of(A: Any, rule: str) -> tuple[int, int]:
 
 
 def _of_array(A: Array, name: str) -> Operator:
-    if is_array_api_obj(A) and A.ndim == 2 and is_half(A):
+    if xa.is_array_api_obj(A) and A.ndim == 2 and xa.is_half(A):
         return _of_half(A, name)
     is_file = _is_memory_mapped(A)
-    A, _ = as_matrix(A, name=name, stacks=True)
+    A, _ = xa.as_matrix(A, name=name, stacks=True)
     return located(
         A,
         tuple(int(length) for length in A.shape),
         matmat=lambda X: A @ X,
-        rmatmat=lambda Y: adjoint_matmul(A, Y),
+        rmatmat=lambda Y: xa.adjoint_matmul(A, Y),
         array=A,
         explicit=None if A.ndim > 2 or is_file else partial(_explicit, A),
         costly_passes=is_file,
@@ -183,22 +167,22 @@ def _is_memory_mapped(A: Any) -> bool:
 
 def _explicit(A: Array, flipped: bool, own: bool) -> Array:
     """A, or Aᴴ if `flipped`, to be written to: its `own` memory where that is possible."""
-    matrix, xp = as_matrix(A)
-    conjugate = flipped and is_complex(matrix)
+    matrix, xp = xa.as_matrix(A)
+    conjugate = flipped and xa.is_complex(matrix)
     if flipped:
         matrix = xp.matrix_transpose(matrix)
-    if conjugate and not is_torch_array(A):  # torch's is a view
+    if conjugate and not xa.is_torch_array(A):  # torch's is a view
         return xp.conj(matrix)
-    if not (is_half(A) or (own and not conjugate and _is_writable(matrix))):
+    if not (xa.is_half(A) or (own and not conjugate and _is_writable(matrix))):
         matrix = xp.asarray(matrix, copy=True)
     return xp.conj(matrix) if conjugate else matrix
 
 
 def _is_writable(A: Array) -> bool:
     """Whether each entry has memory of its own, which may be changed."""
-    if is_torch_array(A):
+    if xa.is_torch_array(A):
         return not A.is_inference() and _is_disjoint(A.shape, A.stride())
-    if not is_numpy_array(A):
+    if not xa.is_numpy_array(A):
         return True
     strides = [stride / A.itemsize for stride in A.strides]
     return bool(A.flags.writeable) and _is_disjoint(A.shape, strides)
@@ -216,10 +200,10 @@ def _is_disjoint(shape: Any, strides: Any) -> bool:
 
 def _of_half(A: Array, name: str) -> Operator:
     """A float16 or bfloat16 matrix, of which a block of rows at a time becomes float32."""
-    home, _ = as_matrix(A[:0, :], name=name)
+    home, _ = xa.as_matrix(A[:0, :], name=name)
     m, n = (int(length) for length in A.shape)
     rows = max(1, max(BLOCK, m * n // 16) // max(1, n))
-    blocks = of_row_blocks(lambda part: as_matrix(A[part, :])[0], (m, n), rows, like=home)
+    blocks = of_row_blocks(lambda part: xa.as_matrix(A[part, :])[0], (m, n), rows, like=home)
     return replace(blocks, array=A, explicit=partial(_explicit, A))
 
 
@@ -227,13 +211,13 @@ def of_row_blocks(
     block: Callable[[slice], Array], shape: tuple[int, ...], rows: int, *, like: Array
 ) -> Operator:
     """A matrix or stack of which so many rows at a time are given by a function."""
-    xp = array_namespace(like)
-    parts = slices(shape[-2], rows) or [slice(0, 0)]
+    xp = xa.array_namespace(like)
+    parts = xa.slices(shape[-2], rows) or [slice(0, 0)]
 
     def rmatmat(Y: Array) -> Array:
-        product = adjoint_matmul(block(parts[0]), Y[..., parts[0], :])
+        product = xa.adjoint_matmul(block(parts[0]), Y[..., parts[0], :])
         for part in parts[1:]:
-            product += adjoint_matmul(block(part), Y[..., part, :])
+            product += xa.adjoint_matmul(block(part), Y[..., part, :])
         return product
 
     return located(
@@ -242,7 +226,7 @@ def of_row_blocks(
         matmat=lambda X: xp.concat([block(part) @ X for part in parts], axis=-2),
         rmatmat=rmatmat,
         block=block,
-        norm=lambda: float(safe_norm(xp.stack([safe_norm(block(part)) for part in parts]))),
+        norm=lambda: float(xa.safe_norm(xp.stack([xa.safe_norm(block(part)) for part in parts]))),
         max_abs=lambda: float(xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts]))),
     )
 
@@ -255,7 +239,7 @@ def _of_dask(A: Any, name: str) -> Operator:
     """
     if len(A.shape) != 2 or any(math.isnan(length) for length in A.shape):
         raise ValueError(f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}.")
-    home, _ = as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
+    home, _ = xa.as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
     return located(
         home,
@@ -263,7 +247,7 @@ def _of_dask(A: Any, name: str) -> Operator:
         matmat=lambda X: (A @ X).compute(),
         rmatmat=lambda Y: _by_transpose(lambda Z: (A.T @ Z).compute(), Y),
         norm=lambda: float(
-            safe_norm(A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64).compute())
+            xa.safe_norm(A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64).compute())
         ),
         max_abs=lambda: float(abs(A).max().compute()),
         costly_passes=True,
@@ -271,7 +255,7 @@ def _of_dask(A: Any, name: str) -> Operator:
 
 
 def _norm_of_block(block: Any) -> Any:
-    return np.full((1, 1), matrix_norm_by_rows(block))
+    return np.full((1, 1), xa.matrix_norm_by_rows(block))
 
 
 def _by_transpose(multiply: Callable[[Array], Array], Y: Array) -> Array:
@@ -279,8 +263,8 @@ def _by_transpose(multiply: Callable[[Array], Array], Y: Array) -> Array:
 
     The narrow Y is conjugated: a conjugate of A is a copy, and its dtype may be untrue.
     """
-    xp = array_namespace(Y)
-    return xp.conj(multiply(xp.conj(Y))) if is_complex(Y) else multiply(Y)
+    xp = xa.array_namespace(Y)
+    return xp.conj(multiply(xp.conj(Y))) if xa.is_complex(Y) else multiply(Y)
 
 
 def _of_sparse(A: Any, name: str) -> Operator:
@@ -289,7 +273,7 @@ def _of_sparse(A: Any, name: str) -> Operator:
     if not csr.has_canonical_format:  # entries stored twice count twice in a norm
         csr = csr.copy()
         csr.sum_duplicates()
-    values, _ = as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
+    values, _ = xa.as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
     return located(
         values,
         shape,
@@ -300,18 +284,18 @@ def _of_sparse(A: Any, name: str) -> Operator:
 
 def _of_torch_sparse(A: Array, name: str) -> Operator:
     shape = shape_of(A, f"a sparse `{name}` must be a matrix (two dimensions)")
-    with loaded("torch").no_grad():
+    with xa.loaded("torch").no_grad():
         coo = A.detach().to_sparse_coo().coalesce()
     if coo.dense_dim():
         raise ValueError(
             f"a sparse `{name}` must not have dense dimensions; pass {name}.to_dense() or "
             f"{name}.to_sparse()."
         )
-    values, _ = as_matrix(coo.values()[None, :], name=name)
+    values, _ = xa.as_matrix(coo.values()[None, :], name=name)
     coo = coo.to(values.dtype)
     # made anew: a transposed view cannot be had in inference mode
     flipped = coo.indices().flip(0), coo.values().conj_physical()
-    conj = loaded("torch").sparse_coo_tensor(*flipped, coo.shape[::-1], check_invariants=False)
+    conj = xa.loaded("torch").sparse_coo_tensor(*flipped, coo.shape[::-1], check_invariants=False)
     return located(values, shape, matmat=lambda X: coo @ X, rmatmat=lambda Y: conj @ Y)
 
 
@@ -324,20 +308,20 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
     device: Any = getattr(A, "device", None)
     home: Array
     if type(A.dtype).__module__.partition(".")[0] == "torch":
-        home = loaded("torch").empty((1, 0), dtype=A.dtype, device=device)
+        home = xa.loaded("torch").empty((1, 0), dtype=A.dtype, device=device)
     elif type(device).__module__.partition(".")[0] == "cupy":
         with device:
-            home = loaded("cupy").empty((1, 0), dtype=A.dtype)
+            home = xa.loaded("cupy").empty((1, 0), dtype=A.dtype)
     else:
         home = np.empty((1, 0), dtype=numpy_dtype(A.dtype))
-    home, _ = as_matrix(home, name=name)
+    home, _ = xa.as_matrix(home, name=name)
     matmat = A.matmat if hasattr(A, "matmat") else lambda X: A @ X
     if hermitian:
         rmatmat = matmat
     elif hasattr(A, "rmatmat"):
         rmatmat = A.rmatmat
     else:
-        rmatmat = _product_with_adjoint(A, name, is_complex(home))
+        rmatmat = _product_with_adjoint(A, name, xa.is_complex(home))
     return located(
         home,
         (m, n),
@@ -376,8 +360,8 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
 
 def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
     if X.shape[-1] == 0:  # of which not every operator can make a product
-        return zeros((rows, 0), X)
-    Y, _ = as_matrix(multiply(X), name=f"{name}(X)")
+        return xa.zeros((rows, 0), X)
+    Y, _ = xa.as_matrix(multiply(X), name=f"{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):
         raise ValueError(
             f"`{name}` of an array of shape {tuple(X.shape)} must have shape "

@@ -6,29 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowrank._array import (
-    Array,
-    Namespace,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    block_triangle,
-    checked_cholesky,
-    device_of,
-    eps,
-    eye,
-    inverse,
-    is_complex,
-    is_numpy_namespace,
-    is_of_a_gpu,
-    is_torch_namespace,
-    is_traced,
-    lower_inverse,
-    phases,
-    slices,
-    unasked_cholesky,
-    upper_solve,
-)
+from lowrank import _array as xa
+from lowrank._array import Array, Namespace
 from lowrank._tuning import Method, tuning
 
 # Columns below which numpy.linalg.qr takes what Cholesky QR has refused.
@@ -67,7 +46,7 @@ def reflectors(Q: Array) -> tuple[Array, Array, Array]:
     """
     W, T = _top_of_reflectors(Q)
     b = Q.shape[-1]
-    V = array_namespace(Q).concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
+    V = xa.array_namespace(Q).concat([Q[..., :b, :] + W, Q[..., b:, :]], axis=-2)
     return V, T, -W
 
 
@@ -75,8 +54,8 @@ def plain_reflectors(Q: Array) -> tuple[Array, Array]:
     """V and T with W = I, where `size_of_top` allows it: no QR, and few operations."""
     b, (identity,) = Q.shape[-1], _constants_of(Q, "identity")
     S = Q[..., :b, :] + identity
-    V = array_namespace(Q).concat([S, Q[..., b:, :]], axis=-2)
-    return V, adjoint(inverse(S))
+    V = xa.array_namespace(Q).concat([S, Q[..., b:, :]], axis=-2)
+    return V, xa.adjoint(xa.inverse(S))
 
 
 def size_of_top(Q: Array) -> Array:
@@ -89,15 +68,15 @@ def size_of_top(Q: Array) -> Array:
     and ‖T‖₂ at most 5. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``, and keeps it from p = 10b on.
     """
     top = Q[..., : Q.shape[-1], :]
-    gram = adjoint(top) @ top
-    return array_namespace(Q).linalg.vector_norm(gram @ gram)
+    gram = xa.adjoint(top) @ top
+    return xa.array_namespace(Q).linalg.vector_norm(gram @ gram)
 
 
 def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     b = Q.shape[-1]
     W, R1 = orthonormalise(Q[..., :b, :])
-    W = W * phases(array_namespace(Q).linalg.diagonal(R1))[..., None, :]
-    return W, adjoint(inverse(eye(b, b, like=Q) + adjoint(W) @ Q[..., :b, :]))
+    W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
+    return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
 def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
@@ -111,17 +90,17 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     p, b = P.shape[-2:]
     if b > p:
         Q, R = orthonormalise(P[..., :p])
-        R = array_namespace(P).concat([R, adjoint_matmul(Q, P[..., p:])], axis=-1)
+        R = xa.array_namespace(P).concat([R, xa.adjoint_matmul(Q, P[..., p:])], axis=-1)
         return Basis(Q, R)
     if b == 0:
-        return Basis(P, adjoint(P) @ P)
+        return Basis(P, xa.adjoint(P) @ P)
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
         Q, first, second = _mixed_passes(_in_double(P))
         return Basis(_as(P, Q), _as(P, second @ first))
     if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
-        gram = adjoint_matmul(P, P) if gram is None else gram
+        gram = xa.adjoint_matmul(P, P) if gram is None else gram
         factors = _asked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
@@ -146,14 +125,14 @@ def conditioned(P: Array) -> Array:
     if is_mixed(P):
         return _mixed_conditioned(P)
     if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
-        found = _asked_cholesky_qr(P, adjoint(P) @ P, passes=1)
+        found = _asked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
     return orthonormalise(P).Q
 
 
 def _can_be_asked(P: Array) -> bool:
-    return 0 not in P.shape and not is_traced(P)
+    return 0 not in P.shape and not xa.is_traced(P)
 
 
 def _by_halves(P: Array, gram: Array | None = None) -> Basis:
@@ -165,18 +144,20 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[..., :half, :half])
     W, T = _top_of_reflectors(Q1)
     # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
-    C = adjoint(T) @ (adjoint_matmul(Q1, P[..., half:]) + adjoint(W) @ P[..., :half, half:])
+    C = xa.adjoint(T) @ (
+        xa.adjoint_matmul(Q1, P[..., half:]) + xa.adjoint(W) @ P[..., :half, half:]
+    )
     X = Q1 @ -C
     X += P[..., half:]
-    R12 = C - adjoint(W) @ X[..., :half, :]
+    R12 = C - xa.adjoint(W) @ X[..., :half, :]
     Q2, R2 = orthonormalise(X[..., half:, :])
-    C = T @ adjoint_matmul(Q1[..., half:, :], Q2)
+    C = T @ xa.adjoint_matmul(Q1[..., half:, :], Q2)
     X = Q1 @ -C
     X[..., :half, :] -= W @ C
     X[..., half:, :] += Q2
     del Q2
-    Q = array_namespace(P).concat([Q1, X], axis=-1)
-    return Basis(Q, block_triangle(R1, R12, R2))
+    Q = xa.array_namespace(P).concat([Q1, X], axis=-1)
+    return Basis(Q, xa.block_triangle(R1, R12, R2))
 
 
 def _native_qr(P: Array) -> Basis:
@@ -189,8 +170,8 @@ def _native_qr(P: Array) -> Basis:
     """
     X, scale = _scaled(P)
     b = X.shape[-1]
-    X[..., :b, :] = X[..., :b, :] + eps(X) * eye(b, b, like=X)
-    Q, R = array_namespace(P).linalg.qr(X)
+    X[..., :b, :] = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
+    Q, R = xa.array_namespace(P).linalg.qr(X)
     return Basis(Q, R * scale)
 
 
@@ -205,7 +186,7 @@ def _polished(found: Basis) -> Basis:
 
 def _scaled(P: Array) -> tuple[Array, Array]:
     """`P` with columns scaled to a largest entry of one, and their scale; zero columns stay."""
-    xp = array_namespace(P)
+    xp = xa.array_namespace(P)
     largest = xp.max(xp.abs(P), axis=-2, keepdims=True)
     smallest = float(xp.finfo(P.dtype).smallest_normal)
     divisor = xp.where(largest > smallest, largest, xp.full_like(largest, smallest))
@@ -226,36 +207,36 @@ def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
     leaves a residual of eps times the entries of ``|L⁻ᴴ| |Lᴴ|``, which does not feel a grading of
     the rows of R, such as that of a sketch of decaying singular values.
     """
-    xp, b, epsilon = array_namespace(P), P.shape[-1], eps(P)
+    xp, b, epsilon = xa.array_namespace(P), P.shape[-1], xa.eps(P)
     smallest = float(xp.finfo(P.dtype).smallest_normal)
     sizes = xp.linalg.diagonal(gram)
-    sizes = xp.real(sizes) if is_complex(P) else sizes
+    sizes = xp.real(sizes) if xa.is_complex(P) else sizes
     if not bool(xp.all((sizes > smallest / epsilon**2) & (sizes < math.inf))):
         return None
     sizes = xp.astype(xp.sqrt(sizes), P.dtype)
     rows, columns = sizes[..., :, None], sizes[..., None, :]
-    L = checked_cholesky(gram / columns / rows)
+    L = xa.checked_cholesky(gram / columns / rows)
     if L is None:
         return None
-    L_inverse = lower_inverse(L)
+    L_inverse = xa.lower_inverse(L)
     growth = float(xp.max(xp.sum(xp.abs(L_inverse) ** 2, axis=(-2, -1))))
     is_near = growth < 1.1 * b  # to a multiple of an orthonormal basis
     if not (is_near or (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0)):
         return None
-    Q = P @ adjoint(L_inverse / columns)
+    Q = P @ xa.adjoint(L_inverse / columns)
     L = L * rows
     if is_near or passes == 1:
-        return Basis(Q, adjoint(L))
+        return Basis(Q, xa.adjoint(L))
     gram = gram_matrix(Q)
-    if not float(xp.max(xp.abs(gram - eye(b, b, like=Q)))) < 0.1:
+    if not float(xp.max(xp.abs(gram - xa.eye(b, b, like=Q)))) < 0.1:
         return None
-    L2 = checked_cholesky(gram)
-    return None if L2 is None else Basis(Q @ adjoint(lower_inverse(L2)), adjoint(L @ L2))
+    L2 = xa.checked_cholesky(gram)
+    return None if L2 is None else Basis(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
-    xp = array_namespace(L)
-    return float(xp.max(adjoint(xp.abs(L_inverse)) @ adjoint(xp.abs(L))))
+    xp = xa.array_namespace(L)
+    return float(xp.max(xa.adjoint(xp.abs(L_inverse)) @ xa.adjoint(xp.abs(L))))
 
 
 def _unasked_cholesky_qr(P: Array) -> Basis:
@@ -273,25 +254,25 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     the shift without noise fails, and so do square panels. Noise on the diagonal alone fails where
     the panel is nilpotent there.
     """
-    xp = array_namespace(P)
+    xp = xa.array_namespace(P)
     X, scale = _scaled(P)
     *_, p, b = X.shape
     norms = xp.astype(xp.linalg.vector_norm(X, axis=-2, keepdims=True), P.dtype)
     X = X / xp.where(norms == 0, xp.ones_like(norms), norms)
-    identity = eye(b, b, like=X)
+    identity = xa.eye(b, b, like=X)
     top = X[..., : 2 * b, :]
-    top += 2.0 * eps(X) / NOISE * _constant("noise", 0, b, xp, X.dtype, device_of(X))
-    shift = 2.0 * eps(X) * (b + p**0.5)
+    top += 2.0 * xa.eps(X) / NOISE * _constant("noise", 0, b, xp, X.dtype, xa.device_of(X))
+    shift = 2.0 * xa.eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
-        upper = adjoint(unasked_cholesky(gram_matrix(X) + s * identity))
-        X, R = upper_solve(upper, X, left=False), upper @ R
+        upper = xa.adjoint(xa.unasked_cholesky(gram_matrix(X) + s * identity))
+        X, R = xa.upper_solve(upper, X, left=False), upper @ R
     return Basis(X, R)
 
 
 def is_mixed(P: Array) -> bool:
     """Whether a tall panel, in single precision, has its Gram matrices in double."""
-    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] > 0 and eps(P) > 1e-10
+    return tuning(P).mixed and P.shape[-2] >= 2 * P.shape[-1] > 0 and xa.eps(P) > 1e-10
 
 
 def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
@@ -304,13 +285,13 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     nearly. X is overwritten.
     """
     identity, lifted, noise = _constants_of(X, "identity", "lifted", "noise")
-    sizes = array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
+    sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
     top = X[..., : 2 * X.shape[-1], :]
     top += noise * (sizes + 1e-60)  # of zeros too
-    first = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
-    X = X @ upper_solve(first, identity, left=False)
-    second = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted))
-    return X @ upper_solve(second, identity, left=False), first, second
+    first = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    X = X @ xa.upper_solve(first, identity, left=False)
+    second = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    return X @ xa.upper_solve(second, identity, left=False), first, second
 
 
 def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
@@ -320,13 +301,13 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
     square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
     rank.
     """
-    xp = array_namespace(C)
+    xp = xa.array_namespace(C)
     X = _in_double(C)
-    U = xp.linalg.eigh(-adjoint_matmul(X, X))[1]  # the largest first
+    U = xp.linalg.eigh(-xa.adjoint_matmul(X, X))[1]  # the largest first
     P, first, second = _mixed_passes(X @ U)
     R = second @ first
     S = xp.linalg.diagonal(R)
-    S = xp.sort(xp.real(S) if is_complex(S) else S, axis=-1, descending=True)
+    S = xp.sort(xp.real(S) if xa.is_complex(S) else S, axis=-1, descending=True)
     return _as(C, R), _as(C, U), xp.astype(S, xp.float32), None, _as(C, P)
 
 
@@ -334,27 +315,27 @@ def _mixed_conditioned(P: Array) -> Array:
     """The first pass of it, without noise."""
     X = _in_double(P)
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
-    upper = adjoint(unasked_cholesky(adjoint_matmul(X, X) * lifted + floor))
-    return _as(P, X @ upper_solve(upper, identity, left=False))
+    upper = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
+    return _as(P, X @ xa.upper_solve(upper, identity, left=False))
 
 
 def _double_of(P: Array) -> Any:
-    xp = array_namespace(P)
-    return xp.complex128 if is_complex(P) else xp.float64
+    xp = xa.array_namespace(P)
+    return xp.complex128 if xa.is_complex(P) else xp.float64
 
 
 def _in_double(P: Array) -> Array:
-    return array_namespace(P).astype(P, _double_of(P))
+    return xa.array_namespace(P).astype(P, _double_of(P))
 
 
 def _as(P: Array, X: Array) -> Array:
     """X in the dtype of P."""
-    return array_namespace(X).astype(X, P.dtype)
+    return xa.array_namespace(X).astype(X, P.dtype)
 
 
 def _constants_of(X: Array, *names: str) -> list[Array]:
     *_, p, b = X.shape
-    kind = 1 << p.bit_length(), b, array_namespace(X), X.dtype, device_of(X)
+    kind = 1 << p.bit_length(), b, xa.array_namespace(X), X.dtype, xa.device_of(X)
     return [_constant(name, *kind) for name in names]
 
 
@@ -379,18 +360,20 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
         return xp.astype(xp.asarray(Z, device=device), dtype)
     identity = xp.eye(b, dtype=dtype, device=device)
     if name == "lifted":
-        return 1.0 + 8.0 * (b + p**0.5) * eps(identity) * identity
+        return 1.0 + 8.0 * (b + p**0.5) * xa.eps(identity) * identity
     return identity if name == "identity" else 1e-290 * identity
 
 
 def departure(Q: Array) -> Array:
     """``‖QᴴQ − I‖_F``, of all members of a stack, as a 0-d array."""
-    return array_namespace(Q).linalg.vector_norm(gram_matrix(Q) - _constants_of(Q, "identity")[0])
+    return xa.array_namespace(Q).linalg.vector_norm(
+        gram_matrix(Q) - _constants_of(Q, "identity")[0]
+    )
 
 
 def defect(Q: Array) -> Array:
     """``QᴴQ − I`` of a matrix of any width, whose unit matrix is not kept."""
-    return gram_matrix(Q) - eye(Q.shape[-1], Q.shape[-1], like=Q)
+    return gram_matrix(Q) - xa.eye(Q.shape[-1], Q.shape[-1], like=Q)
 
 
 def gram_matrix(X: Array) -> Array:
@@ -399,20 +382,20 @@ def gram_matrix(X: Array) -> Array:
     On a processor in double precision where X is in single, or by blocks of about √m rows. On a GPU
     by blocks of GRAM_ROWS, all of them in one product.
     """
-    xp, (*batch, p, b) = array_namespace(X), X.shape
-    if is_of_a_gpu(X) or is_traced(X):
+    xp, (*batch, p, b) = xa.array_namespace(X), X.shape
+    if xa.is_of_a_gpu(X) or xa.is_traced(X):
         count = p // max(GRAM_ROWS, 4 * b)
         if count < 2:
-            return adjoint_matmul(X, X)
+            return xa.adjoint_matmul(X, X)
         rows = p // count
         last = X[..., count * rows :, :]
         blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
-        return xp.sum(adjoint_matmul(blocks, blocks), axis=-3) + adjoint_matmul(last, last)
+        return xp.sum(xa.adjoint_matmul(blocks, blocks), axis=-3) + xa.adjoint_matmul(last, last)
     # another library may have no double precision
-    dtype = _double_of(X) if is_numpy_namespace(xp) or is_torch_namespace(xp) else X.dtype
+    dtype = _double_of(X) if xa.is_numpy_namespace(xp) or xa.is_torch_namespace(xp) else X.dtype
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS
-    total = xp.zeros((*batch, b, b), dtype=dtype, device=device_of(X))
-    for part in slices(p, rows):
+    total = xp.zeros((*batch, b, b), dtype=dtype, device=xa.device_of(X))
+    for part in xa.slices(p, rows):
         block = xp.astype(X[..., part, :], dtype)
-        total += adjoint(block) @ block
+        total += xa.adjoint(block) @ block
     return xp.astype(total, X.dtype)

@@ -4,18 +4,8 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    array_namespace,
-    device_of,
-    eps,
-    eye,
-    safe_norm,
-    squares,
-    upper_solve,
-    zeros,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._panel import orthonormalise
 from lowrank.certificate import spectral_norm
 
@@ -49,14 +39,14 @@ def pivoted_qr(B: Array) -> Pivoted:
     rounding: there may be fewer than min(K, n) pivots. One pass over B and two numbers read from
     the device for each.
     """
-    xp = array_namespace(B)
-    (K, n), epsilon = B.shape, eps(B)
+    xp = xa.array_namespace(B)
+    (K, n), epsilon = B.shape, xa.eps(B)
     most = min(K, n)
-    P, R, rest = zeros((K, most), B), zeros((most, n), B), xp.asarray(B, copy=True)
+    P, R, rest = xa.zeros((K, most), B), xa.zeros((most, n), B), xp.asarray(B, copy=True)
     indices: list[int] = []
     if most == 0:
-        return Pivoted(indices, R, float(safe_norm(rest)))
-    position = xp.arange(n, device=device_of(B))
+        return Pivoted(indices, R, float(xa.safe_norm(rest)))
+    position = xp.arange(n, device=xa.device_of(B))
     taken = position < 0
     sizes = _squares(rest, axis=0)
     start, first, largest = 0, 0.0, float(xp.max(sizes))
@@ -66,8 +56,8 @@ def pivoted_qr(B: Array) -> Pivoted:
         v = rest[:, j : j + 1] - P[:, start:k] @ R[start:k, j : j + 1]
         # What rounding has left along P is of order eps · √k · first, below what is accepted: once
         # more is enough.
-        v -= P[:, :k] @ (adjoint(P[:, :k]) @ v)
-        size = float(safe_norm(v))
+        v -= P[:, :k] @ (xa.adjoint(P[:, :k]) @ v)
+        size = float(xa.safe_norm(v))
         first = first if k else size
         if k > start and (k - start == BLOCK or size * size <= epsilon**0.5 * largest):
             rest -= P[:, start:k] @ R[start:k, :]
@@ -77,37 +67,37 @@ def pivoted_qr(B: Array) -> Pivoted:
         if size <= ROUNDING * epsilon * math.sqrt(K) * first:
             break
         P[:, k : k + 1] = v / size
-        R[k : k + 1, :] = adjoint(P[:, k : k + 1]) @ rest
+        R[k : k + 1, :] = xa.adjoint(P[:, k : k + 1]) @ rest
         sizes = xp.maximum(sizes - _squares(R[k : k + 1, :], axis=0), xp.zeros_like(sizes))
         taken = xp.logical_or(taken, position == j)
         indices.append(j)
     k = len(indices)
     rest -= P[:, start:k] @ R[start:k, :]
-    return Pivoted(indices, R[:k, :], float(safe_norm(rest)))
+    return Pivoted(indices, R[:k, :], float(xa.safe_norm(rest)))
 
 
 def _squares(X: Array, axis: int) -> Array:
-    return array_namespace(X).sum(squares(X), axis=axis)
+    return xa.array_namespace(X).sum(xa.squares(X), axis=axis)
 
 
 def tails(pivoted: Pivoted, norm: str) -> Callable[[int], float]:
     """Norm of what k pivots leave of B, for k = 0, …, as many as there are."""
     R, rest = pivoted.R, pivoted.rest
-    xp, r = array_namespace(R), R.shape[0]
+    xp, r = xa.array_namespace(R), R.shape[0]
     if norm == "spectral":
-        L = adjoint(orthonormalise(adjoint(R)).R)  # R = L Wᴴ with W orthonormal
+        L = xa.adjoint(orthonormalise(xa.adjoint(R)).R)  # R = L Wᴴ with W orthonormal
         return lambda k: math.hypot(float(spectral_norm(L[k:, :], xp)), rest)
     sums = xp.flip(xp.cumulative_sum(xp.flip(_squares(R, axis=1))))  # from the smallest on
     return lambda k: math.hypot(float(sums[k]) ** 0.5 if k < r else 0.0, rest)
 
 
 def norm_of(X: Array, norm: str) -> float:
-    return float(safe_norm(X) if norm == "fro" else spectral_norm(X, array_namespace(X)))
+    return float(xa.safe_norm(X) if norm == "fro" else spectral_norm(X, xa.array_namespace(X)))
 
 
 def as_indices(indices: list[int], like: Array) -> Array:
-    xp = array_namespace(like)
-    return xp.asarray(indices, dtype=xp.int64, device=device_of(like))
+    xp = xa.array_namespace(like)
+    return xp.asarray(indices, dtype=xp.int64, device=xa.device_of(like))
 
 
 def filled(indices: list[int], k: int, n: int) -> list[int]:
@@ -119,8 +109,8 @@ def filled(indices: list[int], k: int, n: int) -> list[int]:
 
 def positions(indices: list[int], n: int, like: Array) -> Array:
     """k×n booleans: row i is true at ``indices[i]`` only."""
-    xp = array_namespace(like)
-    every = xp.arange(n, dtype=xp.int64, device=device_of(like))
+    xp = xa.array_namespace(like)
+    every = xp.arange(n, dtype=xp.int64, device=xa.device_of(like))
     return every[None, :] == as_indices(indices, like)[:, None]
 
 
@@ -139,15 +129,15 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
     needed, mostly none. Where B_J is singular to rounding, they might not end: then columns are
     left out, and there are fewer than pivots.
     """
-    xp, J, n = array_namespace(B), list(pivots), B.shape[1]
+    xp, J, n = xa.array_namespace(B), list(pivots), B.shape[1]
     swaps = SWAPS + len(J)
     while J:
         k, hits = len(J), positions(J, n, B)
         P, R = orthonormalise(xp.take(B, as_indices(J, B), axis=1))
-        Y = adjoint(P) @ B
-        X = upper_solve(R, Y)
-        omega = _squares(upper_solve(R, eye(k, k, like=B)), axis=1)
-        growth = squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
+        Y = xa.adjoint(P) @ B
+        X = xa.upper_solve(R, Y)
+        omega = _squares(xa.upper_solve(R, xa.eye(k, k, like=B)), axis=1)
+        growth = xa.squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
         growth = xp.where(xp.any(hits, axis=0)[None, :], xp.zeros_like(growth), growth)
         i, j = divmod(int(xp.argmax(growth)), n)
         if float(growth[i, j]) <= LARGEST**2:
@@ -156,10 +146,10 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
             J[i], swaps = j, swaps - 1
         else:
             del J[i]
-    return J, zeros((0, n), B)
+    return J, xa.zeros((0, n), B)
 
 
 def with_identity(X: Array, hits: Array) -> Array:
     """X with the identity in the columns that `hits` marks."""
-    xp = array_namespace(X)
+    xp = xa.array_namespace(X)
     return xp.where(xp.any(hits, axis=0)[None, :], xp.astype(hits, X.dtype), X)

@@ -6,17 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    array_namespace,
-    as_matrix,
-    is_sharded,
-    loaded,
-    same_place,
-    signed,
-    zeros,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._operator import Operator, as_operator, shape_of
 from lowrank._panel import Basis, orthonormalise
 from lowrank._sketch import as_generator
@@ -60,10 +51,10 @@ class Rows:
 
     def sum(self, *several: Array) -> Any:
         """Sums over processes, with one message; what is given may be overwritten."""
-        torch, many = loaded("torch"), len(several) > 1
+        torch, many = xa.loaded("torch"), len(several) > 1
         together = torch.cat([X.flatten() for X in several]) if many else several[0].contiguous()
         if len(self.heights) > 1:
-            loaded("torch.distributed").all_reduce(together, group=self.mesh.get_group(self.dim))
+            xa.loaded("torch.distributed").all_reduce(together, group=self.mesh.get_group(self.dim))
         parts = torch.split(together.view(-1), [X.numel() for X in several])
         sums = [part.view(X.shape) for part, X in zip(parts, several, strict=True)]
         return sums if many else sums[0]
@@ -72,9 +63,9 @@ class Rows:
         """X of all processes, in their order, which has the same shape on each."""
         if self.dim is None:
             return [X]
-        parts = [zeros(tuple(X.shape), X) for _ in range(self.mesh.size(self.dim))]
+        parts = [xa.zeros(tuple(X.shape), X) for _ in range(self.mesh.size(self.dim))]
         group = self.mesh.get_group(self.dim)
-        loaded("torch.distributed").all_gather(parts, X.contiguous(), group=group)
+        xa.loaded("torch.distributed").all_gather(parts, X.contiguous(), group=group)
         return parts
 
     def gather(self, X: Array) -> Array:
@@ -82,7 +73,7 @@ class Rows:
         padded = X.new_zeros((*X.shape[:-2], max(self.heights), X.shape[-1]))
         padded[..., : self.height, :] = X
         parts = zip(self._all_gather(padded), self.heights, strict=True)
-        return loaded("torch").cat([part[..., :height, :] for part, height in parts], -2)
+        return xa.loaded("torch").cat([part[..., :height, :] for part, height in parts], -2)
 
     def numbers(self, value: float, like: Operator) -> list[float]:
         """A number of each process, in their order."""
@@ -95,7 +86,7 @@ class Rows:
         What all processes compute from the same numbers is the same where their processors are;
         where not, it differs by rounding, and they must not disagree about when to stop.
         """
-        X, dist = X.contiguous(), loaded("torch.distributed")
+        X, dist = X.contiguous(), xa.loaded("torch.distributed")
         for dim in range(self.mesh.ndim):
             group = self.mesh.get_group(dim)
             if dist.get_world_size(group) > 1:
@@ -121,33 +112,33 @@ class Rows:
 
     def signed(self, X: Array) -> Array:
         """:func:`~lowrank._array.signed` of rows of which each process has some columns."""
-        xp, phase = array_namespace(X), signed(X)
+        xp, phase = xa.array_namespace(X), xa.signed(X)
         sizes = xp.max(xp.abs(X), axis=-1) if X.shape[-1] else xp.abs(phase) * 0.0
-        return signed(xp.stack(self._all_gather(sizes * xp.conj(phase)), axis=-1))
+        return xa.signed(xp.stack(self._all_gather(sizes * xp.conj(phase)), axis=-1))
 
     # -- results --------------------------------------------------------------------------------
 
     def placed(self, dim: int | None = None) -> list[Any]:
         """Placements of what is sharded along a dimension as the rows are, or replicated."""
-        module = loaded("torch.distributed.tensor")
+        module = xa.loaded("torch.distributed.tensor")
         cut = module.Replicate() if dim is None else module.Shard(dim)
         return [cut if place.is_shard() else module.Replicate() for place in self.placements]
 
     def holds(self, X: Any, dim: int | None = None) -> bool:
         """Whether X is a DTensor, sharded along a dimension as the rows are, or replicated."""
-        if not is_sharded(X) or X.device_mesh != self.mesh:
+        if not xa.is_sharded(X) or X.device_mesh != self.mesh:
             return False
         is_cut = dim is None or X.to_local().shape[dim] == self.height
         return is_cut and list(X.placements) == self.placed(dim)
 
     def wrapped(self, X: Array, dim: int | None = None) -> Any:
         """The DTensor of which X is the shard of this process along a dimension, or all."""
-        torch, shape = loaded("torch"), list(X.shape)
+        torch, shape = xa.loaded("torch"), list(X.shape)
         if dim is not None:
             shape[dim] = sum(self.heights)
         whole = torch.empty(shape, device="meta")
         kind = {"shape": whole.shape, "stride": whole.stride()}
-        make = loaded("torch.distributed.tensor").DTensor.from_local
+        make = xa.loaded("torch.distributed.tensor").DTensor.from_local
         return make(X.contiguous(), self.mesh, self.placed(dim), run_check=False, **kind)
 
 
@@ -208,7 +199,7 @@ class Shards:
 
     def seed(self, rng: Any) -> np.random.SeedSequence:
         """A seed for this process, of the seed or generator that the first one has."""
-        torch, near = loaded("torch"), self.operator
+        torch, near = xa.loaded("torch"), self.operator
         generator = as_generator(rng, near.xp, near.device)
         if isinstance(generator, np.random.Generator):
             seed = int(generator.integers(2**62))
@@ -219,7 +210,7 @@ class Shards:
 
     def part_of(self, X: Any, name: str, dim: int | None) -> Array:
         """What this process has of a factor, sharded with A along a dimension or replicated."""
-        if not is_sharded(X) or X.device_mesh != self.rows.mesh:
+        if not xa.is_sharded(X) or X.device_mesh != self.rows.mesh:
             raise TypeError(
                 f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}."
             )
@@ -228,8 +219,8 @@ class Shards:
                 f"`{name}` must have the placements {self.rows.placed(dim)}, with parts as large "
                 f"as those of `A`; got {list(X.placements)}."
             )
-        local, _ = as_matrix(X.to_local(), name=name)
-        same_place(self.operator.empty(0), local, names=("A", name))
+        local, _ = xa.as_matrix(X.to_local(), name=name)
+        xa.same_place(self.operator.empty(0), local, names=("A", name))
         return local
 
     def qr(self, mode: str) -> tuple[Any, Any]:
@@ -241,7 +232,7 @@ class Shards:
                 "of a DTensor `qr` makes the reduced factors if it is tall and sharded by rows, "
                 f"got mode {mode!r} and shape {self.shape} sharded by {side}."
             )
-        return self.pair(*self.rows.orthonormalise(as_matrix(self.local)[0]))
+        return self.pair(*self.rows.orthonormalise(xa.as_matrix(self.local)[0]))
 
     def parts(self, Q: Any, B: Any) -> tuple[Array, Array | None]:
         """Of factors of A, those of this process."""
@@ -256,15 +247,15 @@ class Shards:
     def factors(self, U: Array, S: Array, Vh: Array) -> tuple[Any, Any, Any]:
         """An SVD of A as DTensors, with signs, from that of `operator`."""
         if self.by_rows:
-            U, Vh = adjoint(Vh), adjoint(U)
-        phase = (signed(Vh) if self.by_rows else self.rows.signed(Vh))[:, None]
-        U, Vh = self.pair(U * adjoint(phase), Vh * phase)
+            U, Vh = xa.adjoint(Vh), xa.adjoint(U)
+        phase = (xa.signed(Vh) if self.by_rows else self.rows.signed(Vh))[:, None]
+        U, Vh = self.pair(U * xa.adjoint(phase), Vh * phase)
         return U, self.rows.wrapped(S), Vh
 
 
 def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
     """What `A` is on this process, or None if it is no DTensor."""
-    if not is_sharded(A):
+    if not xa.is_sharded(A):
         return None
     shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
     if test_matrix is not None:

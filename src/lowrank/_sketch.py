@@ -8,19 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import (
-    FLOATING,
-    Array,
-    Namespace,
-    as_matrix,
-    is_array_api_obj,
-    is_cupy_namespace,
-    is_numpy_namespace,
-    is_torch_namespace,
-    leading,
-    loaded,
-    same_place,
-)
+from lowrank import _array as xa
+from lowrank._array import Array, Namespace
 from lowrank._operator import Operator
 
 # Streams of random numbers that fill a test matrix on the host, whatever the number of threads.
@@ -40,8 +29,8 @@ class TestMatrix:
         self._given: Array | None = None
         self._asked: Callable[..., Array] | None = None
         self._last: Array | None = None
-        if is_array_api_obj(test_matrix):
-            self._given, _ = as_matrix(test_matrix, name="test_matrix", stacks=True)
+        if xa.is_array_api_obj(test_matrix):
+            self._given, _ = xa.as_matrix(test_matrix, name="test_matrix", stacks=True)
             self._check(self._given)
         elif test_matrix is None:
             self._rng = as_generator(rng, operator.xp, operator.device)
@@ -61,7 +50,7 @@ class TestMatrix:
     def draw(self, columns: int) -> Array:
         """The next `columns` columns; fewer when a given array runs out of them."""
         if self._given is not None:
-            self._last = leading(self._given, columns)
+            self._last = xa.leading(self._given, columns)
             self._given = self._given[..., self._last.shape[-1] :]
             return self._last
         operator = self._operator
@@ -73,7 +62,7 @@ class TestMatrix:
                 )
             return self._gaussian(shape, operator.dtype)
         asked = self._asked(shape, operator.dtype, operator.device)
-        Omega, _ = as_matrix(asked, name="test_matrix", stacks=True)
+        Omega, _ = xa.as_matrix(asked, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             raise ValueError(
                 f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
@@ -109,7 +98,7 @@ class TestMatrix:
 
     def _check(self, Omega: Array) -> int:
         operator = self._operator
-        same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
+        xa.same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
         shape = (*operator.shape[:-2], operator.test_rows)
         if tuple(Omega.shape[:-1]) != shape:
             expected = ", ".join(map(str, shape))
@@ -137,8 +126,8 @@ def gaussian_source(
     key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
     seeds = np.random.SeedSequence([int(generator.integers(2**63)), *key])
     seed = int(seeds.generate_state(1, np.uint64)[0]) % 2**63
-    if is_torch_namespace(xp):
-        native = loaded("torch").Generator(device=device).manual_seed(seed)
+    if xa.is_torch_namespace(xp):
+        native = xa.loaded("torch").Generator(device=device).manual_seed(seed)
         of_torch = _native_source(native, xp, device)
         if device.type != "cpu":
             return of_torch
@@ -146,8 +135,8 @@ def gaussian_source(
         of_numpy = _host_source(seeds, xp, device)
         double = (xp.float64, xp.complex128)
         return lambda shape, dtype: (of_numpy if dtype in double else of_torch)(shape, dtype)
-    if is_cupy_namespace(xp):
-        random = loaded("cupy").random
+    if xa.is_cupy_namespace(xp):
+        random = xa.loaded("cupy").random
         with device:
             native = random.Generator(random.Philox4x3210(seed))
             return _native_source(native, xp, device)
@@ -158,7 +147,7 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
     native = type(rng).__module__.partition(".")[0]
     if native not in ("torch", "cupy"):
         return np.random.default_rng(rng)
-    matches = {"torch": is_torch_namespace, "cupy": is_cupy_namespace}[native]
+    matches = {"torch": xa.is_torch_namespace, "cupy": xa.is_cupy_namespace}[native]
     if not matches(xp):
         raise TypeError(
             f"`rng` is a generator of {native}, but the array belongs to {xp.__name__}; pass an "
@@ -176,9 +165,9 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
 
 def _native_source(generator: Any, xp: Namespace, device: Any) -> Source:
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        if is_torch_namespace(xp):
+        if xa.is_torch_namespace(xp):
             # torch's complex normal already has variance 1/2 in each part
-            return loaded("torch").randn(shape, generator=generator, dtype=dtype, device=device)
+            return xa.loaded("torch").randn(shape, generator=generator, dtype=dtype, device=device)
         with device:
             return _assemble(generator.standard_normal, shape, np.dtype(dtype))
 
@@ -205,9 +194,9 @@ def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> So
         return drawn
 
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        name = next(name for name in FLOATING if dtype == getattr(xp, name, None))
+        name = next(name for name in xa.FLOATING if dtype == getattr(xp, name, None))
         drawn = _assemble(normal, shape, np.dtype(name))
-        return drawn if is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
+        return drawn if xa.is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
 
     return draw
 

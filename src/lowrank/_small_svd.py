@@ -5,23 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    device_of,
-    eps,
-    eye,
-    is_complex,
-    is_finite,
-    is_of_a_gpu,
-    is_torch_namespace,
-    largest_of_each,
-    loaded,
-    phases,
-    safe_norm,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalise
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
@@ -51,14 +36,14 @@ class SmallSVD(NamedTuple):
 
     def right(self, rank: int) -> Array:
         """So many right singular vectors, as columns."""
-        return self.P[..., :rank] if self.W is None else self.P @ adjoint(self.W[..., :rank, :])
+        return self.P[..., :rank] if self.W is None else self.P @ xa.adjoint(self.W[..., :rank, :])
 
     def rounding(self) -> float:
         """``‖Rᴴ − U diag(S) W‖_F``: the libraries' differ (gesdd leaves up to 40 eps)."""
         if self.W is not None:
-            return _lost(adjoint(self.R), self.U, self.S, self.W)
-        k, weights = self.S.shape[0], array_namespace(self.S).astype(self.S, self.R.dtype)
-        return float(safe_norm(self.R - weights * eye(k, k, like=self.R)))
+            return _lost(xa.adjoint(self.R), self.U, self.S, self.W)
+        k, weights = self.S.shape[0], xa.array_namespace(self.S).astype(self.S, self.R.dtype)
+        return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
 
 
 def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
@@ -69,7 +54,7 @@ def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallS
     if qr is orthonormalise and is_mixed(C):
         return SmallSVD(*mixed_svd(C))
     P, R = qr(C)
-    U, S, W = robust_svd(adjoint(R))
+    U, S, W = robust_svd(xa.adjoint(R))
     return SmallSVD(R, U, S, W, P)
 
 
@@ -83,16 +68,16 @@ def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, f
 
 
 def _factors(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array]:
-    xp, (m, n) = array_namespace(A), A.shape
+    xp, (m, n) = xa.array_namespace(A), A.shape
     if hermitian:
         w, V = xp.linalg.eigh(A)
         S = xp.abs(w)
         order = xp.argsort(-S, stable=True)
         S, U = xp.take(S, order), xp.take(V, order, axis=1)
-        return U, S, adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
+        return U, S, xa.adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
     if n > 2 * m:
-        V, S, Uh = _factors(adjoint(A))
-        return adjoint(Uh), S, adjoint(V)
+        V, S, Uh = _factors(xa.adjoint(A))
+        return xa.adjoint(Uh), S, xa.adjoint(V)
     if m > 2 * n:
         P, R = orthonormalise(A)
         U, S, Vh = robust_svd(R)
@@ -105,17 +90,17 @@ def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) ->
 
     And ``‖(UᴴU − I) diag(S)‖_F`` where that is asked for `of_basis`: ``A − UUᴴA`` has it too.
     """
-    xp, k = array_namespace(A), S.shape[0]
+    xp, k = xa.array_namespace(A), S.shape[0]
     weights = xp.astype(S, U.dtype)
     if k <= MANY:
         parts = [A - (U * weights) @ Vh]
         if of_basis:
             parts.append(defect(U) * weights)
-        return sum(float(safe_norm(part)) for part in parts)
+        return sum(float(xa.safe_norm(part)) for part in parts)
     X, AX = sample_of(A)
     Z = weights[:, None] * (Vh @ X)
     Y = U @ Z
-    return norm_of_samples(AX - Y, *([adjoint_matmul(U, Y) - Z] if of_basis else []))
+    return norm_of_samples(AX - Y, *([xa.adjoint_matmul(U, Y) - Z] if of_basis else []))
 
 
 def sample_of(A: Array) -> tuple[Array, Array]:
@@ -126,14 +111,14 @@ def sample_of(A: Array) -> tuple[Array, Array]:
 
 def norm_of_samples(*parts: Array) -> float:
     """A bound on ``Σ ‖X‖_F`` from such products ``X Ω``, which holds but for 1e-12."""
-    factor = safety_factor(SAMPLES, 1e-12, is_complex=is_complex(parts[0])) / SAMPLES**0.5
-    return factor * sum(float(safe_norm(part)) for part in parts)
+    factor = safety_factor(SAMPLES, 1e-12, is_complex=xa.is_complex(parts[0])) / SAMPLES**0.5
+    return factor * sum(float(xa.safe_norm(part)) for part in parts)
 
 
 def tails(S: Array, norm: str) -> Array:
     """Error of truncating at each rank 0, …, k: norms of what is cut off."""
-    xp = array_namespace(S)
-    nothing = xp.zeros((1,), dtype=S.dtype, device=device_of(S))
+    xp = xa.array_namespace(S)
+    nothing = xp.zeros((1,), dtype=S.dtype, device=xa.device_of(S))
     if norm == "spectral":
         return xp.concat([S, nothing])
     # summed from the smallest on
@@ -155,10 +140,10 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     by its largest entry, and vectors are made orthonormal without another trial.
     """
     refuse_infinite(M)
-    if not is_of_a_gpu(M) or 0 in M.shape:
+    if not xa.is_of_a_gpu(M) or 0 in M.shape:
         U, S, W = _svd(M, again=True)
     else:
-        largest = largest_of_each(M)
+        largest = xa.largest_of_each(M)
         U, S, W = _svd(M / largest, again=False)
         S = S * largest[..., 0]
     refuse_infinite(S)
@@ -167,15 +152,15 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
 
 def refuse_infinite(X: Array) -> None:
     """Raise unless a product with A is finite."""
-    if not is_finite(X):
+    if not xa.is_finite(X):
         raise ValueError(TOO_LARGE)
 
 
 def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
-    xp = array_namespace(M)
+    xp = xa.array_namespace(M)
     errors: tuple[type[Exception], ...] = (np.linalg.LinAlgError,)
-    if is_torch_namespace(xp):
-        errors += (loaded("torch").linalg.LinAlgError,)
+    if xa.is_torch_namespace(xp):
+        errors += (xa.loaded("torch").linalg.LinAlgError,)
     found, failure = None, None
     for turn in range(TURNS + 1):
         G = _rotation(turn, M) if turn else None
@@ -184,8 +169,8 @@ def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
         except errors as error:
             failure = error
             continue
-        found = U, S, W if G is None else W @ adjoint(G)
-        if _are_orthonormal(U, adjoint(W), limit=64.0 if again else 32.0):
+        found = U, S, W if G is None else W @ xa.adjoint(G)
+        if _are_orthonormal(U, xa.adjoint(W), limit=64.0 if again else 32.0):
             return found
         if not again:
             break
@@ -201,7 +186,7 @@ def _rotation(seed: int, M: Array) -> Array:
 
 
 def _gaussian(purpose: str, shape: tuple[int, ...], like: Array, seed: int = 0) -> Array:
-    draw = gaussian_source(seed, array_namespace(like), device_of(like), purpose=purpose)
+    draw = gaussian_source(seed, xa.array_namespace(like), xa.device_of(like), purpose=purpose)
     return draw(shape, like.dtype)
 
 
@@ -211,13 +196,13 @@ def _are_orthonormal(*bases: Array, limit: float) -> bool:
     for Q in bases:
         if 0 in Q.shape:
             return True
-        xp, k = array_namespace(Q), Q.shape[-1]
-        X, samples = eye(k, k, like=Q), 1
+        xp, k = xa.array_namespace(Q), Q.shape[-1]
+        X, samples = xa.eye(k, k, like=Q), 1
         if k > MANY:  # the square of ‖(QᴴQ − I)X‖_F/√samples is unbiased for that of QᴴQ − I
             X, samples = _gaussian("orthonormal", (k, FEW), Q), FEW
-        left = adjoint_matmul(Q, Q @ X) - X
+        left = xa.adjoint_matmul(Q, Q @ X) - X
         departure = departure + xp.max(xp.sum(xp.abs(left) ** 2, axis=(-2, -1))) / samples
-    return bool(departure <= (limit * eps(Q)) ** 2 * k)
+    return bool(departure <= (limit * xa.eps(Q)) ** 2 * k)
 
 
 def _polished(M: Array, U: Array) -> tuple[Array, Array, Array]:
@@ -227,10 +212,10 @@ def _polished(M: Array, U: Array) -> tuple[Array, Array, Array]:
     orthogonal up to it times the size of the cluster once U is orthonormal, and the triangular
     factor of their QR is diagonal up to that.
     """
-    xp = array_namespace(M)
+    xp = xa.array_namespace(M)
     U = orthonormalise(U).Q
-    P, R = orthonormalise(adjoint(adjoint(U) @ M))
+    P, R = orthonormalise(xa.adjoint(xa.adjoint(U) @ M))
     diagonal = xp.linalg.diagonal(R)
     # values that this puts out of order are within the inaccuracy of one another
     S = -xp.sort(-xp.abs(diagonal), axis=-1)  # not flipped: other libraries refuse such strides
-    return U, S, adjoint(P * phases(diagonal)[..., None, :])
+    return U, S, xa.adjoint(P * xa.phases(diagonal)[..., None, :])

@@ -3,23 +3,9 @@
 import math
 from typing import Any
 
+from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import (
-    Array,
-    Namespace,
-    adjoint_matmul,
-    array_namespace,
-    as_matrix,
-    device_of,
-    eps,
-    eye,
-    flushes,
-    is_complex,
-    is_of_a_gpu,
-    safe_norm,
-    same_place,
-    split_scale,
-)
+from lowrank._array import Array, Namespace
 from lowrank._check import as_count, as_failure_probability, as_norm
 from lowrank._operator import Operator, as_operator
 from lowrank._sharded import shards_of
@@ -93,7 +79,7 @@ def rounding_floor(
     Rounding may hide in few samples, which carry a large `factor`: the constants have room for
     three, and 64 samples carry two.
     """
-    limits, is_flushed = xp.finfo(dtype), flushes(xp, dtype)
+    limits, is_flushed = xp.finfo(dtype), xa.flushes(xp, dtype)
     if norm == 0.0 and not is_flushed:
         return 0.0
     columns = rank + FLOOR_COLUMNS
@@ -110,9 +96,9 @@ def spectral_norm(X: Array, xp: Namespace) -> Array:
     """
     if 0 in X.shape:
         return xp.sum(xp.abs(X))
-    unit, largest = split_scale(X)
+    unit, largest = xa.split_scale(X)
     unit = xp.where(xp.isfinite(unit), unit, xp.zeros_like(unit))
-    if is_of_a_gpu(X):
+    if xa.is_of_a_gpu(X):
         # Jacobi rotations there leave values with errors of up to 200 eps, but vectors for which a
         # quotient of norms has the square of their error.
         v = xp.conj(xp.linalg.svd(unit, full_matrices=False)[2][0, :])
@@ -127,7 +113,7 @@ def norm_of_product(factors: list[Array], xp: Namespace, root: float) -> float:
     product, log_size = factors[0], 0.0
     for position, factor in enumerate(factors):
         product = factor @ product if position else product
-        product, largest = split_scale(product)
+        product, largest = xa.split_scale(product)
         log_size = log_size + xp.log(largest)
     return math.exp(root * float(log_size + xp.log(spectral_norm(product, xp))))
 
@@ -218,26 +204,26 @@ def residual_norm(
     def leave(Omega: Array) -> tuple[Array, Array]:
         """Of a sample with the operator, that of Aᴴ if `flipped`, what Q and B, or Q, leave."""
         if flipped:
-            inner, Y = total(adjoint_matmul(Q, Omega)), operator.matmat(Omega)
-            return Y, Y - (operator.matmat(Q @ inner) if B is None else adjoint_matmul(B, inner))
+            inner, Y = total(xa.adjoint_matmul(Q, Omega)), operator.matmat(Omega)
+            return Y, Y - (operator.matmat(Q @ inner) if B is None else xa.adjoint_matmul(B, inner))
         Y = operator.matmat(Omega)
-        same_place(Y, Q, names=("A.matmat(X)", "Q"))
-        return Y, Y - Q @ (adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
+        xa.same_place(Y, Q, names=("A.matmat(X)", "Q"))
+        return Y, Y - Q @ (xa.adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
 
-    xp, shortest = array_namespace(Q), min(operator.shape)
+    xp, shortest = xa.array_namespace(Q), min(operator.shape)
     is_whole = shards is None and shortest <= samples
     if is_whole:  # as many products tell all of it
         samples, root = shortest, 1.0
-        Omega = eye(samples, samples, like=Q)
+        Omega = xa.eye(samples, samples, like=Q)
     else:
         root = math.sqrt(samples)
-        draw = gaussian_source(rng, xp, device_of(Q), purpose="residual")
+        draw = gaussian_source(rng, xp, xa.device_of(Q), purpose="residual")
         Omega = draw((operator.test_rows, samples), Q.dtype)
     _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
     for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
         Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
-        measured = safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
-        value, size = (float(number) / root / scale for number in (measured, safe_norm(Y)))
+        measured = xa.safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
+        value, size = (float(number) / root / scale for number in (measured, xa.safe_norm(Y)))
         if math.isfinite(value) and math.isfinite(size):
             break
     else:
@@ -246,9 +232,9 @@ def residual_norm(
             "of `A` exceeds the largest float."
         )
     if is_whole:
-        factor = 1.0 + 32.0 * eps(Q)
+        factor = 1.0 + 32.0 * xa.eps(Q)
     else:
-        factor = safety_factor(samples, delta, is_complex=is_complex(Q))
+        factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
     floor = rounding_floor(xp, Q.dtype, operator.shape, int(Q.shape[1]), size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
@@ -258,14 +244,14 @@ def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Arra
     operator = as_operator(A)
     if operator.is_stack:
         raise ValueError(f"`A` must be a matrix (two dimensions), got shape {operator.shape}.")
-    Q, _ = as_matrix(Q, name="Q")
+    Q, _ = xa.as_matrix(Q, name="Q")
     home = Q
     if operator.norm is not None:  # the products of an operator live wherever it puts them
         home = operator.empty(0)
-        same_place(home, Q, names=("A", "Q"))
+        xa.same_place(home, Q, names=("A", "Q"))
     if B is not None:
-        B, _ = as_matrix(B, name="B")
-        same_place(home, B, names=("A", "B"))
+        B, _ = xa.as_matrix(B, name="B")
+        xa.same_place(home, B, names=("A", "B"))
     _check_shapes(operator.shape, Q, B)
     return operator, Q, B
 

@@ -7,20 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    as_matrix,
-    eps,
-    is_complex,
-    largest_of_each,
-    phases,
-    same_place,
-    squares,
-)
+from lowrank._array import Array
 from lowrank._check import as_count, as_rank
 from lowrank._operator import as_operator, shape_of
 from lowrank._panel import conditioned, orthonormalise
@@ -146,17 +135,17 @@ class Subspace:
         float16 and bfloat16 are computed in float32, by pieces.
         """
         Q = self._found("project")
-        X = adjoint(G) if not self.is_left(G.shape) else G
+        X = xa.adjoint(G) if not self.is_left(G.shape) else G
         if X.shape[0] != Q.shape[0]:
             raise ValueError(
                 f"the basis has {Q.shape[0]} rows, which does not fit shape {G.shape}."
             )
         if X.dtype == Q.dtype:
-            return adjoint_matmul(Q, X)
-        xp, width = array_namespace(Q), max(1, -(-X.shape[1] // 16))
+            return xa.adjoint_matmul(Q, X)
+        xp, width = xa.array_namespace(Q), max(1, -(-X.shape[1] // 16))
         starts = range(0, max(1, X.shape[1]), width)
-        pieces = (as_matrix(X[:, start : start + width], name="G")[0] for start in starts)
-        return xp.concat([adjoint_matmul(Q, piece) for piece in pieces], axis=-1)
+        pieces = (xa.as_matrix(X[:, start : start + width], name="G")[0] for start in starts)
+        return xp.concat([xa.adjoint_matmul(Q, piece) for piece in pieces], axis=-1)
 
     @in_full_precision
     def lift(self, X: Array, /) -> Array:
@@ -164,12 +153,12 @@ class Subspace:
         lifted = self._found("lift") @ X
         if self.side is None:
             raise ValueError("`side` tells which way to lift to; give it together with `basis`.")
-        return lifted if self.side == "left" else adjoint(lifted)
+        return lifted if self.side == "left" else xa.adjoint(lifted)
 
     @in_full_precision
     def transport(self, new: "Subspace", /) -> Array:
         """``C = Q_newᴴ Q`` (r_new×r): what was ``X`` in this basis is ``C X`` in the new one."""
-        return adjoint_matmul(new._found("transport"), self._found("transport"))
+        return xa.adjoint_matmul(new._found("transport"), self._found("transport"))
 
     @in_full_precision
     def refresh(self, G: Array, /, *, step: int = 0) -> "Subspace":
@@ -193,7 +182,7 @@ class Subspace:
         side: Literal["left", "right"] = "left" if self.is_left(A.shape) else "right"
         A = A if side == "left" else A.adjoint()
         if self.basis is not None:
-            same_place(A.empty(0), self.basis, names=("G", "basis"))
+            xa.same_place(A.empty(0), self.basis, names=("G", "basis"))
         Q = new_basis(self, A, as_count(step, "step"))
         return self if Q is None else replace(self, basis=Q, side=side)
 
@@ -259,11 +248,11 @@ def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Arra
     for _ in range(space.power_iterations):
         Y = A.matmat(Z)
         # of size 1: the square of A may leave the range of its dtype
-        Z = conditioned(A.rmatmat(Y / largest_of_each(Y)))
+        Z = conditioned(A.rmatmat(Y / xa.largest_of_each(Y)))
     Q, R = orthonormalise(A.matmat(Z))
     d = xp.linalg.diagonal(R)
     sizes = xp.abs(d)
-    trusted = sizes > TRUSTED * eps(Q) * xp.max(sizes, axis=-1, keepdims=True)
+    trusted = sizes > TRUSTED * xa.eps(Q) * xp.max(sizes, axis=-1, keepdims=True)
     Q = xp.where(trusted[..., None, :], _signed(Q, d), more[..., :width])
     Q, R = orthonormalise(xp.concat([Q, more[..., width:]], axis=-1))
     return _signed(Q, xp.linalg.diagonal(R)), sizes
@@ -271,8 +260,8 @@ def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Arra
 
 def _signed(Q: Array, d: Array) -> Array:
     """Q with the phases of d, so that a column depends on its direction only."""
-    xp = array_namespace(Q)
-    return Q * (phases(d) if is_complex(d) else xp.copysign(xp.ones_like(d), d))[..., None, :]
+    xp = xa.array_namespace(Q)
+    return Q * (xa.phases(d) if xa.is_complex(d) else xp.copysign(xp.ones_like(d), d))[..., None, :]
 
 
 def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, Array, int]:
@@ -317,7 +306,7 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
     for _ in range(iterations):
         Y = A.matmat(Z)
         # of size 1: the square of A may leave the range of its dtype
-        Z = orthonormalise(A.rmatmat(Y / largest_of_each(Y))).Q
+        Z = orthonormalise(A.rmatmat(Y / xa.largest_of_each(Y))).Q
     Q, R = orthonormalise(A.matmat(Z))
     U, S, _ = robust_svd(R)
     return Q @ U[:, :found], S[:found]
@@ -329,17 +318,17 @@ def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array
     Each column has a defined sign, so that it depends on its direction only.
     """
     found, more = min(leading.shape[1], r), draw(1 if leading.shape[1] >= r else r)
-    xp, leading, sizes = array_namespace(more), leading[:, :found], sizes[:found]
+    xp, leading, sizes = xa.array_namespace(more), leading[:, :found], sizes[:found]
     if found:
-        leading = leading * xp.conj(phases((adjoint(more[:, :1]) @ leading)[0, :]))
-        trusted = sizes > TRUSTED * eps(more) * xp.max(sizes)
+        leading = leading * xp.conj(xa.phases((xa.adjoint(more[:, :1]) @ leading)[0, :]))
+        trusted = sizes > TRUSTED * xa.eps(more) * xp.max(sizes)
         if found == r:
             if bool(xp.all(trusted)):
                 return leading
             more = draw(r)
         leading = xp.where(trusted, leading, more[:, :found])
     Q, R = orthonormalise(xp.concat([leading, more[:, found:]], axis=-1))
-    return Q * phases(xp.linalg.diagonal(R))
+    return Q * xa.phases(xp.linalg.diagonal(R))
 
 
 @in_full_precision
@@ -378,8 +367,8 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     >>> transport_squares(C, np.zeros((2, 1)), np.asarray([[1.0], [4.0]])).tolist()
     [[4.0], [1.0]]
     """
-    xp, weights = array_namespace(C), squares(C)
-    moved = xp.abs(weights @ (square - squares(mean)) + squares(C @ mean))
+    xp, weights = xa.array_namespace(C), xa.squares(C)
+    moved = xp.abs(weights @ (square - xa.squares(mean)) + xa.squares(C @ mean))
     if outside is None:
         return moved
     rest = 1.0 - xp.sum(weights, axis=-1, keepdims=True)

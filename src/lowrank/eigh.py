@@ -4,17 +4,8 @@ import math
 from dataclasses import replace
 from typing import Any, Unpack
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    eps,
-    largest_of_each,
-    matrix_norm_by_rows,
-    safe_norm,
-    signed,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._dot_test import check_adjoint, not_hermitian
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
@@ -118,13 +109,13 @@ def eigh(
     w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
     warn_unless_converged(outcome)
     r = outcome.rank
-    V = V * signed(array_namespace(V).matrix_transpose(V))[..., None, :]
+    V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
     return EighResult(eigenvalues=w[..., :r], eigenvectors=V, **fields_of(outcome))
 
 
 def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
     found, C, scale = projection(found)
-    T = adjoint_matmul(found.basis.Q, C)
+    T = xa.adjoint_matmul(found.basis.Q, C)
     refuse_infinite(T)
     if found.problem.check_finite:
         _check_hermitian(T, C)
@@ -132,7 +123,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if scale != 1.0:
         w = w / scale
         refuse_infinite(w)
-    outcome = at_fixed_rank(found, rank, lambda k: matrix_norm_by_rows(w[..., None, :k]))
+    outcome = at_fixed_rank(found, rank, lambda k: xa.matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
 
 
@@ -166,7 +157,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         w = w / scale
         refuse_infinite(w)
         outcome = truncated(
-            found, array_namespace(w).abs(w), rank,
+            found, xa.array_namespace(w).abs(w), rank,
             residual=math.hypot(residual, lost_across), estimate=math.hypot(estimate, lost_across),
             floor=2.0 * found.floor + float(lost) / scale,
         )  # fmt: skip
@@ -182,7 +173,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
 def _projected(basis: Any, C: Array) -> tuple[Array, Array]:
     """``QᴴC``, and what is left of C outside of Q, in any coordinates."""
     if isinstance(basis, Orthonormal):
-        T = adjoint_matmul(basis.Q, C)
+        T = xa.adjoint_matmul(basis.Q, C)
         return T, C - basis.Q @ T
     Z = basis.coordinates(C)
     return Z[: basis.rank, :], Z[basis.rank :, :]
@@ -190,8 +181,8 @@ def _projected(basis: Any, C: Array) -> tuple[Array, Array]:
 
 def _check_whole(whole: Whole) -> None:
     """Raise where the eigenvalues, found from one triangle of A, do not make A."""
-    size, n = float(safe_norm(whole.S)), whole.U.shape[0]
-    limit = ASYMMETRY * eps(whole.S) * (n + 1) ** 0.5 * size
+    size, n = float(xa.safe_norm(whole.S)), whole.U.shape[0]
+    limit = ASYMMETRY * xa.eps(whole.S) * (n + 1) ** 0.5 * size
     if whole.rounding > limit:
         raise not_hermitian(f"it has a skew part of about {whole.rounding / size:.3g} of its norm")
 
@@ -201,30 +192,30 @@ def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
 
     That is ``‖T − Tᴴ‖_F / 2``, and what the decomposition itself lost.
     """
-    xp = array_namespace(T)
-    H = (T + adjoint(T)) / 2.0
+    xp = xa.array_namespace(T)
+    H = (T + xa.adjoint(T)) / 2.0
     w, W = xp.linalg.eigh(H)
     order = xp.argsort(-xp.abs(w), axis=-1, stable=True)
     w = xp.take_along_axis(w, order, axis=-1)
     W = xp.take_along_axis(W, xp.broadcast_to(order[..., None, :], W.shape), axis=-1)
-    lost = H - (W * xp.astype(w, W.dtype)[..., None, :]) @ adjoint(W)
-    return w, W, safe_norm(T - H) + safe_norm(lost)
+    lost = H - (W * xp.astype(w, W.dtype)[..., None, :]) @ xa.adjoint(W)
+    return w, W, xa.safe_norm(T - H) + xa.safe_norm(lost)
 
 
 def _check_hermitian(T: Array, C: Array) -> None:
     """Raise unless ``T = QᴴC`` is Hermitian up to the rounding of ``C = AQ``, each of a stack."""
     if 0 in T.shape:
         return
-    xp, (n, r) = array_namespace(T), C.shape[-2:]
+    xp, (n, r) = xa.array_namespace(T), C.shape[-2:]
     smallest = float(xp.finfo(T.dtype).smallest_normal)
-    largest = largest_of_each(C)
+    largest = xa.largest_of_each(C)
     skew, size = (
         xp.linalg.vector_norm(X / xp.astype(largest, X.dtype), axis=(-2, -1))
-        for X in (T / 2.0 - adjoint(T) / 2.0, C)
+        for X in (T / 2.0 - xa.adjoint(T) / 2.0, C)
     )
     largest = largest[..., 0, 0]
     # products of numbers near the smallest ones are rounded to multiples of the smallest
-    limit = ASYMMETRY * eps(C) * (r + 1) ** 0.5 * (size + n**0.5 * (smallest / largest))
+    limit = ASYMMETRY * xa.eps(C) * (r + 1) ** 0.5 * (size + n**0.5 * (smallest / largest))
     excess = xp.reshape(skew / limit, (-1,))
     if float(xp.max(excess)) <= 1.0:
         return

@@ -2,20 +2,9 @@
 
 from typing import Literal, NamedTuple
 
+from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    as_matrix,
-    block_triangle,
-    device_of,
-    eye,
-    rows_below,
-    same_place,
-    zeros,
-)
+from lowrank._array import Array
 from lowrank._check import as_block_size
 from lowrank._panel import orthonormalise, reflectors
 from lowrank._sharded import shards_of
@@ -42,14 +31,14 @@ class Factor(NamedTuple):
     def apply(self, X: Array) -> Array:
         """``Q X`` in three products."""
         top = _blocks_times(self.D, X[..., : self.columns, :])
-        X = array_namespace(X).concat([top, X[..., self.columns :, :]], axis=-2)
-        Z = self.V @ (-self.T @ adjoint_matmul(self.V, X))
+        X = xa.array_namespace(X).concat([top, X[..., self.columns :, :]], axis=-2)
+        Z = self.V @ (-self.T @ xa.adjoint_matmul(self.V, X))
         Z += X  # fresh memory would take as long as the product
         return Z
 
     def apply_adjoint(self, X: Array) -> Array:
         """``Qᴴ X`` in three products."""
-        Z = self.V @ -adjoint_matmul(self.T, adjoint_matmul(self.V, X))
+        Z = self.V @ -xa.adjoint_matmul(self.T, xa.adjoint_matmul(self.V, X))
         Z += X
         Z[..., : self.columns, :] = _blocks_adjoint_times(self.D, Z[..., : self.columns, :])
         return Z
@@ -57,8 +46,8 @@ class Factor(NamedTuple):
     def thin(self) -> Array:
         """The first k columns of Q: an orthonormal basis."""
         k = self.columns
-        Q = self.V @ (-self.T @ adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
-        Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, eye(k, k, like=self.T))
+        Q = self.V @ (-self.T @ xa.adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
+        Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, xa.eye(k, k, like=self.T))
         return Q
 
     def extend(self, Y: Array, block_size: int) -> "Factor":
@@ -69,12 +58,12 @@ class Factor(NamedTuple):
         """
         k, Z = self.columns, self.apply_adjoint(Y)
         lower = reflect(Z[..., k:, :], block_size)
-        coupling = -self.T @ (adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
+        coupling = -self.T @ (xa.adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
         return Factor(
-            array_namespace(Y).concat([self.V, rows_below(lower.V, k)], axis=-1),
-            block_triangle(self.T, coupling, lower.T),
+            xa.array_namespace(Y).concat([self.V, xa.rows_below(lower.V, k)], axis=-1),
+            xa.block_triangle(self.T, coupling, lower.T),
             self.D + lower.D,
-            block_triangle(self.R, Z[..., :k, :], lower.R),
+            xa.block_triangle(self.R, Z[..., :k, :], lower.R),
         )
 
 
@@ -87,7 +76,7 @@ def reflect(Y: Array, block_size: int) -> Factor:
     m, n = Y.shape[-2:]
     if n == 0 or m == 0:
         *batch, _, _ = Y.shape
-        V, T, R = (zeros((*batch, *size), Y) for size in ((m, 0), (0, 0), (0, n)))
+        V, T, R = (xa.zeros((*batch, *size), Y) for size in ((m, 0), (0, 0), (0, n)))
         return Factor(V, T, (), R)
     if n > m:
         return reflect(Y[..., :m], block_size).extend(Y[..., m:], block_size)
@@ -106,11 +95,11 @@ def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
     for block in D:
         parts.append(block @ X[..., start : start + block.shape[-1], :])
         start += block.shape[-1]
-    return array_namespace(X).concat(parts, axis=-2) if parts else X
+    return xa.array_namespace(X).concat(parts, axis=-2) if parts else X
 
 
 def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:
-    return _blocks_times(tuple(map(adjoint, D)), X)
+    return _blocks_times(tuple(map(xa.adjoint, D)), X)
 
 
 class HouseholderQR:
@@ -152,7 +141,9 @@ class HouseholderQR:
     def __repr__(self) -> str:
         m, n = self.shape
         V = self.V
-        return f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={device_of(V)})"
+        return (
+            f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={xa.device_of(V)})"
+        )
 
     @property
     def V(self) -> Array:
@@ -225,8 +216,8 @@ class HouseholderQR:
         return self
 
     def _check(self, X: Array) -> Array:
-        X, _ = as_matrix(X, name="X", stacks=True)
-        same_place(self.V, X, names=("A", "X"))
+        X, _ = xa.as_matrix(X, name="X", stacks=True)
+        xa.same_place(self.V, X, names=("A", "X"))
         if X.shape[-2] != self.shape[0]:
             raise ValueError(
                 f"expected {self.shape[0]} rows, got an array of shape {tuple(X.shape)}."
@@ -277,7 +268,7 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     >>> F.shape, F.rank
     ((5, 3), 3)
     """
-    A, _ = as_matrix(A, stacks=True)
+    A, _ = xa.as_matrix(A, stacks=True)
     block_size = as_block_size(block_size, A)
     return HouseholderQR(reflect(A, block_size), block_size)
 
@@ -329,11 +320,11 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
     if shards is not None:
         return QRResult(*shards.qr(mode))
     if mode == "reduced":
-        A, _ = as_matrix(A, stacks=True)
+        A, _ = xa.as_matrix(A, stacks=True)
         return QRResult(*orthonormalise(A))
     F = householder_qr(A)
     m, k = F.shape[0], F.rank
-    xp = array_namespace(F.R)
+    xp = xa.array_namespace(F.R)
     *batch, _, n = F.R.shape
-    identity = eye(m, m, like=F.V) + zeros((*batch, m, m), F.V)
-    return QRResult(F.apply(identity), xp.concat([F.R, zeros((*batch, m - k, n), F.R)], axis=-2))
+    identity = xa.eye(m, m, like=F.V) + xa.zeros((*batch, m, m), F.V)
+    return QRResult(F.apply(identity), xp.concat([F.R, xa.zeros((*batch, m - k, n), F.R)], axis=-2))

@@ -6,22 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowrank import _array as xa
 from lowrank._arithmetic import as_the_caller_set, in_full_precision
-from lowrank._array import (
-    FLOATING,
-    Array,
-    adjoint_matmul,
-    array_namespace,
-    as_matrix,
-    device_of,
-    is_array_api_obj,
-    is_complex,
-    is_numpy_array,
-    matrix_norm_by_rows,
-    max_abs,
-    slices,
-    zeros,
-)
+from lowrank._array import Array
 from lowrank._check import as_count
 from lowrank._operator import Operator, located, numpy_dtype, shape_of
 
@@ -140,12 +127,12 @@ class RowBlocks:
         m, n = shape_of(A, "`A` must be a matrix (two dimensions)")
         self._A, self._callback = A, callback
         self._cast = None if dtype is None else numpy_dtype(dtype)
-        if self._cast is not None and self._cast.name not in FLOATING:
+        if self._cast is not None and self._cast.name not in xa.FLOATING:
             raise TypeError(
                 f"`dtype` must be float32, float64, complex64 or complex128, got {self._cast.name}."
             )
         home = self._stored(slice(0, 0)) if like is None else like
-        self._xp, self.device = array_namespace(home), device_of(home)
+        self._xp, self.device = xa.array_namespace(home), xa.device_of(home)
         self._empty = self._block(slice(0, 0))
         self.shape, self.dtype = (m, n), self._empty.dtype
         if rows is None:
@@ -162,8 +149,8 @@ class RowBlocks:
     @in_full_precision
     def matmat(self, X: Array) -> Array:
         """``A X``, of shape (m, k), for an array X of shape (n, k) where the products live."""
-        product = zeros((self.shape[0], X.shape[-1]), self._empty @ X)
-        for part in slices(self.shape[0], self.rows):
+        product = xa.zeros((self.shape[0], X.shape[-1]), self._empty @ X)
+        for part in xa.slices(self.shape[0], self.rows):
             product[part, :] = self._block(part) @ X
             self._tell("matmat", part)
         return product
@@ -171,16 +158,16 @@ class RowBlocks:
     @in_full_precision
     def rmatmat(self, Y: Array) -> Array:
         """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k) where the products live."""
-        product = zeros((self.shape[1], Y.shape[-1]), adjoint_matmul(self._empty, Y[:0, :]))
-        for part in slices(self.shape[0], self.rows):
-            product += adjoint_matmul(self._block(part), Y[part, :])
+        product = xa.zeros((self.shape[1], Y.shape[-1]), xa.adjoint_matmul(self._empty, Y[:0, :]))
+        for part in xa.slices(self.shape[0], self.rows):
+            product += xa.adjoint_matmul(self._block(part), Y[part, :])
             self._tell("rmatmat", part)
         return product
 
     @in_full_precision
     def norm(self) -> float:
         """``‖A‖_F``, in one pass."""
-        return math.hypot(*self._of_blocks(matrix_norm_by_rows))
+        return math.hypot(*self._of_blocks(xa.matrix_norm_by_rows))
 
     def __lowrank_operator__(self) -> Operator:
         return located(
@@ -189,13 +176,13 @@ class RowBlocks:
             matmat=self.matmat,
             rmatmat=self.rmatmat,
             norm=self.norm,
-            max_abs=lambda: float(np.max(self._of_blocks(max_abs), initial=0.0)),
+            max_abs=lambda: float(np.max(self._of_blocks(xa.max_abs), initial=0.0)),
             costly_passes=True,
         )
 
     def _of_blocks(self, measure: Callable[[Array], float]) -> list[float]:
         sizes = []
-        for part in slices(self.shape[0], self.rows):
+        for part in xa.slices(self.shape[0], self.rows):
             sizes.append(measure(self._block(part)))
             self._tell("norm", part)
         return sizes
@@ -209,11 +196,11 @@ class RowBlocks:
         """Rows of A, in memory and in the dtype that is asked for."""
         block = self._A[part, :]
         # the arrays of Dask call themselves arrays, but are plans to make one
-        if not is_array_api_obj(block) or hasattr(block, "__dask_graph__"):
+        if not xa.is_array_api_obj(block) or hasattr(block, "__dask_graph__"):
             block = np.asarray(block)
-        xp = array_namespace(block)
+        xp = xa.array_namespace(block)
         if self._cast is not None:
-            if is_complex(block) and self._cast.kind != "c":
+            if xa.is_complex(block) and self._cast.kind != "c":
                 raise TypeError(
                     f"`A` has dtype {block.dtype}, and `dtype` {self._cast.name} would lose its "
                     "imaginary part; compute in complex64 or complex128."
@@ -224,14 +211,14 @@ class RowBlocks:
                 f"`A` has dtype {block.dtype}; say what to compute in, for instance "
                 'lowrank.RowBlocks(A, dtype="float32").'
             )
-        return as_matrix(block)[0]
+        return xa.as_matrix(block)[0]
 
     def _block(self, part: slice) -> Array:
         """Rows of A where the products are made."""
         block, xp = self._stored(part), self._xp
-        if (array_namespace(block), device_of(block)) == (xp, self.device):
+        if (xa.array_namespace(block), xa.device_of(block)) == (xp, self.device):
             return block
-        if is_numpy_array(block) and not block.flags.writeable:
+        if xa.is_numpy_array(block) and not block.flags.writeable:
             block = block.copy()  # torch warns of arrays that it must not write to
         return xp.asarray(block, device=self.device)
 

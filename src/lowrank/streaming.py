@@ -6,21 +6,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    as_matrix,
-    device_of,
-    is_array_api_obj,
-    is_complex,
-    safe_norm,
-    same_place,
-    upper_solve,
-    zeros,
-)
+from lowrank._array import Array
 from lowrank._check import as_count, as_failure_probability
 from lowrank._operator import Operator, as_operator, located
 from lowrank._panel import orthonormalise
@@ -159,7 +147,7 @@ class SketchedMatrix:
         m, n = (as_count(length, "shape") for length in lengths)
         self.shape = (m, n)
         self.rank = as_count(rank, "rank")
-        alpha = 0 if is_complex(home) else 1
+        alpha = 0 if xa.is_complex(home) else 1
         k = 4 * self.rank + alpha if sketch_size is None else as_count(sketch_size, "sketch_size")
         k = min(k, m, n)
         if k < min(self.rank, m, n):
@@ -171,7 +159,7 @@ class SketchedMatrix:
         self.sketch_size, self.core_size, self.error_rows = k, s, q
         self._delta = as_failure_probability(failure_probability)
 
-        xp, device = array_namespace(home), device_of(home)
+        xp, device = xa.array_namespace(home), xa.device_of(home)
 
         def draw(purpose: str, shape: tuple[int, int]) -> Array:
             return gaussian_source(rng, xp, device, purpose=f"stream: {purpose}")(shape, home.dtype)
@@ -181,9 +169,9 @@ class SketchedMatrix:
         self._right = xp.concat([draw("range", (n, k)), draw("core, right", (n, s))], axis=1)
         self._left = xp.concat([draw("corange", (m, k)), draw("error", (m, q))], axis=1)
         self._core = draw("core, left", (m, s))
-        self._Y = zeros((m, k), home)  # A Ω
-        self._XW = zeros((n, k + q), home)  # Aᴴ [Υᴴ Θᴴ]
-        self._Z = zeros((s, s), home)  # Φ A Ψᴴ
+        self._Y = xa.zeros((m, k), home)  # A Ω
+        self._XW = xa.zeros((n, k + q), home)  # Aᴴ [Υᴴ Θᴴ]
+        self._Z = xa.zeros((s, s), home)  # Φ A Ψᴴ
 
         self.norm = 0.0
         # Sum of the norms of all that was ever added to, which rounding of the sums is relative to:
@@ -257,8 +245,8 @@ class SketchedMatrix:
         product = located(
             u,
             self.shape,
-            matmat=lambda X: u @ adjoint_matmul(v, X),
-            rmatmat=lambda X: v @ adjoint_matmul(u, X),
+            matmat=lambda X: u @ xa.adjoint_matmul(v, X),
+            rmatmat=lambda X: v @ xa.adjoint_matmul(u, X),
         )
         return self._add("u vᴴ", product, theta, eta)
 
@@ -308,8 +296,8 @@ class SketchedMatrix:
         """
         if not isinstance(other, SketchedMatrix):
             raise TypeError(f"`other` must be a SketchedMatrix, got {type(other).__name__}.")
-        same_place(self._Y, other._Y, names=("self", "other"))
-        xp, tests = array_namespace(self._Y), ("_right", "_left", "_core")
+        xa.same_place(self._Y, other._Y, names=("self", "other"))
+        xp, tests = xa.array_namespace(self._Y), ("_right", "_left", "_core")
         pairs = ((getattr(self, test), getattr(other, test)) for test in tests)
         if not all(X.shape == T.shape and bool(xp.all(X == T)) for X, T in pairs):
             raise ValueError(
@@ -329,11 +317,11 @@ class SketchedMatrix:
         k = self.sketch_size
         theta, eta = self._as_number(theta, "theta"), self._as_number(eta, "eta")
         of_rows, of_columns = H.matmat(self._right), H.rmatmat(self._left[rows, :])
-        same_place(self._Y, of_rows, names=("self", f"{name}.matmat(X)"))
-        same_place(self._Y, of_columns, names=("self", f"{name}.rmatmat(X)"))
+        xa.same_place(self._Y, of_rows, names=("self", f"{name}.matmat(X)"))
+        xa.same_place(self._Y, of_columns, names=("self", f"{name}.rmatmat(X)"))
         Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
         XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
-        Z = theta * self._Z + eta * adjoint_matmul(self._core[rows, :], of_rows[:, k:])
+        Z = theta * self._Z + eta * xa.adjoint_matmul(self._core[rows, :], of_rows[:, k:])
         norm, added = self._checked(name, XW, of_columns, Y, Z)
         self._Y[rows, :] = Y
         self._XW, self._Z, self._factors = XW, Z, None
@@ -343,8 +331,8 @@ class SketchedMatrix:
 
     def _checked(self, name: str, XW: Array, piece: Array, *others: Array) -> tuple[float, float]:
         """Norms of the new matrix and of the piece added, by the error sketch, if all is finite."""
-        xp, k = array_namespace(XW), self.sketch_size
-        norm, added = (safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
+        xp, k = xa.array_namespace(XW), self.sketch_size
+        norm, added = (xa.safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
         for X in (XW, *others):
             norm = xp.where(xp.all(xp.isfinite(X)), norm, xp.full_like(norm, math.nan))
         sizes = float(norm), float(added)
@@ -356,23 +344,23 @@ class SketchedMatrix:
         return sizes
 
     def _as_operator(self, A: Any, name: str, shape: tuple[int, int] | None) -> Operator:
-        operator = None if is_array_api_obj(A) and A.ndim != 2 else as_operator(A, name=name)
+        operator = None if xa.is_array_api_obj(A) and A.ndim != 2 else as_operator(A, name=name)
         found = tuple(A.shape) if operator is None else operator.shape
         if operator is None or shape not in (None, found):
             expected = "two dimensions" if shape is None else f"shape {shape}"
             raise ValueError(f"`{name}` must have {expected}, got shape {found}.")
-        same_place(self._Y, operator.empty(0), names=("self", name))
+        xa.same_place(self._Y, operator.empty(0), names=("self", name))
         return operator
 
     def _as_columns(self, x: Any, name: str) -> Array:
-        if is_array_api_obj(x) and x.ndim == 1:
+        if xa.is_array_api_obj(x) and x.ndim == 1:
             x = x[:, None]
-        x, _ = as_matrix(x, name=name)
-        same_place(self._Y, x, names=("self", name))
+        x, _ = xa.as_matrix(x, name=name)
+        xa.same_place(self._Y, x, names=("self", name))
         return x
 
     def _as_number(self, value: Any, name: str) -> complex:
-        of_real = not is_complex(self._Y)
+        of_real = not xa.is_complex(self._Y)
         if of_real and isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
             raise TypeError(f"`{name}` must be real for real sketches, got {value!r}.")
         number = float(value) if of_real else complex(value)
@@ -413,9 +401,9 @@ class SketchedMatrix:
         r = min(asked, *self.shape)
         U, S, Vh, *_ = self._solved()
         return SVDResult(
-            U=array_namespace(U).asarray(U[:, :r], copy=True),
-            S=array_namespace(S).asarray(S[:r], copy=True),
-            Vh=array_namespace(Vh).asarray(Vh[:r, :], copy=True),
+            U=xa.array_namespace(U).asarray(U[:, :r], copy=True),
+            S=xa.array_namespace(S).asarray(S[:r], copy=True),
+            Vh=xa.array_namespace(Vh).asarray(Vh[:r, :], copy=True),
             status=Status.FULL_RANK if asked > r else Status.RANK_REACHED,
             error=estimate.value,
             error_bound=estimate.upper_bound,
@@ -453,12 +441,12 @@ class SketchedMatrix:
             )
         factors = self._solved()
         # ‖Θ(A − Â)‖ in the coordinates of V, which is orthonormal: no difference of large squares
-        parts = safe_norm(factors.kept[:, :r]), safe_norm(factors.dropped[:, r:])
-        q, of_complex = self.error_rows, is_complex(factors.U)
+        parts = xa.safe_norm(factors.kept[:, :r]), xa.safe_norm(factors.dropped[:, r:])
+        q, of_complex = self.error_rows, xa.is_complex(factors.U)
         value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
         delta = self._delta / (self._looks * (self._looks + 1) * (self.sketch_size + 1))
         factor = safety_factor(q, delta, is_complex=of_complex)
-        xp, dtype = array_namespace(factors.U), factors.U.dtype
+        xp, dtype = xa.array_namespace(factors.U), factors.U.dtype
         floor = rounding_floor(xp, dtype, self.shape, self.sketch_size, self.norm, factor)
         bound = factor * (value + float(xp.finfo(dtype).eps) * self._added) + floor
         return ErrorEstimate(value, bound, "fro", q, self._delta)
@@ -468,16 +456,16 @@ class SketchedMatrix:
         if self._factors is None:
             k = self.sketch_size
             Q, P = orthonormalise(self._Y).Q, orthonormalise(self._XW[:, :k]).Q
-            left, right = adjoint_matmul(self._core, Q), adjoint_matmul(self._right[:, k:], P)
-            C = adjoint(_left_solve(right, adjoint(_left_solve(left, self._Z))))
+            left, right = xa.adjoint_matmul(self._core, Q), xa.adjoint_matmul(self._right[:, k:], P)
+            C = xa.adjoint(_left_solve(right, xa.adjoint(_left_solve(left, self._Z))))
             U, S, V = robust_svd(C)
-            U, V = Q @ U, P @ adjoint(V)
-            W = adjoint(self._XW[:, k:])
+            U, V = Q @ U, P @ xa.adjoint(V)
+            W = xa.adjoint(self._XW[:, k:])
             dropped = W @ V
-            scale = array_namespace(S).astype(S, U.dtype)
-            kept = dropped - adjoint_matmul(self._left[:, k:], U) * scale
-            outside = float(safe_norm(W - dropped @ adjoint(V)))
-            self._factors = _Factors(U, S, adjoint(V), kept, dropped, outside)
+            scale = xa.array_namespace(S).astype(S, U.dtype)
+            kept = dropped - xa.adjoint_matmul(self._left[:, k:], U) * scale
+            outside = float(xa.safe_norm(W - dropped @ xa.adjoint(V)))
+            self._factors = _Factors(U, S, xa.adjoint(V), kept, dropped, outside)
             self._looks += 1
         return self._factors
 
@@ -485,21 +473,21 @@ class SketchedMatrix:
 def _left_solve(M: Array, Z: Array) -> Array:
     """``M⁺ Z`` for a tall M of full rank."""
     Q, R = orthonormalise(M)
-    return upper_solve(R, adjoint_matmul(Q, Z))
+    return xa.upper_solve(R, xa.adjoint_matmul(Q, Z))
 
 
 def _home(dtype: Any, like: Any) -> Array:
     """An empty array of the library, device and dtype of the sketches."""
     of_numpy, like = like is None, np.empty(0) if like is None else like
-    if not is_array_api_obj(like):
+    if not xa.is_array_api_obj(like):
         raise TypeError(f"`like` must be an array, got {type(like).__name__}.")
     dtype = like.dtype if dtype is None else dtype
     try:
-        home = array_namespace(like).empty((0, 0), dtype=dtype, device=device_of(like))
+        home = xa.array_namespace(like).empty((0, 0), dtype=dtype, device=xa.device_of(like))
     except TypeError:
         if not of_numpy:
             raise
         raise TypeError(
             f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
         ) from None
-    return as_matrix(home, name="like")[0]
+    return xa.as_matrix(home, name="like")[0]

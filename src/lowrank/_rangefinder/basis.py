@@ -3,17 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    eye,
-    read,
-    rows_below,
-    subtract_product,
-    zeros,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._panel import SMALL, departure, plain_reflectors, reflectors, size_of_top
 
 
@@ -32,12 +23,12 @@ class Block:
     def apply(self, X: Array) -> None:
         """``X ← (I − V T Vᴴ) X`` on its rows of X, in place."""
         part = X[..., self.start :, :]
-        subtract_product(part, self.V, self.T @ adjoint_matmul(self.V, part))
+        xa.subtract_product(part, self.V, self.T @ xa.adjoint_matmul(self.V, part))
 
     def apply_adjoint(self, X: Array) -> None:
         """``X ← (I − V Tᴴ Vᴴ) X`` on its rows of X, in place."""
         part = X[..., self.start :, :]
-        subtract_product(part, self.V, adjoint(self.T) @ adjoint_matmul(self.V, part))
+        xa.subtract_product(part, self.V, xa.adjoint(self.T) @ xa.adjoint_matmul(self.V, part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -65,7 +56,7 @@ class Basis:
 
         A number by which something is decided is `agreed` by all processes.
         """
-        size, departs = read(size_of_top(Q), departure(Q))
+        size, departs = xa.read(size_of_top(Q), departure(Q))
         V, T, *_ = plain_reflectors(Q) if agreed(size) <= SMALL else reflectors(Q)
         return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departs)
 
@@ -75,16 +66,16 @@ class Basis:
 
     def embed(self, Y: Array) -> Array:
         """``H [0; Y]``, for rows k and on."""
-        return self.rotate(rows_below(Y, self.rank)) if self.blocks else Y
+        return self.rotate(xa.rows_below(Y, self.rank)) if self.blocks else Y
 
     def lift(self, X: Array) -> Array:
         """``Q X``, for the basis Q and k rows X."""
-        below = zeros((*X.shape[:-2], self.rows - self.rank, X.shape[-1]), X)
-        return self.rotate(array_namespace(X).concat([X, below], axis=-2))
+        below = xa.zeros((*X.shape[:-2], self.rows - self.rank, X.shape[-1]), X)
+        return self.rotate(xa.array_namespace(X).concat([X, below], axis=-2))
 
     def coordinates(self, Y: Array) -> Array:
         """``HᴴY`` whole; its first k rows are ``QᴴY``."""
-        Z = array_namespace(Y).asarray(Y, copy=True)
+        Z = xa.array_namespace(Y).asarray(Y, copy=True)
         for block in self.blocks:
             block.apply_adjoint(Z)
         return Z
@@ -97,8 +88,8 @@ class Basis:
         """
         *batch, m, _ = self.empty.shape
         width = self.rank - start
-        Q = zeros((*batch, m, width), self.empty)
-        Q[..., start : start + width, :] = Q[..., start : start + width, :] + eye(
+        Q = xa.zeros((*batch, m, width), self.empty)
+        Q[..., start : start + width, :] = Q[..., start : start + width, :] + xa.eye(
             width, width, like=Q
         )
         for block in reversed(self.blocks):

@@ -3,16 +3,8 @@
 import math
 from dataclasses import replace
 
-from lowrank._array import (
-    Array,
-    adjoint_matmul,
-    eye,
-    flushes,
-    is_complex,
-    is_finite,
-    leading,
-    safe_norm,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._operator import Operator
 from lowrank._panel import defect, orthonormalise
 from lowrank._rangefinder.blocks import powers_of, width_of_look
@@ -79,7 +71,7 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     the (2q+1)-th power of ‖E‖₂ just as ``‖E Ω‖₂`` bounds ‖E‖₂.
     """
     state, Omega, is_whole = _test_matrix(problem, state)
-    samples, of_complex = int(Omega.shape[-1]), is_complex(Omega)
+    samples, of_complex = int(Omega.shape[-1]), xa.is_complex(Omega)
     if samples == 0:
         return None
     state, sample = multiplied(problem, state, Omega)
@@ -88,9 +80,9 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     factors: list[Array] = []
     if problem.norm == "fro":
         waiting = sample.pop()
-        size = float(safe_norm(waiting))
+        size = float(xa.safe_norm(waiting))
     else:
-        if is_unknown and not is_finite(sample[0]):
+        if is_unknown and not xa.is_finite(sample[0]):
             raise ValueError(NOT_FINITE)
         q = powers_of(problem, state)
         root = 1.0 / (2 * q + 1)
@@ -99,9 +91,9 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
         if state.norm_A is None:
             lower = _norm_below(problem, state, waiting, factors)
             # products with numbers near the smallest ones may vanish where the sample does not
-            above = None if lower else float(safe_norm(factors[0])) / state.measured_scale
+            above = None if lower else float(xa.safe_norm(factors[0])) / state.measured_scale
             state = replace(state, norm_A=lower, norm_above=above)
-        if is_unknown and not all(map(is_finite, factors)):
+        if is_unknown and not all(map(xa.is_finite, factors)):
             raise ValueError(NOT_FINITE)
         size = norm_of_product(factors, state.A.xp, root)
     size = state.A.agreed(size)
@@ -139,7 +131,7 @@ def _test_matrix(problem: Problem, state: State) -> tuple[State, Array, bool]:
     """
     n = state.A.shape[-1]
     if problem.source.is_free and state.A.far is None and 0 < n <= width_of_look(state):
-        return state, eye(n, n, like=state.A.empty(0)), True
+        return state, xa.eye(n, n, like=state.A.empty(0)), True
     state = state if state.is_salted else salted(problem, state)
     return state, problem.source.draw(width_of_look(state)), False
 
@@ -162,7 +154,7 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
         return state
     if isinstance(residual, Explicit):
         drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]
-        more = max(float(safe_norm(drift)) - residual.drift, lost(state, residual))
+        more = max(float(xa.safe_norm(drift)) - residual.drift, lost(state, residual))
         residual = replace(residual, drift=residual.drift + more)
         look = look._replace(bound=look.bound + more / state.explicit_scale)
         return replace(state, residual=residual, looks=(*state.looks[:-1], look), looked=residual)
@@ -182,16 +174,16 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
             problem.work.add(k)
         C = residual.projection()
         state = replace(state, residual=replace(residual, known=C))
-        D = HY[:k, :] - adjoint_matmul(C, Omega)
+        D = HY[:k, :] - xa.adjoint_matmul(C, Omega)
     else:
         Q = basis.columns()
-        D = Y - Q @ adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
-    drift = float(safe_norm(D)) / state.scale
+        D = Y - Q @ xa.adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
+    drift = float(xa.safe_norm(D)) / state.scale
     if not math.isfinite(drift):
         raise ValueError(NOT_FINITE)
     if not is_whole:
         delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
-        drift *= safety_factor(samples, delta, is_complex=is_complex(Omega)) / math.sqrt(samples)
+        drift *= safety_factor(samples, delta, is_complex=xa.is_complex(Omega)) / math.sqrt(samples)
     return replace(
         state,
         looks=(*state.looks[:-1], look._replace(bound=look.bound + drift)),
@@ -225,23 +217,23 @@ def _norm_below(
     A, residual = state.A, state.residual
     assert not isinstance(residual, Whole)
     if state.rank > 0 and isinstance(residual, Explicit):
-        C = leading(residual.projection(), 64)
+        C = xa.leading(residual.projection(), 64)
     elif state.rank == 0 and factors is not None and len(factors) > 1:
         C = factors[1]
     else:
         Y = Q if state.rank == 0 else residual.basis.columns()
         assert Y is not None
         if problem.norm == "spectral":
-            Y = leading(Y, 64)
+            Y = xa.leading(Y, 64)
         problem.work.add(int(Y.shape[-1]))
         C = A.rmatmat(Y) if state.rank else residual.rmatmat(Y)
         if A.far is not None:
             C = A.far.orthonormalise(C).R
-    if A.norm is None and not is_finite(C):
+    if A.norm is None and not xa.is_finite(C):
         raise ValueError(NOT_FINITE)
     scale = state.measured_scale
     if problem.norm == "fro":
-        return float(safe_norm(C)) / scale * (1.0 - 32.0 * epsilon_of(state))
+        return float(xa.safe_norm(C)) / scale * (1.0 - 32.0 * epsilon_of(state))
     C = orthonormalise(C).R if C.shape[0] > C.shape[1] else C
     lower = A.agreed(float(spectral_norm(C, A.xp))) / scale * (1.0 - 32.0 * epsilon_of(state))
     if state.frobenius is None:
@@ -252,7 +244,7 @@ def _norm_below(
 def _flushed(A: Operator) -> float:
     """What a norm lacks where numbers below the normal ones are taken for zero."""
     smallest = float(A.xp.finfo(A.dtype).smallest_normal)
-    return smallest * math.sqrt(math.prod(A.shape)) if flushes(A.xp, A.dtype) else 0.0
+    return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.xp, A.dtype) else 0.0
 
 
 def base_floor(state: State, factor: float = 1.0) -> float:

@@ -9,16 +9,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    adjoint_matmul,
-    array_namespace,
-    eps,
-    matrix_norm_by_rows,
-    norms,
-    safe_norm,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._operator import Operator
 from lowrank._panel import departure
 from lowrank._rangefinder.basis import Basis
@@ -65,9 +57,9 @@ class Explicit:
             return found
         for block in basis.blocks:
             block.apply_adjoint(array)
-        change = 2.0 * abs(matrix_norm_by_rows(array) - norm)
+        change = 2.0 * abs(xa.matrix_norm_by_rows(array) - norm)
         drift = max(change, float(departure(basis.columns())) * norm)
-        return replace(found, norm=matrix_norm_by_rows(found._lower), drift=drift)
+        return replace(found, norm=xa.matrix_norm_by_rows(found._lower), drift=drift)
 
     @property
     def _lower(self) -> Array:
@@ -79,7 +71,7 @@ class Explicit:
 
     def rmatmat(self, Y: Array) -> Array:
         """``Eᴴ Y``."""
-        return adjoint_matmul(self._lower, Y)
+        return xa.adjoint_matmul(self._lower, Y)
 
     def append(self, Q: Array) -> "Explicit":
         """The residual after the orthonormal columns Q, in rows k and on, have joined the basis.
@@ -92,7 +84,7 @@ class Explicit:
         basis = self.basis.append(Q)
         basis.blocks[-1].apply_adjoint(self.array)
         k, r = self.basis.rank, basis.rank
-        left, taken = norms(self.array[r:, :], self.array[k:r, :])
+        left, taken = xa.norms(self.array[r:, :], self.array[k:r, :])
         change = 2.0 * abs(math.hypot(left, taken) - self.norm)
         drift = self.drift + max(basis.departs * self.norm, change)
         return replace(self, basis=basis, norm=left, drift=drift)
@@ -105,11 +97,11 @@ class Explicit:
 
     def error(self) -> Error:
         """``‖E‖_F``, or None where only samples tell."""
-        return Error(self.norm, self.norm * (1.0 + 32.0 * eps(self.array)) + self.drift)
+        return Error(self.norm, self.norm * (1.0 + 32.0 * xa.eps(self.array)) + self.drift)
 
     def projection(self) -> Array:
         """``Bᴴ = AᴴQ``, n×k."""
-        return adjoint(self.array[: self.basis.rank, :])
+        return xa.adjoint(self.array[: self.basis.rank, :])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -176,13 +168,13 @@ class ByEnergies:
         A, before = products.A, products.known
         known = products.projection()
         C = known if before is None else known[..., before.shape[-1] :]
-        part = float(safe_norm(C if A.far is None else A.far.orthonormalise(C).R)) / self.norm_A
+        part = float(xa.safe_norm(C if A.far is None else A.far.orthonormalise(C).R)) / self.norm_A
         captured = self.captured + part * part
         return replace(self, products=replace(products, known=known), captured=captured)
 
     @property
     def rounding(self) -> float:
-        return energy_rounding(self.products.A.shape, eps(self.basis.empty))
+        return energy_rounding(self.products.A.shape, xa.eps(self.basis.empty))
 
     @property
     def is_cancelled(self) -> bool:
@@ -215,7 +207,7 @@ class Orthonormal:
         return self.Q @ X
 
     def columns(self, start: int = 0) -> Array:
-        return array_namespace(self.Q).asarray(self.Q[..., start:], copy=True)
+        return xa.array_namespace(self.Q).asarray(self.Q[..., start:], copy=True)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,8 +228,8 @@ class Whole:
 
     def error(self) -> Error:
         tail = float(self.tails[self.rank])
-        return Error(tail, tail * (1.0 + 32.0 * eps(self.S)) + self.rounding)
+        return Error(tail, tail * (1.0 + 32.0 * xa.eps(self.S)) + self.rounding)
 
     def projection(self) -> Array:
-        xp, r = array_namespace(self.S), self.rank
-        return adjoint(xp.astype(self.S[:r], self.Vh.dtype)[:, None] * self.Vh[:r, :])
+        xp, r = xa.array_namespace(self.S), self.rank
+        return xa.adjoint(xp.astype(self.S[:r], self.Vh.dtype)[:, None] * self.Vh[:r, :])

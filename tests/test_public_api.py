@@ -34,6 +34,7 @@ PUBLIC = {
     "gallery",
     "householder_qr",
     "interpolative",
+    "load",
     "nystrom",
     "qb",
     "qr",

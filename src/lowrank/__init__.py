@@ -21,6 +21,7 @@ from lowrank.results import (
     RangeFinderResult,
     Status,
     SVDResult,
+    load,
 )
 from lowrank.rows import Progress, RowBlocks
 from lowrank.streaming import SketchedMatrix
@@ -53,6 +54,7 @@ __all__ = [
     "gallery",
     "householder_qr",
     "interpolative",
+    "load",
     "nystrom",
     "qb",
     "qr",

@@ -56,7 +56,9 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         )
     if not is_array_api_obj(A):
         convert, shape = f"numpy.asarray({name}, dtype=float)", getattr(A, "shape", None)
-        if hasattr(A, "toarray"):
+        if hasattr(A, "reconstruct"):
+            convert = f"{name}.reconstruct()"
+        elif hasattr(A, "toarray"):
             convert = f"{name}.toarray()"  # NumPy makes an array of one object of a sparse matrix
         elif hasattr(A, "matmat") and isinstance(shape, tuple) and len(shape) == 2:
             of_torch = str(getattr(A, "dtype", None)).startswith("torch.")
@@ -182,6 +184,10 @@ def _adjoint_matmul(X: Array, Y: Array) -> Array:
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
     xp = array_namespace(like)
     return xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+
+
+def ones(shape: tuple[int, ...], like: Array) -> Array:
+    return array_namespace(like).ones(shape, dtype=like.dtype, device=device_of(like))
 
 
 def eye(rows: int, columns: int, like: Array) -> Array:
@@ -459,6 +465,16 @@ def _row_blocks(X: Array) -> list[Array]:
     m = X.shape[0]
     rows = max(1, max(2**16, m * n // 64) // n)
     return [X[part, :] for part in slices(m, rows)]
+
+
+def as_numpy(X: Array) -> Any:
+    """A copy, or a view, on the host."""
+    if is_torch_array(X):
+        whole: Any = X
+        return (whole.full_tensor() if is_sharded(X) else whole).numpy(force=True)
+    if is_cupy_array(X):
+        return X.get()
+    return np.asarray(to_device(X, array_namespace(X).__array_namespace_info__().default_device()))
 
 
 def loaded(module: str) -> Any:

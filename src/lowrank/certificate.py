@@ -1,12 +1,15 @@
 """The error of a basis from a few Gaussian samples: an estimate, and a bound that holds."""
 
 import math
+from functools import reduce
+from operator import matmul
 from typing import Any
 
 from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, Namespace
 from lowrank._check import as_count, as_failure_probability, as_norm
+from lowrank._factored import Factored
 from lowrank._operator import Operator, as_operator
 from lowrank._sharded import shards_of
 from lowrank._sketch import gaussian_source
@@ -139,7 +142,8 @@ def residual_norm(
         :func:`qb` are.
     Q : array, shape (m, k)
         Any basis, also one that this library did not make. Without B it should be orthonormal; if
-        it is not, the error of ``Q QᴴA`` as it stands is what is measured.
+        it is not, the error of ``Q QᴴA`` as it stands is what is measured. Or the result of a
+        factorization: the error is then ``‖A − found‖``.
     B : array, shape (k, n), optional
         The other factor; ``QᴴA`` by default.
     norm : {"fro", "spectral"}
@@ -189,6 +193,9 @@ def residual_norm(
     norm = as_norm(norm)
     delta = as_failure_probability(failure_probability)
     samples = as_count(samples, "samples", least=1)
+    if isinstance(Q, Factored) and B is None:
+        Q, *rest = Q.factors
+        B = reduce(matmul, rest)
     shards = shards_of(A)
     total: Any
     if shards is None:

@@ -1,13 +1,24 @@
 """What the functions return: frozen dataclasses, and the Status enumeration with its messages."""
 
+import json
+import math
+import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from lowrank import _array as xa
+from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
+from lowrank._factored import Factored
+from lowrank._files import write_whole
 
 __all__ = [
+    "Approximation",
     "CURResult",
     "ConvergenceWarning",
     "EighResult",
@@ -21,6 +32,8 @@ __all__ = [
     "SVDResult",
     "Status",
     "fields_of",
+    "load",
+    "size_of",
 ]
 
 
@@ -111,6 +124,8 @@ class Outcome:
         Whether the certificate holds for the tolerance asked; None without a tolerance.
     tolerance : float or None
         The tolerance as an absolute error.
+    norm : str
+        ``"fro"`` or ``"spectral"``: that of tolerance, errors and `norm_A`.
     error, error_bound : float or None
         Absolute error ``‖A − approximation‖`` in the chosen norm: the estimate, and a bound that
         holds with probability ``1 − failure_probability`` (for certain in the Frobenius norm, where
@@ -137,6 +152,7 @@ class Outcome:
     status: Status
     converged: bool | None = None
     tolerance: float | None = None
+    norm: str = "fro"
     error: float | None = None
     error_bound: float | None = None
     certificate: str | None = None
@@ -169,11 +185,67 @@ class RangeFinderResult(Outcome):
     side: str
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class QBResult(Outcome):
-    """``A ≈ Q B`` with Q orthonormal and ``B = QᴴA``. Unpacks as ``Q, B``.
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class Approximation(Factored, Outcome):
+    """A low-rank approximation of A, which can be used as a matrix.
+
+    It is multiplied from both sides (``found @ X``, ``X @ found``) by vectors, matrices and stacks
+    of the library and device of its arrays, factor by factor: of rank r and shape m×n, by p
+    columns, in 2pr(m + n) flops. It can be given to every function here that takes operators, to
+    :func:`~lowrank.residual_norm` beside A, and to SciPy's ``aslinearoperator``. Arrays of
+    array-api-strict leave no product to the other side: there, ``found.adjoint() @ Xᴴ``.
 
     Has the attributes of :class:`~lowrank.results.Outcome` too.
+    """
+
+    def __repr__(self) -> str:
+        xp, (*batch, m, n) = xa.array_namespace(self.factors[0]), self.shape
+        held = [X for X in self._arrays().values() if not xp.isdtype(X.dtype, "integral")]
+        numbers = sum(math.prod(X.shape) for X in held)
+        itemsize = xp.finfo(self.dtype).bits // 8 * (2 if xa.is_complex(self.factors[0]) else 1)
+        said = f"{'×'.join(map(str, (*batch, m, n)))} {self.dtype}, rank {self.rank}: "
+        if self.error is not None:
+            said += f"error {self.error:.2e}, at most {self.error_bound:.2e}"
+            said += f" of {self.norm_A:.4g}; " if self.norm_A else "; "
+        said += f"{size_of(numbers * itemsize)}, {numbers / max(1, math.prod(self.shape)):.2%} of A"
+        return f"<{type(self).__name__} {said}; {self.status.name}>"
+
+    def _arrays(self) -> dict[str, Array]:
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        return {name: value for name, value in values.items() if xa.is_array_api_obj(value)}
+
+    def save(self, path: str | os.PathLike[str], /, *, replace: bool = True) -> None:
+        """Write a file of NumPy's format npz, which :func:`lowrank.load` reads.
+
+        It has an entry for each array, by the names of the attributes, and ``about``: all else, as
+        JSON. Nothing is pickled. It replaces another file of that name when it is complete, and
+        not before; without `replace`, a FileExistsError leaves that one. Of DTensors the whole is
+        written; all processes have to call.
+        """
+        arrays = self._arrays()
+        about = {
+            entry.name: getattr(self, entry.name)
+            for entry in fields(self)
+            if entry.name not in arrays
+        }
+        about |= {"status": self.status.name, "kind": type(self).__name__}
+        held = {name: xa.as_numpy(value) for name, value in arrays.items()}
+        text = json.dumps(about)
+        write_whole(path, lambda file: np.savez(file, about=text, **held), replace=replace)
+
+
+def size_of(nbytes: int) -> str:
+    """A number of bytes for people."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    power = min(max(nbytes.bit_length() - 1, 0) // 10, len(units) - 1)
+    return f"{nbytes / 2 ** (10 * power):.{0 if power == 0 else 1}f} {units[power]}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class QBResult(Approximation):
+    """``A ≈ Q B`` with Q orthonormal and ``B = QᴴA``. Unpacks as ``Q, B``.
+
+    Has the attributes of :class:`~lowrank.results.Approximation` too.
 
     Attributes
     ----------
@@ -181,18 +253,22 @@ class QBResult(Outcome):
     B : array, shape (rank, n)
     """
 
-    Q: Array = field(repr=False)
-    B: Array = field(repr=False)
+    Q: Array
+    B: Array
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.Q, self.B))
 
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        return self.Q, self.B
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SVDResult(Outcome):
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class SVDResult(Approximation):
     """``A ≈ U diag(S) Vh``. Unpacks as ``U, S, Vh``.
 
-    Has the attributes of :class:`~lowrank.results.Outcome` too.
+    Has the attributes of :class:`~lowrank.results.Approximation` too.
 
     Attributes
     ----------
@@ -204,20 +280,59 @@ class SVDResult(Outcome):
         What was subtracted from each row with ``center=True``: ``A − mean ≈ U diag(S) Vh``.
     """
 
-    U: Array = field(repr=False)
-    S: Array = field(repr=False)
-    Vh: Array = field(repr=False)
-    mean: Array | None = field(repr=False, default=None)
+    U: Array
+    S: Array
+    Vh: Array
+    mean: Array | None = None
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.U, self.S, self.Vh))
 
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        """``U diag(S)`` and Vh; the mean is one column and row more."""
+        left, right = self.U * self.S[..., None, :], self.Vh
+        if self.mean is not None:
+            xp = xa.array_namespace(left)
+            left = xp.concat([left, xa.ones((*left.shape[:-1], 1), left)], axis=-1)
+            right = xp.concat([right, self.mean[..., None, :]], axis=-2)
+        return left, right
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EighResult(Outcome):
+    @property
+    def explained_variance_ratio(self) -> Array:
+        """``S² / ‖A‖_F²``, shape (rank,): the share of each component, of ``A − mean`` if centered.
+
+        Of an operator, whose norm is a lower bound, it may be too large. A ValueError where the
+        norm is not known, or is a spectral one.
+        """
+        if self.norm_A is None or self.norm != "fro":
+            raise ValueError(
+                "the shares need the Frobenius norm of `A`: ask with norm='fro', and of an "
+                "operator (a centered sparse matrix, say) with a tolerance."
+            )
+        return (self.S / self.norm_A) ** 2 if self.norm_A > 0.0 else self.S
+
+    @in_full_precision
+    def transform(self, X: Array, /) -> Array:
+        """Coordinates ``(X − mean) Vhᴴ``, p×rank, of the p rows of an array or a sparse matrix."""
+        V = xa.adjoint(self.Vh)
+        if self.mean is None:
+            return X @ V
+        mean = self.mean[..., None, :]
+        return (X - mean) @ V if xa.is_array_api_obj(X) else X @ V - mean @ V
+
+    @in_full_precision
+    def inverse_transform(self, Z: Array, /) -> Array:
+        """The rows ``Z Vh + mean``, p×n, that have the coordinates Z, p×rank."""
+        rows = Z @ self.Vh
+        return rows if self.mean is None else rows + self.mean[..., None, :]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class EighResult(Approximation):
     """``A ≈ V diag(w) Vᴴ`` for a Hermitian A. Unpacks as ``w, V``.
 
-    Has the attributes of :class:`~lowrank.results.Outcome` too.
+    Has the attributes of :class:`~lowrank.results.Approximation` too.
 
     Attributes
     ----------
@@ -227,19 +342,23 @@ class EighResult(Outcome):
         Orthonormal columns.
     """
 
-    eigenvalues: Array = field(repr=False)
-    eigenvectors: Array = field(repr=False)
+    eigenvalues: Array
+    eigenvectors: Array
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.eigenvalues, self.eigenvectors))
 
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        return self.eigenvectors * self.eigenvalues[..., None, :], xa.adjoint(self.eigenvectors)
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class IDResult(Outcome):
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class IDResult(Approximation):
     """``A ≈ A[:, indices] @ coefficients``, or ``coefficients @ A[indices, :]`` of rows.
 
     Unpacks as ``indices, coefficients``. Has the attributes of
-    :class:`~lowrank.results.Outcome` too.
+    :class:`~lowrank.results.Approximation` too.
 
     Attributes
     ----------
@@ -253,20 +372,25 @@ class IDResult(Outcome):
         ``"columns"`` or ``"rows"``.
     """
 
-    indices: Array = field(repr=False)
-    coefficients: Array = field(repr=False)
-    skeleton: Array = field(repr=False)
+    indices: Array
+    coefficients: Array
+    skeleton: Array
     select: str
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.indices, self.coefficients))
 
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        pair = self.skeleton, self.coefficients
+        return pair if self.select == "columns" else pair[::-1]
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class CURResult(Outcome):
+
+@dataclass(frozen=True, slots=True, kw_only=True, repr=False)
+class CURResult(Approximation):
     """``A ≈ C U R`` with columns ``C = A[:, columns]`` and rows ``R = A[rows, :]`` of A.
 
-    Unpacks as ``C, U, R``. Has the attributes of :class:`~lowrank.results.Outcome` too.
+    Unpacks as ``C, U, R``. Has the attributes of :class:`~lowrank.results.Approximation` too.
 
     Attributes
     ----------
@@ -276,11 +400,52 @@ class CURResult(Outcome):
     columns, rows : array of integers, shape (rank,)
     """
 
-    C: Array = field(repr=False)
-    U: Array = field(repr=False)
-    R: Array = field(repr=False)
-    columns: Array = field(repr=False)
-    rows: Array = field(repr=False)
+    C: Array
+    U: Array
+    R: Array
+    columns: Array
+    rows: Array
 
     def __iter__(self) -> Iterator[Array]:
         return iter((self.C, self.U, self.R))
+
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        return self.C, self.U, self.R
+
+
+KINDS: dict[str, type[Approximation]] = {
+    kind.__name__: kind for kind in (QBResult, SVDResult, EighResult, IDResult, CURResult)
+}
+
+
+def load(path: str | os.PathLike[str], /) -> Approximation:
+    """The result that ``found.save(path)`` has written, with NumPy arrays.
+
+    Raises
+    ------
+    ValueError
+        If the file is none of these.
+    OSError
+        If it can't be read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from pathlib import Path
+    >>> import lowrank
+    >>> found = lowrank.svd(lowrank.gallery.matrix([3.0, 2.0, 1.0], rng=0), 2, rng=1)
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     found.save(Path(folder) / "factors.npz")
+    ...     lowrank.load(Path(folder) / "factors.npz").rank
+    2
+    """
+    held: Any = {}
+    with open(path, "rb") as stream, suppress(ValueError, AttributeError):
+        held = dict(np.load(stream, allow_pickle=False).items())
+    if "about" not in held:
+        raise ValueError(f"{path} holds no result that `save` has written.")
+    about = json.loads(str(held.pop("about")))
+    about["status"], kind = Status[about["status"]], KINDS[about.pop("kind")]
+    about["history"] = tuple(Look(*look) for look in about["history"])
+    return kind(**about, **held)

@@ -5,7 +5,7 @@ import math
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import lowrank
@@ -13,7 +13,7 @@ from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
 from lowrank._command.telling import printable, reason, refuse, tell
 from lowrank.certificate import residual_norm
-from lowrank.results import Look, SVDResult
+from lowrank.results import Look, SVDResult, size_of
 
 NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}
 
@@ -63,20 +63,14 @@ def _answer(
         A, options.rank, rtol=rtol, norm=norm, power_iterations=power, rng=seed, callback=look
     )
     seconds = time.perf_counter() - start
-    if rtol is None:  # the error of a given rank is that of a fresh sample
-        fresh = residual_norm(A, found.U, found.S[:, None] * found.Vh, norm=norm, rng=seed)
-        error, bound = fresh.value, fresh.upper_bound
-        norm_A = found.norm_A if norm == "fro" else float(found.S[0])
-    else:
-        error, bound, norm_A = found.error, found.error_bound, found.norm_A
+    if found.error_bound is None:  # the spectral error of a given rank is that of a fresh sample
+        fresh, size = residual_norm(A, found, norm=norm, rng=seed), float(found.S[0])
+        found = replace(
+            found, error=fresh.value, error_bound=fresh.upper_bound, norm_A=size,
+            certificate="sampled",
+        )  # fmt: skip
     nbytes = found.rank * (sum(A.shape) + 1) * matrix.itemsize  # of U, S and Vh
-    return Answer(rtol, found, error, bound, norm_A, nbytes, seconds)
-
-
-def size(nbytes: int) -> str:
-    units = ["B", "KiB", "MiB", "GiB", "TiB"]
-    power = min(max(nbytes.bit_length() - 1, 0) // 10, len(units) - 1)
-    return f"{nbytes / 2 ** (10 * power):.{0 if power == 0 else 1}f} {units[power]}"
+    return Answer(rtol, found, found.error, found.error_bound, found.norm_A, nbytes, seconds)
 
 
 def _shape(shape: tuple[int, ...]) -> str:
@@ -88,7 +82,7 @@ def _rank(answer: Answer) -> str:
 
 
 def _saving(rank: str, nbytes: int) -> str:
-    return f"{rank:>6} {size(nbytes) if nbytes else 'none':>11}"
+    return f"{rank:>6} {size_of(nbytes) if nbytes else 'none':>11}"
 
 
 class Table:
@@ -112,14 +106,14 @@ class Table:
             return
         head = printable(f"{self._options.file}{f' {source.name}' if source.name else ''}")
         shape, norm = _shape(matrix.array.shape), NORMS[self._options.norm]
-        about = f"{shape}, {matrix.dtype}, {size(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
+        about = f"{shape}, {matrix.dtype}, {size_of(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
         tell(f"{head}: {about}\n")
         tell("tolerance    rank  error bound  estimate           memory        time")
         for answer in found:
             rtol = "-" if answer.rtol is None else f"{answer.rtol:g}"
             ratio = answer.nbytes / matrix.nbytes
             share = f"{ratio:.0%}" if ratio < 10 else f"×{ratio:.0f}"
-            share = f"{size(answer.nbytes)} {share:>5}"
+            share = f"{size_of(answer.nbytes)} {share:>5}"
             bound, error = answer.relative(answer.bound), answer.relative(answer.error)
             tell(
                 f"{rtol:>9} {_rank(answer):>7} {bound:12.2e} {error:9.2e} {share:>16} "
@@ -153,7 +147,7 @@ class Table:
             width = self._label + 2 + self._shape
             width += 13 if self._options.rtols == (None,) else 0
             cells = [_saving(f"{saved / self._total:.0%}", saved) for saved in self._saved]
-            tell("  ".join([f"{f'total {size(self._total)}':{width}}", *cells]))
+            tell("  ".join([f"{f'total {size_of(self._total)}':{width}}", *cells]))
 
 
 def missed_line(answers: list[tuple[str, Answer]]) -> str:

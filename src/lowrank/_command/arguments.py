@@ -12,9 +12,9 @@ files:
   commas are not read.
 
 output:
-  FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error; tolerance (absolute; NaN
-  without --rtol), bound (of the error, absolute, except with probability 1e-9), norm (fro or
-  spectral) and version. It appears when it is complete, or not at all.
+  FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error, and about: tolerance, error
+  and error_bound (absolute), norm and more, as JSON. lowrank.load reads all of it. The file appears
+  when it is complete, or not at all.
 
   Errors in the table are relative to the norm of the matrix, or in the spectral norm to a lower
   bound on it; with --json they are absolute. In the spectral norm and with --rank alone, estimate

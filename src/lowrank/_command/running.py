@@ -1,21 +1,15 @@
 """From checked options to the table, the files and the exit code."""
 
-import math
 import os
-import uuid
-from collections.abc import Callable
 from contextlib import closing
-from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
-import numpy as np
-
-import lowrank
 from lowrank._command.answering import Answer, Table, answers, as_json, entry, missed_line
 from lowrank._command.arguments import Options
 from lowrank._command.plotting import picture
-from lowrank._command.reading import Matrix, as_numpy, sources
+from lowrank._command.reading import Matrix, sources
 from lowrank._command.telling import InputError, Progress, complain, guarded, refuse, required, tell
+from lowrank._files import write_whole
 
 # Exit codes, beside 0. The first is that of argparse.
 BAD_INPUT = 2
@@ -90,43 +84,11 @@ def _check_targets(options: Options, matrices: int) -> None:
 def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Progress) -> None:
     if options.output is not None:
         progress.start(f"writing {options.output}")
-        write(options.output, lambda stream: _save(stream, answer, options), force=options.force)
+        with guarded(options.output, "written"):
+            answer.factors.save(options.output, replace=options.force)
     if options.plot is not None:
         progress.start(f"drawing {options.plot}")
         with guarded(options.plot, "drawn", "cannot be drawn: not enough memory"):
             drawn = picture(matrix, answer, options)
-        write(options.plot, lambda stream: stream.write(drawn), force=options.force)
-
-
-def _save(stream: BinaryIO, answer: Answer, options: Options) -> None:
-    U, S, Vh = map(as_numpy, answer.factors)
-    tolerance = math.nan if answer.factors.tolerance is None else answer.factors.tolerance
-    about = {"norm": options.norm, "version": lowrank.__version__}
-    np.savez(stream, U=U, S=S, Vh=Vh, tolerance=tolerance, bound=answer.bound, **about)
-
-
-def write(path: Path, fill: Callable[[BinaryIO], object], *, force: bool) -> None:
-    """Let `fill` write a new file beside `path`, then give it that name in one step.
-
-    So the file appears complete or not at all, and replaces another only with `force`.
-    """
-    with guarded(path, "written"):
-        target = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
-        beside = target.with_name(f".lowrank-{uuid.uuid4().hex}")
-        try:
-            with beside.open("xb") as stream:
-                if target.exists():
-                    beside.chmod(target.stat().st_mode & 0o777)
-                fill(stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            if not force:
-                try:
-                    target.hardlink_to(beside)  # unlike a rename, never replaces another file
-                    return
-                except OSError:  # the other file, or a file system without links
-                    if target.exists():
-                        refuse("exists; --force replaces it")
-            beside.replace(target)
-        finally:
-            beside.unlink(missing_ok=True)
+        with guarded(options.plot, "written"):
+            write_whole(options.plot, lambda stream: stream.write(drawn), replace=options.force)

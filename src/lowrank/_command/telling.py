@@ -32,6 +32,8 @@ def guarded(label: object, done: str, memory: str = "does not fit in memory") ->
         refuse(f"{label}: {error}")
     except MemoryError:
         refuse(f"{label}: {memory}")
+    except FileExistsError:
+        refuse(f"{label}: exists; --force replaces it")
     # Damaged files and a foreign configuration make the libraries that read them raise anything.
     except Exception as error:
         said = reason(error)

@@ -97,6 +97,7 @@ def outcome_of(problem: Problem, state: State) -> Outcome:
         status=Status.CONVERGED if converged else state.status,
         converged=converged,
         tolerance=tolerance,
+        norm=problem.norm,
         error=None if look is None else look.estimate,
         error_bound=None if look is None else look.bound,
         certificate=None if look is None else state.residual.certificate,

@@ -1,0 +1,87 @@
+"""Products of a few matrices that are used as one matrix, without being formed."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import reduce
+from operator import matmul
+from typing import Any
+
+from lowrank._arithmetic import in_full_precision
+from lowrank._array import Array, adjoint
+from lowrank._operator import Operator, located
+
+
+class Factored:
+    """A matrix, or a stack of them, that is a product of factors.
+
+    It can be multiplied from both sides (``found @ X``, ``X @ found``) by vectors, matrices and
+    stacks of the library and device of its factors, from the outer factor to the inner one: of
+    rank r and shape m×n, by p columns, 2pr(m + n) flops. It can be given to every function here
+    that takes operators, and to :func:`scipy.sparse.linalg.aslinearoperator`.
+    """
+
+    __slots__ = ()
+    __array_ufunc__ = None  # so that NumPy and CuPy leave ``X @ found`` to it
+
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        """The matrices of which it is the product, from left to right."""
+        raise NotImplementedError
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """That of the matrix, or of the stack."""
+        left, *_, right = self.factors
+        return (*(int(length) for length in left.shape[:-1]), int(right.shape[-1]))
+
+    @property
+    def dtype(self) -> Any:
+        """That of its entries."""
+        return self.factors[0].dtype
+
+    @in_full_precision
+    def __matmul__(self, X: Array) -> Array:
+        return reduce(lambda product, factor: factor @ product, reversed(self.factors), X)
+
+    @in_full_precision
+    def __rmatmul__(self, X: Array) -> Array:
+        return reduce(matmul, self.factors, X)
+
+    def adjoint(self) -> "Factored":
+        """The conjugate transpose, as a product of the conjugate transposes of the factors."""
+        return Product(tuple(adjoint(factor) for factor in reversed(self.factors)))
+
+    def matmat(self, X: Array, /) -> Array:
+        """``found @ X``."""
+        return self @ X
+
+    def rmatmat(self, Y: Array, /) -> Array:
+        """``found.adjoint() @ Y``."""
+        return self.adjoint() @ Y
+
+    # by which SciPy takes it for an operator
+    matvec: Callable[..., Array] = matmat
+    rmatvec: Callable[..., Array] = rmatmat
+
+    @in_full_precision
+    def reconstruct(self) -> Array:
+        """The matrix itself, as an array of m·n numbers."""
+        return reduce(matmul, self.factors)
+
+    def __lowrank_operator__(self) -> Operator:
+        return located(
+            self.factors[0],
+            self.shape,
+            matmat=self.matmat,
+            rmatmat=self.rmatmat,
+            norm=None,
+            max_abs=lambda: math.nan,
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product(Factored):
+    """The product of given factors."""
+
+    factors: tuple[Array, ...]

@@ -1,0 +1,36 @@
+"""Files that appear complete or not at all."""
+
+import os
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import BinaryIO
+
+
+def write_whole(
+    path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], *, replace: bool = True
+) -> None:
+    """Let `fill` write a new file beside `path`, then give it that name in one step.
+
+    So the file appears complete or not at all; without `replace`, where another has that name, a
+    FileExistsError leaves that one as it is.
+    """
+    target = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
+    beside = target.with_name(f".lowrank-{uuid.uuid4().hex}")
+    try:
+        with beside.open("xb") as stream:
+            if target.exists():
+                beside.chmod(target.stat().st_mode & 0o777)
+            fill(stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if not replace:
+            try:
+                target.hardlink_to(beside)  # unlike a rename, never replaces another file
+                return
+            except OSError:  # the other file, or a file system without links
+                if target.exists():
+                    raise FileExistsError(f"{path} exists") from None
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)

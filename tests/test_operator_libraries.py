@@ -1,7 +1,9 @@
 """Operators of other libraries as they are, and the examples of the page about operators."""
 
 import re
+from operator import attrgetter, methodcaller
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -107,6 +109,73 @@ def test_scipy_operator_of_vectors_only(dtype):
     holds(linalg.LinearOperator(A.shape, matvec=A.dot, rmatvec=adjoint(A).dot), A)
     holds(Vectors().H, adjoint(A))
     holds(2 * Vectors() @ linalg.aslinearoperator(np.diag(np.arange(30.0))), 2 * A * np.arange(30))
+
+
+def test_an_object_with_products_of_vectors_only(backend, dtype):
+    A = with_spectrum(gallery.fast(30), (40, 30), dtype)
+    there, here = backend.asarray(A), backend.asarray(adjoint(A))
+    strict = backend.name.startswith("strict")
+    operator = SimpleNamespace(
+        shape=A.shape, dtype=there.dtype, device=None if strict else there.device,
+        matvec=lambda x: there @ backend.xp.asarray(x, device=backend.device),
+        rmatvec=lambda y: here @ backend.xp.asarray(y, device=backend.device),
+    )  # fmt: skip
+    found = lowrank.svd(operator, rtol=1e-2, rng=0)
+    assert found.converged
+    assert norm(A - backend.numpy(found.reconstruct()), "fro") <= found.error_bound
+
+
+def test_an_operator_made_without_a_dtype():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    operator = linalg.LinearOperator((9, 9), matvec=lambda x: x, rmatvec=lambda x: x)
+    assert operator.dtype == np.int8
+    found = lowrank.svd(operator, rtol=1e-6, rng=0)
+    assert (found.rank, found.U.dtype) == (9, np.float64)
+
+
+def test_an_operator_without_its_adjoint_is_told_what_it_lacks():
+    linalg = pytest.importorskip("scipy.sparse.linalg")
+    operator = linalg.LinearOperator((9, 9), matvec=lambda x: x, dtype=float)
+    with pytest.raises(TypeError, match=r"`A\.rmatmat` failed.*rmatvec=…"):
+        lowrank.svd(operator, 2)
+    found = lowrank.range_finder(operator, 2, power_iterations=0)  # which needs none
+    assert found.Q.shape == (9, 2)
+
+
+@pytest.mark.parametrize(
+    ("package", "kind", "inside"),
+    [
+        ("pandas", "DataFrame", methodcaller("to_numpy")),
+        ("xarray", "DataArray", attrgetter("data")),
+    ],
+)
+def test_frames_are_told_which_array_to_pass(package, kind, inside):
+    A = gaussian((20, 10), "float64")
+    frame = getattr(pytest.importorskip(package), kind)(A)
+    said = {"pandas": "A.to_numpy()", "xarray": "A.data"}[package]
+    with pytest.raises(TypeError, match=re.escape(f"is a {kind}; pass the array in it, {said}")):
+        lowrank.svd(frame, rtol=0.1)
+    found = lowrank.svd(inside(frame), 3, rng=0)
+    assert np.allclose(found.S, lowrank.svd(A, 3, rng=0).S)
+    blocks = lowrank.RowBlocks(frame.to_numpy(), rows=7)
+    assert np.allclose(lowrank.svd(blocks, 3, rng=0).S, found.S)
+
+
+def test_variables_of_netcdf(tmp_path):
+    netCDF4 = pytest.importorskip("netCDF4")
+    A = gaussian((20, 10), "float64")
+    with netCDF4.Dataset(tmp_path / "A.nc", "w") as file:
+        for name, length in (("time", 20), ("place", 10)):
+            file.createDimension(name, length)
+        variable = file.createVariable("A", "f8", ("time", "place"))
+        variable[:] = A
+        with pytest.raises(TypeError, match=r"pass lowrank\.RowBlocks\(A\)"):
+            lowrank.svd(variable, 3)
+        found = lowrank.svd(lowrank.RowBlocks(variable, rows=7), rtol=0.5, rng=0)
+        assert norm(A - found.reconstruct(), "fro") <= 0.5 * norm(A, "fro")
+        variable[3, 4] = np.ma.masked
+        with pytest.raises(TypeError, match="filled first if it is masked"):
+            lowrank.svd(lowrank.RowBlocks(variable, rows=7), 3)
 
 
 @pytest.mark.filterwarnings("ignore:Sparse CS")  # torch says on first use that these are young

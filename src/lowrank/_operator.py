@@ -106,6 +106,9 @@ def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Opera
         return A
     if hasattr(A, "__lowrank_operator__"):
         return A.__lowrank_operator__()
+    if hasattr(A, "to_numpy"):  # frames, and arrays of xarray, whose products are other ones
+        inside = "data" if hasattr(A, "data") else "to_numpy()"
+        raise TypeError(f"`{name}` is a {type(A).__name__}; pass the array in it, {name}.{inside}.")
     if xa.is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
         return _of_torch_sparse(A, name)
     if hasattr(A, "tocsr") or hasattr(A, "to_scipy_sparse"):
@@ -115,7 +118,7 @@ def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Opera
     if xa.is_array_api_obj(A) or isinstance(A, np.ndarray):  # numpy.matrix is only the second
         return _of_array(A, name)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
-        if any(hasattr(A, method) for method in ("matmat", "rmatmat", "__matmul__")):
+        if any(hasattr(A, method) for method in ("matmat", "rmatmat", "matvec", "__matmul__")):
             return _of_products(A, name, hermitian=hermitian)
         if hasattr(A, "__getitem__") and len(A.shape) == 2:
             raise TypeError(
@@ -313,15 +316,14 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
         with device:
             home = xa.loaded("cupy").empty((1, 0), dtype=A.dtype)
     else:
-        home = np.empty((1, 0), dtype=numpy_dtype(A.dtype))
+        dtype = numpy_dtype(
+            A.dtype
+        )  # of integers (SciPy's where none is told): they multiply reals
+        home = np.empty((1, 0), dtype=np.float64 if dtype.kind in "biu" else dtype)
     home, _ = xa.as_matrix(home, name=name)
-    matmat = A.matmat if hasattr(A, "matmat") else lambda X: A @ X
-    if hermitian:
-        rmatmat = matmat
-    elif hasattr(A, "rmatmat"):
-        rmatmat = A.rmatmat
-    else:
-        rmatmat = _product_with_adjoint(A, name, xa.is_complex(home))
+    matmat = _named(A, "mat") or (lambda X: A @ X)
+    rmatmat = matmat if hermitian else _named(A, "rmat")
+    rmatmat = rmatmat or _product_with_adjoint(A, name, xa.is_complex(home))
     return located(
         home,
         (m, n),
@@ -330,6 +332,20 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
         norm=None,
         max_abs=lambda: math.nan,
     )
+
+
+def _named(A: Any, product: str) -> Callable[[Array], Array] | None:
+    """The method `matmat` (or `rmatmat`) of an object, or one made of its `matvec`."""
+    if hasattr(A, f"{product}mat"):
+        return getattr(A, f"{product}mat")
+    if not hasattr(A, f"{product}vec"):
+        return None
+
+    def by_columns(X: Array) -> Array:
+        columns = [getattr(A, f"{product}vec")(X[:, j]) for j in range(X.shape[1])]
+        return xa.array_namespace(columns[0]).stack(columns, axis=-1)
+
+    return by_columns
 
 
 def _product_with_adjoint(A: Any, name: str, is_complex_: bool) -> Callable[[Array], Array]:
@@ -361,7 +377,14 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
 def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
     if X.shape[-1] == 0:  # of which not every operator can make a product
         return xa.zeros((rows, 0), X)
-    Y, _ = xa.as_matrix(multiply(X), name=f"{name}(X)")
+    try:
+        product = multiply(X)
+    except (NotImplementedError, TypeError) as error:  # SciPy's, of an operator with one product
+        raise TypeError(
+            f"`{name}` failed: {error}. Operators need the products with A and with its adjoint: "
+            "scipy.sparse.linalg.LinearOperator(shape, matvec=…, rmatvec=…, dtype=float), say."
+        ) from error
+    Y, _ = xa.as_matrix(product, name=f"{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):
         raise ValueError(
             f"`{name}` of an array of shape {tuple(X.shape)} must have shape "

@@ -96,7 +96,8 @@ class RangeFinder:
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Stacks
         only for :meth:`extend`; each member gets its own test matrix. Or a sparse matrix of SciPy,
         CuPy or PyTorch. Or an operator: any object with `shape`, `dtype`, ``matmat(X)`` and
-        ``rmatmat(Y)``, which multiply by A and by its conjugate transpose. The first product tells
+        ``rmatmat(Y)`` (or ``matvec(x)`` and ``rmatvec(y)``), which multiply by A and by its
+        conjugate transpose. The first product tells
         the library, device and dtype of the result; the first test matrix is a NumPy array unless
         `dtype`, or an attribute `device`, belongs to torch or CuPy. ‖A‖_F of an operator is not
         known: a lower bound stands for it, which makes `rtol` the stricter.

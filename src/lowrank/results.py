@@ -422,12 +422,26 @@ KINDS: dict[str, type[Approximation]] = {
 def load(path: str | os.PathLike[str], /) -> Approximation:
     """The result that ``found.save(path)`` has written, with NumPy arrays.
 
+    Parameters
+    ----------
+    path : str or os.PathLike
+
+    Returns
+    -------
+    QBResult, SVDResult, EighResult, IDResult or CURResult
+        With all attributes of what was saved.
+
     Raises
     ------
     ValueError
         If the file is none of these.
     OSError
         If it can't be read.
+
+    Notes
+    -----
+    The format is NumPy's npz, without pickles: ``numpy.load`` reads it too. Arrays of other
+    libraries come back as NumPy's.
 
     Examples
     --------

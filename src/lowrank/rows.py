@@ -195,6 +195,8 @@ class RowBlocks:
     def _stored(self, part: slice) -> Array:
         """Rows of A, in memory and in the dtype that is asked for."""
         block = self._A[part, :]
+        if isinstance(block, np.ma.MaskedArray) and not np.ma.is_masked(block):
+            block = block.data  # netCDF4 masks all that it reads, also where no value is missing
         # the arrays of Dask call themselves arrays, but are plans to make one
         if not xa.is_array_api_obj(block) or hasattr(block, "__dask_graph__"):
             block = np.asarray(block)

@@ -6,23 +6,14 @@ from typing import Any, Literal
 
 import torch
 
+from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
 from lowrank.optim._options import OURS, Weight
 from lowrank.optim._refresh import alike, refreshed
 from lowrank.optim._report import storage_bytes
-from lowrank.optim._stacks import (
-    Matrices,
-    add_to_weights,
-    change_of_weight,
-    column_squares,
-    compiled,
-    coordinates,
-    gradients,
-    matrices,
-    stack_of,
-)
+from lowrank.optim._stacks import Matrices
 
 
 @dataclass(frozen=True)
@@ -257,13 +248,13 @@ class LowRank(LowRankOptimizer):
     ) -> None:
         """Step weights with bases of one rank: with ``R = QᵀG``, and ``Q·(change of R)`` back."""
         first, bases = weights[0], [state["basis"] for state in states]
-        Q = stack_of(bases) if chunk.stacked else bases
-        G = gradients(weights, stacked=chunk.stacked)
-        R = first.shard(first.sum_k(coordinates(Q, G)))
+        Q = stacks.stack_of(bases) if chunk.stacked else bases
+        G = stacks.gradients(weights, stacked=chunk.stacked)
+        R = first.shard(first.sum_k(stacks.coordinates(Q, G)))
         dtype, start = R.dtype, None
         if self._inner.sees_weights:
-            W = matrices(weights, [weight.data for weight in weights], stacked=chunk.stacked)
-            start = coordinates(Q, W)
+            W = stacks.matrices(weights, [weight.data for weight in weights], stacked=chunk.stacked)
+            start = stacks.coordinates(Q, W)
         elif group["state_dtype"] is not None:
             dtype = getattr(torch, group["state_dtype"])
         values = torch.zeros_like(R, dtype=dtype) if start is None else start.clone()
@@ -282,7 +273,7 @@ class LowRank(LowRankOptimizer):
                     "`weight_decay` is a multiple of `lr`: give a number for it, got None."
                 )
         X, t = self._with_residual(weights, states, change, R, G, lr, group)
-        add_to_weights(
+        stacks.add_to_weights(
             weights, Q, X, G, kept=1.0 - lr * decay if decay else 1.0, t=t,
             states=states, group=group,
         )  # fmt: skip
@@ -304,9 +295,12 @@ class LowRank(LowRankOptimizer):
         first = weights[0]
         if group["residual"] is None:
             return first.gather(change.mul_(group["scale"])), None
-        squares, residual, rate = column_squares, change_of_weight, lr
+        squares, residual, rate = stacks.column_squares, stacks.change_of_weight, lr
         if self._compiles and first.blocks is None:
-            squares, residual = compiled(column_squares), compiled(change_of_weight)
+            squares, residual = (
+                stacks.compiled(stacks.column_squares),
+                stacks.compiled(stacks.change_of_weight),
+            )
             # a number would be a constant of the compiled code, which a scheduler changes
             rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
         if isinstance(G, list):
@@ -321,7 +315,7 @@ class LowRank(LowRankOptimizer):
         sign = -1.0 if group.get("maximize") else 1.0
         X, t, sizes = residual(
             change, R, first.shard(first.sum_k(whole)), first.k, rate, sign, group["scale"],
-            stack_of(norms), total,
+            stacks.stack_of(norms), total,
         )  # fmt: skip
         torch._foreach_copy_(norms, list(sizes.unbind()))
         return first.gather(X), first.gather(t.unsqueeze(-2)).squeeze(-2)

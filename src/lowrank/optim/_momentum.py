@@ -6,23 +6,13 @@ from typing import Any, ClassVar, Literal
 import torch
 
 from lowrank._panel import orthonormal
+from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
 from lowrank.optim._refresh import alike, found_basis
-from lowrank.optim._stacks import (
-    Matrices,
-    add_to_weights,
-    column_squares,
-    coordinates,
-    gradients,
-    of_stacks,
-    products,
-    row_squares,
-    stack_of,
-    weighted_column_squares,
-)
+from lowrank.optim._stacks import Matrices
 
 NAME = "AdamW, momentum of low rank"
 
@@ -179,16 +169,19 @@ class LowRankMomentum(LowRankOptimizer):
         else:
             states = [dict(self.state[weight.parameter]) for weight in weights]
         dtype = first.dtype
-        G = gradients(weights, stacked=stacked)
-        P, M = (stack_of([state[name] for state in states], dtype) for name in ("basis", "exp_avg"))
+        G = stacks.gradients(weights, stacked=stacked)
+        P, M = (
+            stacks.stack_of([state[name] for state in states], dtype)
+            for name in ("basis", "exp_avg")
+        )
         Q = _basis(first, G, P, M, beta) if turns else P
-        X = coordinates(Q, G)
-        rows, columns = first.sum_M(row_squares(G, dtype)), column_squares(G, dtype)
+        X = stacks.coordinates(Q, G)
+        rows, columns = first.sum_M(stacks.row_squares(G, dtype)), stacks.column_squares(G, dtype)
         # two roundings: a fused one would depend on the place of a number in the stack
         if turns:
-            C = of_stacks(lambda Q, P: Q.mT @ P, Q, P)
+            C = stacks.of_stacks(lambda Q, P: Q.mT @ P, Q, P)
             X, columns, C = first.sum_k(X, columns, C)
-            X.mul_(1.0 - beta).add_(of_stacks(torch.matmul, C, M).mul_(beta))
+            X.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, C, M).mul_(beta))
         else:
             X, columns = first.sum_k(X, columns)
             X.mul_(1.0 - beta).add_(M * beta)
@@ -198,7 +191,7 @@ class LowRankMomentum(LowRankOptimizer):
             X = X.clamp(-largest, largest).to(kept).to(dtype)
         means = {}
         for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
-            before = stack_of([state[name] for state in states])
+            before = stacks.stack_of([state[name] for state in states])
             means[name] = torch.lerp(sums.div_(count), before, square_beta)
         del rows, columns, sums
         bias = 1.0 - square_beta**step
@@ -217,7 +210,7 @@ class LowRankMomentum(LowRankOptimizer):
         for state in states:
             state["step"] = step
         decay = group["weight_decay"]
-        add_to_weights(
+        stacks.add_to_weights(
             weights, left, right, G, kept=1.0 - group["lr"] * decay if decay else 1.0,
             t=b, rows=a, states=states, group=group,
         )  # fmt: skip
@@ -251,10 +244,10 @@ def _basis(
     if first.along_M is not None:
         sizes = first.sum_M(sizes.square()).sqrt()
     R = (M / torch.where(sizes > 0, sizes, 1.0)).mT
-    C, Y = first.sum_M(of_stacks(torch.matmul, M, R), products(G, R))
-    Y.mul_(1.0 - beta).add_(of_stacks(torch.matmul, Q, C), alpha=beta)
+    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.products(G, R))
+    Y.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, Q, C), alpha=beta)
     if first.along_k is None:
-        found = of_stacks(orthonormal, Y)
+        found = stacks.of_stacks(orthonormal, Y)
     else:
         found = first.along_k.orthonormalise(Y).Q
     return torch.where(sizes > 0, found, Q)
@@ -264,10 +257,10 @@ def _mean_squares(
     weights: list[Weight], G: Matrices, a: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:
     """Of the matrices ``diag(a) G diag(b)``."""
-    first, squares = weights[0], weighted_column_squares(G, a) * b.square()
+    first, squares = weights[0], stacks.weighted_column_squares(G, a) * b.square()
     if first.blocks is not None:
         return first.blocks.sum(squares.sum(-1)) / (first.k * first.M)
-    return of_stacks(lambda X: X.mean(-1), squares) / first.k
+    return stacks.of_stacks(lambda X: X.mean(-1), squares) / first.k
 
 
 def _factors(

@@ -14,18 +14,10 @@ from lowrank._operator import as_operator
 from lowrank._sharded import of_rows
 from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
+from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, likeness, moved, theirs
 from lowrank.optim._options import Weight
 from lowrank.optim._sharding import by_rows
-from lowrank.optim._stacks import (
-    as_stack,
-    column_squares,
-    coordinates,
-    gradients,
-    product,
-    stack_of,
-    write,
-)
 
 
 def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
@@ -90,7 +82,7 @@ def _refresh(
     old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
     bases: Any = None
     if stacked:
-        G: Any = gradients(weights, stacked=True)
+        G: Any = stacks.gradients(weights, stacked=True)
         A = SimpleNamespace(
             xp=array_namespace(G),
             device=first.parameter.device,
@@ -102,13 +94,13 @@ def _refresh(
         draws = [source(weight.policy, A, step) for weight in weights]
 
         def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
-            return stack_of([one(shape, dtype) for one in draws])
+            return stacks.stack_of([one(shape, dtype) for one in draws])
 
-        old = None if old is None else stack_of(old)
+        old = None if old is None else stacks.stack_of(old)
         bases = new_basis(replace(first.policy, basis=old), A, step, draw)
-        new = write(bases, [None] * len(weights))
+        new = stacks.write(bases, [None] * len(weights))
     else:
-        G = gradients(weights, stacked=False)
+        G = stacks.gradients(weights, stacked=False)
         policy, sketch = replace(first.policy, basis=old and old[0]), states[0].get("sketch")
         if sketch is not None:
             policy = replace(policy, side="left", power_iterations=0, warm_start=False)
@@ -118,11 +110,13 @@ def _refresh(
         before = [theirs(state) for state in states]
         after = None
         if group["transport"] != "reset" and before[0]:
-            R = first.shard(first.sum_k(coordinates(old, G)))
-            squares = first.shard(first.sum_k(column_squares(G, R.dtype)))
-            outside = (squares - column_squares(R, R.dtype)).clamp_(min=0)
+            R = first.shard(first.sum_k(stacks.coordinates(old, G)))
+            squares = first.shard(first.sum_k(stacks.column_squares(G, R.dtype)))
+            outside = (squares - stacks.column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            C = first.sum_k((stack_of(new) if bases is None else bases).mT @ as_stack(old))
+            C = first.sum_k(
+                (stacks.stack_of(new) if bases is None else bases).mT @ stacks.as_stack(old)
+            )
             after = moved(inner, before, C, group, outside)
             if after is None:
                 inner.warn_of_anew(before[0])
@@ -165,7 +159,7 @@ def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> Non
     draw = gaussian_source(numbers, xp, device, purpose="average")
     Omega: Any = draw((weight.M, width), weight.dtype)
     Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
-    Y = weight.sum_M(product(weight.oriented(weight.gradient), Omega))
+    Y = weight.sum_M(stacks.product(weight.oriented(weight.gradient), Omega))
     old = state.get("sketch")
     if old is not None and old.shape == Y.shape:
         Y = torch.lerp(Y, old, group["average"])

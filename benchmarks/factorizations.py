@@ -241,9 +241,9 @@ def limits() -> None:
     end("limits")
 
 
-def centring() -> None:
+def centering() -> None:
     """A mean that is 10⁶ times as large as the rest of the matrix; all of its rank is kept."""
-    begin("centring", "", "array", "operator", "operator, relative to ‖A‖")
+    begin("centering", "", "array", "operator", "operator, relative to ‖A‖")
     rest = gallery.matrix(gallery.fast(N), rng=0)
     rest -= rest.mean(axis=0)
     mean = np.random.default_rng(1).standard_normal(N)
@@ -253,11 +253,11 @@ def centring() -> None:
         cells = []
         for matrix in (A, aslinearoperator(A)):
             found = lowrank.svd(matrix, N, center=True, rng=0)
-            centred = A.astype(np.float64) - found.mean.astype(np.float64)
-            error = float(np.linalg.norm(centred - product(X.astype(np.float64) for X in found)))
-            cells.append(f"{error / np.linalg.norm(centred):.1e}")
+            centered = A.astype(np.float64) - found.mean.astype(np.float64)
+            error = float(np.linalg.norm(centered - product(X.astype(np.float64) for X in found)))
+            cells.append(f"{error / np.linalg.norm(centered):.1e}")
         row(dtype, *cells, f"{error / np.linalg.norm(A.astype(np.float64)):.1e}")
-    end("centring")
+    end("centering")
 
 
 def streaming() -> None:
@@ -292,7 +292,7 @@ def main() -> None:
         semidefinite,
         skeletons,
         limits,
-        centring,
+        centering,
         streaming,
     ):
         table()

@@ -33,7 +33,7 @@ ROUNDING = 32.0
 # An error at most 1 % larger is no larger. Without power iterations all methods draw the same kind
 # of basis, and which of two draws is the better is chance.
 EQUAL, BY_CHANCE = 1.01, 1.5
-# Okabe and Ito's colours, which everybody can tell apart.
+# Okabe and Ito's colors, which everybody can tell apart.
 BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#777777", "#222222"
 GREEN = "#009E73"
 COMMAND = "python benchmarks/report.py"
@@ -289,7 +289,7 @@ def goal(name: str, values: Iterable[float], limit: float, *, at_most: bool = Fa
 
 
 TASKS = {
-    "linalg.qr": "panel", "orthonormalise": "panel",
+    "linalg.qr": "panel", "orthonormalize": "panel",
     "product + linalg.qr": "basis", "range_finder, q=0": "basis",
     "svd, q=0": "svd, q=0", "svd_lowrank, niter=0": "svd, q=0",
     "svd, q=2": "svd, q=2", "svd_lowrank, niter=2": "svd, q=2",

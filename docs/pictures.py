@@ -9,7 +9,7 @@ from sphinx_gallery.scrapers import matplotlib_scraper
 
 __all__ = ["scrape", "set_style"]
 
-# Colours that stay apart for colour-blind eyes (Okabe and Ito), on white in every theme.
+# Colours that stay apart for color-blind eyes (Okabe and Ito), on white in every theme.
 COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
 STYLE = {
     "axes.prop_cycle": mpl.cycler(color=COLOURS),

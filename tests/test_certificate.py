@@ -195,7 +195,7 @@ def test_residual_norm_where_samples_overflow(backend, dtype, kind):
 
 
 @pytest.mark.parametrize("samples", [16, 64, 79])
-def test_residual_norm_is_normalised(backend, dtype, samples):
+def test_residual_norm_is_normalized(backend, dtype, samples):
     A, Q = np.eye(80, dtype=dtype), np.eye(80, 20, dtype=dtype)
     A[0, 0] = 5
     for kind, least, most in (

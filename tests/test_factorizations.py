@@ -11,7 +11,7 @@ from matrices import DRAWN, adjoint, defect, gaussian, norm, quietly, residual, 
 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._small_svd import SmallSVD, small_svd
 from lowrank._truncate import truncated
 from lowrank.results import Outcome
@@ -244,7 +244,7 @@ def test_no_stop_rule(backend):
 
 def by_the_library(C):
     """On a GPU too, where the eigenvalues of CᴴC do in single precision."""
-    return small_svd(C, partial(orthonormalise))
+    return small_svd(C, partial(orthonormalize))
 
 
 def test_small_svd_survives_an_svd_that_does_not_converge(backend, monkeypatch):

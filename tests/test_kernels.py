@@ -9,7 +9,7 @@ from matrices import adjoint, defect, gaussian, with_spectrum
 import lowrank
 from lowrank import _panel, gallery
 from lowrank._array import adjoint_matmul
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._tuning import Method, Tuning
 from lowrank.rangefinder import subspace_iteration
 
@@ -82,7 +82,7 @@ def test_orthonormal_and_spanning(method, dtype, rows, columns, spectrum, kind, 
 
     U, V = basis(rows, columns), basis(columns, columns)
     P = (size * panel(kind, U, SPECTRA[spectrum](columns), V)).astype(dtype)
-    Q, R = (X.numpy().astype(np.complex128) for X in orthonormalise(torch.asarray(P)))
+    Q, R = (X.numpy().astype(np.complex128) for X in orthonormalize(torch.asarray(P)))
     eps = np.finfo(dtype).eps
     assert defect(Q) < 30 * eps * columns**0.5 * max(1, columns / 8) ** 0.5
     assert np.linalg.norm(np.tril(R, -1)) == 0
@@ -98,7 +98,7 @@ def test_long_columns_of_one_sign(method, dtype):
     """A product adds in sequence; the Gram matrix of equal entries would be biased."""
     P = gaussian((30_000, 6), dtype)
     P[:, 1], P[:, 4] = 1.0, np.arange(1, 30_001)
-    Q = orthonormalise(torch.asarray(P)).Q.numpy().astype(np.complex128)
+    Q = orthonormalize(torch.asarray(P)).Q.numpy().astype(np.complex128)
     gram = sum(adjoint(block) @ block for block in np.array_split(Q, 300))
     assert np.linalg.norm(gram - np.eye(6)) < 200 * np.finfo(dtype).eps
 

@@ -77,7 +77,7 @@ def test_to_a_tolerance_by_energies_and_samples(shape, rtol):
 
 
 @pytest.mark.parametrize("shape", [(12_000, 300), (300, 12_000), (10, 300, 1200)])
-def test_what_is_centred_is_a_sixteenth_at_a_time(shape):
+def test_what_is_centered_is_a_sixteenth_at_a_time(shape):
     """And less its mean, and as a temporary."""
     A, k = np.random.default_rng(0).standard_normal(shape), 10
     *batch, m, n = shape
@@ -86,13 +86,13 @@ def test_what_is_centred_is_a_sixteenth_at_a_time(shape):
 
 
 @pytest.mark.parametrize("shape", [(12_000, 300), (300, 12_000)])
-@pytest.mark.parametrize("name", ["svd", "centred svd", "interpolative", "cur"])
+@pytest.mark.parametrize("name", ["svd", "centered svd", "interpolative", "cur"])
 def test_half_precision_is_single_by_blocks_of_rows(name, shape):
     """Four sixteenths of A in float32, mn/2 entries of float64, with what is made of them."""
     (m, n), k = shape, 10
     A = matrix("slow", shape).astype("float16")
-    options = {"center": True} if name == "centred svd" else {}
-    function = getattr(lowrank, name.removeprefix("centred "))
+    options = {"center": True} if name == "centered svd" else {}
+    function = getattr(lowrank, name.removeprefix("centered "))
     size, found = peak(lambda: function(A, k, oversampling=0, rng=0, **options))
     assert found.rank == k
     assert size < m * n / 8 + (3 * m + 4 * n) * k / 2 + 10 * k**2

@@ -45,7 +45,7 @@ def without_code_generation(monkeypatch):
     def compiled(function):
         return torch.compile(function, fullgraph=True, backend="aot_eager")
 
-    monkeypatch.setattr("lowrank.optim._lowrank.compiled", compiled)
+    monkeypatch.setattr("lowrank.optim._stacks.compiled", compiled)
     yield
     torch.compiler.reset()
 

@@ -4,7 +4,7 @@ from matrices import adjoint, defect, gaussian, with_spectrum
 
 from lowrank._panel import (
     _asked_cholesky_qr,
-    orthonormalise,
+    orthonormalize,
     reflectors,
 )
 
@@ -76,7 +76,7 @@ def test_stacks_of_easy_and_hard_members(backend, dtype, columns):
         with_spectrum(np.geomspace(1, backend.eps(dtype), columns), shape, dtype),
     ]
     P = np.stack(members)
-    Q, R = (backend.numpy(X) for X in orthonormalise(backend.asarray(P)))
+    Q, R = (backend.numpy(X) for X in orthonormalize(backend.asarray(P)))
     for member, basis, factor in zip(P, Q, R, strict=True):
         assert defect(basis) < 100 * backend.eps(dtype) * columns**0.5
         error = np.linalg.norm(member - basis @ factor)
@@ -86,7 +86,7 @@ def test_stacks_of_easy_and_hard_members(backend, dtype, columns):
 def test_panel_identities(backend, dtype):
     """Q = (I − V T Vᴴ) [D; 0] and P = Q R, with D unitary and the phases as derived."""
     P = gaussian((40, 7), dtype)
-    basis = orthonormalise(backend.asarray(P))
+    basis = orthonormalize(backend.asarray(P))
     Q, R, V, T, D = (backend.numpy(X) for X in (*basis, *reflectors(basis.Q)))
     unitary = np.eye(40) - V @ T @ adjoint(V)
     eps = backend.eps(dtype)

@@ -24,7 +24,7 @@ from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 
 from lowrank import _small_svd, certificate  # noqa: E402
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
-from lowrank._panel import orthonormalise  # noqa: E402
+from lowrank._panel import orthonormalize  # noqa: E402
 from lowrank.compress import Subspace  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -153,7 +153,7 @@ PANELS = {
 @pytest.mark.parametrize("shape", [(300, 40), (2200, 256)], ids=str)
 def test_panels(dtype, kind, shape):
     P = PANELS[kind](shape, dtype).astype(dtype)
-    Q, R = map(to_numpy, orthonormalise(from_numpy(P)))
+    Q, R = map(to_numpy, orthonormalize(from_numpy(P)))
     assert defect(Q) <= 30 * eps(dtype) * shape[1] ** 0.5 * (shape[1] / 8) ** 0.5
     assert not np.tril(R, -1).any()
     lost = np.linalg.norm(P - Q @ R, axis=0)

@@ -178,7 +178,7 @@ def test_theta_of_zero_clears(backend, dtype):
     assert (found.error, found.error_bound, sketch.norm) == (0.0, 0.0, 0.0)
 
 
-def test_bound_knows_of_what_was_cancelled(backend, dtype):
+def test_bound_knows_of_what_was_canceled(backend, dtype):
     """What is left of a large matrix that was added and taken away is rounding, and is bounded."""
     shape = (60, 50)
     large = (1e4 * gaussian(shape, dtype, 1)).astype(dtype)
@@ -387,7 +387,7 @@ def test_bound_knows_of_what_merging_loses(dtype, into):
     assert lost <= found.error_bound <= 40 * lost
 
 
-def test_merging_counts_what_was_cancelled_in_both(backend, dtype):
+def test_merging_counts_what_was_canceled_in_both(backend, dtype):
     """Rounding of parts is that of all that was added to them, whatever is left of it."""
     shape = (60, 50)
     large = (1e4 * gaussian(shape, dtype, 1)).astype(dtype)

@@ -131,7 +131,7 @@ class ToATolerance:
 
 
 class Rounding:
-    """Of a matrix with a mean some thousand times as large as the rest, centred."""
+    """Of a matrix with a mean some thousand times as large as the rest, centered."""
 
     params = (("float32", "float64"),)
     param_names = ("dtype",)

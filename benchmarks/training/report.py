@@ -14,7 +14,7 @@ from benchmarks.measuring import ROOT
 from benchmarks.training.methods import GROUPS, METHODS
 from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
 
-# Okabe and Ito's colours, which everybody can tell apart, and a grey; with a dash for each.
+# Okabe and Ito's colors, which everybody can tell apart, and a gray; with a dash for each.
 COLOURS = (
     "#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9",
     "#882255", "#882255",
@@ -240,10 +240,10 @@ def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
 
 
 def drawn(lines: list[Line]) -> list[tuple[str, Line, str, str]]:
-    """The few methods that have a label, with a colour and a dash each."""
+    """The few methods that have a label, with a color and a dash each."""
     few = [line for line in lines if METHODS[line.name].drawn]
     styles = zip(few, COLOURS, DASHES, strict=False)
-    return [(str(METHODS[x.name].drawn), x, colour, dash) for x, colour, dash in styles]
+    return [(str(METHODS[x.name].drawn), x, color, dash) for x, color, dash in styles]
 
 
 def by_bytes(axes: Any, lines: list[Line]) -> None:
@@ -275,12 +275,12 @@ def by_bytes(axes: Any, lines: list[Line]) -> None:
 
 
 def by_steps(axes: Any, lines: list[Line]) -> None:
-    for label, line, colour, dash in drawn(lines):
+    for label, line, color, dash in drawn(lines):
         first = line.seeds[0]
         steps, values = zip(*first["train_curve"], strict=True)
-        axes.plot(steps, values, dash, color=colour, linewidth=1.4, label=label)
+        axes.plot(steps, values, dash, color=color, linewidth=1.4, label=label)
         steps, values = zip(*first["held_out_curve"], strict=True)
-        axes.plot(steps, values, "o", color=colour, markersize=4)
+        axes.plot(steps, values, "o", color=color, markersize=4)
     last = [float(x.seeds[0]["train_curve"][-1][1]) for _, x, _, _ in drawn(lines)]
     axes.set_ylim(0.95 * min(last), 2.0 * min(last))
     axes.set_xlabel("step")

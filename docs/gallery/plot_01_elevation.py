@@ -3,7 +3,7 @@ Compress a map, and choose the tolerance
 ========================================
 
 A table of numbers whose rows resemble each other can be stored as a product of two thin tables.
-This script does that to a map of elevations, and shows how to say what error is allowed: in metres.
+This script does that to a map of elevations, and shows how to say what error is allowed: in meters.
 """
 
 # %%
@@ -36,7 +36,7 @@ print(f"{m}×{n} heights from {A.min():.0f} m to {A.max():.0f} m")
 #
 # How many directions are needed? That follows from the error that you allow.
 #
-# From metres to a tolerance
+# From meters to a tolerance
 # --------------------------
 #
 # The error is measured in the Frobenius norm, the root of the sum of the squares of all m·n
@@ -46,15 +46,15 @@ print(f"{m}×{n} heights from {A.min():.0f} m to {A.max():.0f} m")
 
 approximations = {}
 print("allowed  rank  certified   true     numbers stored")
-for metres in (40, 10, 5, 2):
-    U, S, Vh = found = lowrank.svd(A, atol=metres * np.sqrt(m * n), rng=0)
+for meters in (40, 10, 5, 2):
+    U, S, Vh = found = lowrank.svd(A, atol=meters * np.sqrt(m * n), rng=0)
     B = (U * S) @ Vh
     certified = found.error_bound / np.sqrt(m * n)
     true = np.sqrt(np.mean((A - B) ** 2))
     stored = (U.size + S.size + Vh.size) / A.size
-    print(f"{metres:5d} m {found.rank:5d} {certified:8.2f} m {true:7.2f} m {stored:10.0%}")
-    assert true <= certified <= metres
-    approximations[metres] = found.rank, B
+    print(f"{meters:5d} m {found.rank:5d} {certified:8.2f} m {true:7.2f} m {stored:10.0%}")
+    assert true <= certified <= meters
+    approximations[meters] = found.rank, B
 
 # %%
 # No rank was asked for: each line has the rank that its error needs. *Certified* is the bound of
@@ -70,7 +70,7 @@ for metres in (40, 10, 5, 2):
 # everywhere, as a texture of short waves along rows and columns, for whole rows and columns are
 # what the map is made of.
 
-x, y = n * 0.0743, m * 0.0925  # kilometres: 3 seconds of arc at 36.6° N
+x, y = n * 0.0743, m * 0.0925  # kilometers: 3 seconds of arc at 36.6° N
 fig, axes = plt.subplots(2, 2, figsize=(6.8, 6.2), sharex=True, sharey=True)
 # sphinx_gallery_start_ignore
 fig.set_label(
@@ -93,8 +93,8 @@ left = axes[1, 1].imshow(
 )
 axes[1, 1].set_title("as measured, less the 10 m map")
 fig.colorbar(left, ax=axes[1, :], label="difference (m)", extend="both")
-fig.supxlabel("kilometres to the east", fontsize="medium")
-fig.supylabel("kilometres to the north", fontsize="medium")
+fig.supxlabel("kilometers to the east", fontsize="medium")
+fig.supylabel("kilometers to the north", fontsize="medium")
 
 # %%
 # What the best possible would be
@@ -111,7 +111,7 @@ best = [lowrank.gallery.best_error(s, r) / np.sqrt(m * n) for r in ranks]
 fig, ax = plt.subplots()
 # sphinx_gallery_start_ignore
 fig.set_label(
-    "Root mean square error in metres, on a logarithmic axis, against the rank. The curve of the "
+    "Root mean square error in meters, on a logarithmic axis, against the rank. The curve of the "
     "best possible falls from 80 m at rank 1 to 1 m at rank 200, and the four approximations lie "
     "on it."
 )

@@ -8,7 +8,7 @@ of the variance", and gets the number as an answer.
 
 # %%
 # The data are 1797 images of handwritten digits of 8×8 pixels, which come with scikit-learn. Each
-# image is a row of 64 grey values from 0 to 16.
+# image is a row of 64 gray values from 0 to 16.
 
 # sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
@@ -28,8 +28,8 @@ print(images.shape)
 # the mean is subtracted first: in a copy, or, of a sparse matrix, within the products, so that it
 # stays sparse.
 #
-# The total variance is the square of the Frobenius norm of the centred matrix, up to the factor m −
-# 1, and what r components leave over is the square of the error. To keep 95 % of the variance
+# The total variance is the square of the Frobenius norm of the centered matrix, up to the factor
+# m − 1, and what r components leave over is the square of the error. To keep 95 % of the variance
 # therefore means a relative error of √0.05 ≈ 0.22 at most.
 
 share = 0.95
@@ -69,17 +69,17 @@ scores = U * S
 fig, ax = plt.subplots(figsize=(7.2, 5))
 # sphinx_gallery_start_ignore
 fig.set_label(
-    "The images in the plane of the first two components, each as a small coloured digit. Zeros, "
+    "The images in the plane of the first two components, each as a small colored digit. Zeros, "
     "threes, fours and sixes form groups at the rim; ones, fives and eights overlap in the middle."
 )
 # sphinx_gallery_end_ignore
-colours = plt.get_cmap("tab10")
+colors = plt.get_cmap("tab10")
 for digit in range(10):
     chosen = np.flatnonzero(digits == digit)[:60]
     ax.scatter(*scores[chosen, :2].T, marker=f"${digit}$", s=36, linewidths=0.3,
-               color=colours(digit))  # fmt: skip
-ax.set_xlabel("score of component 1 (grey values)")
-ax.set_ylabel("score of component 2 (grey values)")
+               color=colors(digit))  # fmt: skip
+ax.set_xlabel("score of component 1 (gray values)")
+ax.set_ylabel("score of component 2 (gray values)")
 
 # %%
 # A choice of tolerances

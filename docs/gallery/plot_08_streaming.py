@@ -23,7 +23,7 @@ import numpy as np
 import lowrank
 
 steps, points, height = 6000, 1000, 200
-x = np.linspace(0, 1, points)  # metres
+x = np.linspace(0, 1, points)  # meters
 seconds = 1e-3  # of a step
 spread = 3e-4 * seconds / (x[1] - x[0]) ** 2
 

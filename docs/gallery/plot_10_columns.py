@@ -82,7 +82,7 @@ for ax in fig.axes:
     ax.spines[:].set_visible(False)
 
 # %%
-# The pixels that vary most would be another choice, but neighbours that vary in the same way tell
+# The pixels that vary most would be another choice, but neighbors that vary in the same way tell
 # the same thing. An interpolative decomposition takes a column for what the others do not tell.
 #
 # Which lines to survey?
@@ -102,11 +102,11 @@ found = lowrank.cur(A, rank=40, rng=0)
 C, U, R = found
 assert np.array_equal(C, A[:, found.columns])
 assert np.array_equal(R, A[found.rows, :])
-metres = np.sqrt(np.mean((A - C @ U @ R) ** 2))
+meters = np.sqrt(np.mean((A - C @ U @ R) ** 2))
 s = np.linalg.svd(A, compute_uv=False)
 best = lowrank.gallery.best_error(s, 40) / np.sqrt(m * n)
-print(f"root mean square error {metres:.1f} m; best possible of rank 40: {best:.1f} m")
-assert best < metres < 2 * best
+print(f"root mean square error {meters:.1f} m; best possible of rank 40: {best:.1f} m")
+assert best < meters < 2 * best
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.5), sharey=True)
 # sphinx_gallery_start_ignore
@@ -116,17 +116,17 @@ fig.set_label(
     "valleys with some streaks."
 )
 # sphinx_gallery_end_ignore
-x, y = n * 0.0743, m * 0.0925  # kilometres
+x, y = n * 0.0743, m * 0.0925  # kilometers
 shades = {"extent": (0, x, 0, y), "vmin": A.min(), "vmax": A.max()}
 axes[0].imshow(A, **shades)
 axes[0].vlines((found.columns + 0.5) * x / n, 0, y, color="w", linewidth=0.6)
 axes[0].hlines(y - (found.rows + 0.5) * y / m, 0, x, color="w", linewidth=0.6)
 axes[0].set_title("40 + 40 lines")
 heights = axes[1].imshow(C @ U @ R, **shades)
-axes[1].set_title(f"rebuilt from them, ± {metres:.0f} m")
-axes[0].set_ylabel("kilometres to the north")
+axes[1].set_title(f"rebuilt from them, ± {meters:.0f} m")
+axes[0].set_ylabel("kilometers to the north")
 for ax in axes:
-    ax.set_xlabel("kilometres to the east")
+    ax.set_xlabel("kilometers to the east")
 fig.colorbar(heights, ax=axes, label="elevation (m)")
 
 # %%
@@ -135,10 +135,10 @@ fig.colorbar(heights, ax=axes, label="elevation (m)")
 # have them. With ``rtol`` or ``atol`` in place of the rank, both functions choose as many columns
 # as a certified error needs:
 
-for metres in (40, 20):
-    found = lowrank.cur(A, atol=metres * np.sqrt(m * n), rng=0)
+for meters in (40, 20):
+    found = lowrank.cur(A, atol=meters * np.sqrt(m * n), rng=0)
     true = np.sqrt(np.mean((A - found.C @ found.U @ found.R) ** 2))
-    print(f"{metres} m: {found.rank} + {found.rank} lines, true error {true:.1f} m")
-    assert true <= found.error_bound / np.sqrt(m * n) <= metres
+    print(f"{meters} m: {found.rank} + {found.rank} lines, true error {true:.1f} m")
+    assert true <= found.error_bound / np.sqrt(m * n) <= meters
 
 plt.show()

@@ -74,12 +74,12 @@ def size_of_top(Q: Array) -> Array:
 
 def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     b = Q.shape[-1]
-    W, R1 = orthonormalise(Q[..., :b, :])
+    W, R1 = orthonormalize(Q[..., :b, :])
     W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
     return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
-def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
+def orthonormalize(P: Array, gram: Array | None = None) -> Basis:
     """QR factorization of a p×b matrix or stack of any rank, zero and graded too.
 
     Q is orthonormal to rounding, and spans P to rounding. NumPy's own `qr` is slow (2.5 to 8 times
@@ -89,7 +89,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
     """
     p, b = P.shape[-2:]
     if b > p:
-        Q, R = orthonormalise(P[..., :p])
+        Q, R = orthonormalize(P[..., :p])
         R = xa.array_namespace(P).concat([R, xa.adjoint_matmul(Q, P[..., p:])], axis=-1)
         return Basis(Q, R)
     if b == 0:
@@ -113,7 +113,7 @@ def orthonormalise(P: Array, gram: Array | None = None) -> Basis:
 
 def orthonormal(P: Array) -> Array:
     """The orthonormal factor alone."""
-    return _as(P, _mixed_passes(_in_double(P))[0]) if is_mixed(P) else orthonormalise(P).Q
+    return _as(P, _mixed_passes(_in_double(P))[0]) if is_mixed(P) else orthonormalize(P).Q
 
 
 def conditioned(P: Array) -> Array:
@@ -128,7 +128,7 @@ def conditioned(P: Array) -> Array:
         found = _asked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
-    return orthonormalise(P).Q
+    return orthonormalize(P).Q
 
 
 def _can_be_asked(P: Array) -> bool:
@@ -141,7 +141,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     Its ``V = Q₁ + [W; 0]`` is never formed.
     """
     half = -(-P.shape[-1] // 2)
-    Q1, R1 = orthonormalise(P[..., :half], None if gram is None else gram[..., :half, :half])
+    Q1, R1 = orthonormalize(P[..., :half], None if gram is None else gram[..., :half, :half])
     W, T = _top_of_reflectors(Q1)
     # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
     C = xa.adjoint(T) @ (
@@ -150,7 +150,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     X = Q1 @ -C
     X += P[..., half:]
     R12 = C - xa.adjoint(W) @ X[..., :half, :]
-    Q2, R2 = orthonormalise(X[..., half:, :])
+    Q2, R2 = orthonormalize(X[..., half:, :])
     C = T @ xa.adjoint_matmul(Q1[..., half:, :], Q2)
     X = Q1 @ -C
     X[..., :half, :] -= W @ C

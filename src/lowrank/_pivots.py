@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank.certificate import spectral_norm
 
 # Bound on the coefficients, the f of Gu & Eisenstat.
@@ -85,7 +85,7 @@ def tails(pivoted: Pivoted, norm: str) -> Callable[[int], float]:
     R, rest = pivoted.R, pivoted.rest
     xp, r = xa.array_namespace(R), R.shape[0]
     if norm == "spectral":
-        L = xa.adjoint(orthonormalise(xa.adjoint(R)).R)  # R = L Wᴴ with W orthonormal
+        L = xa.adjoint(orthonormalize(xa.adjoint(R)).R)  # R = L Wᴴ with W orthonormal
         return lambda k: math.hypot(float(spectral_norm(L[k:, :], xp)), rest)
     sums = xp.flip(xp.cumulative_sum(xp.flip(_squares(R, axis=1))))  # from the smallest on
     return lambda k: math.hypot(float(sums[k]) ** 0.5 if k < r else 0.0, rest)
@@ -133,7 +133,7 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
     swaps = SWAPS + len(J)
     while J:
         k, hits = len(J), positions(J, n, B)
-        P, R = orthonormalise(xp.take(B, as_indices(J, B), axis=1))
+        P, R = orthonormalize(xp.take(B, as_indices(J, B), axis=1))
         Y = xa.adjoint(P) @ B
         X = xa.upper_solve(R, Y)
         omega = _squares(xa.upper_solve(R, xa.eye(k, k, like=B)), axis=1)

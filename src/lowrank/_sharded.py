@@ -9,7 +9,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator, as_operator, shape_of
-from lowrank._panel import Basis, orthonormalise
+from lowrank._panel import Basis, orthonormalize
 from lowrank._sketch import as_generator
 
 
@@ -97,7 +97,7 @@ class Rows:
         """The shard of this process of what all processes have, as a view."""
         return X.narrow(dim, sum(self.heights[: self.position]), self.height)
 
-    def orthonormalise(self, X: Array) -> Basis:
+    def orthonormalize(self, X: Array) -> Basis:
         """QR of a matrix or stack of any rank: of the shards, then of their factors together.
 
         (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
@@ -105,9 +105,9 @@ class Rows:
         level.) Shards of fewer rows than columns have a triangular factor of as many rows; more
         would give the second QR directions that no shard has.
         """
-        Q, R = orthonormalise(X)
+        Q, R = orthonormalize(X)
         factors = replace(self, heights=tuple(min(one, X.shape[-1]) for one in self.heights))
-        second, R = orthonormalise(factors.gather(R))
+        second, R = orthonormalize(factors.gather(R))
         return Basis(Q @ factors.part(second), R)
 
     def signed(self, X: Array) -> Array:
@@ -232,7 +232,7 @@ class Shards:
                 "of a DTensor `qr` makes the reduced factors if it is tall and sharded by rows, "
                 f"got mode {mode!r} and shape {self.shape} sharded by {side}."
             )
-        return self.pair(*self.rows.orthonormalise(xa.as_matrix(self.local)[0]))
+        return self.pair(*self.rows.orthonormalize(xa.as_matrix(self.local)[0]))
 
     def parts(self, Q: Any, B: Any) -> tuple[Array, Array | None]:
         """Of factors of A, those of this process."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs
 from lowrank._operator import Operator
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
 from lowrank._rangefinder.state import Work
 from lowrank._small_svd import refuse_infinite
@@ -101,7 +101,7 @@ def errors_of(
         bound = error * (1.0 + 32.0 * eps(L)) + floor
         across = math.sqrt(max(0.0, error - parallel)) * math.sqrt(error + parallel)
     else:
-        residual = orthonormalise(L - sketch.Q @ G).R @ T
+        residual = orthonormalize(L - sketch.Q @ G).R @ T
         outside = norm_of(residual, sketch.norm) / sketch.scale
         across = sketch.residual + outside
         bound = math.hypot(parallel, across) + floor

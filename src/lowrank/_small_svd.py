@@ -7,7 +7,7 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalise
+from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalize
 from lowrank._sketch import gaussian_source
 from lowrank.certificate import safety_factor
 
@@ -46,12 +46,12 @@ class SmallSVD(NamedTuple):
         return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalise) -> SmallSVD:
+def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalize) -> SmallSVD:
     """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own.
 
     Of a finite C; that S is finite too is left to the caller.
     """
-    if qr is orthonormalise and is_mixed(C):
+    if qr is orthonormalize and is_mixed(C):
         return SmallSVD(*mixed_svd(C))
     P, R = qr(C)
     U, S, W = robust_svd(xa.adjoint(R))
@@ -79,7 +79,7 @@ def _factors(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array]
         V, S, Uh = _factors(xa.adjoint(A))
         return xa.adjoint(Uh), S, xa.adjoint(V)
     if m > 2 * n:
-        P, R = orthonormalise(A)
+        P, R = orthonormalize(A)
         U, S, Vh = robust_svd(R)
         return P @ U, S, Vh
     return robust_svd(A)
@@ -180,7 +180,7 @@ def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
 
 
 def _rotation(seed: int, M: Array) -> Array:
-    return orthonormalise(
+    return orthonormalize(
         _gaussian("rotation", (*M.shape[:-2], M.shape[-1], M.shape[-1]), M, seed)
     ).Q
 
@@ -213,8 +213,8 @@ def _polished(M: Array, U: Array) -> tuple[Array, Array, Array]:
     factor of their QR is diagonal up to that.
     """
     xp = xa.array_namespace(M)
-    U = orthonormalise(U).Q
-    P, R = orthonormalise(xa.adjoint(xa.adjoint(U) @ M))
+    U = orthonormalize(U).Q
+    P, R = orthonormalize(xa.adjoint(xa.adjoint(U) @ M))
     diagonal = xp.linalg.diagonal(R)
     # values that this puts out of order are within the inaccuracy of one another
     S = -xp.sort(-xp.abs(diagonal), axis=-1)  # not flipped: other libraries refuse such strides

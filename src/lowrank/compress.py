@@ -12,7 +12,7 @@ from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._check import as_count, as_rank
 from lowrank._operator import as_operator, shape_of
-from lowrank._panel import conditioned, orthonormalise
+from lowrank._panel import conditioned, orthonormalize
 from lowrank._sketch import Source, gaussian_source
 from lowrank._small_svd import robust_svd
 from lowrank.svd import decompose
@@ -68,7 +68,7 @@ class Subspace:
     rounding, agree. A zero G keeps the old basis.
 
     Cost of a refresh at a fixed rank, with l = found columns + `oversampling` and q power
-    iterations: 2q + 1 products of 2kMl flops, and orthonormalisation. Derivatives and stacks are
+    iterations: 2q + 1 products of 2kMl flops, and orthonormalization. Derivatives and stacks are
     not supported.
 
     References
@@ -249,12 +249,12 @@ def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Arra
         Y = A.matmat(Z)
         # of size 1: the square of A may leave the range of its dtype
         Z = conditioned(A.rmatmat(Y / xa.largest_of_each(Y)))
-    Q, R = orthonormalise(A.matmat(Z))
+    Q, R = orthonormalize(A.matmat(Z))
     d = xp.linalg.diagonal(R)
     sizes = xp.abs(d)
     trusted = sizes > TRUSTED * xa.eps(Q) * xp.max(sizes, axis=-1, keepdims=True)
     Q = xp.where(trusted[..., None, :], _signed(Q, d), more[..., :width])
-    Q, R = orthonormalise(xp.concat([Q, more[..., width:]], axis=-1))
+    Q, R = orthonormalize(xp.concat([Q, more[..., width:]], axis=-1))
     return _signed(Q, xp.linalg.diagonal(R)), sizes
 
 
@@ -299,15 +299,15 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
     if space.warm_start and space.basis is not None:
         old = min(int(space.basis.shape[1]), k)
         more = draw((M, min(space.oversampling, k - old)), A.dtype)
-        Z = orthonormalise(xp.concat([A.rmatmat(space.basis), more], axis=-1)).Q
+        Z = orthonormalize(xp.concat([A.rmatmat(space.basis), more], axis=-1)).Q
         iterations = max(0, iterations - 1)
     else:
         Z = draw((M, min(found + space.oversampling, k, M)), A.dtype)
     for _ in range(iterations):
         Y = A.matmat(Z)
         # of size 1: the square of A may leave the range of its dtype
-        Z = orthonormalise(A.rmatmat(Y / xa.largest_of_each(Y))).Q
-    Q, R = orthonormalise(A.matmat(Z))
+        Z = orthonormalize(A.rmatmat(Y / xa.largest_of_each(Y))).Q
+    Q, R = orthonormalize(A.matmat(Z))
     U, S, _ = robust_svd(R)
     return Q @ U[:, :found], S[:found]
 
@@ -327,7 +327,7 @@ def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array
                 return leading
             more = draw(r)
         leading = xp.where(trusted, leading, more[:, :found])
-    Q, R = orthonormalise(xp.concat([leading, more[:, found:]], axis=-1))
+    Q, R = orthonormalize(xp.concat([leading, more[:, found:]], axis=-1))
     return Q * xa.phases(xp.linalg.diagonal(R))
 
 

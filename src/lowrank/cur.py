@@ -7,7 +7,7 @@ from typing import Unpack
 from lowrank._array import Array, adjoint, array_namespace, is_finite, upper_solve, zeros
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
 from lowrank.rangefinder import warn_unless_converged
@@ -106,8 +106,8 @@ def _build(sketch: Sketch, k: int) -> Built:
     picked = _rows_of(left)
     r = len(picked)
     right = adjoint(sketch.rows(picked)) * scale
-    P, S = orthonormalise(left[:, :r])
-    W, T = orthonormalise(adjoint(right))
+    P, S = orthonormalize(left[:, :r])
+    W, T = orthonormalize(adjoint(right))
     G = adjoint(Q) @ P
     M = adjoint(G) @ (B @ W)
     rest = norm_of(B - (G @ M) @ adjoint(W), "fro")

@@ -6,7 +6,7 @@ from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._check import as_block_size
-from lowrank._panel import orthonormalise, reflectors
+from lowrank._panel import orthonormalize, reflectors
 from lowrank._sharded import shards_of
 from lowrank.results import QRResult
 
@@ -81,7 +81,7 @@ def reflect(Y: Array, block_size: int) -> Factor:
     if n > m:
         return reflect(Y[..., :m], block_size).extend(Y[..., m:], block_size)
     if n <= block_size:
-        Q, R = orthonormalise(Y)
+        Q, R = orthonormalize(Y)
         V, T, D = reflectors(Q)
         return Factor(V, T, (D,), R)
     panels = -(-n // block_size)
@@ -321,7 +321,7 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
         return QRResult(*shards.qr(mode))
     if mode == "reduced":
         A, _ = xa.as_matrix(A, stacks=True)
-        return QRResult(*orthonormalise(A))
+        return QRResult(*orthonormalize(A))
     F = householder_qr(A)
     m, k = F.shape[0], F.rank
     xp = xa.array_namespace(F.R)

@@ -5,7 +5,7 @@ from typing import Literal, Unpack
 from lowrank._array import Array, adjoint, array_namespace, upper_solve, zeros
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._pivots import LARGEST, as_indices, filled, interpolate, positions, with_identity
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in
 from lowrank.rangefinder import warn_unless_converged
@@ -123,7 +123,7 @@ def _build(sketch: Sketch, k: int) -> Built:
     skeleton = sketch.columns(J)
     L, below = skeleton * sketch.scale, zeros((k - r, n), B)
     if r > 0:
-        P, R = orthonormalise(L[:, :r])
+        P, R = orthonormalize(L[:, :r])
         Y = upper_solve(R, (adjoint(P) @ Q) @ B)
         X = xp.where(xp.max(xp.abs(Y), axis=0, keepdims=True) <= LARGEST, Y, X)
     X = with_identity(xp.concat([X, below], axis=0), positions(J, n, B))

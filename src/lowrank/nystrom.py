@@ -6,7 +6,7 @@ from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, Namespace, adjoint, adjoint_matmul, largest_of_each, same_place
 from lowrank._check import as_count
 from lowrank._operator import Operator, as_operator
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._rangefinder.sampling import NOT_FINITE
 from lowrank._sketch import TestMatrix
 from lowrank._small_svd import robust_svd
@@ -132,7 +132,7 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     d + ν, and so small an error: rounding of Y costs eps ‖A‖, and not its root.
     """
     xp = A.xp
-    Omega = orthonormalise(Omega).Q
+    Omega = orthonormalize(Omega).Q
     product = A.matmat(Omega)
     same_place(product, Omega, names=("A.matmat(X)", "test_matrix"))
     real = xp.finfo(product.dtype)
@@ -151,7 +151,7 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     # LAPACK gives up on NaN; what it is given instead is reported below
     B = xp.where(finite[..., None, None], B, xp.zeros_like(B))
     d, W = xp.linalg.eigh((B + adjoint(B)) / 2)
-    Q, R = orthonormalise(Y + xp.astype(nu, Y.dtype) * Omega)
+    Q, R = orthonormalize(Y + xp.astype(nu, Y.dtype) * Omega)
     if check_finite:
         slack = SLACK * nu[..., 0, 0]
         _complain(finite, skew <= slack, xp.min(d, axis=-1) >= -slack, xp)

@@ -322,7 +322,7 @@ class Found(NamedTuple):
         if self.captured is not None:
             return self.captured
         far = self.state.A.far
-        return matrix_norm_by_rows(X if far is None else far.orthonormalise(X).R)
+        return matrix_norm_by_rows(X if far is None else far.orthonormalize(X).R)
 
 
 def find(
@@ -535,4 +535,4 @@ def _side_of_shards(shards: Shards, found: Found, side: str) -> tuple[Found, Any
     if (side == "right") == shards.by_rows:
         return found, shards.rows.wrapped(found.basis.columns())
     found, C, _ = projection(found)
-    return found, shards.rows.wrapped(shards.rows.orthonormalise(C).Q, 0)
+    return found, shards.rows.wrapped(shards.rows.orthonormalize(C).Q, 0)

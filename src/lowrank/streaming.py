@@ -11,7 +11,7 @@ from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._check import as_count, as_failure_probability
 from lowrank._operator import Operator, as_operator, located
-from lowrank._panel import orthonormalise
+from lowrank._panel import orthonormalize
 from lowrank._sketch import gaussian_source
 from lowrank._small_svd import robust_svd
 from lowrank.certificate import rounding_floor, safety_factor
@@ -99,7 +99,7 @@ class SketchedMatrix:
     earlier answers: who subtracts an approximation that came from here, and goes on, has a matrix
     that depends on Θ, and no bound.
 
-    Bounds have a term for rounding, also of what was added and cancelled since, and of pieces too
+    Bounds have a term for rounding, also of what was added and canceled since, and of pieces too
     small to change a sketch. It grows with each update, by about 3e-7 of the norm in float32.
 
     Does not support derivatives or stacks. Objects can be deep-copied and pickled where arrays can.
@@ -455,7 +455,7 @@ class SketchedMatrix:
         """The approximation of the largest rank, and its error: once for each state."""
         if self._factors is None:
             k = self.sketch_size
-            Q, P = orthonormalise(self._Y).Q, orthonormalise(self._XW[:, :k]).Q
+            Q, P = orthonormalize(self._Y).Q, orthonormalize(self._XW[:, :k]).Q
             left, right = xa.adjoint_matmul(self._core, Q), xa.adjoint_matmul(self._right[:, k:], P)
             C = xa.adjoint(_left_solve(right, xa.adjoint(_left_solve(left, self._Z))))
             U, S, V = robust_svd(C)
@@ -472,7 +472,7 @@ class SketchedMatrix:
 
 def _left_solve(M: Array, Z: Array) -> Array:
     """``M⁺ Z`` for a tall M of full rank."""
-    Q, R = orthonormalise(M)
+    Q, R = orthonormalize(M)
     return xa.upper_solve(R, xa.adjoint_matmul(Q, Z))
 
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 from typing import Any, Unpack
 
 from lowrank._array import Array, adjoint, eps, matrix_norm_by_rows, safe_norm, signed
-from lowrank._centre import centred
+from lowrank._center import centered
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
@@ -122,7 +122,7 @@ def svd(
         A = shards.operator
         options["rng"] = shards.seed(options.get("rng"))
     if center:
-        A, mean, added = centred(as_operator(A))
+        A, mean, added = centered(as_operator(A))
     U, S, Vh, outcome = decompose(
         A, rank, fixed_signs=shards is None, oversampling=oversampling, **options
     )

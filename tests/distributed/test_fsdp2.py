@@ -343,7 +343,7 @@ def _is_orthonormal():
         full[1] = full[1, :, :1] @ full[1, :1, :]  # of rank one
         full[2, : k // 2] = 0.0
         shards = Rows(mesh, (Shard(0),)).chunks(k)
-        Q = shards.gather(shards.orthonormalise(shards.part(full)).Q)
+        Q = shards.gather(shards.orthonormalize(shards.part(full)).Q)
         eye = torch.eye(b, dtype=torch.float64).expand(3, b, b)
         assert_alike(Q.mT @ Q, eye, rtol=1e-13)
         assert_alike(Q @ (Q.mT @ full), full, rtol=1e-13)

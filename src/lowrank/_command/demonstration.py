@@ -17,7 +17,7 @@ REPEATS = 5
 
 
 def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Elevation in metres around the Jacksboro fault, Tennessee (344×403, float64)."""
+    """Elevation in meters around the Jacksboro fault, Tennessee (344×403, float64)."""
     file = resources.files("lowrank") / "data" / "elevation.npz"
     with file.open("rb") as stream, np.load(stream) as archive:
         return archive["elevation"].astype(np.float64)

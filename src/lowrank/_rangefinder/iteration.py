@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from lowrank._array import Array, array_namespace, leading
 from lowrank._panel import Basis as Factors
-from lowrank._panel import conditioned, orthonormal, orthonormalise
+from lowrank._panel import conditioned, orthonormal, orthonormalize
 
 Product = Callable[[Array], Array]
 
@@ -15,7 +15,7 @@ def subspace_iteration(
     rmatmat: Product,
     power_iterations: int,
     *,
-    domain_qr: Callable[[Array], Factors] = orthonormalise,
+    domain_qr: Callable[[Array], Factors] = orthonormalize,
 ) -> Array:
     """Orthonormal basis of the range of ``(A Aᴴ)^q Y``, for a sketch Y of the range of A.
 
@@ -32,7 +32,7 @@ def iterated(
     rmatmat: Product,
     power_iterations: int,
     *,
-    domain_qr: Callable[[Array], Factors] = orthonormalise,
+    domain_qr: Callable[[Array], Factors] = orthonormalize,
     krylov: bool = False,
     columns: int | None = None,
     factors: list[Array] | None = None,
@@ -49,11 +49,11 @@ def iterated(
     methods for stronger and faster approximate singular value decomposition, 2015,
     arXiv:1504.05477, Algorithm 2.)
     """
-    domain, last = without_factor(domain_qr, factors), without_factor(orthonormalise, factors)
+    domain, last = without_factor(domain_qr, factors), without_factor(orthonormalize, factors)
     between = last
     if factors is None and not krylov:  # what is only multiplied need not be orthonormal
         between = conditioned
-        domain = conditioned if domain_qr is orthonormalise else domain
+        domain = conditioned if domain_qr is orthonormalize else domain
     spaces: list[Array] = []
     for left in reversed(range(power_iterations)):
         if krylov:
@@ -70,7 +70,7 @@ def without_factor(
 ) -> Callable[[Array], Array]:
     """The orthonormal factor alone; the triangular one is kept where it is wanted."""
     if factors is None:
-        return orthonormal if qr is orthonormalise else lambda X: qr(X).Q
+        return orthonormal if qr is orthonormalize else lambda X: qr(X).Q
 
     def Q_of(X: Array) -> Array:
         Q, R = qr(X)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator
-from lowrank._panel import defect, orthonormalise
+from lowrank._panel import defect, orthonormalize
 from lowrank._rangefinder.blocks import powers_of, width_of_look
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import (
@@ -33,10 +33,10 @@ NEAR = 256.0
 def looked(problem: Problem, state: State, goal: float) -> State | None:
     """The state with one look more at the error; None if the test matrix has run out.
 
-    Energies that have cancelled, and do not tell that the error is below the `goal`, give way to
+    Energies that have canceled, and do not tell that the error is below the `goal`, give way to
     samples.
     """
-    if isinstance(state.residual, ByEnergies) and state.residual.is_cancelled:
+    if isinstance(state.residual, ByEnergies) and state.residual.is_canceled:
         bound = state.residual.error().bound / state.scale + base_floor(state)
         if bound > goal:
             state = replace(state, residual=state.residual.products)
@@ -198,7 +198,7 @@ def _with_sampled_norm(
     problem: Problem, state: State, sample: Array, below: float, above: float
 ) -> State:
     """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
-    found = _norm_below(problem, state, orthonormalise(sample).Q if state.rank == 0 else None)
+    found = _norm_below(problem, state, orthonormalize(sample).Q if state.rank == 0 else None)
     if state.rank == 0:
         return replace(state, norm_A=max(below, found), norm_above=above)
     # ‖A‖² = ‖QᴴA‖² + ‖E‖², and the sample is one of the residual E
@@ -228,13 +228,13 @@ def _norm_below(
         problem.work.add(int(Y.shape[-1]))
         C = A.rmatmat(Y) if state.rank else residual.rmatmat(Y)
         if A.far is not None:
-            C = A.far.orthonormalise(C).R
+            C = A.far.orthonormalize(C).R
     if A.norm is None and not xa.is_finite(C):
         raise ValueError(NOT_FINITE)
     scale = state.measured_scale
     if problem.norm == "fro":
         return float(xa.safe_norm(C)) / scale * (1.0 - 32.0 * epsilon_of(state))
-    C = orthonormalise(C).R if C.shape[0] > C.shape[1] else C
+    C = orthonormalize(C).R if C.shape[0] > C.shape[1] else C
     lower = A.agreed(float(spectral_norm(C, A.xp))) / scale * (1.0 - 32.0 * epsilon_of(state))
     if state.frobenius is None:
         return lower

@@ -168,7 +168,7 @@ class ByEnergies:
         A, before = products.A, products.known
         known = products.projection()
         C = known if before is None else known[..., before.shape[-1] :]
-        part = float(xa.safe_norm(C if A.far is None else A.far.orthonormalise(C).R)) / self.norm_A
+        part = float(xa.safe_norm(C if A.far is None else A.far.orthonormalize(C).R)) / self.norm_A
         captured = self.captured + part * part
         return replace(self, products=replace(products, known=known), captured=captured)
 
@@ -177,7 +177,7 @@ class ByEnergies:
         return energy_rounding(self.products.A.shape, xa.eps(self.basis.empty))
 
     @property
-    def is_cancelled(self) -> bool:
+    def is_canceled(self) -> bool:
         """Whether rounding is as large as what is left."""
         return 1.0 - self.captured <= self.rounding
 

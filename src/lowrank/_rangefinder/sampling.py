@@ -8,7 +8,7 @@ from functools import partial
 from lowrank._array import Array, array_namespace, device_of, flag, is_of_a_gpu, read, safe_norm
 from lowrank._operator import Operator
 from lowrank._panel import Basis as Factors
-from lowrank._panel import conditioned, orthonormalise
+from lowrank._panel import conditioned, orthonormalize
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.iteration import Product, iterated, without_factor
 from lowrank._rangefinder.residuals import Sampled, Whole
@@ -153,7 +153,7 @@ def iterated_sample(
 
 def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> list[Array]:
     """An orthonormal basis of the sample, each in a list that gives it away."""
-    return [without_factor(orthonormalise, factors)(sample.pop())]
+    return [without_factor(orthonormalize, factors)(sample.pop())]
 
 
 def spanning(sample: list[Array]) -> list[Array]:
@@ -163,7 +163,7 @@ def spanning(sample: list[Array]) -> list[Array]:
 
 def domain_qr(A: Operator) -> Callable[[Array], Factors]:
     """QR of a product with Aᴴ, of which each process may have some rows."""
-    return orthonormalise if A.far is None else A.far.orthonormalise
+    return orthonormalize if A.far is None else A.far.orthonormalize
 
 
 def measured(problem: Problem, state: State, norm: float | None = None) -> State:

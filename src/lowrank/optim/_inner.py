@@ -250,7 +250,7 @@ def moved(
     """States that are alike in a new basis; None where their meaning is unknown.
 
     ``C = Q_newᵀ Q`` (n×r'×r). Means of coordinates become C times themselves; means of squares
-    follow :func:`lowrank.compress.transport_squares`, after their bias towards a start from zero is
+    follow :func:`lowrank.compress.transport_squares`, after their bias toward a start from zero is
     divided out, with the mean squares `outside` (n×M) of the old basis; a sum is the mean as often
     as there were steps. A factored mean of squares, one number a row and one a column, moves by
     its rows.

@@ -249,7 +249,7 @@ def _basis(
     if first.along_k is None:
         found = stacks.of_stacks(orthonormal, Y)
     else:
-        found = first.along_k.orthonormalise(Y).Q
+        found = first.along_k.orthonormalize(Y).Q
     return torch.where(sizes > 0, found, Q)
 
 

@@ -6,14 +6,14 @@ from dataclasses import replace
 from lowrank._array import Array, adjoint, array_namespace, as_matrix, device_of, safe_norm, slices
 from lowrank._operator import Operator, of_row_blocks
 
-# Rows of a dense matrix that are centred at a time, and at most so many entries; or a sixteenth of
+# Rows of a dense matrix that are centered at a time, and at most so many entries; or a sixteenth of
 # it if more.
 ROWS, ENTRIES = 512, 2**18
 # Rows of other matrices are added up in so many groups at most, of no fewer rows than follows.
 GROUPS, LEAST = 16, 4096
 
 
-def centred(A: Operator) -> tuple[Operator, Array, int]:
+def centered(A: Operator) -> tuple[Operator, Array, int]:
     """``A − 1μᵀ`` with μ the mean of the rows of A, and μ itself (a mean for each of a stack).
 
     And how many columns were multiplied by Aᴴ to find it.

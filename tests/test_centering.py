@@ -1,4 +1,4 @@
-"""``svd(center=True)``: principal components of matrices that are never centred as a whole."""
+"""``svd(center=True)``: principal components of matrices that are never centered as a whole."""
 
 import numpy as np
 import pytest
@@ -73,7 +73,7 @@ def test_certificate_holds(
 
 
 @pytest.mark.parametrize("shape", [(60, 40), (40, 60), (700, 20), (3, 50, 30)], ids=str)
-def test_it_is_the_svd_of_the_centred_matrix(backend, dtype, shape):
+def test_it_is_the_svd_of_the_centered_matrix(backend, dtype, shape):
     A = np.stack([data("slow", *shape[-2:], dtype, 5.0, seed) for seed in range(3)])
     A = A if len(shape) == 3 else A[0]
     Omega = gaussian((*shape[:-2], shape[-1], 18), dtype)
@@ -90,7 +90,7 @@ def test_it_is_the_svd_of_the_centred_matrix(backend, dtype, shape):
 
 
 def test_a_mean_far_above_the_rest_costs_no_digits(backend, dtype):
-    """A dense matrix is centred before it is multiplied, so the tolerance is that of the rest."""
+    """A dense matrix is centered before it is multiplied, so the tolerance is that of the rest."""
     A = data("fast", 600, 40, dtype, 0.0)
     shift = np.asarray(2.0**12, dtype)
     A = (A + shift).astype(dtype)
@@ -98,13 +98,13 @@ def test_a_mean_far_above_the_rest_costs_no_digits(backend, dtype):
     found = lowrank.svd(backend.asarray(A), rtol=1e-4, center=True, rng=0)
     assert found.converged
     U, S, Vh = (backend.numpy(factor) for factor in found)
-    # all of the mean's own rounding is in the approximation's favour or not: it is one direction
+    # all of the mean's own rounding is in the approximation's favor or not: it is one direction
     error = A.astype(U.dtype) - backend.numpy(found.mean) - (U * S) @ Vh
     assert norm(error, "fro") <= 1e-4 * norm(less, "fro") * (1 + 1e-2)
 
 
 @pytest.mark.parametrize("half", ["numpy-float16", "torch-float16", "torch-bfloat16"])
-def test_half_precision_is_centred_before_it_is_multiplied(half):
+def test_half_precision_is_centered_before_it_is_multiplied(half):
     """As in single precision, by blocks of rows: not a pass or a product more."""
     A = data("fast", 1100, 40, "float32", 2.0)
     library, _, name = half.partition("-")

@@ -29,7 +29,7 @@ ROOMS = (
     "_truncate",
     "_rangefinder.residuals",
     "_rangefinder.looks",
-    "_rangefinder.stop_rule",
+    "_rangefinder.state",
     "_rangefinder.growth",
     "rangefinder",
 )

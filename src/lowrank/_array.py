@@ -182,8 +182,7 @@ def _adjoint_matmul(X: Array, Y: Array) -> Array:
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:
-    xp = array_namespace(like)
-    return xp.zeros(shape, dtype=like.dtype, device=device_of(like))
+    return array_namespace(like).zeros(shape, dtype=like.dtype, device=device_of(like))
 
 
 def ones(shape: tuple[int, ...], like: Array) -> Array:
@@ -191,8 +190,7 @@ def ones(shape: tuple[int, ...], like: Array) -> Array:
 
 
 def eye(rows: int, columns: int, like: Array) -> Array:
-    xp = array_namespace(like)
-    return xp.eye(rows, columns, dtype=like.dtype, device=device_of(like))
+    return array_namespace(like).eye(rows, columns, dtype=like.dtype, device=device_of(like))
 
 
 def slices(length: int, rows: int) -> list[slice]:
@@ -212,8 +210,8 @@ def rows_below(X: Array, rows: int) -> Array:
     """`X` with `rows` rows of zeros above it."""
     if rows == 0:
         return X
-    xp = array_namespace(X)
-    return xp.concat([zeros((*X.shape[:-2], rows, X.shape[-1]), X), X], axis=-2)
+    above = zeros((*X.shape[:-2], rows, X.shape[-1]), X)
+    return array_namespace(X).concat([above, X], axis=-2)
 
 
 def phases(d: Array) -> Array:

@@ -93,8 +93,8 @@ class Operator:
 
     def empty(self, rows: int) -> Array:
         """An array of `rows` rows and no columns, where products of this operator live."""
-        xp = self.xp
-        return xp.zeros((*self.shape[:-2], rows, 0), dtype=self.dtype, device=self.device)
+        shape = (*self.shape[:-2], rows, 0)
+        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
 
 def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Operator:

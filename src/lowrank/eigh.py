@@ -108,9 +108,8 @@ def eigh(
     )
     w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
     warn_unless_converged(outcome)
-    r = outcome.rank
     V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
-    return EighResult(eigenvalues=w[..., :r], eigenvectors=V, **fields_of(outcome))
+    return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **fields_of(outcome))
 
 
 def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:

@@ -12,12 +12,10 @@ from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
 from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, worded
 from lowrank._rangefinder import growth
-from lowrank._rangefinder.iteration import subspace_iteration
 from lowrank._rangefinder.looks import floor_of
 from lowrank._rangefinder.residuals import Orthonormal, Whole
-from lowrank._rangefinder.sampling import Drawn, drawn, measured
-from lowrank._rangefinder.state import Problem, State, Work, outcome_of, start
-from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._rangefinder.sampling import Drawn, drawn, measured, subspace_iteration
+from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
 from lowrank._sharded import Shards, shards_of
 from lowrank._sketch import TestMatrix
 from lowrank.results import ConvergenceWarning, Outcome, RangeFinderResult, Status, fields_of
@@ -353,8 +351,7 @@ def find(
         rank += extra if fixed else MARGIN if share is not None else 0
     if not fixed:
         problem, state = _problem(A, side=side, adapts=True, hermitian=hermitian, **options)
-        rule = _rule(state.A, rtol=rtol, atol=atol, rank=rank)
-        return _grown(problem, state, rule, share)
+        return _grown(problem, state, _rule(state.A, rtol=rtol, atol=atol, rank=rank), share)
     if rank is None:
         raise ValueError("no stop rule: give `rank`, `rtol` or `atol`.")
     if options.get("power_iterations") is None and powers:

@@ -414,11 +414,6 @@ class CURResult(Approximation):
         return self.C, self.U, self.R
 
 
-KINDS: dict[str, type[Approximation]] = {
-    kind.__name__: kind for kind in (QBResult, SVDResult, EighResult, IDResult, CURResult)
-}
-
-
 def load(path: str | os.PathLike[str], /) -> Approximation:
     """The result that ``found.save(path)`` has written, with NumPy arrays.
 
@@ -460,6 +455,7 @@ def load(path: str | os.PathLike[str], /) -> Approximation:
     if "about" not in held:
         raise ValueError(f"{path} holds no result that `save` has written.")
     about = json.loads(str(held.pop("about")))
-    about["status"], kind = Status[about["status"]], KINDS[about.pop("kind")]
+    kinds: dict[str, Any] = {kind.__name__: kind for kind in Approximation.__subclasses__()}
+    about["status"], kind = Status[about["status"]], kinds[about.pop("kind")]
     about["history"] = tuple(Look(*look) for look in about["history"])
     return kind(**about, **held)

@@ -8,8 +8,7 @@ from lowrank._array import Array, array_namespace, eps, leading
 from lowrank._operator import Operator
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized, spanning
-from lowrank._rangefinder.state import Problem, State
-from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._rangefinder.state import Problem, State, StopRule
 from lowrank._tuning import GROWTH, Method, tuning
 
 

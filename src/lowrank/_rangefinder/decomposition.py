@@ -7,8 +7,7 @@ from lowrank._array import eps
 from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
 from lowrank._rangefinder.looks import base_floor, floor_of, lost
 from lowrank._rangefinder.residuals import Explicit, Whole
-from lowrank._rangefinder.state import Problem, State
-from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._rangefinder.state import Problem, State, StopRule
 from lowrank._small_svd import svd_of, tails
 from lowrank._tuning import tuning
 

@@ -27,8 +27,7 @@ from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.looks import NEAR, floor_of, looked, settled
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
 from lowrank._rangefinder.sampling import NOT_FINITE, drawn, measured
-from lowrank._rangefinder.state import Problem, State, epsilon_of
-from lowrank._rangefinder.stop_rule import StopRule
+from lowrank._rangefinder.state import Problem, State, StopRule, epsilon_of
 from lowrank._small_svd import sample_of
 from lowrank.results import Status
 

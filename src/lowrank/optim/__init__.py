@@ -3,7 +3,6 @@
 from lowrank.optim._lowrank import LowRank
 from lowrank.optim._momentum import LowRankMomentum
 from lowrank.optim._muon import LowRankMuon
-from lowrank.optim._report import Report, Row
-from lowrank.optim._select import Groups, select
+from lowrank.optim._report import Groups, Report, Row, select
 
 __all__ = ["Groups", "LowRank", "LowRankMomentum", "LowRankMuon", "Report", "Row", "select"]

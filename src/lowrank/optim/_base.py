@@ -12,7 +12,6 @@ import torch
 
 from lowrank._check import as_count
 from lowrank.optim._chunks import Chunk, alike_weights, largest_fraction, parameters_of, plan
-from lowrank.optim._gradients import are_finite
 from lowrank.optim._inner import Inner
 from lowrank.optim._loading import check_saved, copied, loaded_groups
 from lowrank.optim._options import (
@@ -26,7 +25,7 @@ from lowrank.optim._options import (
 )
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import align, placed_as, unfit_placements
-from lowrank.optim._stacks import write
+from lowrank.optim._stacks import are_finite, write
 
 
 class LowRankOptimizer(torch.optim.Optimizer):

@@ -8,7 +8,7 @@ import torch
 
 from lowrank._check import as_rank
 from lowrank.optim._options import Weight
-from lowrank.optim._refresh import alike
+from lowrank.optim._stacks import alike
 
 # Arrays of the size of a weight, in single precision, that rounding takes beside those of a step.
 OF_ROUNDING = {"nearest": 2, "compensated": 6, "stochastic": 10}

@@ -11,7 +11,7 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
 from lowrank.optim._options import OURS, Weight
-from lowrank.optim._refresh import alike, refreshed
+from lowrank.optim._refresh import refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
 
@@ -236,7 +236,7 @@ class LowRank(LowRankOptimizer):
             _, state = pair
             return state["basis"].shape, likeness(state) if chunk.joins else None
 
-        for part in alike(zip(weights, states, strict=True), kind):
+        for part in stacks.alike(zip(weights, states, strict=True), kind):
             self._step_alike(chunk, [w for w, _ in part], [state for _, state in part], group)
 
     def _step_alike(

@@ -11,7 +11,7 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
-from lowrank.optim._refresh import alike, found_basis
+from lowrank.optim._refresh import found_basis
 from lowrank.optim._stacks import Matrices
 
 NAME = "AdamW, momentum of low rank"
@@ -155,7 +155,7 @@ class LowRankMomentum(LowRankOptimizer):
             turns = (step + int(self._turns[weight.parameter] * every)) % every == 0
             return step, turns and step > 1, state["basis"].shape if state else None
 
-        for part in alike(weights, kind):
+        for part in stacks.alike(weights, kind):
             step, turns, _ = kind(part[0])
             self._step_alike(part, group, step, turns=turns, stacked=chunk.stacked)
 

@@ -13,8 +13,7 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
-from lowrank.optim._refresh import alike
-from lowrank.optim._stacks import add_to_weights, of_stacks, stack_of
+from lowrank.optim._stacks import add_to_weights, alike, of_stacks, stack_of
 
 NAME = "Muon, momentum of low rank"
 # Of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024), and how many steps.

@@ -52,6 +52,10 @@ PLANNED = (
     *("rank", "energy", "max_rank", "random_fraction", "power_iterations", "oversampling", "seed"),
     *("warm_start", "side", "state_dtype", "rounding", "update_proj_gap", "proj_type"),
 )
+# Options that a subspace has under the same names.
+OF_SUBSPACES = (
+    *("energy", "random_fraction", "power_iterations", "oversampling", "warm_start", "seed"),
+)
 # Options of LowRank and AdamW that have no meaning for its siblings.
 OF_LOWRANK = (
     *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
@@ -228,16 +232,9 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
         group = {**group, "rank": 1}
     return Subspace(
         rank=None if group["energy"] is not None else group["rank"],
-        energy=group["energy"],
         max_rank=group["rank"] if group["max_rank"] is None else group["max_rank"],
-        random_fraction=group["random_fraction"],
-        power_iterations=group["power_iterations"],
-        oversampling=group["oversampling"],
-        warm_start=group["warm_start"],
-        side=side,
-        seed=group["seed"],
-        index=index,
-    )
+        side=side, index=index, **{name: group[name] for name in OF_SUBSPACES},
+    )  # fmt: skip
 
 
 def weight_of(

@@ -1,7 +1,6 @@
 """The state of compressed parameters when a step begins: with new bases where it is time."""
 
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
@@ -18,14 +17,6 @@ from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, likeness, moved, theirs
 from lowrank.optim._options import Weight
 from lowrank.optim._sharding import by_rows
-
-
-def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
-    """The items in lists of those with one key, in their order."""
-    found = defaultdict(list)
-    for item in items:
-        found[key(item)].append(item)
-    return list(found.values())
 
 
 def refreshed(
@@ -68,7 +59,7 @@ def refreshed(
         old = state.get("basis")
         return steps, None if old is None else old.shape, likeness(state)
 
-    for part in alike(due, kind):
+    for part in stacks.alike(due, kind):
         _refresh([weight for weight, *_ in part], [state for _, state, _ in part], group, inner)
     return found
 
@@ -153,8 +144,7 @@ def found_basis(
 def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> None:
     """Average ``G Ω`` over the steps, for a test matrix Ω that never changes."""
     width = min(weight.rank + group["oversampling"], weight.k)
-    device = weight.parameter.device
-    xp = array_namespace(weight.data)
+    xp, device = array_namespace(weight.data), weight.parameter.device
     numbers = np.random.SeedSequence([group["seed"], weight.index])
     draw = gaussian_source(numbers, xp, device, purpose="average")
     Omega: Any = draw((weight.M, width), weight.dtype)

@@ -1,10 +1,13 @@
 """What is compressed, and how many bytes that saves."""
 
-from collections.abc import Iterable
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from lowrank.optim._options import DEFAULTS, Weight, parse, weight_of
 
 
 @dataclass(frozen=True)
@@ -79,3 +82,123 @@ def _plain(value: Any) -> list[torch.Tensor]:
         return [value]
     names, _ = value.__tensor_flatten__()
     return [tensor for name in names for tensor in _plain(getattr(value, name))]
+
+
+Patterns = str | Iterable[str] | Callable[[str, torch.nn.Parameter], bool] | None
+HEADS = ("lm_head", "head", "classifier", "score")
+# Names of the modules that hold the factors of LoRA: lora_A, lora_B, lora_embedding_A, …
+FACTORS = "lora_"
+# Modules whose weights are the matrices of linear maps. Conv1D is the linear layer of GPT-2.
+LINEAR = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd)
+LINEAR_NAMES = ("Conv1D",)
+
+
+class Groups(list[dict[str, Any]]):
+    """A list of parameter groups, with a report."""
+
+    def report(self) -> Report:
+        """Every parameter, its rank, and the bytes of its state in :class:`LowRank` around Adam."""
+        rows, index = [], 0
+        for group in self:
+            options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
+            for name, parameter in zip(group["param_names"], group["params"], strict=True):
+                rows.append(_row(name, parameter, weight_of(options, parameter, index)))
+                index += 1
+        return Report(tuple(rows))
+
+
+def select(
+    model: torch.nn.Module,
+    *,
+    rank: float | None = 128,
+    include: Patterns = None,
+    exclude: Patterns = None,
+    **options: Any,
+) -> Groups:
+    """Groups of a model for an optimizer of low rank: what is compressed, and what is not.
+
+    Compressed are the weights of linear layers and convolutions (and of attention layers, their
+    projections), where that saves memory. Not compressed: embeddings, heads (what
+    ``get_output_embeddings()`` returns, and modules named lm_head, head, classifier or score),
+    norms, biases, the factors of LoRA (in modules named ``lora_…``), and parameters that belong to
+    a module of another kind. Parameters without `requires_grad` are left out, shared ones are
+    taken once.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    rank : int or float, optional
+        As for :class:`LowRank`.
+    include, exclude : str, list of str, or callable, optional
+        Regular expressions to be found in the parameter's name, or a function of the name and the
+        parameter. `exclude` wins; `include` takes in any tensor of two dimensions or more.
+    **options
+        Other options of :class:`LowRank` for the compressed group.
+
+    Returns
+    -------
+    Groups
+        A list of at most two groups, with a method `report`.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from lowrank.optim import select
+    >>> model = torch.nn.Sequential(torch.nn.Embedding(100, 64), torch.nn.Linear(64, 256))
+    >>> [(group["rank"], group["param_names"]) for group in select(model, rank=8)]
+    [(8, ['1.weight']), (None, ['0.weight', '1.bias'])]
+    """
+    asked = parse({**options, "rank": rank})
+    chosen: list[tuple[str, torch.nn.Parameter]] = []
+    others: list[tuple[str, torch.nn.Parameter]] = []
+    usual = _usual(model)
+    for index, (name, parameter) in enumerate(model.named_parameters()):
+        if not parameter.requires_grad:
+            continue
+        wanted = parameter in usual or _matches(include, name, parameter)
+        wanted = wanted and not _matches(exclude, name, parameter)
+        pays = weight_of({**DEFAULTS, **asked}, parameter, index) is not None
+        (chosen if wanted and pays else others).append((name, parameter))
+    compressed, rest = (
+        {"params": [p for _, p in part], "param_names": [name for name, _ in part]}
+        for part in (chosen, others)
+    )
+    groups = [{**compressed, **asked}, {**rest, "rank": None, "energy": None}]
+    return Groups(group for group in groups if group["params"])
+
+
+def _usual(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Weights of linear maps, without heads, embeddings and factors, which are of low rank."""
+    found, heads = set(), set()
+    output = getattr(model, "get_output_embeddings", lambda: None)()
+    for name, module in model.named_modules():
+        own = dict(module.named_parameters(recurse=False))
+        weights = [p for key, p in own.items() if "weight" in key and p.ndim >= 2]
+        if any(part.startswith(FACTORS) for part in name.split(".")):
+            continue
+        is_head = module is output or name.rpartition(".")[2] in HEADS
+        if is_head or isinstance(module, torch.nn.Embedding | torch.nn.EmbeddingBag):
+            heads |= set(module.parameters())
+        elif isinstance(module, (*LINEAR, torch.nn.MultiheadAttention)) or any(
+            kind.__name__ in LINEAR_NAMES for kind in type(module).__mro__
+        ):
+            found |= set(weights)
+    return found - heads
+
+
+def _matches(patterns: Patterns, name: str, parameter: torch.nn.Parameter) -> bool:
+    if patterns is None:
+        return False
+    if callable(patterns):
+        return bool(patterns(name, parameter))
+    patterns = [patterns] if isinstance(patterns, str) else patterns
+    return parameter.ndim >= 2 and any(re.search(pattern, name) for pattern in patterns)
+
+
+def _row(name: str, parameter: torch.Tensor, weight: Weight | None) -> Row:
+    if weight is None:
+        whole = 2 * parameter.numel() * parameter.element_size()
+        return Row(name, tuple(parameter.shape), None, whole, whole)
+    size, r = weight.dtype.itemsize, weight.rank
+    whole = 2 * weight.k * weight.M * size
+    return Row(name, tuple(parameter.shape), r, (r * weight.k + 2 * r * weight.M) * size, whole)

@@ -7,12 +7,14 @@ worked on one after the other and by pieces.
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 
 from lowrank.optim._options import Weight
+from lowrank.optim._sharding import agreed, local
 
 Matrices = torch.Tensor | list[torch.Tensor]
 # The part of the gradient outside the subspace may grow by this factor from step to step, and a
@@ -36,6 +38,14 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 # -- stacks and lists ------------------------------------------------------------------------------
+
+
+def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """The items in lists of those with one key, in their order."""
+    found = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return list(found.values())
 
 
 def stack_of(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
@@ -340,8 +350,8 @@ def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
     blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
     numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
-    generator = torch.Generator(weight.parameter.device)
-    return generator.manual_seed(int.from_bytes(digest, "little"))
+    seed = int.from_bytes(digest, "little")
+    return torch.Generator(weight.parameter.device).manual_seed(seed)
 
 
 def _round_to_neighbors(w: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
@@ -358,3 +368,25 @@ def _round_to_neighbors(w: torch.Tensor, dtype: torch.dtype, generator: torch.Ge
     below = (w / unit).floor_()
     uniform = torch.rand(w.shape, dtype=w.dtype, device=w.device, generator=generator)
     w.copy_((below + (uniform < w / unit - below)).mul_(unit))
+
+
+def are_finite(parameters: list[torch.Tensor]) -> bool:
+    """Whether the squares of all gradients have a finite sum: one number read by the host."""
+    grads = [_values(local(p.grad)) for p in parameters if p.grad is not None]
+    sizes = []
+    for same in alike(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
+        dtype = same[0].dtype
+        # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
+        wide = torch.float32 if dtype == torch.float16 else None
+        norms = torch.stack(torch._foreach_norm(same, 2.0, wide))
+        sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
+    if not sizes:  # on this rank: others may have gradients of weights that are not sharded
+        sizes.append(torch.zeros(1, device=parameters[0].device if parameters else None))
+    together = sizes[0]
+    if len(sizes) > 1:
+        together = torch.cat([size.to(sizes[0].device) for size in sizes])
+    return bool(agreed((together < 1).all(), parameters))
+
+
+def _values(grad: torch.Tensor) -> torch.Tensor:
+    return grad.coalesce().values() if grad.layout is torch.sparse_coo else grad

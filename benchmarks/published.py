@@ -347,6 +347,7 @@ def picture_of_stability(rows: list[Row], path: Path) -> None:
         ax.set_title(title, loc="left")
         ax.set_xlabel("columns of the basis")
         ax.set_xticks([0, n // 4, n // 2, 3 * n // 4, n])
+        ax.yaxis.minorticks_off()
     axes[2].legend(loc="upper right", frameon=False)
     shown = dict(zip(*reversed(axes[0].get_legend_handles_labels()), strict=True))
     shown |= dict(zip(*reversed(axes[1].get_legend_handles_labels()), strict=True))

@@ -75,6 +75,7 @@ def test_gram_schmidt_loses_what_is_published(published, matrix, again):
     """
     found = published.followed(matrix, published.gram_schmidt(matrix, WIDTH, seed=0, again=again))
     assert found["orthogonality"][0] < 1e-6
+    assert (found["orthogonality"][N // WIDTH // 2] < 1e-5) is again
     assert found["orthogonality"][-1] > (2e-5 if again else 0.9)
     assert found["tracked"][-1] < 1e-5
     assert found["error"][-1] > 10 * found["tracked"][-1]

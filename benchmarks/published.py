@@ -193,8 +193,8 @@ def calls_of(X: Any, k: int, xp: Any) -> dict[str, Callable[[int], Any]]:
     if k == min(X.shape):
         calls["`linalg.qr(A)`"] = lambda _: xp.linalg.qr(X)
     calls |= {f"blocks of {width}": by_blocks(width) for width in WIDTHS if width <= k}
-    widest = min(k, WIDTHS[-1])
-    calls[f"blocks of {widest}, and Q"] = lambda seed: by_blocks(widest)(seed).Q
+    width = min(k, WIDTHS[1])
+    calls[f"blocks of {width}, and Q"] = lambda seed: by_blocks(width)(seed).Q
     return calls
 
 
@@ -366,12 +366,12 @@ def picture_of_speed(rows: list[Row], path: Path) -> None:
     mine = [row for row in rows if row["library"] == "torch"]
     found = {(row["shape"][0], row["k"], row["method"]): row["seconds"] for row in mine}
     cases = unique((row["shape"][0], row["k"]) for row in mine)
-    widest = next(name for _, _, name in reversed(found) if name.endswith("and Q"))
+    blocks = next(name for _, _, name in reversed(found) if name.endswith("and Q"))
     styles = {
         "`linalg.qr(A)`": (GREY, "linalg.qr(A)"),
         "Q by `linalg.qr(A @ Ω)`": (ORANGE, "linalg.qr(A @ Ω), without B"),
         "`qb(A, k)`": (GREEN, "qb(A, k)"),
-        widest: (BLUE, f"RangeFinder, {widest}"),
+        blocks: (BLUE, f"RangeFinder, {blocks}"),
     }
     figure, axes = plt.subplots(1, 2, figsize=(9, 3.8), sharey=True, layout="constrained")
     whole = [case for case in cases if case[0] == case[1]]

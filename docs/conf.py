@@ -31,6 +31,7 @@ exclude_patterns = [
     "explanation/bounds_table.md",
     "explanation/factorizations_tables.md",
     "explanation/floor_table.md",
+    "explanation/published_tables.md",
     "explanation/scaling_table.md",
     "gallery",
 ]

@@ -159,6 +159,23 @@ def test_every_source_is_in_the_bibliography():
     assert len(set(found)) > 30
 
 
+def test_whose_algorithm_it_is_is_said():
+    """The talk and the manuscript are named wherever a reader may begin."""
+    texts = [README, (ROOT / "CITATION.cff").read_text(encoding="utf-8")]
+    functions = lowrank.range_finder, lowrank.RangeFinder, lowrank.householder_qr
+    texts += [function.__doc__ for function in functions]
+    for text in texts:
+        words = " ".join(text.replace("*", "").split()).lower()
+        for named in (
+            "penke",
+            "herten",
+            "efficient computation of low-rank representations to reduce memory",
+            "doi:10.34734/fzj-2024-06883",
+            "range finder based on an implicit householder qr decomposition",
+        ):
+            assert named in words.replace("doi: ", "doi:")
+
+
 def test_asv_measures_the_tested_versions():
     tested = (ROOT / "constraints.txt").read_text(encoding="utf-8").split()
     (needs,) = re.findall(r'"req": {(.*?)}', (ROOT / "asv.conf.json").read_text("utf-8"), re.DOTALL)

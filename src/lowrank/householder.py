@@ -258,7 +258,13 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     References
     ----------
     R. Schreiber and C. Van Loan, A storage-efficient WY representation for products of Householder
-    transformations, 1989, doi:10.1137/0910005.
+    transformations, 1989, doi:10.1137/0910005. E. Elmroth and F. G. Gustavson, Applying recursion
+    to serial and parallel QR factorization leads to better performance, 2000,
+    doi:10.1147/rd.444.0605. In a range finder, with the orthogonal factor left implicit: C. Penke,
+    Efficient computation of low-rank representations to reduce memory requirements in deep
+    learning, talk, 2024, FZJ-2024-06883, doi:10.34734/FZJ-2024-06883; C. Penke and A. Herten, A
+    GPU-accelerated blocked adaptive randomized range finder based on an implicit Householder QR
+    decomposition, manuscript, 2026.
 
     Examples
     --------

@@ -173,7 +173,15 @@ class RangeFinder:
 
     Notes
     -----
-    Cost, memory and sources are those of :func:`range_finder`. Does not support derivatives.
+    Cost and memory are those of :func:`range_finder`. Does not support derivatives.
+
+    References
+    ----------
+    C. Penke, Efficient computation of low-rank representations to reduce memory requirements in
+    deep learning, talk, 2024, FZJ-2024-06883, doi:10.34734/FZJ-2024-06883. C. Penke and A. Herten,
+    A GPU-accelerated blocked adaptive randomized range finder based on an implicit Householder QR
+    decomposition, manuscript, 2026 (the object is their state: blocks of reflectors, and what they
+    leave of A). More sources: :func:`range_finder`.
 
     Examples
     --------
@@ -491,15 +499,15 @@ def range_finder(
 
     References
     ----------
-    C. Penke, Efficient computation of low-rank representations to reduce memory requirements in
-    deep learning, 2024, doi:10.34734/FZJ-2024-06883 (the blocked Householder range finder; with
-    A. Herten, A GPU-accelerated blocked adaptive randomized range finder based on an implicit
-    Householder QR decomposition, manuscript, 2026). N. Halko, P.-G. Martinsson and J. A. Tropp,
-    Finding structure with randomness, 2011, doi:10.1137/090771806, Algorithms 4.1 (fixed rank), 4.2
-    (tolerance), 4.4 (subspace iteration). C. Musco and C. Musco, Randomized block Krylov methods
-    for stronger and faster approximate singular value decomposition, 2015, arXiv:1504.05477,
-    Algorithm 2. J. A. Tropp and R. J. Webber, Randomized algorithms for low-rank matrix
-    approximation: design, analysis, and applications, 2023, arXiv:2306.12418.
+    To a tolerance: C. Penke, Efficient computation of low-rank representations to reduce memory
+    requirements in deep learning, talk, 2024, FZJ-2024-06883, doi:10.34734/FZJ-2024-06883. C. Penke
+    and A. Herten, A GPU-accelerated blocked adaptive randomized range finder based on an implicit
+    Householder QR decomposition, manuscript, 2026. The rest: N. Halko, P.-G. Martinsson and J. A.
+    Tropp, Finding structure with randomness, 2011, doi:10.1137/090771806, Algorithms 4.1 (fixed
+    rank), 4.2 (tolerance), 4.4 (subspace iteration). C. Musco and C. Musco, Randomized block Krylov
+    methods for stronger and faster approximate singular value decomposition, 2015,
+    arXiv:1504.05477, Algorithm 2. J. A. Tropp and R. J. Webber, Randomized algorithms for low-rank
+    matrix approximation: design, analysis, and applications, 2023, arXiv:2306.12418.
 
     Examples
     --------

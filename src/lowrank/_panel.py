@@ -50,12 +50,22 @@ def reflectors(Q: Array) -> tuple[Array, Array, Array]:
     return V, T, -W
 
 
-def plain_reflectors(Q: Array) -> tuple[Array, Array]:
-    """V and T with W = I, where `size_of_top` allows it: no QR, and few operations."""
-    b, (identity,) = Q.shape[-1], _constants_of(Q, "identity")
-    S = Q[..., :b, :] + identity
-    V = xa.array_namespace(Q).concat([S, Q[..., b:, :]], axis=-2)
-    return V, xa.adjoint(xa.inverse(S))
+def unitary_reflectors(Q: Array, D: Array, *, is_plain: bool) -> tuple[Array, Array]:
+    """V and T of an ``H = I − V T Vᴴ`` that is unitary also where Q is not quite: ``QᴴQ = I + D``.
+
+    With ``V = Q + [W; 0]`` and ``WᴴW = I + E``, H is unitary if and only if ``T = S⁻ᴴ`` with
+    ``S + Sᴴ = VᴴV = 2I + WᴴQ₁ + Q₁ᴴW + D + E``: so ``S = I + WᴴQ₁ + (D + E)/2``. The range of Q is
+    then mapped to that of [I; 0] up to D. If it `is_plain`, W = I, where `size_of_top` allows it:
+    no QR, and few operations.
+    """
+    (identity,), Q1 = _constants_of(Q, "identity"), Q[..., : Q.shape[-1], :]
+    S = top = Q1 + identity
+    if not is_plain:
+        W, R1 = orthonormalize(Q1)
+        W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
+        S, top, D = identity + xa.adjoint(W) @ Q1, Q1 + W, D + defect(W)
+    V = xa.array_namespace(Q).concat([top, Q[..., Q.shape[-1] :, :]], axis=-2)
+    return V, xa.adjoint(xa.inverse(S + 0.5 * D))
 
 
 def size_of_top(Q: Array) -> Array:
@@ -364,16 +374,10 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
     return identity if name == "identity" else 1e-290 * identity
 
 
-def departure(Q: Array) -> Array:
-    """``‖QᴴQ − I‖_F``, of all members of a stack, as a 0-d array."""
-    return xa.array_namespace(Q).linalg.vector_norm(
-        gram_matrix(Q) - _constants_of(Q, "identity")[0]
-    )
-
-
-def defect(Q: Array) -> Array:
-    """``QᴴQ − I`` of a matrix of any width, whose unit matrix is not kept."""
-    return gram_matrix(Q) - xa.eye(Q.shape[-1], Q.shape[-1], like=Q)
+def defect(Q: Array, *, is_panel: bool = False) -> Array:
+    """``QᴴQ − I``. The unit matrix for a panel, of which there are many, is kept."""
+    b = Q.shape[-1]
+    return gram_matrix(Q) - (_constants_of(Q, "identity")[0] if is_panel else xa.eye(b, b, like=Q))
 
 
 def gram_matrix(X: Array) -> Array:

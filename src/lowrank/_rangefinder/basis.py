@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._panel import SMALL, departure, plain_reflectors, reflectors, size_of_top
+from lowrank._panel import SMALL, defect, size_of_top, unitary_reflectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -56,8 +56,9 @@ class Basis:
 
         A number by which something is decided is `agreed` by all processes.
         """
-        size, departs = xa.read(size_of_top(Q), departure(Q))
-        V, T, *_ = plain_reflectors(Q) if agreed(size) <= SMALL else reflectors(Q)
+        D = defect(Q, is_panel=True)
+        size, departs = xa.read(size_of_top(Q), xa.array_namespace(Q).linalg.vector_norm(D))
+        V, T = unitary_reflectors(Q, D, is_plain=agreed(size) <= SMALL)
         return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departs)
 
     def deflate(self, Y: Array) -> Array:

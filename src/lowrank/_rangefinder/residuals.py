@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator
-from lowrank._panel import departure
+from lowrank._panel import defect
 from lowrank._rangefinder.basis import Basis
 from lowrank._small_svd import norm_of_samples
 
@@ -58,7 +58,7 @@ class Explicit:
         for block in basis.blocks:
             block.apply_adjoint(array)
         change = 2.0 * abs(xa.matrix_norm_by_rows(array) - norm)
-        drift = max(change, float(departure(basis.columns())) * norm)
+        drift = max(change, float(xa.safe_norm(defect(basis.columns()))) * norm)
         return replace(found, norm=xa.matrix_norm_by_rows(found._lower), drift=drift)
 
     @property

@@ -72,7 +72,7 @@ class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Returns
         -------
-        array, shape (n_samples, n_components_)
+        array, shape (n_samples, k)
             ``(X − mean_) components_ᵀ``, and over the standard deviations with `whiten`; without
             the mean in :class:`TruncatedSVD`. A dense array also of a sparse X.
         """
@@ -91,8 +91,8 @@ class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
 
         Parameters
         ----------
-        X : array, shape (n_samples, n_components_)
-            Coordinates, as of :meth:`transform`.
+        X : array, shape (n_samples, k)
+            Coordinates in the k components, as of :meth:`transform`.
 
         Returns
         -------
@@ -163,19 +163,19 @@ class PCA(_Projection):
 
     Attributes
     ----------
-    components_ : array, shape (n_components_, n_features)
+    n_components_ : int
+        How many components were found, k below; 0 for a share of no variance at all.
+    components_ : array, shape (k, n_features)
         Orthonormal rows, by descending variance. The largest entry of each in absolute value is
         positive, as in scikit-learn.
-    explained_variance_ : array, shape (n_components_,)
+    explained_variance_ : array, shape (k,)
         Variance of the training data along each, ``singular_values_**2 / (n_samples − 1)``.
-    explained_variance_ratio_ : array, shape (n_components_,)
+    explained_variance_ratio_ : array, shape (k,)
         The same over the sum of the variances of all features; 0 where that is 0.
-    singular_values_ : array, shape (n_components_,)
+    singular_values_ : array, shape (k,)
         Singular values of ``X − mean_``, which never exceed the true ones beyond rounding.
     mean_ : array, shape (n_features,)
         Of the rows.
-    n_components_ : int
-        Components found; 0 for a share of no variance at all.
     noise_variance_ : float
         Mean variance along the directions left out. As a difference it is exact to rounding of the
         whole variance.
@@ -183,7 +183,7 @@ class PCA(_Projection):
         At least ``‖X − mean_ − its approximation‖_F``; None for a sparse X of a given rank.
     n_features_in_, n_samples_ : int
         Shape of the training data.
-    feature_names_in_ : array of str, shape (n_features_in_,)
+    feature_names_in_ : array of str, shape (n_features,)
         Where X has such names.
 
     Warns
@@ -260,21 +260,21 @@ class TruncatedSVD(_Projection):
 
     Attributes
     ----------
-    components_ : array, shape (n_components_, n_features)
-        Right singular vectors. The largest entry of each in absolute value is positive.
-    explained_variance_ : array, shape (n_components_,)
-        Variances of the coordinates of the training data, over n_samples.
-    explained_variance_ratio_ : array, shape (n_components_,)
-        The same over the sum of the variances of all features; 0 where that is 0.
-    singular_values_ : array, shape (n_components_,)
-        Of X; they never exceed the true ones beyond rounding.
     n_components_ : int
-        Components found.
+        How many components were found, k below.
+    components_ : array, shape (k, n_features)
+        Right singular vectors. The largest entry of each in absolute value is positive.
+    explained_variance_ : array, shape (k,)
+        Variances of the coordinates of the training data, over n_samples.
+    explained_variance_ratio_ : array, shape (k,)
+        The same over the sum of the variances of all features; 0 where that is 0.
+    singular_values_ : array, shape (k,)
+        Of X; they never exceed the true ones beyond rounding.
     error_bound_ : float or None
         At least ``‖X − its approximation‖_F``.
     n_features_in_, n_samples_ : int
         Shape of the training data.
-    feature_names_in_ : array of str, shape (n_features_in_,)
+    feature_names_in_ : array of str, shape (n_features,)
         Where X has such names.
 
     Warns

@@ -54,8 +54,10 @@ def run(script):
 def test_checks_of_scikit_learn(estimator):
     """All of them, also those of array libraries; only what is not on this machine is skipped."""
     printed = run(f"""
+from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 from lowrank.estimators import PCA, TruncatedSVD
+assert get_tags({estimator}).array_api_support and get_tags({estimator}).input_tags.sparse
 for done in check_estimator({estimator}, on_skip=None):
     print(done["status"], done["check_name"], done["exception"])
 """)
@@ -245,13 +247,19 @@ def test_names_of_features(kind):
     model = kind(3, random_state=0).fit(DIGITS)
     assert list(model.get_feature_names_out()) == [f"{kind.__name__.lower()}{i}" for i in range(3)]
     assert not hasattr(model, "feature_names_in_")
-    pandas = pytest.importorskip("pandas", reason="needs pandas, which has names of columns")
+
+
+@BOTH
+def test_frames_of_pandas(kind):
+    pandas = pytest.importorskip("pandas", reason="needs pandas")
     frame = pandas.DataFrame(DIGITS, columns=[f"pixel{i}" for i in range(64)])
-    model.set_output(transform="pandas")
+    model = kind(3, random_state=0).set_output(transform="pandas")
     out = model.fit_transform(frame)
     assert list(model.feature_names_in_) == list(frame.columns)
     assert list(out.columns) == list(model.get_feature_names_out())
     assert out.index.equals(frame.index)
+    with pytest.raises(ValueError, match="feature names"):
+        model.transform(frame.rename(columns={"pixel0": "other"}))
 
 
 def test_the_page_about_components(tmp_path, monkeypatch):

@@ -3,9 +3,10 @@
     OMP_NUM_THREADS=1 python benchmarks/peers.py [--quick] [SECTION ...]
 
 Sections (all by default): `svd` and `tolerance`, the README's; `interpolative`, `eigh`, `nystrom`,
-`center` at equal rank, columns and products; `stacks`, many small matrices at once. Needs SciPy,
-scikit-learn and PyTorch; fbpca and librla are used where they are installed. Takes about three
-minutes on one thread, and with --quick, on small matrices, ten seconds; nothing else should run.
+`center` at equal rank, columns and products; `stacks`, many small matrices at once; `estimators`,
+scikit-learn's and ours, by the variance that they capture. Needs SciPy, scikit-learn and PyTorch;
+fbpca and librla are used where they are installed. Takes about five minutes on one thread, and with
+--quick, on small matrices, twenty seconds; nothing else should run.
 
 The calls of a table take turns on one matrix; medians of five after a first that warms up. Errors
 are in the Frobenius norm. Options are defaults unless the name tells.
@@ -13,6 +14,7 @@ are in the Frobenius norm. Options are defaults unless the name tells.
 
 import argparse
 import platform
+import sysconfig
 import time
 import warnings
 from collections.abc import Callable
@@ -20,6 +22,7 @@ from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from importlib.util import find_spec
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -29,11 +32,13 @@ from factorizations import hermitian
 from scipy.linalg import interpolative
 from scipy.linalg import qr as scipy_qr
 from scipy.sparse.linalg import svds
-from sklearn.decomposition import PCA
+from sklearn.datasets import load_digits
+from sklearn.decomposition import PCA, TruncatedSVD
+from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 import lowrank
-from lowrank import gallery
+from lowrank import estimators, gallery
 
 N, RANK, OVER, REPEATS = 2000, 50, 10, 5
 TOLERANCES = {"slow": 1e-2, "fast": 1e-6}
@@ -366,6 +371,61 @@ def stacks_of(spectrum: str, library: str, dtype: str) -> None:
         print(f"{name:34} {median(each) * 1e3:8.1f} {median(each) / unit:6.2f}", flush=True)
 
 
+def words() -> Any:
+    """Weights of terms in pieces of Python's standard library: a sparse matrix."""
+    library = Path(sysconfig.get_path("stdlib"))
+    files = (path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts)
+    texts = (path.read_text("utf-8", errors="replace") for path in files)
+    pieces = [text[i : i + 2000] for text in texts for i in range(0, len(text), 2000)]
+    return TfidfVectorizer(min_df=3).fit_transform(pieces[: 4 * N])
+
+
+def section_estimators() -> None:
+    digits, text = load_digits().data, words()
+    slower = gallery.matrix(gallery.slower(N), (2 * N, N), rng=0) + 1e-2
+    single = slower.astype("float32")
+    PCA_, SVD_ = estimators.PCA, estimators.TruncatedSVD
+    for name, X in (("digits", digits), ("slower", slower), ("slower, float32", single)):
+        k = min(RANK, X.shape[1] // 3)
+        rank = {"lowrank": partial(PCA_, k)}
+        for solver in ("randomized", "arpack", "covariance_eigh", "full"):
+            rank[f"scikit-learn, {solver}"] = partial(PCA, k, svd_solver=solver)
+        fits(f"PCA({k}) of {name}", rank, X)
+        share = {"lowrank": partial(PCA_, 0.9)}
+        for solver in ("covariance_eigh", "full"):
+            share[f"scikit-learn, {solver}"] = partial(PCA, 0.9, svd_solver=solver)
+        fits(f"PCA(0.9) of {name}", share, X)
+    ours, theirs = partial(PCA_, RANK), partial(PCA, RANK, svd_solver="arpack")
+    fits(f"PCA({RANK}) of words", {"lowrank": ours, "scikit-learn, arpack": theirs}, text)
+    truncated = {"lowrank": partial(SVD_, RANK)}
+    for solver in ("randomized", "arpack"):
+        truncated[f"scikit-learn, {solver}"] = partial(TruncatedSVD, RANK, algorithm=solver)
+    fits(f"TruncatedSVD({RANK}) of words", truncated, text)
+
+
+def fits(title: str, models: dict[str, Callable[..., Any]], X: Any) -> None:
+    """Median time of a fit, components, and the share of the variance that they capture."""
+    seconds: dict[str, list[float]] = {name: [] for name in models}
+    shares: dict[str, list[float]] = {name: [] for name in models}
+    kept = {}
+    for repeat in range(REPEATS + 1):
+        for name, model in models.items():
+            if name.endswith("full") and repeat > 1:
+                continue  # seconds each
+            start = time.perf_counter()
+            fitted = model(random_state=repeat).fit(X)
+            duration = time.perf_counter() - start
+            if repeat > 0:  # the first call of each warms up
+                seconds[name].append(duration)
+                shares[name].append(float(np.sum(fitted.explained_variance_ratio_)))
+                kept[name] = len(fitted.components_)
+    print(f"\n{title}, {X.shape[0]}×{X.shape[1]}")
+    print(f"{'':34} {'ms':>8} {'components':>10} {'variance':>10}")
+    for name, each in seconds.items():
+        ms, share = median(each) * 1e3, median(shares[name])
+        print(f"{name:34} {ms:8.1f} {kept[name]:10d} {share:10.6f}", flush=True)
+
+
 SECTIONS: dict[str, Callable[[], None]] = {
     "svd": section_svd,
     "tolerance": section_tolerance,
@@ -374,6 +434,7 @@ SECTIONS: dict[str, Callable[[], None]] = {
     "nystrom": section_nystrom,
     "center": section_center,
     "stacks": section_stacks,
+    "estimators": section_estimators,
 }
 
 

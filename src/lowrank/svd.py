@@ -27,7 +27,7 @@ from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with
 from lowrank.rangefinder import Found, find, projection, warn_unless_converged
 from lowrank.results import Outcome, SVDResult, fields_of
 
-__all__ = ["centered", "decompose", "svd"]
+__all__ = ["ENTRIES", "centered", "decompose", "svd"]
 
 
 @shares_options

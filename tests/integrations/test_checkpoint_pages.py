@@ -1,10 +1,13 @@
 """The pages about checkpoints, run as a reader runs them, on a tiny model."""
 
+import copy
 import re
 import runpy
 import shlex
 import sys
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -28,7 +31,8 @@ def blocks(page, language="python"):
 def table(page, monkeypatch, capsys, *options):
     """What the script of a page prints, called by the command on the page."""
     _, name, *arguments = shlex.split(blocks(page, "sh")[0])
-    Path(name).write_text(blocks(page)[0], "utf-8")
+    (script,) = (block for block in blocks(page) if f'"""{name}' in block)
+    Path(name).write_text(script, "utf-8")
     monkeypatch.setattr(sys, "argv", [name, *arguments, *options])
     runpy.run_path(name, run_name="__main__")
     return capsys.readouterr().out
@@ -145,3 +149,78 @@ def test_checkpoints_that_do_not_fit_are_refused_in_one_line(checkpoints, monkey
             exec(compile(blocks("lora.md")[0], "lora.md", "exec"), {})
         assert said in capsys.readouterr().err
     assert not Path("adapter").exists()
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The page about linear layers, up to its script: what it has defined and computed."""
+    pytest.importorskip("sklearn")
+    space, filters = {}, warnings.filters[:]
+    for block in blocks("checkpoints.md")[:3]:
+        exec(compile(block, "checkpoints.md", "exec"), space)
+    warnings.filters[:] = filters
+    return SimpleNamespace(**space)
+
+
+def accuracy(digits, model):
+    with torch.no_grad():
+        right = model(digits.images[digits.test]).argmax(dim=1) == digits.labels[digits.test]
+    return right.double().mean().item()
+
+
+@pytest.mark.filterwarnings("ignore::lowrank.ConvergenceWarning")
+def test_the_table_of_digits(digits):
+    text = (PAGES / "checkpoints.md").read_text("utf-8")
+    rtols, *rows = re.findall(r"^\| (?:numbers kept|error of).*", text, re.MULTILINE)
+    rtols = [int(rtol) / 100 for rtol in re.findall(r"(\d+) %", rtols)]
+    grams = digits.input_grams(digits.model, digits.images[digits.train].split(100))
+    whole = sum(p.numel() for p in digits.model.parameters())
+    for row, given in zip(rows, (None, grams), strict=True):
+        shown = re.findall(r"(\d+) %, ([\d.]+)", row)
+        for rtol, (kept, right) in zip(rtols, shown, strict=True):
+            model = copy.deepcopy(digits.model)
+            digits.compress(model, rtol, given)
+            share = sum(p.numel() for p in model.parameters()) / whole
+            assert share == pytest.approx(int(kept) / 100, abs=0.03)
+            assert accuracy(digits, model) == pytest.approx(float(right), abs=0.04)
+
+
+def test_outputs_are_as_near_as_was_asked(digits):
+    X = digits.images[digits.train]
+    with torch.no_grad():
+        for layer, small in zip(digits.model, digits.small, strict=True):
+            if isinstance(layer, torch.nn.Linear):
+                Y = X @ layer.weight.T
+                error = torch.linalg.norm(small(X) - layer(X))
+                assert 0.5 * 0.05 <= error / torch.linalg.norm(Y) <= 0.05
+            X = layer(X)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_file_of_factors_is_loaded(digits, dtype, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = copy.deepcopy(digits.model).to(dtype)
+    extra = {"norm.weight": torch.ones(3), "embed.weight": torch.ones(9, 9)}
+    if dtype == torch.float32:
+        extra = {}
+    save_file(model.state_dict() | extra, "model.safetensors")
+    printed = table("checkpoints.md", monkeypatch, capsys)
+    if not extra:
+        (shown,) = blocks("checkpoints.md", "text")
+        assert re.sub(r"\d", "", printed) == re.sub(r"\d", "", shown)
+        now, then = (re.findall(r"[\d.]+(?=%| bytes|\n)", text) for text in (printed, shown))
+        assert [*map(float, now)] == pytest.approx([*map(float, then)], rel=0.1)
+
+    written = load_file("small.safetensors")
+    assert all(torch.equal(written.pop(name), value) for name, value in extra.items())
+    save_file(written, "small.safetensors")
+    space = {**vars(digits), "model": model}
+    exec(compile(blocks("checkpoints.md")[-1], "checkpoints.md", "exec"), space)
+    restored = space["restored"]
+    for layer, pair in zip(model, restored, strict=True):
+        if isinstance(layer, torch.nn.Linear):
+            difference = pair[1].weight.float() @ pair[0].weight.float() - layer.weight.float()
+            assert torch.linalg.norm(difference) <= 0.3 * torch.linalg.norm(layer.weight.float())
+            assert torch.equal(pair[1].bias, layer.bias)
+    digits.compress(model, 0.3)
+    assert model.state_dict().keys() == restored.state_dict().keys()

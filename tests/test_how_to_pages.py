@@ -7,6 +7,7 @@ import pytest
 
 PAGES = Path(__file__).parent.parent / "docs" / "how-to"
 NEEDS = {
+    "eof.md": ("dask.array", "xarray"),
     "operators.md": ("dask.array", "h5py", "scipy"),
     "pod.md": ("scipy",),
 }

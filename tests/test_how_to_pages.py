@@ -10,6 +10,7 @@ NEEDS = {
     "eof.md": ("dask.array", "xarray"),
     "operators.md": ("dask.array", "h5py", "scipy"),
     "pod.md": ("scipy",),
+    "preconditioner.md": ("scipy",),
 }
 NUMBER = r"\d+(?:\.\d+)?(?:e[-+]\d+)?"
 

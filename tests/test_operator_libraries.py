@@ -1,8 +1,7 @@
-"""Operators of other libraries as they are, and the examples of the page about operators."""
+"""Operators of other libraries as they are."""
 
 import re
 from operator import attrgetter, methodcaller
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,8 +12,6 @@ import lowrank
 from lowrank import gallery
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import as_operator
-
-PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "operators.md"
 
 
 def dense(operator, dtype="float64"):
@@ -230,15 +227,3 @@ def test_a_sparse_matrix_that_calls_itself_an_array():
     A = np.diag(0.5 ** np.arange(30.0))
     found = lowrank.svd(Compressed(sparse.csr_array(A)), rtol=1e-3, rng=0)
     assert norm(A - (found.U * found.S) @ found.Vh, "fro") <= 1e-3 * norm(A, "fro")
-
-
-def test_the_page_about_operators(tmp_path, monkeypatch):
-    """Its blocks build on one another; they hold assertions of their own."""
-    for library in ("h5py", "scipy"):
-        pytest.importorskip(library)
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(blocks) >= 5
-    space = {}
-    for block in blocks:
-        exec(compile(block, str(PAGE), "exec"), space)

@@ -4,14 +4,15 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any
 
 import lowrank
+from lowrank._array import array_namespace
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
-from lowrank._command.telling import printable, reason, refuse, tell
+from lowrank._command.telling import Progress, printable, reason, refuse, tell
 from lowrank.certificate import residual_norm
 from lowrank.results import Look, SVDResult
 
@@ -34,18 +35,21 @@ class Answer:
     def missed(self) -> bool:
         return self.factors.converged is False
 
+    @property
+    def tolerance(self) -> str:
+        tolerance = self.factors.tolerance
+        return "-" if tolerance is None else f"{self.relative(tolerance):.3g}"
+
     def relative(self, error: float) -> float:
         return error / self.norm_A if self.norm_A > 0 else 0.0
 
 
-def answers(
-    matrix: Matrix, options: Options, look: Callable[[Look], object], about: str
-) -> list[Answer]:
-    """One answer for each tolerance, or a single one for the rank; errors begin with `about`."""
+def answers(matrix: Matrix, options: Options, progress: Progress, about: str) -> list[Answer]:
+    """One answer for each question; errors begin with `about`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was not met is told as a line of its own
-            return [_answer(matrix, rtol, options, look) for rtol in options.rtols]
+            return [_answer(matrix, rtol, options, progress) for rtol in options.rtols]
     except MemoryError:
         refuse(f"{about}: the work does not fit in memory")
     # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
@@ -53,24 +57,45 @@ def answers(
         refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
 
 
-def _answer(
-    matrix: Matrix, rtol: float | None, options: Options, look: Callable[[Look], object]
-) -> Answer:
-    A, norm, seed = matrix.array, options.norm, options.seed
+def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Progress) -> Answer:
+    A, norm, seed, atol = matrix.array, options.norm, options.seed, options.atol
+    svd = partial(lowrank.svd, A, center=options.center, rng=seed)
+
+    @cache
+    def goal() -> tuple[float, float]:
+        """The norm of A, which looks do not tell, and the tolerance relative to it."""
+        norm_A = _norm(svd(1, power_iterations=0), norm) or 1.0
+        return norm_A, max(rtol or 0.0, (atol or 0.0) / norm_A)
+
+    def state(look: Look) -> str:
+        norm_A, tolerance = goal()
+        return f"rank {look.rank}, error at most {look.bound / norm_A:.2e}, goal {tolerance:.2e}"
+
     start = time.perf_counter()
-    power = options.power_iterations
-    found: Any = lowrank.svd(
-        A, options.rank, rtol=rtol, norm=norm, power_iterations=power, rng=seed, callback=look
+    found: Any = svd(
+        options.rank,
+        rtol=rtol,
+        atol=atol,
+        norm=norm,
+        power_iterations=options.power_iterations,
+        callback=lambda look: progress.show(partial(state, look)),
     )
     seconds = time.perf_counter() - start
-    if rtol is None:  # the error of a given rank is that of a fresh sample
-        fresh = residual_norm(A, found.U, found.S[:, None] * found.Vh, norm=norm, rng=seed)
-        error, bound = fresh.value, fresh.upper_bound
-        norm_A = found.norm_A if norm == "fro" else float(found.S[0])
-    else:
-        error, bound, norm_A = found.error, found.error_bound, found.norm_A
-    nbytes = found.rank * (sum(A.shape) + 1) * matrix.itemsize  # of U, S and Vh
-    return Answer(rtol, found, error, bound, norm_A, nbytes, seconds)
+    error, bound, norm_A = found.error, found.error_bound, found.norm_A
+    if found.tolerance is None:  # the error of a given rank is that of a fresh sample
+        xp = array_namespace(found.U)
+        Q, B = found.U, found.S[:, None] * found.Vh
+        if options.center:
+            Q, B = xp.concat([Q, xp.ones_like(Q[:, :1])], 1), xp.concat([B, found.mean[None, :]], 0)
+        fresh = residual_norm(A, Q, B, norm=norm, rng=seed)
+        error, bound, norm_A = fresh.value, fresh.upper_bound, _norm(found, norm)
+    numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
+    return Answer(rtol, found, error, bound, norm_A, numbers * matrix.itemsize, seconds)
+
+
+def _norm(found: Any, norm: str) -> float:
+    """‖A‖ as a fixed rank tells it."""
+    return float(found.norm_A if norm == "fro" else found.S[0])
 
 
 def size(nbytes: int) -> str:
@@ -101,6 +126,7 @@ class Table:
     def __init__(self, options: Options, matrices: list[Source]) -> None:
         self._options = options
         self._many = len(matrices) > 1
+        self._at_rank = options.rtols == (None,) and options.atol is None
         self._label = max([6, *(len(printable(source.name)) for source in matrices)])
         self._shape = max([5, *(len(_shape(source.shape or ())) for source in matrices)])
         self._total = 0  # bytes of what is in the table
@@ -116,31 +142,35 @@ class Table:
         tell(f"{head}: {about}\n")
         tell("tolerance    rank  error bound  estimate           memory        time")
         for answer in found:
-            rtol = "-" if answer.rtol is None else f"{answer.rtol:g}"
             ratio = answer.nbytes / matrix.nbytes
             share = f"{ratio:.0%}" if ratio < 10 else f"×{ratio:.0f}"
             share = f"{size(answer.nbytes)} {share:>5}"
             bound, error = answer.relative(answer.bound), answer.relative(answer.error)
             tell(
-                f"{rtol:>9} {_rank(answer):>7} {bound:12.2e} {error:9.2e} {share:>16} "
+                f"{answer.tolerance:>9} {_rank(answer):>7} {bound:12.2e} {error:9.2e} {share:>16} "
                 f"{answer.seconds:9.2f} s"
             )
+        if max(answer.nbytes for answer in found) > matrix.nbytes:
+            tell("\nFactors of more than 100% take more memory than the matrix: keep it instead.")
 
     def _add_tensor(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
         rtols = self._options.rtols
         if not self._total:
             titles = [f"{'rank':>6} {'saved':>11}"] * len(rtols)
-            if rtols == (None,):
+            if self._at_rank:
                 titles.insert(0, "error bound")
             else:
-                self._line("", "", [f"{f'within {rtol:g}':>18}" for rtol in rtols])
+                atol = self._options.atol and f"{self._options.atol:g} absolute"
+                limits = [[rtol and f"{rtol:g}", atol] for rtol in rtols]
+                within = [" or ".join(filter(None, limit)) for limit in limits]
+                self._line("", "", [f"{f'within {limit}':>18}" for limit in within])
             self._line("tensor", "shape", titles)
         self._total += matrix.nbytes
         cells = []
         for column, answer in enumerate(found):
             saved = max(0, matrix.nbytes - answer.nbytes)
             self._saved[column] += saved
-            if answer.rtol is None:
+            if self._at_rank:
                 cells.append(f"{answer.relative(answer.bound):11.2e}")
             cells.append(_saving(_rank(answer), saved))
         self._line(printable(source.name), _shape(matrix.array.shape), cells)
@@ -151,7 +181,7 @@ class Table:
     def end(self) -> None:
         if self._total:
             width = self._label + 2 + self._shape
-            width += 13 if self._options.rtols == (None,) else 0
+            width += 13 if self._at_rank else 0
             cells = [_saving(f"{saved / self._total:.0%}", saved) for saved in self._saved]
             tell("  ".join([f"{f'total {size(self._total)}':{width}}", *cells]))
 
@@ -165,7 +195,7 @@ def missed_line(answers: list[tuple[str, Answer]]) -> str:
     if len(missed) == 1:
         status = worst.factors.status
         return (
-            f"tolerance {worst.rtol:g} not met: error bound {bound} at {where}. "
+            f"tolerance {worst.tolerance} not met: error bound {bound} at {where}. "
             f"{status.name}: {status.value}"
         )
     return (
@@ -175,7 +205,8 @@ def missed_line(answers: list[tuple[str, Answer]]) -> str:
 
 
 def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
-    asked = {key: getattr(options, key) for key in ("norm", "rank", "power_iterations", "seed")}
+    names = ("norm", "atol", "rank", "center", "power_iterations", "seed")
+    asked = {name: getattr(options, name) for name in names}
     head = {"lowrank": lowrank.__version__, "file": str(options.file), **asked}
     return json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False)
 

@@ -24,7 +24,7 @@ NOT_MET = 3
 
 def run(options: Options) -> int:
     """Do the work and return the exit code."""
-    matrices = sources(options.file, options.name, options.skip_rows)
+    matrices = sources(options)
     _check_targets(options, len(matrices))
     progress = Progress()
     table = Table(options, matrices)
@@ -40,7 +40,7 @@ def run(options: Options) -> int:
                 progress.start(f"reading {label}")
                 matrix = source.load()
                 progress.start(label)
-                found = answers(matrix, options, progress.look, about)
+                found = answers(matrix, options, progress, about)
                 _write_files(matrix, found[0], options, progress)
         except InputError as error:
             if len(matrices) == 1:
@@ -79,7 +79,7 @@ def _check_targets(options: Options, matrices: int) -> None:
                 refuse(f"cannot be written: no permission for folder {path.parent}")
             if path.is_dir():
                 refuse("cannot be written: it is a folder")
-            if path.exists() and path.samefile(options.file):
+            if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")
             if os.path.lexists(path) and not options.force:
                 refuse("exists; --force replaces it")

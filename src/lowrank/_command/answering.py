@@ -104,86 +104,48 @@ def size(nbytes: int) -> str:
     return f"{nbytes / 2 ** (10 * power):.{0 if power == 0 else 1}f} {units[power]}"
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
-
-
-def _rank(answer: Answer) -> str:
-    return f"{answer.factors.rank}{'*' if answer.missed else ''}"
-
-
-def _saving(rank: str, nbytes: int) -> str:
-    return f"{rank:>6} {size(nbytes) if nbytes else 'none':>11}"
+def _memory(nbytes: int, whole: int) -> str:
+    share = f"{nbytes / whole:.0%}" if nbytes < 10 * whole else f"×{nbytes / whole:.0f}"
+    return f"{size(nbytes)} {share:>5}"
 
 
 class Table:
-    """The table, line by line as the answers come.
+    """The table, line by line as the answers come; for the tensors of a checkpoint with sums."""
 
-    For a file with one matrix a line for each tolerance; for a checkpoint a line for each tensor,
-    with columns for each tolerance, and the sum at the end.
-    """
-
-    def __init__(self, options: Options, matrices: list[Source]) -> None:
-        self._options = options
-        self._many = len(matrices) > 1
-        self._at_rank = options.rtols == (None,) and options.atol is None
-        self._label = max([6, *(len(printable(source.name)) for source in matrices)])
-        self._shape = max([5, *(len(_shape(source.shape or ())) for source in matrices)])
-        self._total = 0  # bytes of what is in the table
-        self._saved = [0] * len(options.rtols)
+    def __init__(self, options: Options, count: int) -> None:
+        self._options, self._count = options, count
+        self._whole = 0  # bytes of what is in the table, and the least of those and the factors'
+        self._least = [0] * len(options.rtols)
 
     def add(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
-        if self._many:
-            self._add_tensor(source, matrix, found)
-            return
-        head = printable(f"{self._options.file}{f' {source.name}' if source.name else ''}")
-        shape, norm = _shape(matrix.array.shape), NORMS[self._options.norm]
-        about = f"{shape}, {matrix.dtype}, {size(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
-        tell(f"{head}: {about}\n")
-        tell("tolerance    rank  error bound  estimate           memory        time")
-        for answer in found:
-            ratio = answer.nbytes / matrix.nbytes
-            share = f"{ratio:.0%}" if ratio < 10 else f"×{ratio:.0f}"
-            share = f"{size(answer.nbytes)} {share:>5}"
+        name, shape = printable(source.name), "×".join(map(str, matrix.array.shape))
+        tensor = f"   {name} {shape}" if self._count > 1 else ""
+        if not tensor:
+            head = f"{printable(str(self._options.file))} {name}".rstrip()
+            norm = f"{NORMS[self._options.norm]} {found[0].norm_A:.4g}"
+            tell(f"{head}: {shape}, {matrix.dtype}, {size(matrix.nbytes)}; {norm}\n")
+        if not self._whole:
+            title = "tolerance    rank  error bound  estimate           memory        time"
+            tell(title + ("   tensor" if tensor else ""))
+        self._whole += matrix.nbytes
+        for k, answer in enumerate(found):
+            rank = f"{answer.factors.rank}{'*' if answer.missed else ''}"
             bound, error = answer.relative(answer.bound), answer.relative(answer.error)
+            memory = _memory(answer.nbytes, matrix.nbytes)
             tell(
-                f"{answer.tolerance:>9} {_rank(answer):>7} {bound:12.2e} {error:9.2e} {share:>16} "
-                f"{answer.seconds:9.2f} s"
+                f"{answer.tolerance:>9} {rank:>7} {bound:12.2e} {error:9.2e} {memory:>16} "
+                f"{answer.seconds:9.2f} s{tensor}"
             )
-        if max(answer.nbytes for answer in found) > matrix.nbytes:
+            self._least[k] += min(answer.nbytes, matrix.nbytes)
+        if not tensor and max(answer.nbytes for answer in found) > matrix.nbytes:
             tell("\nFactors of more than 100% take more memory than the matrix: keep it instead.")
 
-    def _add_tensor(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
-        rtols = self._options.rtols
-        if not self._total:
-            titles = [f"{'rank':>6} {'saved':>11}"] * len(rtols)
-            if self._at_rank:
-                titles.insert(0, "error bound")
-            else:
-                atol = self._options.atol and f"{self._options.atol:g} absolute"
-                limits = [[rtol and f"{rtol:g}", atol] for rtol in rtols]
-                within = [" or ".join(filter(None, limit)) for limit in limits]
-                self._line("", "", [f"{f'within {limit}':>18}" for limit in within])
-            self._line("tensor", "shape", titles)
-        self._total += matrix.nbytes
-        cells = []
-        for column, answer in enumerate(found):
-            saved = max(0, matrix.nbytes - answer.nbytes)
-            self._saved[column] += saved
-            if self._at_rank:
-                cells.append(f"{answer.relative(answer.bound):11.2e}")
-            cells.append(_saving(_rank(answer), saved))
-        self._line(printable(source.name), _shape(matrix.array.shape), cells)
-
-    def _line(self, label: str, shape: str, cells: list[str]) -> None:
-        tell("  ".join([f"{label:{self._label}}", f"{shape:>{self._shape}}", *cells]))
-
     def end(self) -> None:
-        if self._total:
-            width = self._label + 2 + self._shape
-            width += 13 if self._at_rank else 0
-            cells = [_saving(f"{saved / self._total:.0%}", saved) for saved in self._saved]
-            tell("  ".join([f"{f'total {size(self._total)}':{width}}", *cells]))
+        for rtol, least in zip(self._options.rtols, self._least, strict=True):
+            if self._count > 1 and self._whole:
+                limit, memory = "-" if rtol is None else f"{rtol:g}", _memory(least, self._whole)
+                rest = "total, with the tensor itself where its factors take more"
+                tell(f"{limit:>9} {memory:>47}               {rest}")
 
 
 def missed_line(answers: list[tuple[str, Answer]]) -> str:
@@ -211,32 +173,20 @@ def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
     return json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False)
 
 
-def _finite(value: float | None) -> float | None:
-    """JSON has no number for a tolerance that overflows."""
-    return value if value is not None and math.isfinite(value) else None
-
-
 def entry(source: Source, matrix: Matrix, found: list[Answer]) -> dict[str, Any]:
     """What JSON says of one matrix."""
+    head = {"name": source.name or None, "shape": list(matrix.array.shape), "dtype": matrix.dtype}
+    return head | {"bytes": matrix.nbytes, "results": [_result(answer) for answer in found]}
+
+
+def _result(answer: Answer) -> dict[str, Any]:
+    factors, tolerance = answer.factors, answer.factors.tolerance
     return {
-        "name": source.name or None,
-        "shape": list(matrix.array.shape),
-        "dtype": matrix.dtype,
-        "bytes": matrix.nbytes,
-        "results": [
-            {
-                "rtol": answer.rtol,
-                "tolerance": _finite(answer.factors.tolerance),
-                "converged": answer.factors.converged,
-                "status": answer.factors.status.name,
-                "rank": answer.factors.rank,
-                "error": answer.error,
-                "error_bound": answer.bound,
-                "norm_A": answer.norm_A,
-                "bytes": answer.nbytes,
-                "passes": answer.factors.passes,
-                "seconds": answer.seconds,
-            }
-            for answer in found
-        ],
+        **{name: getattr(answer, name) for name in ("rtol", "error", "norm_A", "seconds")},
+        **{name: getattr(factors, name) for name in ("converged", "rank", "passes")},
+        # JSON has no number for a tolerance that overflows.
+        "tolerance": None if tolerance == math.inf else tolerance,
+        "status": factors.status.name,
+        "error_bound": answer.bound,
+        "bytes": answer.nbytes,
     }

@@ -100,13 +100,8 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     count = {"metavar": "N", "type": _count(0), "default": 0}
     add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")
-    add(
-        "--rtol",
-        metavar="R[,R…]",
-        dest="rtols",
-        type=_tolerances,
-        help="relative tolerance, such as 1e-2; several give a line each",
-    )
+    help_rtol = "relative tolerance, such as 1e-2; several give a line each"
+    add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
     add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; with --rtol the larger")
     add("--rank", metavar="K", type=_count(1), help="rank; a cap on it beside a tolerance")
     add("--center", action="store_true", help="take the mean of all rows from each")

@@ -48,9 +48,7 @@ def demonstrate() -> None:
             f"{_seconds(compress) * 1e3:7.1f} ms {full * 1e3:6.1f} ms"
         )
     tell(
-        "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"
-        "\nthat of U, S and Vh relative to it. The best possible rank comes from the full SVD. A"
-        "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank, that of"
-        "\nthe full SVD as m·n·min(m, n), and here the two differ by little."
-        "\n\npython -m lowrank --help tells how to compress a matrix of your own."
+        "\nTolerance, bound, error and memory are relative to those of the matrix. It is small: the"
+        "\ncost of a range finder grows as m·n·rank, that of the full SVD, which tells the best rank,"
+        "\nas m·n·min(m, n). lowrank --help tells how to compress a matrix of your own."
     )

@@ -7,7 +7,7 @@ import io
 import re
 import sys
 import zipfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -20,26 +20,26 @@ import numpy as np
 from lowrank._command.arguments import Options
 from lowrank._command.telling import complain, guarded, refuse, required
 
-Opened = Callable[[], BinaryIO]
-
 TEXT = (".csv", ".dat", ".tsv", ".txt")
+PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}  # the modules that unpack
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAMED = (".h5", ".hdf5", ".mat", ".npz", ".safetensors", ".xlsx")
 KINDS = (*TEXT, ".mtx", ".npy", ".parquet", *NAMED, *IMAGES)
-# Modules that unpack what is read as a stream of bytes.
-PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}
-STREAMED = (*TEXT, ".mtx", ".npy")
-NPY = b"\x93NUMPY"
-
+# Kinds of files that take an option.
+TAKING = {"name": NAMED, "decimal": TEXT}
+TAKING |= dict.fromkeys(("skip_rows", "skip_columns"), (*TEXT, ".parquet", ".xlsx"))
 # What stands in a text where a value is missing, in lower case.
 MISSING = ("", "-", ".", "?", "n/a", "na", "nan", "nat", "none", "null")
-# Points between thousands are no numbers then, rather than other numbers.
-DECIMAL_COMMAS = str.maketrans(",.", ".,")
+# With decimal commas, points between thousands are errors rather than decimal points.
+COMMAS = str.maketrans(",.", ".,")
 
 INTEGER = re.compile(r"u?int\d+|bool")
 # Dtypes of a checkpoint that NumPy has, the others are read with torch; and those of weights.
 NUMPY_DTYPES = re.compile(r"BOOL|[UI](8|16|32|64)|F(16|32|64)|C64")
 FLOATING = re.compile(r"B?F\d|C64")
+
+# The names and, where they are known, shapes of arrays; and what reads one of them.
+Arrays = tuple[dict[str, Any], Callable[[str], Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,58 +59,44 @@ class Source:
     path: Path
     read: Callable[[], Any]
     name: str = ""
-    shape: tuple[int, ...] | None = None  # of a tensor of a checkpoint
+
+    @property
+    def label(self) -> str:
+        return f"{self.path}: {self.name}" if self.name else str(self.path)
 
     def load(self) -> Matrix:
-        with guarded(f"{self.path}: {self.name}" if self.shape else self.path, "read"):
+        with guarded(self.label, "read"):
             return _matrix(self.read())
 
 
 def sources(options: Options) -> list[Source]:
     """The matrices of a file: one, or the floating tensors of two dimensions of a checkpoint."""
-    path, name = options.file, options.name
-    opened, kind, known = partial(path.open, "rb"), path.suffix.lower(), KINDS
-    if str(path) == "-":
-        opened = partial(io.BytesIO, content := sys.stdin.buffer.read())
-        kind, known = ".npy" if content.startswith(NPY) else ".txt", STREAMED
-    elif kind in PACKED:
-        opened = partial(importlib.import_module(PACKED[kind]).open, path)
-        kind, known = Path(path.stem).suffix.lower(), STREAMED
-    if kind not in known:
-        packed = f"; {' '.join(STREAMED)} also as {' '.join(PACKED)}"
-        refuse(f"{path}: unknown kind of file; known are {' '.join(KINDS)}{packed}")
-    for option, given, kinds in (
-        ("--name", name, NAMED),
-        ("--skip-rows", options.skip_rows, (*TEXT, ".xlsx")),
-        ("--skip-columns", options.skip_columns, (*TEXT, ".parquet", ".xlsx")),
-        ("--decimal", options.decimal == ",", TEXT),
-    ):
-        if given and kind not in kinds:
-            refuse(f"{option} is for {' '.join(kinds)}, got {path}")
+    path, kind = options.file, options.file.suffix.lower()
+    if is_packed := kind in PACKED:
+        kind = Path(path.stem).suffix.lower()
+    if is_piped := str(path) == "-":
+        kind = ".txt"
+    if kind not in (TEXT if is_packed else KINDS):
+        packed = f"{' '.join(KINDS)}, and text as {' '.join(PACKED)}"
+        refuse(f"{path}: unknown kind of file; known are {packed}")
+    for option, kinds in TAKING.items():
+        if getattr(options, option) not in (None, 0, ".") and kind not in kinds:
+            refuse(f"--{option.replace('_', '-')} is for {' '.join(kinds)}, got {path}")
     if path.exists() and not (path.is_file() or path.is_dir()):
         refuse(f"{path}: is no file; read it as standard input: lowrank - < {path}")
+    arrays = {".npz": _archived, ".mat": _matlab, ".h5": _hdf5, ".hdf5": _hdf5}
+    readers = {".npy": _npy, ".mtx": _matrix_market, ".parquet": _parquet, ".xlsx": _sheet}
     with guarded(path, "read"):
-        opened().close()  # what cannot be opened is told before anything else is done
-        match kind:
-            case ".safetensors":
-                return _tensors(path, name)
-            case ".npz":
-                return [_archived(path, name)]
-            case ".mat":
-                return [_matlab(path, name)]
-            case ".h5" | ".hdf5":
-                return [_hdf5(path, name)]
-            case ".npy":
-                read = partial(_npy, opened, path if known is KINDS else None)
-            case ".mtx":
-                read = partial(_matrix_market, opened)
-            case ".parquet":
-                read = partial(_parquet, path, options.skip_columns)
-            case ".xlsx":
-                read = partial(_sheet, path, options)
-            case _:
-                read = partial(_image, path) if kind in IMAGES else partial(_text, opened, options)
-    return [Source(path, read, name or "")]
+        if not is_piped:
+            path.open("rb").close()  # what cannot be opened is told before anything else is done
+        if kind == ".safetensors":
+            return _tensors(path, options.name)
+        if kind in arrays:
+            shapes, load = arrays[kind](path)
+            name = _chosen(options.name, shapes, "array")
+            return [Source(path, partial(load, name), name)]
+    readers |= dict.fromkeys(IMAGES, _image) | dict.fromkeys(TEXT, _text_file)
+    return [Source(path, partial(readers[kind], options))]
 
 
 def as_numpy(X: Any) -> Any:
@@ -125,8 +111,7 @@ def _matrix(X: Any) -> Matrix:
         refuse(f"holds no matrix, but the fields {', '.join(fields)}; {remedy}")
     if (order := len(X.shape)) != 2:
         remedy = f"; store A[0], or A.reshape(-1, {X.shape[-1]})" if order > 2 else ""
-        dimensions = "1 dimension" if order == 1 else f"{order} dimensions"
-        refuse(f"holds no matrix: {dimensions}, shape {tuple(X.shape)}{remedy}")
+        refuse(f"holds no matrix, but an array of shape {tuple(X.shape)}{remedy}")
     if 0 in X.shape:
         refuse(f"is empty: shape {tuple(X.shape)}")
     # By a name without byte order or library.
@@ -159,20 +144,19 @@ def _reader(package: str, kind: str) -> Any:
     return required(package, f"a {kind} file", instead)
 
 
-def _chosen(name: str | None, shapes: Mapping[str, Any], kind: str = "array") -> str:
+def _chosen(name: str | None, shapes: dict[str, Any], kind: str) -> str:
     """The array of that name; without one the only array, or the only one that is no vector."""
     if not shapes:
         refuse(f"holds no {kind}s")
-    matrices = [
-        key for key, shape in shapes.items() if shape and len(shape) == 2 and min(shape) > 1
-    ]
     names = list(shapes)
-    if name is None and 1 in (len(names), len(matrices)):
-        return names[0] if len(names) == 1 else matrices[0]
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     if name is None:
+        matrices = [key for key in names if len(shapes[key] or ()) == 2 and min(shapes[key]) > 1]
+        for few in (names, matrices):
+            if len(few) == 1:
+                return few[0]
         refuse(f"holds {len(names)} {kind}s; choose one with --name: {listed}")
-    if name not in shapes:
+    if (name := name.strip("/")) not in shapes:
         refuse(f"holds no {kind} called {name}; it has {listed}")
     return name
 
@@ -180,114 +164,100 @@ def _chosen(name: str | None, shapes: Mapping[str, Any], kind: str = "array") ->
 # -- one kind of file after the other --------------------------------------------------------------
 
 
-def _npy(opened: Opened, path: Path | None) -> Any:
-    """Memory-mapped, where there is a path."""
-    with opened() as stream:
-        if stream.read(6) != NPY:
-            refuse("is not a .npy file")
-    if path is not None:
-        return np.load(path, mmap_mode="r", allow_pickle=False)
-    with opened() as stream:
-        return np.load(stream, allow_pickle=False)
+def _npy(options: Options) -> Any:
+    return np.lib.format.open_memmap(options.file, mode="r")
 
 
-def _archived(path: Path, name: str | None) -> Source:
-    if not zipfile.is_zipfile(path):
-        refuse("is not a .npz file")
+def _archived(path: Path) -> Arrays:
     with zipfile.ZipFile(path) as archive:
         arrays = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
-    if {"format", "shape", "data"} <= set(arrays) and name is None:
+    if {"format", "shape", "data"} <= set(arrays):
         sparse = required("scipy.sparse", "a sparse .npz file")
-        return Source(path, partial(sparse.load_npz, path))
-    name = _chosen(name, dict.fromkeys(arrays))
-
-    def read() -> Any:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[name]
-
-    return Source(path, read, name)
+        return {"": None}, lambda _: sparse.load_npz(path)
+    return dict.fromkeys(arrays), lambda name: np.load(path, allow_pickle=False)[name]
 
 
-def _matlab(path: Path, name: str | None) -> Source:
+def _matlab(path: Path) -> Arrays:
     with path.open("rb") as stream:
-        if stream.read(10) == b"MATLAB 7.3":
-            return _hdf5(path, name, by_columns=True)
-    scipy_io = _reader("scipy.io", ".mat")
-    name = _chosen(name, {key: shape for key, shape, _ in scipy_io.whosmat(path)})
-    return Source(path, lambda: scipy_io.loadmat(path, variable_names=[name])[name], name)
+        if stream.read(10) == b"MATLAB 7.3":  # which is HDF5, with the columns as rows
+            shapes, load = _hdf5(path)
+            return shapes, lambda name: load(name).T
+    read = _reader("scipy.io", ".mat")
+    shapes = {key: shape for key, shape, _ in read.whosmat(path)}
+    return shapes, lambda name: read.loadmat(path, variable_names=[name])[name]
 
 
-def _hdf5(path: Path, name: str | None, *, by_columns: bool = False) -> Source:
+def _hdf5(path: Path) -> Arrays:
     opening = partial(_reader("h5py", path.suffix.lower()).File, path, "r")
     shapes: dict[str, Any] = {}
-
-    def visit(key: str, item: Any) -> None:
-        if getattr(item, "shape", None) and not key.startswith("#"):  # which MATLAB keeps to itself
-            shapes[key] = item.shape
-
     with opening() as file:
-        file.visititems(visit)
-    name = _chosen(name and name.strip("/"), shapes, "dataset")
-
-    def read() -> Any:
-        with opening() as file:
-            return file[name][()].T if by_columns else file[name][()]
-
-    return Source(path, read, name)
+        file.visititems(lambda key, item: shapes.update({key: getattr(item, "shape", None)}))
+    # Groups have no shape, and names of MATLAB's own begin with #.
+    shapes = {key: shape for key, shape in shapes.items() if shape and not key.startswith("#")}
+    return shapes, lambda name: opening()[name][()]
 
 
-def _matrix_market(opened: Opened) -> Any:
-    read = _reader("scipy.io", ".mtx").mmread
-    with opened() as stream:
-        # SciPy's parser reads past the end where the last line is not ended.
-        return read(io.BytesIO(stream.read() + b"\n"))
+def _matrix_market(options: Options) -> Any:
+    # SciPy's parser reads past the end where the last line is not ended.
+    content = io.BytesIO(options.file.read_bytes() + b"\n")
+    return _reader("scipy.io", ".mtx").mmread(content)
 
 
-def _parquet(path: Path, skip_columns: int) -> Any:
-    table = _reader("pyarrow.parquet", ".parquet").read_table(path)
+def _parquet(options: Options) -> Any:
+    table = _reader("pyarrow.parquet", ".parquet").read_table(options.file)
     named = zip(table.column_names, table.columns, strict=True)
     columns = [X.to_numpy() for name, X in named if not name.startswith("__index_level_")]
-    return np.column_stack(columns[skip_columns:])
+    return np.column_stack(columns[options.skip_columns :])[options.skip_rows :]
 
 
-def _sheet(path: Path, options: Options) -> Any:
+def _sheet(options: Options) -> Any:
     """A sheet as the text that a spreadsheet would export, with the same lines and columns."""
-    book, text = _reader("openpyxl", ".xlsx").load_workbook(path, data_only=True), io.StringIO()
+    book = _reader("openpyxl", ".xlsx").load_workbook(options.file, data_only=True)
+    text = io.StringIO()
     for row in book[_chosen(options.name, dict.fromkeys(book.sheetnames), "sheet")].values:
         cells = ["" if cell is None else " ".join(str(cell).split()) for cell in row]
         csv.writer(text, delimiter=";").writerow(cells if any(cells) else ())
-    return _text(partial(io.BytesIO, text.getvalue().encode()), options)
+    return _text(io.BytesIO(text.getvalue().encode()), options)
 
 
-def _image(path: Path) -> Any:
-    with _reader("PIL.Image", path.suffix.lower()).open(path) as picture:
+def _image(options: Options) -> Any:
+    with _reader("PIL.Image", options.file.suffix.lower()).open(options.file) as picture:
         if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
             return np.asarray(picture)
-        complain(f"{path}: its colors are taken as shades of gray")
+        complain(f"{options.file}: its colors are taken as shades of gray")
         return np.asarray(picture.convert("L"))
 
 
 # -- text ------------------------------------------------------------------------------------------
 
 
-def _text(opened: Opened, options: Options) -> Any:
+def _text_file(options: Options) -> Any:
+    path = options.file
+    unpacked = PACKED.get(path.suffix.lower())
+    opened: Any = importlib.import_module(unpacked).open if unpacked else open
+    return _text(sys.stdin.buffer if str(path) == "-" else opened(path, "rb"), options)
+
+
+def _text(stream: BinaryIO, options: Options) -> Any:
     """Numbers in lines and columns, without a first line of names."""
     skip_rows, skip_columns = options.skip_rows, options.skip_columns
-    swapped = DECIMAL_COMMAS if options.decimal == "," else {}
-    head = list(islice(_contents(opened, skip_rows), 2))
+    swapped = COMMAS if options.decimal == "," else {}
+    with io.TextIOWrapper(stream, "utf-8-sig", "replace") as text:  # other letters are in names
+        lines = [line.translate(swapped) for line in text]
+    filled = (k for k, line in enumerate(lines) if k >= skip_rows and _fields(line, ";"))
+    head = list(islice(filled, 2))
     if not head:
         refuse("is empty")
-    mark = next((mark for mark in ";\t," if mark in head[-1][1] and mark != options.decimal), " ")
-    first = _fields(head[0][1], mark)
-    words = [field for field in first[skip_columns:] if _is_word(field.translate(swapped))]
-    has_names = len(head) > 1 and bool(words or "" in first[:skip_columns])
-    if has_names:
-        skip_rows = head[0][0]
+    mark = next((m for m in (";\t" if swapped else ";\t,") if m in lines[head[-1]]), " ")
+    first = _fields(lines[head[0]], mark)
+    names = any(map(_is_word, first[skip_columns:])) or "" in first[:skip_columns]
+    if has_names := names and len(head) > 1:
+        skip_rows = head[0] + 1
     X = None
     for dtype in (float, complex):
-        with suppress(ValueError), _lines(opened) as lines:
+        with suppress(ValueError):
             X = np.loadtxt(
-                (line.translate(swapped) for line in lines),
+                lines,
                 dtype,
                 delimiter=None if mark == " " else mark,
                 skiprows=skip_rows,
@@ -297,31 +267,18 @@ def _text(opened: Opened, options: Options) -> Any:
             )
             break
     if X is None or not np.isfinite(X).all():
-        refuse(_fault(_contents(opened, skip_rows), mark, swapped, skip_columns))
+        fields = (_fields(line, mark) for line in lines[skip_rows:])
+        refuse(_fault(enumerate(fields, skip_rows + 1), skip_columns, swapped))
     if has_names:
         complain(f"{options.file}: line {skip_rows} is taken for names and left out")
-    if not skip_columns and X.shape[1] > 1 and len(X) > 2 and X[0, 0] in (0, 1):
-        if np.array_equal(X[:, 0] - X[0, 0], np.arange(len(X))):
-            hint = "column 1 counts the lines; --skip-columns 1 leaves it out"
-            complain(f"{options.file}: {hint}")
+    counted = np.arange(len(X)) + X[0, 0] if X[0, 0] in (0, 1) else ()
+    if skip_columns == 0 and len(X) > 2 and np.array_equal(X[:, 0], counted):
+        complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
     return X[:, skip_columns:]
 
 
-def _lines(opened: Opened) -> io.TextIOWrapper:
-    """As text in UTF-8; other letters are only in names."""
-    return io.TextIOWrapper(opened(), "utf-8-sig", "replace")
-
-
-def _contents(opened: Opened, skip_rows: int) -> Iterator[tuple[int, str]]:
-    """The lines that have a content, numbered from 1, without their comments."""
-    with _lines(opened) as lines:
-        for number, line in enumerate(lines, 1):
-            content = line.partition("#")[0].strip(" \r\n")
-            if content and number > skip_rows:
-                yield number, content
-
-
-def _fields(content: str, mark: str) -> list[str]:
+def _fields(line: str, mark: str) -> list[str]:
+    content = line.partition("#")[0].strip(" \r\n")
     return next(csv.reader([content], delimiter=mark, skipinitialspace=True))
 
 
@@ -332,31 +289,30 @@ def _value(field: str) -> complex:
 
 
 def _is_word(field: str) -> bool:
-    is_number = not cmath.isnan(_value(field)) or field.strip().lower() in MISSING
-    return not is_number and any(map(str.isalpha, field))
+    is_known = field.strip().lower() in MISSING or not cmath.isnan(_value(field))
+    return not is_known and any(map(str.isalpha, field))
 
 
 def _fault(
-    contents: Iterator[tuple[int, str]], mark: str, swapped: dict[int, int], skip_columns: int
+    lines: Iterable[tuple[int, list[str]]], skip_columns: int, swapped: dict[int, int]
 ) -> str:
     """The first place, counted in the file from 1, where there is no number; and what to do."""
     width = 0
-    for number, content in contents:
-        fields = _fields(content, mark)
+    for line, fields in lines:
         for column, field in enumerate(fields[skip_columns:], skip_columns + 1):
-            if cmath.isfinite(_value(field.translate(swapped))):
+            if cmath.isfinite(_value(field)):
                 continue
-            where, shown = f"line {number}, column {column}", ascii_(field)
+            where = f"line {line}, column {column}"
+            shown = repr(field if len(field) <= 60 else f"{field[:50]}…").translate(swapped)
             if field.strip().lower() in MISSING:
-                remedy = "fill it in, for instance with the mean of its column"
-                return f"{where}: the value is missing ({shown}); {remedy}, or leave out its line or column"
+                remedy = "fill it in, or leave out its line or column"
+                return f"{where}: the value is missing ({shown}); {remedy}"
             remedy = "--skip-rows and --skip-columns leave out the first lines and columns"
             if not swapped and cmath.isfinite(_value(field.replace(",", "."))):
                 remedy = "--decimal , reads commas as decimal points"
             return f"{where}: {shown} is not a finite number; {remedy}"
-        width = width or len(fields)
-        if len(fields) != width:
-            return f"line {number} has {len(fields)} columns, the lines before it {width}"
+        if fields and len(fields) != (width := width or len(fields)):
+            return f"line {line} has {len(fields)} columns, those before it {width}"
     return "cannot be read as numbers"
 
 
@@ -382,6 +338,6 @@ def _tensors(path: Path, name: str | None) -> list[Source]:
 
     def source(key: str) -> Source:
         library = tensors if key in foreign else arrays
-        return Source(path, partial(library.get_tensor, key), key, shapes[key])
+        return Source(path, partial(library.get_tensor, key), key)
 
     return [source(key) for key in names]

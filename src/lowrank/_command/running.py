@@ -27,20 +27,19 @@ def run(options: Options) -> int:
     matrices = sources(options)
     _check_targets(options, len(matrices))
     progress = Progress()
-    table = Table(options, matrices)
+    table = Table(options, len(matrices))
     entries: list[dict[str, Any]] = []
     told: list[tuple[str, Answer]] = []
     code = 0
     for position, source in enumerate(matrices, start=1):
         count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
         label = f"{options.file.name} {source.name}".rstrip() + count
-        about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
         try:
             with closing(progress):
                 progress.start(f"reading {label}")
                 matrix = source.load()
                 progress.start(label)
-                found = answers(matrix, options, progress, about)
+                found = answers(matrix, options, progress, source.label)
                 _write_files(matrix, found[0], options, progress)
         except InputError as error:
             if len(matrices) == 1:

@@ -112,7 +112,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--name", metavar="NAME", help="array, dataset, sheet or tensor of the file to take")
     add("--skip-rows", **count, help="lines of text to skip (0)")
     add("--skip-columns", **count, help="columns of text to skip (0)")
-    add("--decimal", choices=(".", ","), default=".", help="decimal point of text (.)")
+    help_decimal = "decimal mark of text, . or , (.)"
+    add("--decimal", metavar="C", choices=(".", ","), default=".", help=help_decimal)
     add("--output", metavar="FACTORS.npz", type=Path, help="write the factors, of one tolerance")
     help_plot = "draw estimate, bound and true error against the rank, of one tolerance; matplotlib"
     add("--plot", metavar="FILE.png", type=Path, help=help_plot)

@@ -48,7 +48,7 @@ def demonstrate() -> None:
             f"{_seconds(compress) * 1e3:7.1f} ms {full * 1e3:6.1f} ms"
         )
     tell(
-        "\nTolerance, bound, error and memory are relative to those of the matrix. It is small: the"
-        "\ncost of a range finder grows as m·n·rank, that of the full SVD, which tells the best rank,"
+        "\nTolerance, bound, error and memory are relative to those of the matrix, a small one. The"
+        "\ncost of a range finder grows as m·n·rank, that of the full SVD, which finds the best,"
         "\nas m·n·min(m, n). lowrank --help tells how to compress a matrix of your own."
     )

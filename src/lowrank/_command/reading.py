@@ -96,7 +96,7 @@ def sources(options: Options) -> list[Source]:
             name = _chosen(options.name, shapes, "array")
             return [Source(path, partial(load, name), name)]
     readers |= dict.fromkeys(IMAGES, _image) | dict.fromkeys(TEXT, _text_file)
-    return [Source(path, partial(readers[kind], options))]
+    return [Source(path, partial(readers[kind], options), options.name or "")]
 
 
 def as_numpy(X: Any) -> Any:
@@ -248,7 +248,8 @@ def _text(stream: BinaryIO, options: Options) -> Any:
     head = list(islice(filled, 2))
     if not head:
         refuse("is empty")
-    mark = next((m for m in (";\t" if swapped else ";\t,") if m in lines[head[-1]]), " ")
+    marks = ";\t" if swapped else ";\t,"
+    mark = next((m for k in reversed(head) for m in marks if m in lines[k]), " ")
     first = _fields(lines[head[0]], mark)
     names = any(map(_is_word, first[skip_columns:])) or "" in first[:skip_columns]
     if has_names := names and len(head) > 1:
@@ -308,8 +309,8 @@ def _fault(
                 remedy = "fill it in, or leave out its line or column"
                 return f"{where}: the value is missing ({shown}); {remedy}"
             remedy = "--skip-rows and --skip-columns leave out the first lines and columns"
-            if not swapped and cmath.isfinite(_value(field.replace(",", "."))):
-                remedy = "--decimal , reads commas as decimal points"
+            if not swapped and any("," in field for field in fields):
+                remedy += ", and --decimal , reads commas as decimal points"
             return f"{where}: {shown} is not a finite number; {remedy}"
         if fields and len(fields) != (width := width or len(fields)):
             return f"line {line} has {len(fields)} columns, those before it {width}"

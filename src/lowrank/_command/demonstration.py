@@ -1,4 +1,4 @@
-"""``python -m lowrank`` alone: a small real matrix, compressed to three tolerances."""
+"""``lowrank`` alone: a small real matrix, compressed to three tolerances."""
 
 import timeit
 from collections.abc import Callable

@@ -231,6 +231,9 @@ def test_parquet(answer):
         (",2020,2021\nx,1,2\ny,3,4\n", "--skip-columns 1", [2, 2], ["line 1"]),
         (",a,b\n0,1,2\n1,3,4\n2,5,7\n", "--skip-columns 1", [3, 2], ["line 1"]),
         (",a,b\n0,1,2\n1,3,4\n2,5,7\n", "", [3, 3], ["line 1", "column 1"]),
+        (",0,1,2\n0,1,2,2\n1,3,4,4\n2,5,7,7\n", "", [3, 4], ["line 1", "column 1"]),
+        ("0,1,2\n2,3,5\n", "", [2, 3], ["columns"]),
+        ("#\n1,2,3\n2,3,5\n", "--skip-columns 1", [2, 2], []),
         ('"","V1"\n"1",1.5\n"2",3\n"3",5', "", [3, 2], ["line 1", "column 1"]),
         ("1,x\n2,y\n", "--skip-columns 2", None, []),
     ],
@@ -242,7 +245,10 @@ def test_names_of_columns_and_lines(run, text, options, shape, said):
         assert (code, err) == (2, ["lowrank: names.csv: is empty: shape (2, 0)"])
         return
     assert json.loads(out)["matrices"][0]["shape"] == shape
-    remedies = {"column 1": "column 1 counts the lines; --skip-columns 1 leaves it out"}
+    remedies = {
+        "column 1": "column 1 counts the lines; --skip-columns 1 leaves it out",
+        "columns": "line 1 counts the columns; --skip-rows leaves it out",
+    }
     expected = [remedies.get(at, f"{at} is taken for names and left out") for at in said]
     assert (code, err) == (0, [f"lowrank: names.csv: {text}" for text in expected])
 
@@ -443,7 +449,7 @@ def test_a_bad_tensor_leaves_the_others_their_answers(run):
     bad[3, 4] = np.nan
     checkpoint(nan=bad, none=np.ones((0, 3), "float32"))
     expected = [
-        f"lowrank: model.safetensors: nan: {NAN}",
+        f"lowrank: model.safetensors: nan: {NAN}4, column 5",
         "lowrank: model.safetensors: none: is empty: shape (0, 3)",
     ]
     code, out, err = run("model.safetensors --rtol 0.1")
@@ -601,7 +607,7 @@ KINDS = (
 SKIP = "--skip-rows and --skip-columns leave out the first lines and columns"
 COMMA = f"{SKIP}, and --decimal , reads commas as decimal points"
 FILL = "fill it in, or leave out its line or column"
-NAN = "the matrix holds NaN or Inf; a range finder needs finite entries"
+NAN = "the matrix holds NaN or Inf; a range finder needs finite entries; the first in row "
 REFUSED = {
     "nowhere.npy --rtol 0.1": "nowhere.npy: cannot be read: No such file or directory",
     "nowhere.csv --rtol 0.1": "nowhere.csv: cannot be read: No such file or directory",
@@ -644,9 +650,9 @@ REFUSED = {
     "empty.npy --rtol 0.1": "empty.npy: is empty: shape (0, 5)",
     "empty.csv --rtol 0.1": "empty.csv: is empty",
     "comments.txt --rtol 0.1": "comments.txt: is empty",
-    "nan.npy --rtol 0.1": f"nan.npy: {NAN}",
-    "nan.npy --rank 1": f"nan.npy: {NAN}",
-    "inf.npy --rtol 0.1 --norm spectral": f"inf.npy: {NAN}",
+    "nan.npy --rtol 0.1": f"nan.npy: {NAN}1, column 1",
+    "nan.npy --rank 1": f"nan.npy: {NAN}1, column 1",
+    "inf.npy --rtol 0.1 --norm spectral": f"inf.npy: {NAN}1, column 1",
     "nan.csv": f"nan.csv: line 2, column 1: the value is missing ('nan'); {FILL}",
     "infinite.csv": f"infinite.csv: line 2, column 2: '-inf' is not a finite number; {SKIP}",
     "gaps.csv": f"gaps.csv: line 5, column 2: the value is missing ('NA'); {FILL}",
@@ -958,8 +964,8 @@ def test_tolerances_that_are_not_met(run):
     code, out, (line,) = run("model.safetensors --rtol 0.9,1e-3 --rank 4")
     assert code == 3
     assert re.fullmatch(
-        r"lowrank: model.safetensors: 4 of 6 tolerances not met \(marked \*\); the largest error "
-        r"bound is 0\.9\d+, at rank 4 of flat",
+        r"lowrank: model.safetensors: 4 of 6 tolerances not met: largest error bound 0\.9\d+ at "
+        r"rank 4 of flat. RANK_REACHED: .*",
         line,
     )
     assert [row.count(" 4*") for row in out.splitlines()] == [0, 0, 1, 0, 1, 1, 1, 0, 0]

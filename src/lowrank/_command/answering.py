@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
+import numpy as np
+
 import lowrank
 from lowrank._array import array_namespace
 from lowrank._command.arguments import Options
@@ -54,7 +56,11 @@ def answers(matrix: Matrix, options: Options, progress: Progress, about: str) ->
         refuse(f"{about}: the work does not fit in memory")
     # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
     except (ValueError, RuntimeError) as error:
-        refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
+        said, where = reason(error).replace("`A`", "the matrix"), ""
+        if "NaN" in said and isinstance(matrix.array, np.ndarray):
+            place = np.unravel_index(np.argmin(np.isfinite(matrix.array)), matrix.array.shape)
+            where = "; the first in row {}, column {}".format(*(k + 1 for k in place))
+        refuse(f"{about}: {said}{where}")
 
 
 def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Progress) -> Answer:
@@ -149,27 +155,21 @@ class Table:
 
 
 def missed_line(answers: list[tuple[str, Answer]]) -> str:
-    """One line on the tolerances that were not met: the only one, or how many and the worst."""
+    """One line on the tolerances that were not met: which or how many, and the worst."""
     missed = [(name, answer) for name, answer in answers if answer.missed]
     name, worst = max(missed, key=lambda pair: pair[1].relative(pair[1].bound))
-    bound = f"{worst.relative(worst.bound):.3g}"
+    bound, status = f"{worst.relative(worst.bound):.3g}", worst.factors.status
     where = f"rank {worst.factors.rank}" + (f" of {name}" if name else "")
-    if len(missed) == 1:
-        status = worst.factors.status
-        return (
-            f"tolerance {worst.tolerance} not met: error bound {bound} at {where}. "
-            f"{status.name}: {status.value}"
-        )
-    return (
-        f"{len(missed)} of {len(answers)} tolerances not met (marked *); the largest error bound "
-        f"is {bound}, at {where}"
-    )
+    which = f"tolerance {worst.tolerance} not met: error bound"
+    if len(missed) > 1:
+        which = f"{len(missed)} of {len(answers)} tolerances not met: largest error bound"
+    return f"{which} {bound} at {where}. {status.name}: {status.value}"
 
 
 def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
     names = ("norm", "atol", "rank", "center", "power_iterations", "seed")
-    asked = {name: getattr(options, name) for name in names}
-    head = {"lowrank": lowrank.__version__, "file": str(options.file), **asked}
+    head = {"lowrank": lowrank.__version__, "file": str(options.file)}
+    head |= {name: getattr(options, name) for name in names}
     return json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False)
 
 

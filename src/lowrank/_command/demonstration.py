@@ -13,8 +13,6 @@ import lowrank
 from lowrank import gallery
 from lowrank._command.telling import tell
 
-REPEATS = 5
-
 
 def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
     """Elevation in metres around the Jacksboro fault, Tennessee (344×403, float64)."""
@@ -24,7 +22,7 @@ def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    return median(timeit.repeat(work, number=1, repeat=REPEATS))
+    return median(timeit.repeat(work, number=1, repeat=5))
 
 
 def demonstrate() -> None:

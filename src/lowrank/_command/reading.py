@@ -233,8 +233,7 @@ def _image(options: Options) -> Any:
 
 def _text_file(options: Options) -> Any:
     path = options.file
-    unpacked = PACKED.get(path.suffix.lower())
-    opened: Any = importlib.import_module(unpacked).open if unpacked else open
+    opened = importlib.import_module(PACKED.get(path.suffix.lower(), "io")).open
     return _text(sys.stdin.buffer if str(path) == "-" else opened(path, "rb"), options)
 
 
@@ -251,7 +250,9 @@ def _text(stream: BinaryIO, options: Options) -> Any:
     marks = ";\t" if swapped else ";\t,"
     mark = next((m for k in reversed(head) for m in marks if m in lines[k]), " ")
     first = _fields(lines[head[0]], mark)
-    names = any(map(_is_word, first[skip_columns:])) or "" in first[:skip_columns]
+    names = any(map(_is_word, first[skip_columns:]))
+    if first[0] == "":  # above an index
+        names = names or skip_columns > 0 or _counts([*map(_value, first[1:])])
     if has_names := names and len(head) > 1:
         skip_rows = head[0] + 1
     X = None
@@ -265,17 +266,20 @@ def _text(stream: BinaryIO, options: Options) -> Any:
                 ndmin=2,
                 quotechar='"',
                 converters=dict.fromkeys(range(min(skip_columns, len(first))), lambda _: 0.0),
-            )
+            )[:, skip_columns:]
             break
     if X is None or not np.isfinite(X).all():
         fields = (_fields(line, mark) for line in lines[skip_rows:])
         refuse(_fault(enumerate(fields, skip_rows + 1), skip_columns, swapped))
     if has_names:
         complain(f"{options.file}: line {skip_rows} is taken for names and left out")
-    counted = np.arange(len(X)) + X[0, 0] if X[0, 0] in (0, 1) else ()
-    if skip_columns == 0 and len(X) > 2 and np.array_equal(X[:, 0], counted):
+    if skip_columns == 0 and X.shape[1] > 1 and _counts(X[:, 0]):
         complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
-    return X[:, skip_columns:]
+    if not has_names and len(X) > 1 and _counts(X[0]):
+        complain(
+            f"{options.file}: line {head[0] + 1} counts the columns; --skip-rows leaves it out"
+        )
+    return X
 
 
 def _fields(line: str, mark: str) -> list[str]:
@@ -289,18 +293,20 @@ def _value(field: str) -> complex:
     return cmath.nan
 
 
+def _counts(values: Any) -> bool:
+    return len(values) > 2 and values[0] in (0, 1) and not any(np.diff(values) != 1)
+
+
 def _is_word(field: str) -> bool:
     is_known = field.strip().lower() in MISSING or not cmath.isnan(_value(field))
     return not is_known and any(map(str.isalpha, field))
 
 
-def _fault(
-    lines: Iterable[tuple[int, list[str]]], skip_columns: int, swapped: dict[int, int]
-) -> str:
+def _fault(lines: Iterable[tuple[int, list[str]]], skipped: int, swapped: dict[int, int]) -> str:
     """The first place, counted in the file from 1, where there is no number; and what to do."""
     width = 0
     for line, fields in lines:
-        for column, field in enumerate(fields[skip_columns:], skip_columns + 1):
+        for column, field in enumerate(fields[skipped:], skipped + 1):
             if cmath.isfinite(_value(field)):
                 continue
             where = f"line {line}, column {column}"

@@ -164,8 +164,8 @@ def test_named_arrays(answer):
     assert answer("model.safetensors:b.weight --rank 1")[0]["name"] == "b.weight"
     write_hdf5("A.h5")
     assert answer("A.h5:/group/A --rank 1")[0]["shape"] == [40, 30]
-    np.save("a:b.npy", A)
-    assert answer("a:b.npy --rank 1")[0]["shape"] == [40, 30]
+    np.save("A.h5:b.npy", A)
+    assert answer("A.h5:b.npy --rank 1")[0]["shape"] == [40, 30]
 
 
 def test_standard_input(answer, monkeypatch):
@@ -588,6 +588,7 @@ def _bad_files():
         "thousands.csv": "1.000.000,2\n2.000.000,4\n",
         "A.rds": "1 2\n",
         "gaps.csv": "# five lines\na,b\n1,2\n\n3,NA\n",
+        "alone.csv": "one,two\n",
         "index.csv": "name;x;y\nS0;1,5;2,5\n",
         "commas.csv": "1.000,5;2\n2;3\n",
         "long.csv": f"1,{'x' * 99}\n2,3\n3,x\n",
@@ -657,6 +658,7 @@ REFUSED = {
     "infinite.csv": f"infinite.csv: line 2, column 2: '-inf' is not a finite number; {SKIP}",
     "gaps.csv": f"gaps.csv: line 5, column 2: the value is missing ('NA'); {FILL}",
     "years.csv": f"years.csv: line 1, column 1: the value is missing (''); {FILL}",
+    "alone.csv": f"alone.csv: line 1, column 1: 'one' is not a finite number; {SKIP}",
     "index.csv": f"index.csv: line 2, column 1: 'S0' is not a finite number; {COMMA}",
     "index.csv --skip-columns 1": (
         f"index.csv: line 2, column 2: '1,5' is not a finite number; {COMMA}"
@@ -982,12 +984,16 @@ def test_below_the_precision_floor(run):
 # -- the picture ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("question", ["--rtol 1e-3", "--rank 6", "--rtol 1e-3 --rank 6"])
+@pytest.mark.parametrize("question", ["--rtol 1e-3 --center", "--rank 6", "--rtol 1e-3 --rank 6"])
 @pytest.mark.parametrize("kind", ["fro", "spectral"])
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
 def test_curves(question, kind, dtype):
-    X = with_spectrum(SPECTRUM, (40, 30), dtype)
+    X, spectrum = with_spectrum(SPECTRUM, (40, 30), dtype), SPECTRUM
     np.save("X.npy", X)
+    if "center" in question:
+        np.save("X.npy", X + 3.0)
+        X = X - X.mean(axis=0)
+        spectrum = np.linalg.svd(X, compute_uv=False)
     options = parse(shlex.split(f"X.npy {question} --norm {kind} --plot p.png"))
     matrix = reading.sources(options)[0].load()
     (answer,) = answers(matrix, options, Progress(), "a file")
@@ -996,7 +1002,7 @@ def test_curves(question, kind, dtype):
     truth = [norm(X - (U[:, :r] * S[:r]) @ Vh[:r], kind) for r in range(len(S) + 1)]
     assert np.array_equal(found["truth"][0], range(len(S) + 1))
     assert found["truth"][1] == pytest.approx(truth, rel=1e-9)
-    best = [gallery.best_error(SPECTRUM, r, norm=kind) for r in range(len(S) + 1)]
+    best = [gallery.best_error(spectrum, r, norm=kind) for r in range(len(S) + 1)]
     assert found["best"][1] == pytest.approx(best, rel=1e-9)
     assert (found["bound"][1] >= np.array(truth) * (1 - 1e-9)).all()
     assert (found["bound"][1] >= found["estimate"][1]).all()

@@ -5,21 +5,21 @@ elevations that comes with the package.
 files:
   .npy                the array, memory-mapped if its dtype is that of the work
   .npz                an array of it; or a sparse matrix of SciPy, with SciPy
-  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or blanks; # starts a comment
+  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or blanks; # starts a comment;
+                      also packed (.csv.gz .csv.bz2 .csv.xz)
+  -                   the same from the standard input
   .mtx                Matrix Market, sparse or dense, with SciPy
   .mat                an array of MATLAB, with SciPy; of its version 7.3 with h5py
   .h5 .hdf5           a dataset, with h5py
   .parquet            all columns, with pyarrow
   .xlsx               a sheet, with openpyxl; read like text
   .png .jpg .tif ...  an image as shades of gray, with Pillow
-  .safetensors        every floating tensor of two dimensions, one line each, with safetensors;
-                      bfloat16 and float8 also need torch
-  -                   text or .npy from the standard input
+  .safetensors        every floating tensor of two dimensions, with safetensors; bfloat16 and float8
+                      also need torch
 
-  Text, .mtx and .npy may be packed (.gz .bz2 .xz). One of several arrays, datasets, sheets or
-  tensors is chosen as FILE:NAME or with --name. In text a first line of names is left out, and
-  said to be, where numbers follow; --skip-columns leaves out an index. Integers are read as
-  float64.
+  One of several arrays, datasets, sheets or tensors is chosen as FILE:NAME or with --name. In text
+  a first line of names is left out, and said to be, where numbers follow; --skip-columns leaves out
+  an index. Integers are read as float64.
 
 output:
   FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error; tolerance (absolute; NaN

@@ -247,7 +247,7 @@ def test_names_of_columns_and_lines(run, text, options, shape, said):
     assert json.loads(out)["matrices"][0]["shape"] == shape
     remedies = {
         "column 1": "column 1 counts the lines; --skip-columns 1 leaves it out",
-        "columns": "line 1 counts the columns; --skip-rows leaves it out",
+        "columns": "line 1 counts the columns; --skip-rows 1 leaves it out",
     }
     expected = [remedies.get(at, f"{at} is taken for names and left out") for at in said]
     assert (code, err) == (0, [f"lowrank: names.csv: {text}" for text in expected])

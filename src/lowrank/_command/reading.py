@@ -249,12 +249,12 @@ def _text(stream: BinaryIO, options: Options) -> Any:
         refuse("is empty")
     marks = ";\t" if swapped else ";\t,"
     mark = next((m for k in reversed(head) for m in marks if m in lines[k]), " ")
-    first = _fields(lines[head[0]], mark)
+    first, row = _fields(lines[head[0]], mark), head[0] + 1
     names = any(map(_is_word, first[skip_columns:]))
     if first[0] == "":  # above an index
         names = names or skip_columns > 0 or _counts([*map(_value, first[1:])])
     if has_names := names and len(head) > 1:
-        skip_rows = head[0] + 1
+        skip_rows = row
     X = None
     for dtype in (float, complex):
         with suppress(ValueError):
@@ -272,13 +272,11 @@ def _text(stream: BinaryIO, options: Options) -> Any:
         fields = (_fields(line, mark) for line in lines[skip_rows:])
         refuse(_fault(enumerate(fields, skip_rows + 1), skip_columns, swapped))
     if has_names:
-        complain(f"{options.file}: line {skip_rows} is taken for names and left out")
+        complain(f"{options.file}: line {row} is taken for names and left out")
     if skip_columns == 0 and X.shape[1] > 1 and _counts(X[:, 0]):
         complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
     if not has_names and len(X) > 1 and _counts(X[0]):
-        complain(
-            f"{options.file}: line {head[0] + 1} counts the columns; --skip-rows leaves it out"
-        )
+        complain(f"{options.file}: line {row} counts the columns; --skip-rows {row} leaves it out")
     return X
 
 

@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ def test_table():
         text=True,
         check=True,
         encoding="utf-8",
-        env={"PYTHONIOENCODING": "utf-8"},
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
     )
     assert done.stderr == ""
     rows = [line.split() for line in done.stdout.splitlines() if re.match(r" *1e-0\d ", line)]

@@ -1,4 +1,4 @@
-"""``python -m lowrank``: compress the matrix in a file from the command line."""
+"""``lowrank`` or ``python -m lowrank``: compress the matrix in a file from the command line."""
 
 import signal
 import sys
@@ -30,7 +30,12 @@ def _leave(number: int, _: FrameType | None) -> None:
     sys.exit(128 + number)  # on the way out, half-written files are removed
 
 
-if __name__ == "__main__":
+def command() -> None:
+    """Run as the command ``lowrank``, with what follows it, and exit."""
     for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
         signal.signal(signal.Signals[name], _leave)
     sys.exit(main(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    command()

@@ -1,1 +1,1 @@
-"""What ``python -m lowrank`` does: read a file, factorize, report, write."""
+"""What ``lowrank`` does: read a file, factorize, report, write."""

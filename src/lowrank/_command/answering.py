@@ -4,16 +4,18 @@ import json
 import math
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Any
+
+import numpy as np
 
 import lowrank
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
-from lowrank._command.telling import printable, reason, refuse, tell
+from lowrank._command.telling import Progress, printable, reason, refuse, tell
 from lowrank.certificate import residual_norm
-from lowrank.results import Look, SVDResult, size_of
+from lowrank.results import Look, size_of
 
 NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}
 
@@ -23,10 +25,7 @@ class Answer:
     """What one tolerance, or the rank alone, takes. Errors are absolute."""
 
     rtol: float | None
-    factors: SVDResult
-    error: float
-    bound: float
-    norm_A: float
+    factors: Any  # an SVDResult with an error and a norm
     nbytes: int
     seconds: float
 
@@ -34,172 +33,139 @@ class Answer:
     def missed(self) -> bool:
         return self.factors.converged is False
 
+    @property
+    def tolerance(self) -> str:
+        tolerance = self.factors.tolerance
+        return "-" if tolerance is None else f"{self.relative(tolerance):.3g}"
+
     def relative(self, error: float) -> float:
-        return error / self.norm_A if self.norm_A > 0 else 0.0
+        norm_A = self.factors.norm_A
+        return float(error / norm_A) if norm_A > 0 else 0.0
 
 
-def answers(
-    matrix: Matrix, options: Options, look: Callable[[Look], object], about: str
-) -> list[Answer]:
-    """One answer for each tolerance, or a single one for the rank; errors begin with `about`."""
+def answers(matrix: Matrix, options: Options, progress: Progress, about: str) -> list[Answer]:
+    """One answer for each question; errors begin with `about`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what was not met is told as a line of its own
-            return [_answer(matrix, rtol, options, look) for rtol in options.rtols]
+            return [_answer(matrix, rtol, options, progress) for rtol in options.rtols]
     except MemoryError:
         refuse(f"{about}: the work does not fit in memory")
     # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
     except (ValueError, RuntimeError) as error:
-        refuse(f"{about}: {reason(error).replace('`A`', 'the matrix')}")
+        said, where = reason(error).replace("`A`", "the matrix"), ""
+        if "NaN" in said and isinstance(matrix.array, np.ndarray):
+            place = np.unravel_index(np.argmin(np.isfinite(matrix.array)), matrix.array.shape)
+            where = "; the first in row {}, column {}".format(*(k + 1 for k in place))
+        refuse(f"{about}: {said}{where}")
 
 
-def _answer(
-    matrix: Matrix, rtol: float | None, options: Options, look: Callable[[Look], object]
-) -> Answer:
-    A, norm, seed = matrix.array, options.norm, options.seed
+def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Progress) -> Answer:
+    A, norm, seed, atol = matrix.array, options.norm, options.seed, options.atol
+    svd: Any = partial(lowrank.svd, A, center=options.center, rng=seed)
+
+    @cache
+    def norm_A() -> float:
+        """Which looks do not tell."""
+        found = svd(1, power_iterations=0)
+        return float(found.norm_A if norm == "fro" else found.S[0]) or 1.0
+
+    def state(look: Look) -> str:
+        error, goal = look.bound / norm_A(), max(rtol or 0.0, (atol or 0.0) / norm_A())
+        return f"rank {look.rank}, error at most {error:.2e}, goal {goal:.2e}"
+
     start = time.perf_counter()
-    power = options.power_iterations
-    found: Any = lowrank.svd(
-        A, options.rank, rtol=rtol, norm=norm, power_iterations=power, rng=seed, callback=look
-    )
+    found = svd(
+        options.rank, rtol=rtol, atol=atol, norm=norm, power_iterations=options.power_iterations,
+        callback=lambda look: progress.show(partial(state, look)),
+    )  # fmt: skip
     seconds = time.perf_counter() - start
-    if found.error_bound is None:  # the spectral error of a given rank is that of a fresh sample
+    if found.error_bound is None:  # that of a given rank is that of a fresh sample
         fresh, size = residual_norm(A, found, norm=norm, rng=seed), float(found.S[0])
-        found = replace(
-            found, error=fresh.value, error_bound=fresh.upper_bound, norm_A=size,
-            certificate="sampled",
-        )  # fmt: skip
-    nbytes = found.rank * (sum(A.shape) + 1) * matrix.itemsize  # of U, S and Vh
-    return Answer(rtol, found, found.error, found.error_bound, found.norm_A, nbytes, seconds)
+        told = {"error": fresh.value, "error_bound": fresh.upper_bound, "norm_A": size}
+        found = replace(found, certificate="sampled", **told)
+    numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
+    return Answer(rtol, found, numbers * matrix.itemsize, seconds)
 
 
-def _shape(shape: tuple[int, ...]) -> str:
-    return "×".join(map(str, shape))
-
-
-def _rank(answer: Answer) -> str:
-    return f"{answer.factors.rank}{'*' if answer.missed else ''}"
-
-
-def _saving(rank: str, nbytes: int) -> str:
-    return f"{rank:>6} {size_of(nbytes) if nbytes else 'none':>11}"
+def _memory(nbytes: int, whole: int) -> str:
+    share = f"{nbytes / whole:.0%}" if nbytes < 10 * whole else f"×{nbytes / whole:.0f}"
+    return f"{size_of(nbytes)} {share:>5}"
 
 
 class Table:
-    """The table, line by line as the answers come.
+    """The table, line by line as the answers come; for the tensors of a checkpoint with sums."""
 
-    For a file with one matrix a line for each tolerance; for a checkpoint a line for each tensor,
-    with columns for each tolerance, and the sum at the end.
-    """
-
-    def __init__(self, options: Options, matrices: list[Source]) -> None:
-        self._options = options
-        self._many = len(matrices) > 1
-        self._label = max([6, *(len(printable(source.name)) for source in matrices)])
-        self._shape = max([5, *(len(_shape(source.shape or ())) for source in matrices)])
-        self._total = 0  # bytes of what is in the table
-        self._saved = [0] * len(options.rtols)
+    def __init__(self, options: Options, count: int) -> None:
+        self._options, self._count = options, count
+        self._whole = 0  # bytes of what is in the table, and the least of those and the factors'
+        self._least = [0] * len(options.rtols)
 
     def add(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
-        if self._many:
-            self._add_tensor(source, matrix, found)
-            return
-        head = printable(f"{self._options.file}{f' {source.name}' if source.name else ''}")
-        shape, norm = _shape(matrix.array.shape), NORMS[self._options.norm]
-        about = f"{shape}, {matrix.dtype}, {size_of(matrix.nbytes)}; {norm} {found[0].norm_A:.4g}"
-        tell(f"{head}: {about}\n")
-        tell("tolerance    rank  error bound  estimate           memory        time")
-        for answer in found:
-            rtol = "-" if answer.rtol is None else f"{answer.rtol:g}"
-            ratio = answer.nbytes / matrix.nbytes
-            share = f"{ratio:.0%}" if ratio < 10 else f"×{ratio:.0f}"
-            share = f"{size_of(answer.nbytes)} {share:>5}"
-            bound, error = answer.relative(answer.bound), answer.relative(answer.error)
+        name, shape = printable(source.name), "×".join(map(str, matrix.array.shape))
+        tensor = f"   {name} {shape}" if self._count > 1 else ""
+        if not tensor:
+            head = f"{printable(str(self._options.file))} {name}".rstrip()
+            norm = f"{NORMS[self._options.norm]} {found[0].factors.norm_A:.4g}"
+            tell(f"{head}: {shape}, {matrix.dtype}, {size_of(matrix.nbytes)}; {norm}\n")
+        if not self._whole:
+            title = "tolerance    rank  error bound  estimate           memory        time"
+            tell(title + ("   tensor" if tensor else ""))
+        self._whole += matrix.nbytes
+        for k, answer in enumerate(found):
+            rank = f"{answer.factors.rank}{'*' if answer.missed else ''}"
+            factors = answer.factors
+            bound, error = map(answer.relative, (factors.error_bound, factors.error))
+            memory = _memory(answer.nbytes, matrix.nbytes)
             tell(
-                f"{rtol:>9} {_rank(answer):>7} {bound:12.2e} {error:9.2e} {share:>16} "
-                f"{answer.seconds:9.2f} s"
+                f"{answer.tolerance:>9} {rank:>7} {bound:12.2e} {error:9.2e} {memory:>16} "
+                f"{answer.seconds:9.2f} s{tensor}"
             )
-
-    def _add_tensor(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
-        rtols = self._options.rtols
-        if not self._total:
-            titles = [f"{'rank':>6} {'saved':>11}"] * len(rtols)
-            if rtols == (None,):
-                titles.insert(0, "error bound")
-            else:
-                self._line("", "", [f"{f'within {rtol:g}':>18}" for rtol in rtols])
-            self._line("tensor", "shape", titles)
-        self._total += matrix.nbytes
-        cells = []
-        for column, answer in enumerate(found):
-            saved = max(0, matrix.nbytes - answer.nbytes)
-            self._saved[column] += saved
-            if answer.rtol is None:
-                cells.append(f"{answer.relative(answer.bound):11.2e}")
-            cells.append(_saving(_rank(answer), saved))
-        self._line(printable(source.name), _shape(matrix.array.shape), cells)
-
-    def _line(self, label: str, shape: str, cells: list[str]) -> None:
-        tell("  ".join([f"{label:{self._label}}", f"{shape:>{self._shape}}", *cells]))
+            self._least[k] += min(answer.nbytes, matrix.nbytes)
+        if not tensor and max(answer.nbytes for answer in found) > matrix.nbytes:
+            tell("\nFactors of more than 100% take more memory than the matrix: keep it instead.")
 
     def end(self) -> None:
-        if self._total:
-            width = self._label + 2 + self._shape
-            width += 13 if self._options.rtols == (None,) else 0
-            cells = [_saving(f"{saved / self._total:.0%}", saved) for saved in self._saved]
-            tell("  ".join([f"{f'total {size_of(self._total)}':{width}}", *cells]))
+        for rtol, least in zip(self._options.rtols, self._least, strict=True):
+            if self._count > 1 and self._whole:
+                limit, memory = "-" if rtol is None else f"{rtol:g}", _memory(least, self._whole)
+                rest = "total, with the tensor itself where its factors take more"
+                tell(f"{limit:>9} {memory:>47}               {rest}")
 
 
 def missed_line(answers: list[tuple[str, Answer]]) -> str:
-    """One line on the tolerances that were not met: the only one, or how many and the worst."""
+    """One line on the tolerances that were not met: which or how many, and the worst."""
     missed = [(name, answer) for name, answer in answers if answer.missed]
-    name, worst = max(missed, key=lambda pair: pair[1].relative(pair[1].bound))
-    bound = f"{worst.relative(worst.bound):.3g}"
+    name, worst = max(missed, key=lambda pair: pair[1].relative(pair[1].factors.error_bound))
+    bound, status = f"{worst.relative(worst.factors.error_bound):.3g}", worst.factors.status
     where = f"rank {worst.factors.rank}" + (f" of {name}" if name else "")
-    if len(missed) == 1:
-        status = worst.factors.status
-        return (
-            f"tolerance {worst.rtol:g} not met: error bound {bound} at {where}. "
-            f"{status.name}: {status.value}"
-        )
-    return (
-        f"{len(missed)} of {len(answers)} tolerances not met (marked *); the largest error bound "
-        f"is {bound}, at {where}"
-    )
+    which = f"tolerance {worst.tolerance} not met: error bound"
+    if len(missed) > 1:
+        which = f"{len(missed)} of {len(answers)} tolerances not met: largest error bound"
+    return f"{which} {bound} at {where}. {status.name}: {status.value}"
 
 
 def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
-    asked = {key: getattr(options, key) for key in ("norm", "rank", "power_iterations", "seed")}
-    head = {"lowrank": lowrank.__version__, "file": str(options.file), **asked}
+    names = ("norm", "atol", "rank", "center", "power_iterations", "seed")
+    head = {"lowrank": lowrank.__version__, "file": str(options.file)}
+    head |= {name: getattr(options, name) for name in names}
     return json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False)
-
-
-def _finite(value: float | None) -> float | None:
-    """JSON has no number for a tolerance that overflows."""
-    return value if value is not None and math.isfinite(value) else None
 
 
 def entry(source: Source, matrix: Matrix, found: list[Answer]) -> dict[str, Any]:
     """What JSON says of one matrix."""
+    head = {"name": source.name or None, "shape": list(matrix.array.shape), "dtype": matrix.dtype}
+    return head | {"bytes": matrix.nbytes, "results": [_result(answer) for answer in found]}
+
+
+def _result(answer: Answer) -> dict[str, Any]:
+    names = ("converged", "rank", "passes", "error", "error_bound", "norm_A")
+    tolerance = answer.factors.tolerance
     return {
-        "name": source.name or None,
-        "shape": list(matrix.array.shape),
-        "dtype": matrix.dtype,
-        "bytes": matrix.nbytes,
-        "results": [
-            {
-                "rtol": answer.rtol,
-                "tolerance": _finite(answer.factors.tolerance),
-                "converged": answer.factors.converged,
-                "status": answer.factors.status.name,
-                "rank": answer.factors.rank,
-                "error": answer.error,
-                "error_bound": answer.bound,
-                "norm_A": answer.norm_A,
-                "bytes": answer.nbytes,
-                "passes": answer.factors.passes,
-                "seconds": answer.seconds,
-            }
-            for answer in found
-        ],
+        **{name: getattr(answer, name) for name in ("rtol", "seconds")},
+        **{name: getattr(answer.factors, name) for name in names},
+        # JSON has no number for a tolerance that overflows.
+        "tolerance": None if tolerance == math.inf else tolerance,
+        "status": answer.factors.status.name,
+        "bytes": answer.nbytes,
     }

@@ -1,26 +1,38 @@
-"""Compress the matrix in FILE to a certified tolerance or to a given rank, and tell what it takes.
-Without FILE: the same for a map of elevations that comes with the package.
+"""Compress the matrix in FILE to a certified tolerance or to a given rank, and tell what it takes:
+without a tolerance or rank, what 0.1, 0.01 and 0.001 take. Without FILE: the same for a map of
+elevations that comes with the package.
 
 files:
   .npy                the array, memory-mapped if its dtype is that of the work
-  .npz                an array of it (--name); or a sparse matrix of SciPy, with SciPy
-  .csv .tsv .txt      numbers, separated by semicolons, commas, tabs or blanks; # starts a comment
+  .npz                an array of it; or a sparse matrix of SciPy, with SciPy
+  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or blanks; # starts a comment;
+                      also packed (.csv.gz .csv.bz2 .csv.xz)
+  -                   the same from the standard input
   .mtx                Matrix Market, sparse or dense, with SciPy
-  .safetensors        every tensor of two dimensions, one line each, with safetensors; bfloat16 and
-                      float8 also need torch
-  Integers are read as float64. Names of columns have to be skipped (--skip-rows), and decimal
-  commas are not read.
+  .mat                an array of MATLAB, with SciPy; of its version 7.3 with h5py
+  .h5 .hdf5           a dataset, with h5py
+  .parquet            all columns, with pyarrow
+  .xlsx               a sheet, with openpyxl; read like text
+  .png .jpg .tif ...  an image as shades of gray, with Pillow
+  .safetensors        every floating tensor of two dimensions, with safetensors; bfloat16 and float8
+                      also need torch
+
+  One of several arrays, datasets, sheets or tensors is chosen as FILE:NAME or with --name. In text
+  a first line of names is left out, and said to be, where numbers follow; --skip-columns leaves out
+  an index. Integers are read as float64.
 
 output:
   FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error, and about: tolerance, error
   and error_bound (absolute), norm and more, as JSON. lowrank.load reads all of it. The file appears
   when it is complete, or not at all.
 
-  Errors in the table are relative to the norm of the matrix, or in the spectral norm to a lower
-  bound on it; with --json they are absolute. In the spectral norm and with --rank alone, estimate
-  and bound may be several times the error. Memory and bytes are those of U, S and Vh, in the
-  precision of the file (float64 for integers). The same file, options and seed give the same
-  result.
+  Tolerances and errors in the table are relative to the norm of the matrix, or in the spectral norm
+  to a lower bound on it; with --json all but rtol are absolute. In the spectral norm and with
+  --rank alone, estimate and bound may be several times the error. Memory and bytes are those of U,
+  S and Vh (and of the mean, with --center), in the precision of the file (float64 for integers).
+  The same file, options and seed give the same result.
+
+  Progress goes to the standard error, where work is long: the error so far, and its goal.
 
 exit code:
   0 done; 2 bad input, told in one line; 3 a tolerance was not met (what was reached is told and
@@ -28,10 +40,11 @@ exit code:
 
 examples:
   python -c "import numpy as np; np.save('A.npy', np.vander(np.linspace(0, 1, 400)))"
-  python -m lowrank A.npy --rtol 1e-2
-  python -m lowrank A.npy --rtol 1e-2,1e-4,1e-6 --norm spectral
-  python -m lowrank A.npy --rtol 1e-6 --rank 40 --output factors.npz
-  python -m lowrank A.npy --rank 10 --power-iterations 1 --json
+  lowrank A.npy
+  lowrank A.npy --rtol 1e-2,1e-4,1e-6 --norm spectral
+  lowrank A.npy --atol 0.5 --center
+  lowrank A.npy --rtol 1e-6 --rank 40 --output factors.npz
+  lowrank A.npy --rank 10 --power-iterations 1 --json
 """
 
 import argparse
@@ -46,6 +59,7 @@ from lowrank._command.telling import refuse
 Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 
 PLOTS = (".png", ".pdf", ".svg")
+RTOLS = (0.1, 0.01, 0.001)  # where nothing is asked for
 
 
 class _Parser(argparse.ArgumentParser):
@@ -63,53 +77,46 @@ def _count(least: int) -> Any:
     return integer
 
 
-def _tolerances(text: str) -> tuple[float, ...]:
+def _tolerance(text: str) -> float:
     with suppress(ValueError):
-        values = tuple(map(float, text.split(",")))
-        if all(0.0 < value < math.inf for value in values):
-            return values
-    raise argparse.ArgumentTypeError(
-        f"must be a positive number, or several with commas between, got {text!r}"
-    )
+        if 0.0 < (value := float(text)) < math.inf:
+            return value
+    raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+
+
+def _tolerances(text: str) -> tuple[float, ...]:
+    return tuple(map(_tolerance, text.split(",")))
 
 
 def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     parser = _Parser(
-        prog="python -m lowrank",
+        prog="lowrank",
         description=description,
         epilog=details,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
     add = parser.add_argument
+    count = {"metavar": "N", "type": _count(0), "default": 0}
     add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")
-    add(
-        "--rtol",
-        metavar="R[,R…]",
-        dest="rtols",
-        type=_tolerances,
-        default=(None,),
-        help="relative tolerance, such as 1e-2; several give a line each",
-    )
-    add("--rank", metavar="K", type=_count(1), help="rank; a cap on it where --rtol is given")
+    help_rtol = "relative tolerance, such as 1e-2; several give a line each"
+    add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
+    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; with --rtol the larger")
+    add("--rank", metavar="K", type=_count(1), help="rank; a cap on it beside a tolerance")
+    add("--center", action="store_true", help="take the mean of all rows from each")
     add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")
-    add(
-        "--power-iterations",
-        metavar="Q",
-        type=_count(0),
-        help="0 with --rtol, 1 in the spectral norm, 2 with --rank alone",
-    )
-    add("--seed", metavar="N", type=_count(0), default=0, help="seed of the random sketch (0)")
-    add("--name", metavar="NAME", help="array or tensor of the file to take")
-    add("--skip-rows", metavar="N", type=_count(0), default=0, help="lines of text to skip (0)")
+    help_powers = "0 with a tolerance, 1 in the spectral norm, 2 with --rank alone"
+    add("--power-iterations", metavar="Q", type=_count(0), help=help_powers)
+    add("--seed", **count, help="seed of the random sketch (0)")
+    add("--name", metavar="NAME", help="array, dataset, sheet or tensor of the file to take")
+    add("--skip-rows", **count, help="lines of text to skip (0)")
+    add("--skip-columns", **count, help="columns of text to skip (0)")
+    help_decimal = "decimal mark of text, . or , (.)"
+    add("--decimal", metavar="C", choices=(".", ","), default=".", help=help_decimal)
     add("--output", metavar="FACTORS.npz", type=Path, help="write the factors, of one tolerance")
-    add(
-        "--plot",
-        metavar="FILE.png",
-        type=Path,
-        help="draw estimate, bound and true error against the rank, of one tolerance; matplotlib",
-    )
+    help_plot = "draw estimate, bound and true error against the rank, of one tolerance; matplotlib"
+    add("--plot", metavar="FILE.png", type=Path, help=help_plot)
     add("--force", action="store_true", help="let --output and --plot replace a file")
     add("--json", action="store_true", help="JSON instead of the table")
     add("--version", action="version", version=f"lowrank {lowrank.__version__}")
@@ -117,18 +124,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The options, checked as far as that goes without opening a file.
+    """The options, checked as far as that goes without reading a file.
 
-    With a rank alone, `rtols` is ``(None,)``: one question, without a tolerance.
+    With a rank or `atol` alone, `rtols` is ``(None,)``: one question, without a relative tolerance.
     """
     given = _parser().parse_args(arguments)
     if given.file is None:
-        refuse("FILE is missing; python -m lowrank --help shows examples")
-    if given.rtols == (None,) and given.rank is None:
-        refuse("no stop rule: give --rtol, for instance --rtol 1e-2, or --rank, or both")
+        refuse("FILE is missing; lowrank --help shows examples")
+    if given.rtols is None:
+        given.rtols = RTOLS if given.rank is given.atol is None else (None,)
+    file, mark, name = str(given.file).rpartition(":")
+    if mark and Path(file).suffix and not given.file.exists():
+        given.file, given.name = Path(file), given.name or name
     for path, option in ((given.output, "--output"), (given.plot, "--plot")):
         if path is not None and len(given.rtols) > 1:
-            refuse(f"{option} takes one tolerance, got {len(given.rtols)}")
+            refuse(f"{option} takes one tolerance or rank, got {len(given.rtols)} tolerances")
     if given.output is not None and given.output.suffix.lower() != ".npz":
         refuse(f"--output must name a .npz file, got {given.output}")
     if given.plot is not None and given.plot.suffix.lower() not in PLOTS:

@@ -1,4 +1,4 @@
-"""``python -m lowrank`` alone: a small real matrix, compressed to three tolerances."""
+"""``lowrank`` alone: a small real matrix, compressed to three tolerances."""
 
 import timeit
 from collections.abc import Callable
@@ -13,8 +13,6 @@ import lowrank
 from lowrank import gallery
 from lowrank._command.telling import tell
 
-REPEATS = 5
-
 
 def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
     """Elevation in meters around the Jacksboro fault, Tennessee (344×403, float64)."""
@@ -24,7 +22,7 @@ def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
 
 
 def _seconds(work: Callable[[], object]) -> float:
-    return median(timeit.repeat(work, number=1, repeat=REPEATS))
+    return median(timeit.repeat(work, number=1, repeat=5))
 
 
 def demonstrate() -> None:
@@ -48,9 +46,7 @@ def demonstrate() -> None:
             f"{_seconds(compress) * 1e3:7.1f} ms {full * 1e3:6.1f} ms"
         )
     tell(
-        "\nTolerance, bound and error are relative to the Frobenius norm of the matrix; memory is"
-        "\nthat of U, S and Vh relative to it. The best possible rank comes from the full SVD. A"
-        "\nmatrix this small does not flatter a range finder: its cost grows as m·n·rank, that of"
-        "\nthe full SVD as m·n·min(m, n), and here the two differ by little."
-        "\n\npython -m lowrank --help tells how to compress a matrix of your own."
+        "\nTolerance, bound, error and memory are relative to those of the matrix, a small one. The"
+        "\ncost of a range finder grows as m·n·rank, that of the full SVD, which finds the best,"
+        "\nas m·n·min(m, n). lowrank --help tells how to compress a matrix of your own."
     )

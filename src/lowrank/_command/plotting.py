@@ -30,21 +30,22 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
     the truth is measured.
     """
     U, S, Vh = map(_double, answer.factors)
+    mean = 0.0 if answer.factors.mean is None else _double(answer.factors.mean)
     cut = _cut_off(S, norm)
     ranks = np.arange(cut.size)
     found = {
-        "bound": (ranks, np.hypot(answer.bound, cut)),
-        "estimate": (ranks, np.hypot(answer.error, cut)),
+        "bound": (ranks, np.hypot(answer.factors.error_bound, cut)),
+        "estimate": (ranks, np.hypot(answer.factors.error, cut)),
     }
     m, n = matrix.array.shape
     cost = m * n * min(m, n)
     if norm == "fro" and m * n * S.size <= TRUTH:
         step = max(1, 2**24 // n)  # blocks of rows of about 16 million numbers
         blocks = (slice(start, start + step) for start in range(0, m, step))
-        parts = [safe_norm(_double(matrix.array[b]) - (U[b] * S) @ Vh) for b in blocks]
+        parts = [safe_norm(_double(matrix.array[b]) - mean - (U[b] * S) @ Vh) for b in blocks]
         found["truth"] = ranks, np.hypot(float(safe_norm(np.array(parts))), cut)
     if cost <= FULL_SVD:
-        A = _double(matrix.array)
+        A = _double(matrix.array) - mean
         best = _cut_off(np.linalg.svd(A, compute_uv=False), norm)
         found["best"] = ranks, best[: ranks.size]
         affordable = min(int(FULL_SVD / cost), 50)
@@ -52,8 +53,8 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
             some = np.unique(np.linspace(0, S.size, affordable).astype(int))
             errors = [np.linalg.norm(A - (U[:, :r] * S[:r]) @ Vh[:r], 2) for r in some]
             found["truth"] = some, np.array(errors)
-    if history := answer.factors.history:
-        looked, _, bounds = np.array(history).T
+    if looks := [look for look in answer.factors.history if look.rank <= S.size]:
+        looked, _, bounds = np.array(looks).T
         found["looks"] = looked, bounds
     return found
 
@@ -72,14 +73,15 @@ def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
     # No pyplot: it looks for a window system, and keeps every figure.
     figure = required("matplotlib.figure", "--plot").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    unit = answer.norm_A or 1.0
+    unit = answer.factors.norm_A or 1.0
     for name, style in styles.items():
         if name in found:
             ranks, errors = found[name]
             marker = {"marker": "o"} if len(ranks) == 1 and name != "looks" else {}
             axes.plot(ranks, np.where(errors > 0, errors / unit, np.nan), **style, **marker)
-    if answer.rtol is not None:
-        axes.axhline(answer.rtol, color="C2", linewidth=1, linestyle=":", label="tolerance")
+    if answer.factors.tolerance is not None:
+        tolerance = answer.relative(answer.factors.tolerance)
+        axes.axhline(tolerance, color="C2", linewidth=1, linestyle=":", label="tolerance")
     axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("rank")

@@ -1,25 +1,45 @@
 """Matrices from files: which there are, and each one when its turn comes."""
 
+import cmath
+import csv
+import importlib
 import io
-import os
 import re
+import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from lowrank._command.telling import InputError, guarded, reason, refuse, required
+from lowrank._command.arguments import Options
+from lowrank._command.telling import complain, guarded, refuse, required
 
-TEXT = (".csv", ".tsv", ".txt")
-KINDS = sorted((*TEXT, ".mtx", ".npy", ".npz", ".safetensors"))
+TEXT = (".csv", ".dat", ".tsv", ".txt")
+PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}  # the modules that unpack
+IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+NAMED = (".h5", ".hdf5", ".mat", ".npz", ".safetensors", ".xlsx")
+KINDS = (*TEXT, ".mtx", ".npy", ".parquet", *NAMED, *IMAGES)
+# Kinds of files that take an option.
+TAKING = {"name": NAMED, "decimal": TEXT}
+TAKING |= dict.fromkeys(("skip_rows", "skip_columns"), (*TEXT, ".parquet", ".xlsx"))
+# What stands in a text where a value is missing, in lower case.
+MISSING = ("", "-", ".", "?", "n/a", "na", "nan", "nat", "none", "null")
+# With decimal commas, points between thousands are errors rather than decimal points.
+COMMAS = str.maketrans(",.", ".,")
+
 INTEGER = re.compile(r"u?int\d+|bool")
-# Dtypes of a checkpoint that NumPy has; the others are read with torch.
+# Dtypes of a checkpoint that NumPy has, the others are read with torch; and those of weights.
 NUMPY_DTYPES = re.compile(r"BOOL|[UI](8|16|32|64)|F(16|32|64)|C64")
+FLOATING = re.compile(r"B?F\d|C64")
+
+# The names and, where they are known, shapes of arrays; and what reads one of them.
+Arrays = tuple[dict[str, Any], Callable[[str], Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,33 +59,44 @@ class Source:
     path: Path
     read: Callable[[], Any]
     name: str = ""
-    shape: tuple[int, ...] | None = None  # where it is known without reading
+
+    @property
+    def label(self) -> str:
+        return f"{self.path}: {self.name}" if self.name else str(self.path)
 
     def load(self) -> Matrix:
-        with guarded(f"{self.path}: {self.name}" if self.shape else self.path, "read"):
+        with guarded(self.label, "read"):
             return _matrix(self.read())
 
 
-def sources(path: Path, name: str | None, skip_rows: int) -> list[Source]:
-    """The matrices of a file: one, or the tensors of two dimensions of a checkpoint."""
-    suffix = path.suffix.lower()
-    if suffix not in KINDS:
-        refuse(f"{path}: unknown kind of file; known are {' '.join(KINDS)}")
-    if name is not None and suffix not in (".npz", ".safetensors"):
-        refuse(f"--name is for .npz and .safetensors, got {path}")
-    if skip_rows and suffix not in TEXT:
-        refuse(f"--skip-rows is for files of text, got {path}")
+def sources(options: Options) -> list[Source]:
+    """The matrices of a file: one, or the floating tensors of two dimensions of a checkpoint."""
+    path, kind = options.file, options.file.suffix.lower()
+    if is_packed := kind in PACKED:
+        kind = Path(path.stem).suffix.lower()
+    if is_piped := str(path) == "-":
+        kind = ".txt"
+    if kind not in (TEXT if is_packed else KINDS):
+        packed = f"{' '.join(KINDS)}, and text as {' '.join(PACKED)}"
+        refuse(f"{path}: unknown kind of file; known are {packed}")
+    for option, kinds in TAKING.items():
+        if getattr(options, option) not in (None, 0, ".") and kind not in kinds:
+            refuse(f"--{option.replace('_', '-')} is for {' '.join(kinds)}, got {path}")
     if path.exists() and not (path.is_file() or path.is_dir()):
-        refuse(f"{path}: is no file; store what it gives in one first")
+        refuse(f"{path}: is no file; read it as standard input: lowrank - < {path}")
+    arrays = {".npz": _archived, ".mat": _matlab, ".h5": _hdf5, ".hdf5": _hdf5}
+    readers = {".npy": _npy, ".mtx": _matrix_market, ".parquet": _parquet, ".xlsx": _sheet}
     with guarded(path, "read"):
-        path.open("rb").close()  # what cannot be opened is told before anything else is done
-        if suffix == ".safetensors":
-            return _tensors(path, name)
-        if suffix == ".npz":
-            return [_archived(path, name)]
-    readers = {".npy": _npy, ".mtx": _matrix_market}
-    read = readers.get(suffix, partial(_text, skip_rows=skip_rows))
-    return [Source(path, partial(read, path))]
+        if not is_piped:
+            path.open("rb").close()  # what cannot be opened is told before anything else is done
+        if kind == ".safetensors":
+            return _tensors(path, options.name)
+        if kind in arrays:
+            shapes, load = arrays[kind](path)
+            name = _chosen(options.name, shapes, "array")
+            return [Source(path, partial(load, name), name)]
+    readers |= dict.fromkeys(IMAGES, _image) | dict.fromkeys(TEXT, _text_file)
+    return [Source(path, partial(readers[kind], options), options.name or "")]
 
 
 def as_numpy(X: Any) -> Any:
@@ -75,9 +106,12 @@ def as_numpy(X: Any) -> Any:
 
 def _matrix(X: Any) -> Matrix:
     """`X` checked to be a matrix of numbers, in a dtype that the library takes."""
-    if len(X.shape) != 2:
-        dimensions = "1 dimension" if len(X.shape) == 1 else f"{len(X.shape)} dimensions"
-        refuse(f"holds no matrix: {dimensions}, shape {tuple(X.shape)}")
+    if fields := getattr(X.dtype, "names", None):
+        remedy = "store numpy.lib.recfunctions.structured_to_unstructured(A)"
+        refuse(f"holds no matrix, but the fields {', '.join(fields)}; {remedy}")
+    if (order := len(X.shape)) != 2:
+        remedy = f"; store A[0], or A.reshape(-1, {X.shape[-1]})" if order > 2 else ""
+        refuse(f"holds no matrix, but an array of shape {tuple(X.shape)}{remedy}")
     if 0 in X.shape:
         refuse(f"is empty: shape {tuple(X.shape)}")
     # By a name without byte order or library.
@@ -105,130 +139,210 @@ def _floating(X: Any, dtype: str) -> Any:
     return X if getattr(X.dtype, "isnative", True) else X.astype(dtype)
 
 
-def _npy(path: Path) -> Any:
-    with path.open("rb") as stream:
-        if stream.read(6) != b"\x93NUMPY":
-            refuse("is not a .npy file")
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+def _reader(package: str, kind: str) -> Any:
+    instead = ", or save the matrix as .csv or .npy where it comes from"
+    return required(package, f"a {kind} file", instead)
 
 
-def _archived(path: Path, name: str | None) -> Source:
-    if not zipfile.is_zipfile(path):
-        refuse("is not a .npz file")
-    with zipfile.ZipFile(path) as archive:
-        arrays = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
-    if {"format", "shape", "data"} <= set(arrays) and name is None:
-        sparse = required("scipy.sparse", "a sparse .npz file")
-        return Source(path, partial(sparse.load_npz, path))
-    name = _chosen(name, arrays, "array")
-
-    def read() -> Any:
-        with np.load(path, allow_pickle=False) as archive:
-            return archive[name]
-
-    return Source(path, read, name)
-
-
-def _chosen(name: str | None, names: list[str], kind: str) -> str:
-    if not names:
+def _chosen(name: str | None, shapes: dict[str, Any], kind: str) -> str:
+    """The array of that name; without one the only array, or the only one that is no vector."""
+    if not shapes:
         refuse(f"holds no {kind}s")
-    if name is None and len(names) == 1:
-        return names[0]
+    names = list(shapes)
     listed = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
     if name is None:
+        matrices = [key for key in names if len(shapes[key] or ()) == 2 and min(shapes[key]) > 1]
+        for few in (names, matrices):
+            if len(few) == 1:
+                return few[0]
         refuse(f"holds {len(names)} {kind}s; choose one with --name: {listed}")
-    if name not in names:
+    if (name := name.strip("/")) not in shapes:
         refuse(f"holds no {kind} called {name}; it has {listed}")
     return name
 
 
-def _text(path: Path, skip_rows: int) -> Any:
-    errors = []
+# -- one kind of file after the other --------------------------------------------------------------
+
+
+def _npy(options: Options) -> Any:
+    return np.lib.format.open_memmap(options.file, mode="r")
+
+
+def _archived(path: Path) -> Arrays:
+    with zipfile.ZipFile(path) as archive:
+        arrays = [m.removesuffix(".npy") for m in archive.namelist() if m.endswith(".npy")]
+    if {"format", "shape", "data"} <= set(arrays):
+        sparse = required("scipy.sparse", "a sparse .npz file")
+        return {"": None}, lambda _: sparse.load_npz(path)
+    return dict.fromkeys(arrays), lambda name: np.load(path, allow_pickle=False)[name]
+
+
+def _matlab(path: Path) -> Arrays:
+    with path.open("rb") as stream:
+        if stream.read(10) == b"MATLAB 7.3":  # which is HDF5, with the columns as rows
+            shapes, load = _hdf5(path)
+            return shapes, lambda name: load(name).T
+    read = _reader("scipy.io", ".mat")
+    shapes = {key: shape for key, shape, _ in read.whosmat(path)}
+    return shapes, lambda name: read.loadmat(path, variable_names=[name])[name]
+
+
+def _hdf5(path: Path) -> Arrays:
+    opening = partial(_reader("h5py", path.suffix.lower()).File, path, "r")
+    shapes: dict[str, Any] = {}
+    with opening() as file:
+        file.visititems(lambda key, item: shapes.update({key: getattr(item, "shape", None)}))
+    # Groups have no shape, and names of MATLAB's own begin with #.
+    shapes = {key: shape for key, shape in shapes.items() if shape and not key.startswith("#")}
+    return shapes, lambda name: opening()[name][()]
+
+
+def _matrix_market(options: Options) -> Any:
+    # SciPy's parser reads past the end where the last line is not ended.
+    content = io.BytesIO(options.file.read_bytes() + b"\n")
+    return _reader("scipy.io", ".mtx").mmread(content)
+
+
+def _parquet(options: Options) -> Any:
+    table = _reader("pyarrow.parquet", ".parquet").read_table(options.file)
+    named = zip(table.column_names, table.columns, strict=True)
+    columns = [X.to_numpy() for name, X in named if not name.startswith("__index_level_")]
+    return np.column_stack(columns[options.skip_columns :])[options.skip_rows :]
+
+
+def _sheet(options: Options) -> Any:
+    """A sheet as the text that a spreadsheet would export, with the same lines and columns."""
+    book = _reader("openpyxl", ".xlsx").load_workbook(options.file, data_only=True)
+    text = io.StringIO()
+    for row in book[_chosen(options.name, dict.fromkeys(book.sheetnames), "sheet")].values:
+        cells = ["" if cell is None else " ".join(str(cell).split()) for cell in row]
+        csv.writer(text, delimiter=";").writerow(cells if any(cells) else ())
+    return _text(io.BytesIO(text.getvalue().encode()), options)
+
+
+def _image(options: Options) -> Any:
+    with _reader("PIL.Image", options.file.suffix.lower()).open(options.file) as picture:
+        if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
+            return np.asarray(picture)
+        complain(f"{options.file}: its colors are taken as shades of gray")
+        return np.asarray(picture.convert("L"))
+
+
+# -- text ------------------------------------------------------------------------------------------
+
+
+def _text_file(options: Options) -> Any:
+    path = options.file
+    opened = importlib.import_module(PACKED.get(path.suffix.lower(), "io")).open
+    return _text(sys.stdin.buffer if str(path) == "-" else opened(path, "rb"), options)
+
+
+def _text(stream: BinaryIO, options: Options) -> Any:
+    """Numbers in lines and columns, without a first line of names."""
+    skip_rows, skip_columns = options.skip_rows, options.skip_columns
+    swapped = COMMAS if options.decimal == "," else {}
+    with io.TextIOWrapper(stream, "utf-8-sig", "replace") as text:  # other letters are in names
+        lines = [line.translate(swapped) for line in text]
+    filled = (k for k, line in enumerate(lines) if k >= skip_rows and _fields(line, ";"))
+    head = list(islice(filled, 2))
+    if not head:
+        refuse("is empty")
+    marks = ";\t" if swapped else ";\t,"
+    mark = next((m for k in reversed(head) for m in marks if m in lines[k]), " ")
+    first, row = _fields(lines[head[0]], mark), head[0] + 1
+    names = any(map(_is_word, first[skip_columns:]))
+    if first[0] == "":  # above an index
+        names = names or skip_columns > 0 or _counts([*map(_value, first[1:])])
+    if has_names := names and len(head) > 1:
+        skip_rows = row
+    X = None
     for dtype in (float, complex):
-        try:
-            return np.loadtxt(
-                path,
+        with suppress(ValueError):
+            X = np.loadtxt(
+                lines,
                 dtype,
-                delimiter=_delimiter(path, skip_rows),
+                delimiter=None if mark == " " else mark,
                 skiprows=skip_rows,
                 ndmin=2,
-                encoding="utf-8-sig",
                 quotechar='"',
-            )
-        except UnicodeDecodeError:
-            refuse("is not text in UTF-8")
-        except ValueError as error:
-            errors.append(error)
-    # Where complex numbers are meant, the second attempt got further.
-    raise InputError(_where(max(errors, key=_cell), skip_rows))
+                converters=dict.fromkeys(range(min(skip_columns, len(first))), lambda _: 0.0),
+            )[:, skip_columns:]
+            break
+    if X is None or not np.isfinite(X).all():
+        fields = (_fields(line, mark) for line in lines[skip_rows:])
+        refuse(_fault(enumerate(fields, skip_rows + 1), skip_columns, swapped))
+    if has_names:
+        complain(f"{options.file}: line {row} is taken for names and left out")
+    if skip_columns == 0 and X.shape[1] > 1 and _counts(X[:, 0]):
+        complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
+    if not has_names and len(X) > 1 and _counts(X[0]):
+        complain(f"{options.file}: line {row} counts the columns; --skip-rows {row} leaves it out")
+    return X
 
 
-def _delimiter(path: Path, skip_rows: int) -> str | None:
-    """The first of semicolon, comma and tab that the first line of numbers has; or blanks."""
-    marks = "\t;," if path.suffix.lower() == ".tsv" else ";,\t"
-    with path.open(encoding="utf-8-sig") as stream:
-        contents = (line.partition("#")[0].strip() for line in islice(stream, skip_rows, None))
-        first = next(filter(None, contents), None)
-    if first is None:
-        refuse("is empty")
-    return next((mark for mark in marks if mark in first), None)
+def _fields(line: str, mark: str) -> list[str]:
+    content = line.partition("#")[0].strip(" \r\n")
+    return next(csv.reader([content], delimiter=mark, skipinitialspace=True))
 
 
-NOT_A_NUMBER = re.compile(r"could not convert string (.*) to \w+ at row (\d+), column (\d+)")
+def _value(field: str) -> complex:
+    with suppress(ValueError):
+        return complex(field)
+    return cmath.nan
 
 
-def _cell(error: ValueError) -> tuple[int, int]:
-    found = NOT_A_NUMBER.match(reason(error))
-    return (int(found[2]) + 1, int(found[3])) if found else (0, 0)
+def _counts(values: Any) -> bool:
+    return len(values) > 2 and values[0] in (0, 1) and not any(np.diff(values) != 1)
 
 
-def _where(error: ValueError, skip_rows: int) -> str:
-    """NumPy's message about a text, in the words of someone who counts rows of numbers from one."""
-    said = reason(error)
-    if found := NOT_A_NUMBER.match(said):
-        text, (row, column) = found[1], _cell(error)
-        hint = ""
-        if row == 1 and not skip_rows and re.match(r"['\"]\W*[^\W\d]", text):
-            hint = "; skip lines of names with --skip-rows"
-        elif re.match(r"'\s*\d{1,4}([-/.])\d{1,2}\1\d{1,4}\b", text):
-            hint = "; leave out columns of dates"
-        elif re.fullmatch(r"'[-+]?\d+,\d+'", text):
-            hint = "; commas are not read as decimal points"
-        text = text if len(text) <= 60 else f"{text[:50]}…'"
-        return f"row {row}, column {column}: {text} is not a number{hint}"
-    if found := re.match(r"the number of columns changed from (\d+) to (\d+) at row (\d+)", said):
-        return f"row {found[3]} has {found[2]} columns, those before it {found[1]}"
-    return f"cannot be read: {said}"
+def _is_word(field: str) -> bool:
+    is_known = field.strip().lower() in MISSING or not cmath.isnan(_value(field))
+    return not is_known and any(map(str.isalpha, field))
 
 
-def _matrix_market(path: Path) -> Any:
-    read = required("scipy.io", "a .mtx file").mmread
-    with path.open("rb") as stream:
-        stream.seek(-min(1, path.stat().st_size), os.SEEK_END)
-        ended = stream.read() == b"\n"
-    # SciPy's parser reads past the end where the last line is not ended.
-    return read(path if ended else io.BytesIO(path.read_bytes() + b"\n"))
+def _fault(lines: Iterable[tuple[int, list[str]]], skipped: int, swapped: dict[int, int]) -> str:
+    """The first place, counted in the file from 1, where there is no number; and what to do."""
+    width = 0
+    for line, fields in lines:
+        for column, field in enumerate(fields[skipped:], skipped + 1):
+            if cmath.isfinite(_value(field)):
+                continue
+            where = f"line {line}, column {column}"
+            shown = repr(field if len(field) <= 60 else f"{field[:50]}…").translate(swapped)
+            if field.strip().lower() in MISSING:
+                remedy = "fill it in, or leave out its line or column"
+                return f"{where}: the value is missing ({shown}); {remedy}"
+            remedy = "--skip-rows and --skip-columns leave out the first lines and columns"
+            if not swapped and any("," in field for field in fields):
+                remedy += ", and --decimal , reads commas as decimal points"
+            return f"{where}: {shown} is not a finite number; {remedy}"
+        if fields and len(fields) != (width := width or len(fields)):
+            return f"line {line} has {len(fields)} columns, those before it {width}"
+    return "cannot be read as numbers"
+
+
+# -- checkpoints -----------------------------------------------------------------------------------
 
 
 def _tensors(path: Path, name: str | None) -> list[Source]:
-    opening = required("safetensors", "a .safetensors file").safe_open
+    opening = _reader("safetensors", ".safetensors").safe_open
     # One opened file for each library, for all tensors: every opening parses the whole header.
     arrays = tensors = opening(path, "numpy")
     described = {key: arrays.get_slice(key) for key in arrays.keys()}  # noqa: SIM118 - no dictionary
     shapes = {key: tuple(about.get_shape()) for key, about in described.items()}
-    names = [key for key, shape in shapes.items() if len(shape) == 2]
+    dtypes = {key: about.get_dtype() for key, about in described.items()}
+    names = [key for key in shapes if len(shapes[key]) == 2 and FLOATING.match(dtypes[key])]
     if name is not None:
-        names = [_chosen(name, list(shapes), "tensor")]
+        names = [_chosen(name, shapes, "tensor")]
     if not names:
-        refuse(f"holds no matrix: none of its {len(shapes)} tensors has two dimensions")
-
-    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(described[key].get_dtype())]
+        refuse(f"holds no matrix: none of its {len(shapes)} tensors is floating, of two dimensions")
+    foreign = [key for key in names if not NUMPY_DTYPES.fullmatch(dtypes[key])]
     if foreign:
-        required("torch", f"dtype {described[foreign[0]].get_dtype()} of {foreign[0]}")
+        required("torch", f"dtype {dtypes[foreign[0]]} of {foreign[0]}")
         tensors = opening(path, "pt")
 
     def source(key: str) -> Source:
         library = tensors if key in foreign else arrays
-        return Source(path, partial(library.get_tensor, key), key, shapes[key])
+        return Source(path, partial(library.get_tensor, key), key)
 
     return [source(key) for key in names]

@@ -18,23 +18,22 @@ NOT_MET = 3
 
 def run(options: Options) -> int:
     """Do the work and return the exit code."""
-    matrices = sources(options.file, options.name, options.skip_rows)
+    matrices = sources(options)
     _check_targets(options, len(matrices))
     progress = Progress()
-    table = Table(options, matrices)
+    table = Table(options, len(matrices))
     entries: list[dict[str, Any]] = []
     told: list[tuple[str, Answer]] = []
     code = 0
     for position, source in enumerate(matrices, start=1):
         count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
         label = f"{options.file.name} {source.name}".rstrip() + count
-        about = f"{options.file}: {source.name}" if source.name else f"{options.file}"
         try:
             with closing(progress):
                 progress.start(f"reading {label}")
                 matrix = source.load()
                 progress.start(label)
-                found = answers(matrix, options, progress.look, about)
+                found = answers(matrix, options, progress, source.label)
                 _write_files(matrix, found[0], options, progress)
         except InputError as error:
             if len(matrices) == 1:
@@ -73,7 +72,7 @@ def _check_targets(options: Options, matrices: int) -> None:
                 refuse(f"cannot be written: no permission for folder {path.parent}")
             if path.is_dir():
                 refuse("cannot be written: it is a folder")
-            if path.exists() and path.samefile(options.file):
+            if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")
             if os.path.lexists(path) and not options.force:
                 refuse("exists; --force replaces it")

@@ -6,11 +6,11 @@ import shutil
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-from lowrank.results import Look
+CLEAR = "\r\x1b[K"  # what the line of a terminal holds
 
 
 class InputError(Exception):
@@ -53,13 +53,14 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
-def required(package: str, purpose: str) -> Any:
-    """Import an optional package, or say how to get it."""
+def required(package: str, purpose: str, instead: str = "") -> Any:
+    """Import an optional package, or say how to get it, and what to do `instead`."""
     try:
         return importlib.import_module(package)
     except ImportError:
-        top = package.partition(".")[0]
-        refuse(f"{purpose} needs {top}, which cannot be imported; python -m pip install {top}")
+        top = package.partition(".")[0].replace("PIL", "pillow")
+        missing = f"{purpose} needs {top}, which cannot be imported"
+        refuse(f"{missing}; python -m pip install {top}{instead}")
 
 
 def prepare_streams() -> None:
@@ -86,40 +87,37 @@ def tell(text: str) -> None:
 
 
 def complain(text: str) -> None:
-    """One line on stderr."""
+    """One line on stderr, in place of a line of progress."""
+    start = CLEAR if sys.stderr.isatty() else ""
     with suppress(OSError):  # there may be nobody left to tell
-        print(f"lowrank: {printable(text)}", file=sys.stderr, flush=True)
+        print(f"{start}lowrank: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """One line on stderr that is written over, where that is a terminal; otherwise nothing."""
+    """One line on stderr that is written over, where that is a terminal; else one now and then."""
 
     def __init__(self) -> None:
-        self._shown = sys.stderr.isatty()
-        self._label = ""
-        self._first: Look | None = None
-        self._last = 0.0
+        self._at_terminal = sys.stderr.isatty()
+        self._every = 0.1 if self._at_terminal else 10.0  # seconds
+        self._label, self._last = "", time.monotonic()
 
     def start(self, label: str) -> None:
-        self._label, self._first = label, None
-        self._write(label)
+        self._label = label
+        if self._at_terminal:
+            self._write(label)
 
-    def look(self, look: Look) -> None:
-        if self._first is None or look.rank <= self._first.rank:
-            self._first = look
-        now = time.monotonic()
-        if now - self._last > 0.1:
-            self._last = now
-            text = f"rank {look.rank}, error at most {look.bound:.2e}"
-            if look is not self._first:
-                text += f" ({self._first.bound:.2e} at rank {self._first.rank})"
-            self._write(f"{self._label}: {text}")
+    def show(self, state: Callable[[], str]) -> None:
+        if time.monotonic() - self._last >= self._every:
+            self._write(f"{self._label}: {state()}")
+            self._last = time.monotonic()
 
     def close(self) -> None:
-        self._write("")
+        if self._at_terminal:
+            self._write("")
 
     def _write(self, text: str) -> None:
-        if self._shown:
-            width = shutil.get_terminal_size().columns - 1
-            sys.stderr.write(f"\r\x1b[K{printable(text)[:width]}")
-            sys.stderr.flush()
+        start, end, width = "", "\n", None
+        if self._at_terminal:
+            start, end, width = CLEAR, "", shutil.get_terminal_size().columns - 1
+        with suppress(OSError):
+            print(f"{start}{printable(text)[:width]}", end=end, file=sys.stderr, flush=True)

@@ -8,10 +8,10 @@ from conftest import BACKENDS
 from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
+from lowrank._certificate import safety_factor
 from lowrank._operator import as_operator
 from lowrank._rangefinder import looks
 from lowrank._rangefinder.basis import Basis
-from lowrank.certificate import safety_factor
 
 NUMPY = BACKENDS[0]
 

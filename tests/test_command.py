@@ -732,7 +732,9 @@ REFUSED = {
     "A.npy --rank 1 --plot p.txt": "--plot must name a file of kind .png, .pdf, .svg, got p.txt",
     "A.npy --rtol 0.1,0.2 --output F.npz": "--output takes one tolerance or rank, got 2 tolerances",
     "A.npy --rtol 0.1 --output two.npz": "two.npz: exists; --force replaces it",
-    "A.npy --rtol 0.1 --output no/F.npz": ("no/F.npz: cannot be written: there is no folder no"),
+    "A.npy --rtol 0.1 --output no/F.npz": (
+        "no/F.npz: cannot be written: No such file or directory"
+    ),
     "two.npz --name a --rank 1 --output ./two.npz --force": (
         "two.npz: is the file that is read; choose another name"
     ),
@@ -942,8 +944,12 @@ def test_names_that_are_too_long(run):
 
 def test_folders_without_permission(run, monkeypatch):
     np.save("A.npy", A)
-    monkeypatch.setattr(os, "access", lambda *_: False)
-    line = "lowrank: F.npz: cannot be written: no permission for folder ."
+
+    def denied(**_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", denied)
+    line = "lowrank: F.npz: cannot be written: Permission denied"
     assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
 
 

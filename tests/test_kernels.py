@@ -9,9 +9,9 @@ from matrices import adjoint, defect, gaussian, with_spectrum
 import lowrank
 from lowrank import _panel, gallery
 from lowrank._array import adjoint_matmul
-from lowrank._panel import orthonormalize
+from lowrank._panel import orthonormal, orthonormalize
+from lowrank._rangefinder.sampling import iterated
 from lowrank._tuning import Method, Tuning
-from lowrank.rangefinder import subspace_iteration
 
 torch = pytest.importorskip("torch")
 from pretended import from_numpy, pretending, reads  # noqa: E402
@@ -132,9 +132,8 @@ def test_the_kernel_compiles_without_a_break(method, power_iterations):
     Omega = torch.asarray(gaussian((50, 20), "float32"))
 
     def kernel(A, Omega):
-        return subspace_iteration(
-            A @ Omega, lambda X: A @ X, lambda Y: adjoint_matmul(A, Y), power_iterations
-        )
+        Q = orthonormal(A @ Omega)
+        return iterated(Q, lambda X: A @ X, lambda Y: adjoint_matmul(A, Y), power_iterations)
 
     torch._dynamo.reset()
     compiled = torch.compile(kernel, fullgraph=True, backend="aot_eager")

@@ -1,7 +1,7 @@
 """Low-rank bases and factorizations, to a given rank or a certified tolerance."""
 
 from lowrank import bounds, compress, gallery
-from lowrank.certificate import residual_norm
+from lowrank._certificate import residual_norm
 from lowrank.cur import cur
 from lowrank.eigh import eigh
 from lowrank.householder import HouseholderQR, householder_qr, qr

@@ -1,6 +1,5 @@
 """Products of a few matrices that are used as one matrix, without being formed."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import reduce
@@ -9,7 +8,7 @@ from typing import Any
 
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, adjoint
-from lowrank._operator import Operator, located
+from lowrank._operator import UNKNOWN, Operator, located
 
 
 class Factored:
@@ -70,14 +69,8 @@ class Factored:
         return reduce(matmul, self.factors)
 
     def __lowrank_operator__(self) -> Operator:
-        return located(
-            self.factors[0],
-            self.shape,
-            matmat=self.matmat,
-            rmatmat=self.rmatmat,
-            norm=None,
-            max_abs=lambda: math.nan,
-        )
+        products = {"matmat": self.matmat, "rmatmat": self.rmatmat}
+        return located(self.factors[0], self.shape, **products, **UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

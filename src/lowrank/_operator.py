@@ -11,6 +11,8 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array, Namespace
 
+# Norms where only products are known.
+UNKNOWN: dict[str, Any] = {"norm": None, "max_abs": lambda: math.nan}
 # Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
 BLOCK = 2**14
 
@@ -329,8 +331,7 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
         (m, n),
         matmat=lambda X: _product(matmat, X, m, f"{name}.matmat"),
         rmatmat=lambda Y: _product(rmatmat, Y, n, f"{name}.rmatmat"),
-        norm=None,
-        max_abs=lambda: math.nan,
+        **UNKNOWN,
     )
 
 

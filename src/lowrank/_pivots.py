@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from lowrank import _array as xa
 from lowrank._array import Array
+from lowrank._certificate import spectral_norm
 from lowrank._panel import orthonormalize
-from lowrank.certificate import spectral_norm
 
 # Bound on the coefficients, the f of Gu & Eisenstat.
 LARGEST = 2.0

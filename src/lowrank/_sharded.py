@@ -156,11 +156,8 @@ def of_columns(part: Operator, rows: Rows) -> Operator:
         matmat=lambda X: rows.sum(part.matmat(X)),
         norm=lambda: math.hypot(*rows.numbers(norm(), part)),
         max_abs=lambda: float(np.max(rows.numbers(part.max_abs(), part))),
-        array=None,
-        explicit=None,
-        far=rows,
-        costly_passes=True,
-    )
+        array=None, explicit=None, far=rows, costly_passes=True,
+    )  # fmt: skip
 
 
 def of_rows(part: Operator, rows: Rows) -> Operator:
@@ -171,11 +168,9 @@ def of_rows(part: Operator, rows: Rows) -> Operator:
     A = of_columns(part.adjoint(), rows)
     return replace(
         A.adjoint(),
-        matmat=lambda X: rows.gather(A.rmatmat(X)),
-        rmatmat=lambda Y: A.matmat(rows.part(Y)),
-        far=None,
-        costly_passes=False,
-    )
+        matmat=lambda X: rows.gather(A.rmatmat(X)), rmatmat=lambda Y: A.matmat(rows.part(Y)),
+        far=None, costly_passes=False,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True, eq=False)

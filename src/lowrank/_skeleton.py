@@ -181,19 +181,10 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
         captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
         (residual, estimate), floor = parts_of(found, captured), found.floor
     sketch = Sketch(
-        Q=Q,
-        B=B,
-        scale=scale,
-        pivoted=pivoted_qr(B),
-        columns=columns,
-        rows=rows,
-        norm=norm,
-        residual=residual,
-        estimate=estimate,
-        floor=floor,
-        fixed=found.fixed,
+        Q=Q, B=B, scale=scale, pivoted=pivoted_qr(B), columns=columns, rows=rows, norm=norm,
+        residual=residual, estimate=estimate, floor=floor, fixed=found.fixed,
         array=found.state.A if norm == "fro" and outcome.certificate == "exact" else None,
-    )
+    )  # fmt: skip
     return sketch, outcome
 
 

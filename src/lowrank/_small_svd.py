@@ -7,9 +7,9 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array
+from lowrank._certificate import safety_factor
 from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalize
 from lowrank._sketch import gaussian_source
-from lowrank.certificate import safety_factor
 
 # Columns up to which a Gram matrix or a residual is computed, and samples for larger ones: more
 # for a bound than for whether to try again.
@@ -180,9 +180,8 @@ def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
 
 
 def _rotation(seed: int, M: Array) -> Array:
-    return orthonormalize(
-        _gaussian("rotation", (*M.shape[:-2], M.shape[-1], M.shape[-1]), M, seed)
-    ).Q
+    shape = (*M.shape[:-2], M.shape[-1], M.shape[-1])
+    return orthonormalize(_gaussian("rotation", shape, M, seed)).Q
 
 
 def _gaussian(purpose: str, shape: tuple[int, ...], like: Array, seed: int = 0) -> Array:

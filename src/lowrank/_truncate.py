@@ -6,11 +6,11 @@ from dataclasses import replace
 from typing import Any
 
 from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
+from lowrank._certificate import rounding_floor
 from lowrank._operator import Operator, of_row_blocks
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
 from lowrank._small_svd import TOO_LARGE, tails
-from lowrank.certificate import rounding_floor
 from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
 
@@ -65,14 +65,8 @@ def with_bound(outcome: Outcome, rank: int, cap: int | None, error: float, bound
     elif status in (Status.CONVERGED, Status.RANK_REACHED):
         # the basis did; the rounding of what followed stands in the way
         status = Status.PRECISION_FLOOR
-    return replace(
-        outcome,
-        rank=rank,
-        status=status,
-        converged=converged,
-        error=min(error, bound),
-        error_bound=bound,
-    )
+    outcome = replace(outcome, rank=rank, status=status, converged=converged)
+    return replace(outcome, error=min(error, bound), error_bound=bound)
 
 
 def distance(A: Operator, L: Array, T: Array, scale: float) -> float:

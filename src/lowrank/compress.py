@@ -270,12 +270,9 @@ def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, A
     found = r - round(space.random_fraction * r)
     if space.energy is None:
         return *_of_fixed_rank(space, A, min(found, A.shape[-1]), draw), r
+    rng = np.random.default_rng([space.seed, step, space.index])
     U, S, _, outcome = decompose(
-        A,
-        found,
-        rtol=math.sqrt(1.0 - space.energy),
-        power_iterations=None,
-        rng=np.random.default_rng([space.seed, step, space.index]),
+        A, found, rtol=math.sqrt(1.0 - space.energy), power_iterations=None, rng=rng
     )
     before = 0 if space.basis is None else int(space.basis.shape[1])
     if outcome.rank == 0 and before:  # a zero G

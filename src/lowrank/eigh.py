@@ -96,16 +96,9 @@ def eigh(
         raise ValueError(f"`A` must be Hermitian, and so square, got shape {operator.shape}.")
     if options.pop("check", False):
         check_adjoint(operator, options.get("rng"), hermitian=True)
-    found = find(
-        replace(operator, rmatmat=operator.matmat),
-        rank,
-        share=1.0,
-        powers=2,
-        oversampling=oversampling,
-        hermitian=True,
-        projects=True,
-        **options,
-    )
+    operator = replace(operator, rmatmat=operator.matmat)
+    own: dict[str, Any] = {"share": 1.0, "powers": 2, "hermitian": True, "projects": True}
+    found = find(operator, rank, oversampling=oversampling, **own, **options)
     w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
     warn_unless_converged(outcome)
     V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]

@@ -135,8 +135,12 @@ class HouseholderQR:
     """
 
     def __init__(self, factor: Factor, block_size: int) -> None:
-        self._factor = factor
         self._block_size = block_size
+        self._take(factor)
+
+    def _take(self, factor: Factor) -> None:
+        self._factor = factor
+        self.V, self.T, self.D, self.R = factor
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -144,22 +148,6 @@ class HouseholderQR:
         return (
             f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={xa.device_of(V)})"
         )
-
-    @property
-    def V(self) -> Array:
-        return self._factor.V
-
-    @property
-    def T(self) -> Array:
-        return self._factor.T
-
-    @property
-    def R(self) -> Array:
-        return self._factor.R
-
-    @property
-    def D(self) -> tuple[Array, ...]:
-        return self._factor.D
 
     @property
     def rank(self) -> int:
@@ -211,8 +199,7 @@ class HouseholderQR:
         ValueError, TypeError
             If Y does not have m rows, or another dtype or array library than the factorization.
         """
-        Y = self._check(Y)
-        self._factor = self._factor.extend(Y, self._block_size)
+        self._take(self._factor.extend(self._check(Y), self._block_size))
         return self
 
     def _check(self, X: Array) -> Array:

@@ -14,7 +14,7 @@ from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, word
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.looks import floor_of
 from lowrank._rangefinder.residuals import Orthonormal, Whole
-from lowrank._rangefinder.sampling import Drawn, drawn, measured, subspace_iteration
+from lowrank._rangefinder.sampling import Drawn, drawn, measured
 from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
 from lowrank._sharded import Shards, shards_of
 from lowrank._sketch import TestMatrix
@@ -27,7 +27,6 @@ __all__ = [
     "projection",
     "range_finder",
     "refined",
-    "subspace_iteration",
     "warn_unless_converged",
 ]
 
@@ -65,19 +64,12 @@ def _problem(
     if block_size is not None:
         block_size = as_block_size(block_size, A.empty(0))
     problem = Problem(
-        norm=norm,
-        failure_probability=delta,
-        power_iterations=power_iterations,
-        krylov=krylov,
-        block_size=block_size,
-        certificate=as_certificate(options["certificate"], A),
-        overwrite_a=bool(options["overwrite_a"]),
-        hermitian=hermitian,
-        check_finite=bool(options["check_finite"]),
-        callback=options["callback"],
-        source=TestMatrix(A, options["test_matrix"], options["rng"]),
-        work=Work(),
-    )
+        norm=norm, failure_probability=delta, power_iterations=power_iterations, krylov=krylov,
+        block_size=block_size, certificate=as_certificate(options["certificate"], A),
+        overwrite_a=bool(options["overwrite_a"]), hermitian=hermitian,
+        check_finite=bool(options["check_finite"]), callback=options["callback"],
+        source=TestMatrix(A, options["test_matrix"], options["rng"]), work=Work(),
+    )  # fmt: skip
     return problem, start(A)
 
 

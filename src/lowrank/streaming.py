@@ -9,12 +9,12 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
+from lowrank._certificate import rounding_floor, safety_factor
 from lowrank._check import as_count, as_failure_probability
 from lowrank._operator import Operator, as_operator, located
 from lowrank._panel import orthonormalize
 from lowrank._sketch import gaussian_source
 from lowrank._small_svd import robust_svd
-from lowrank.certificate import rounding_floor, safety_factor
 from lowrank.results import ErrorEstimate, Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
@@ -405,14 +405,10 @@ class SketchedMatrix:
             S=xa.array_namespace(S).asarray(S[:r], copy=True),
             Vh=xa.array_namespace(Vh).asarray(Vh[:r, :], copy=True),
             status=Status.FULL_RANK if asked > r else Status.RANK_REACHED,
-            error=estimate.value,
-            error_bound=estimate.upper_bound,
-            certificate="sampled",
-            norm_A=self.norm,
-            rank=r,
-            passes=1,
+            error=estimate.value, error_bound=estimate.upper_bound, certificate="sampled",
+            norm_A=self.norm, rank=r, passes=1,
             products=self._right.shape[1] + self._left.shape[1],
-        )
+        )  # fmt: skip
 
     @in_full_precision
     def error(self, rank: int | None = None) -> ErrorEstimate:

@@ -9,14 +9,13 @@ from lowrank._array import (
     adjoint,
     array_namespace,
     as_matrix,
-    device_of,
     eps,
     matrix_norm_by_rows,
     safe_norm,
     signed,
     slices,
 )
-from lowrank._operator import Operator, as_operator, of_row_blocks
+from lowrank._operator import UNKNOWN, Operator, as_operator, located, of_row_blocks
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
 from lowrank._rangefinder.looks import NEAR
@@ -289,15 +288,10 @@ def _of_products(A: Operator) -> tuple[Operator, Array, int]:
     conjugate = xp.sum(sums / max(1, m), axis=1, keepdims=True)
     row = adjoint(conjugate)
 
-    difference = replace(
-        A,
-        xp=xp,
-        dtype=sums.dtype,
-        device=device_of(sums),
-        matmat=lambda X: A.matmat(X) - row @ X,
-        rmatmat=lambda Y: A.rmatmat(Y) - conjugate @ xp.sum(Y, axis=0, keepdims=True),
-        norm=None,
-        max_abs=lambda: math.nan,
-        offset=math.sqrt(m) * float(safe_norm(row)),
-    )
-    return difference, row[0, :], groups
+    products = {
+        "matmat": lambda X: A.matmat(X) - row @ X,
+        "rmatmat": lambda Y: A.rmatmat(Y) - conjugate @ xp.sum(Y, axis=0, keepdims=True),
+    }
+    costly, offset = A.costly_passes, math.sqrt(m) * float(safe_norm(row))
+    known: dict[str, Any] = {**products, **UNKNOWN, "offset": offset, "costly_passes": costly}
+    return located(sums, A.shape, **known), row[0, :], groups

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 
 import lowrank
+from lowrank._certificate import residual_norm
 from lowrank._command.arguments import Options
 from lowrank._command.reading import Matrix, Source
 from lowrank._command.telling import Progress, printable, reason, refuse, tell
-from lowrank.certificate import residual_norm
 from lowrank.results import Look, size_of
 
 NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}

@@ -90,13 +90,9 @@ def _tolerances(text: str) -> tuple[float, ...]:
 
 def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
-    parser = _Parser(
-        prog="lowrank",
-        description=description,
-        epilog=details,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+    shape = argparse.RawDescriptionHelpFormatter
+    told: dict[str, Any] = {"prog": "lowrank", "description": description, "epilog": details}
+    parser = _Parser(**told, formatter_class=shape, allow_abbrev=False)
     add = parser.add_argument
     count = {"metavar": "N", "type": _count(0), "default": 0}
     add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")

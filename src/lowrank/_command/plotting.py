@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 
-from lowrank._array import safe_norm
+from lowrank._array import as_numpy, safe_norm
 from lowrank._command.answering import Answer
 from lowrank._command.arguments import Options
-from lowrank._command.reading import Matrix, as_numpy
+from lowrank._command.reading import Matrix
 from lowrank._command.telling import printable, required
 from lowrank._small_svd import tails
 
@@ -104,5 +104,5 @@ def _cut_off(values: Double, norm: str) -> Double:
 
 
 def _double(X: Any) -> Double:
-    X = as_numpy(X)
+    X = X.toarray() if hasattr(X, "toarray") else as_numpy(X)
     return X.astype(np.complex128 if X.dtype.kind == "c" else np.float64)

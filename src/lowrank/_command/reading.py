@@ -99,11 +99,6 @@ def sources(options: Options) -> list[Source]:
     return [Source(path, partial(readers[kind], options), options.name or "")]
 
 
-def as_numpy(X: Any) -> Any:
-    """A NumPy array of what a file held or of what the library made of it."""
-    return X.toarray() if hasattr(X, "toarray") else np.asarray(X)
-
-
 def _matrix(X: Any) -> Matrix:
     """`X` checked to be a matrix of numbers, in a dtype that the library takes."""
     if fields := getattr(X.dtype, "names", None):

@@ -1,6 +1,7 @@
 """From checked options to the table, the files and the exit code."""
 
 import os
+import tempfile
 from contextlib import closing
 from typing import Any
 
@@ -59,23 +60,21 @@ def run(options: Options) -> int:
 
 def _check_targets(options: Options, matrices: int) -> None:
     """Find out what would keep files from being written before the work, not after it."""
-    for path, option in ((options.output, "--output"), (options.plot, "--plot")):
+    targets = {"--output": options.output, "--plot": options.plot}
+    for option, path in targets.items():
         if path is None:
             continue
         if matrices > 1:
             has = f"{options.file}: has {matrices} matrices"
             refuse(f"{has} and {option} takes one; choose it with --name")
         with guarded(path, "written"):
-            if not path.parent.is_dir():
-                refuse(f"cannot be written: there is no folder {path.parent}")
-            if not os.access(path.parent, os.W_OK | os.X_OK):
-                refuse(f"cannot be written: no permission for folder {path.parent}")
             if path.is_dir():
                 refuse("cannot be written: it is a folder")
             if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")
             if os.path.lexists(path) and not options.force:
                 refuse("exists; --force replaces it")
+            tempfile.TemporaryFile(dir=path.parent).close()
     if options.plot is not None:
         required("matplotlib", "--plot")
 

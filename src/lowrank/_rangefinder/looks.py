@@ -5,6 +5,13 @@ from dataclasses import replace
 
 from lowrank import _array as xa
 from lowrank._array import Array
+from lowrank._certificate import (
+    norm_of_product,
+    rounding_floor,
+    safety_factor,
+    spectral_norm,
+    spread_factor,
+)
 from lowrank._operator import Operator
 from lowrank._panel import defect, orthonormalize
 from lowrank._rangefinder.blocks import powers_of, width_of_look
@@ -17,13 +24,6 @@ from lowrank._rangefinder.sampling import (
     salted,
 )
 from lowrank._rangefinder.state import Problem, State, epsilon_of
-from lowrank.certificate import (
-    norm_of_product,
-    rounding_floor,
-    safety_factor,
-    spectral_norm,
-    spread_factor,
-)
 from lowrank.results import Look
 
 # Errors of up to so many eps ‖A‖ are next to rounding.
@@ -184,14 +184,11 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     if not is_whole:
         delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
         drift *= safety_factor(samples, delta, is_complex=xa.is_complex(Omega)) / math.sqrt(samples)
+    look = look._replace(bound=look.bound + drift)
     return replace(
-        state,
-        looks=(*state.looks[:-1], look._replace(bound=look.bound + drift)),
-        looked=state.residual,
-        settled=state.residual,
-        sampled_looks=looks,
-        drift=state.drift + drift / norm,
-    )
+        state, looks=(*state.looks[:-1], look), looked=state.residual, settled=state.residual,
+        sampled_looks=looks, drift=state.drift + drift / norm,
+    )  # fmt: skip
 
 
 def _with_sampled_norm(

@@ -25,23 +25,6 @@ from lowrank._rangefinder.state import Problem, State
 Product = Callable[[Array], Array]
 
 
-def subspace_iteration(
-    Y: Array,
-    matmat: Product,
-    rmatmat: Product,
-    power_iterations: int,
-    *,
-    domain_qr: Callable[[Array], Factors] = orthonormalize,
-) -> Array:
-    """Orthonormal basis of the range of ``(A Aᴴ)^q Y``, for a sketch Y of the range of A.
-
-    A function of arrays that asks nothing of a device: torch compiles it without a graph break,
-    and a CUDA graph captures it. (Halko, Martinsson & Tropp, Finding structure with randomness,
-    2011, doi:10.1137/090771806, Algorithm 4.4.)
-    """
-    return iterated(orthonormal(Y), matmat, rmatmat, power_iterations, domain_qr=domain_qr)
-
-
 def iterated(
     Q: Array,
     matmat: Product,
@@ -54,6 +37,10 @@ def iterated(
     factors: list[Array] | None = None,
 ) -> Array:
     """Orthonormal basis of the range of ``(A Aᴴ)^q Q``, for an orthonormal Q.
+
+    (Halko, Martinsson & Tropp, Finding structure with randomness, 2011, doi:10.1137/090771806,
+    Algorithm 4.4.) A function of arrays that asks nothing of a device: torch compiles it without a
+    graph break, and a CUDA graph captures it.
 
     With `krylov`, of ``[(A Aᴴ)^q Q, …, A Aᴴ Q, Q]``, the best first, of which so many `columns` are
     given. The blocks are orthonormal, but not to one another before the end. Where they are nearly
@@ -221,16 +208,11 @@ def iterated_sample(
     """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
     residual = state.residual
     assert not isinstance(residual, Whole)
+    product = partial(_product, problem, sums)
     return iterated(
-        basis.pop(),
-        partial(_product, problem, sums, residual.matmat),
-        partial(_product, problem, sums, residual.rmatmat),
-        q,
-        domain_qr=domain_qr(state.A),
-        krylov=problem.krylov,
-        columns=columns,
-        factors=factors,
-    )
+        basis.pop(), partial(product, residual.matmat), partial(product, residual.rmatmat), q,
+        domain_qr=domain_qr(state.A), krylov=problem.krylov, columns=columns, factors=factors,
+    )  # fmt: skip
 
 
 def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> list[Array]:

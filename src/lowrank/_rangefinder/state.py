@@ -155,19 +155,13 @@ def outcome_of(problem: Problem, state: State) -> Outcome:
     if tolerance is not None:
         converged = look is not None and look.bound <= tolerance
     return Outcome(
-        status=Status.CONVERGED if converged else state.status,
-        converged=converged,
-        tolerance=tolerance,
-        norm=problem.norm,
+        status=Status.CONVERGED if converged else state.status, converged=converged,
+        tolerance=tolerance, norm=problem.norm, norm_A=state.norm_A, rank=state.rank,
         error=None if look is None else look.estimate,
         error_bound=None if look is None else look.bound,
         certificate=None if look is None else state.residual.certificate,
-        norm_A=state.norm_A,
-        rank=state.rank,
-        passes=problem.work.passes,
-        products=problem.work.products,
-        history=state.looks,
-    )
+        passes=problem.work.passes, products=problem.work.products, history=state.looks,
+    )  # fmt: skip
 
 
 def epsilon_of(state: State) -> float:

@@ -384,13 +384,11 @@ class LowRankOptimizer(torch.optim.Optimizer):
             weight.parameter: i / len(weights) for i, (_, weight) in enumerate(weights, 1)
         }
         compressed = {weight.parameter: weight for _, weight in weights}
-        before, self._kinds = (
-            self._kinds,
-            {
-                weight.parameter: (weight.left, self.param_groups[number]["state_dtype"])
-                for number, weight in weights
-            },
-        )
+        before = self._kinds
+        self._kinds = {
+            weight.parameter: (weight.left, self.param_groups[number]["state_dtype"])
+            for number, weight in weights
+        }
         for p in self._parameters():
             state, changed = self.state.get(p), before.get(p) != self._kinds.get(p)
             if state and ((p in before and changed) or self._is_stale(state, compressed.get(p))):

@@ -75,13 +75,9 @@ def _refresh(
     if stacked:
         G: Any = stacks.gradients(weights, stacked=True)
         A = SimpleNamespace(
-            xp=array_namespace(G),
-            device=first.parameter.device,
-            dtype=G.dtype,
-            shape=G.shape,
-            matmat=lambda X: G @ X,
-            rmatmat=lambda Y: G.mT @ Y,
-        )
+            xp=array_namespace(G), device=G.device, dtype=G.dtype, shape=G.shape,
+            matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y,
+        )  # fmt: skip
         draws = [source(weight.policy, A, step) for weight in weights]
 
         def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:

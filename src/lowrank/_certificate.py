@@ -15,15 +15,6 @@ from lowrank._sharded import shards_of
 from lowrank._sketch import gaussian_source
 from lowrank.results import ErrorEstimate
 
-__all__ = [
-    "norm_of_product",
-    "residual_norm",
-    "rounding_floor",
-    "safety_factor",
-    "spectral_norm",
-    "spread_factor",
-]
-
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
 # where the rank was exhausted, over dtypes, shapes and libraries: at most 12 eps for 1 to 10
 # columns, and 1.7 eps √k for 32 to 512.

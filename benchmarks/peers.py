@@ -1,12 +1,13 @@
 """Comparisons with other libraries: time and error, on this machine.
 
-    OMP_NUM_THREADS=1 python benchmarks/peers.py [--quick] [SECTION ...]
+    OMP_NUM_THREADS=1 python benchmarks/peers.py [--quick] [SECTION ...] [> results/peers-….txt]
 
-Sections (all by default): `svd` and `tolerance`, the README's; `interpolative`, `eigh`, `nystrom`,
-`center` at equal rank, columns and products; `stacks`, many small matrices at once; `estimators`,
-scikit-learn's and ours, by the variance that they capture. Needs SciPy, scikit-learn and PyTorch;
-fbpca and librla are used where they are installed. Takes about five minutes on one thread, and with
---quick, on small matrices, twenty seconds; nothing else should run.
+Sections (all by default): `svd` and `tolerance`, the README's; `range`, bases to a tolerance;
+`interpolative`, `eigh`, `nystrom`, `center` at equal rank, columns and products; `stacks`, many
+small matrices at once; `estimators`, scikit-learn's and ours, by the variance that they capture.
+Needs SciPy, scikit-learn and PyTorch; fbpca, librla, pyMOR and skerch are used where they are
+installed. Takes about ten minutes on one thread, and with --quick, on small matrices, half a
+minute; nothing else should run.
 
 The calls of a table take turns on one matrix; medians of five after a first that warms up. Errors
 are in the Frobenius norm. Options are defaults unless the name tells.
@@ -18,6 +19,7 @@ import sysconfig
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.metadata import version
@@ -41,7 +43,7 @@ import lowrank
 from lowrank import estimators, gallery
 
 N, RANK, OVER, REPEATS = 2000, 50, 10, 5
-TOLERANCES = {"slow": 1e-2, "fast": 1e-6}
+TOLERANCES = {"slow": 1e-2, "fast": 1e-6, "noisy": 0.1}
 SPECTRA = ("slow", "slower")
 STACK, STACK_SIZE, STACK_RANK = 32, 512, 32
 
@@ -105,7 +107,12 @@ def at_a_rank(A: Any) -> Calls:
         U, S, V = interpolative.svd(A, RANK)
         return U, S, V.T.conj()
 
-    return {
+    def skerch(seed: int) -> Any:
+        ssvd = import_module("skerch.algorithms").ssvd
+        U, S, Vh = ssvd(At, "cpu", At.dtype, RANK + OVER, seed=seed, noise_type="gaussian")
+        return U[:, :RANK], S[:RANK], Vh[:RANK]
+
+    calls: Calls = {
         "lowrank.svd": lambda seed: lowrank.svd(A, RANK, rng=seed),
         "lowrank.svd, power_iterations=7": lambda seed: lowrank.svd(
             A, RANK, power_iterations=7, rng=seed
@@ -121,6 +128,14 @@ def at_a_rank(A: Any) -> Calls:
         "interpolative.svd": by_interpolation,
         "numpy.linalg.svd": full,
     }
+    if is_here("skerch"):
+        calls |= {"lowrank.svd, power_iterations=0": partial(without_powers, A)}
+        calls |= {f"skerch.ssvd, outer_dims={RANK + OVER}": skerch}
+    return calls
+
+
+def without_powers(A: Any, seed: int) -> Any:
+    return lowrank.svd(A, RANK, power_iterations=0, rng=seed)
 
 
 def to_a_tolerance(A: Any, rtol: float) -> Calls:
@@ -132,7 +147,45 @@ def to_a_tolerance(A: Any, rtol: float) -> Calls:
         "lowrank.svd, rtol": lambda seed: lowrank.svd(A, rtol=rtol, rng=seed),
         "interpolative.svd, eps": lambda seed: by_interpolation(seed, rtol),
         "interpolative.svd, eps/10": lambda seed: by_interpolation(seed, rtol / 10),
+        "numpy.linalg.svd": lambda _: cut(np.linalg.svd(A, full_matrices=False), rtol),
     }
+
+
+def cut(found: Any, rtol: float) -> Any:
+    """The smallest rank that keeps the tolerance, of a full SVD."""
+    U, S, Vh = found
+    rank = gallery.best_rank(S, rtol=rtol)
+    return U[:, :rank], S[:rank], Vh[:rank]
+
+
+def to_a_basis(A: Any, rtol: float) -> Calls:
+    """Of pyMOR with both of its estimators; the second bounds the spectral norm."""
+    calls: Calls = {
+        "lowrank.range_finder": lambda seed: lowrank.range_finder(A, rtol=rtol, rng=seed).Q
+    }
+    calls["lowrank.range_finder, spectral"] = lambda seed: (
+        lowrank.range_finder(A, atol=rtol * float(np.linalg.norm(A)), norm="spectral", rng=seed).Q
+    )
+    if is_here("pymor"):
+        import_module("pymor.core.logger").set_log_levels({"pymor": "ERROR"})
+        operator = import_module("pymor.operators.numpy").NumpyMatrixOperator(A)
+        finder = import_module("pymor.algorithms.rand_la").RandomizedRangeFinder
+        tolerance = rtol * float(np.linalg.norm(A))
+
+        failures = (import_module("pymor.core.exceptions").AccuracyError, AssertionError)
+
+        def pymor(_: int, *, estimator: str, width: int) -> Any:
+            for qr in ("shifted_chol_qr", "gram_schmidt"):  # the first, faster, fails on some
+                options = {"error_estimator": estimator, "qr_method": qr, "block_size": width}
+                with suppress(*failures):
+                    return finder(operator, **options).find_range(tol=tolerance).to_numpy()
+            raise RuntimeError(f"{estimator} fails")
+
+        for estimator in ("loo", "bs18"):
+            for width in (16, 64):
+                name = f"pyMOR, {estimator}, block_size={width}"
+                calls[name] = partial(pymor, estimator=estimator, width=width)
+    return calls
 
 
 def of_columns(A: Any) -> Calls:
@@ -264,15 +317,41 @@ def section_svd() -> None:
         table(title, at_a_rank(A), A, gallery.best_error(s, RANK), of_svd)
 
 
-def section_tolerance() -> None:
-    for spectrum, rtol in TOLERANCES.items():
+def of_tolerance(spectrum: str) -> tuple[Any, Any]:
+    """The matrix and its singular values; a noisy one is exp(−j/20) and Gaussian noise of 8 %."""
+    if spectrum != "noisy":
         s = getattr(gallery, spectrum)(N)
-        A = gallery.matrix(s, (N, N), rng=0)
+        return gallery.matrix(s, (N, N), rng=0), s
+    A = gallery.matrix(gallery.medium(N), (N, N), rng=0)
+    noise = np.random.default_rng(1).standard_normal((N, N))
+    A += 0.08 * np.linalg.norm(A) / np.linalg.norm(noise) * noise
+    return A, np.linalg.svd(A, compute_uv=False)
+
+
+def section_tolerance() -> None:
+    to_tolerances(to_a_tolerance, of_svd)
+
+
+def section_range() -> None:
+    def projected(A: Any) -> Callable[[Any], tuple[Any, int]]:
+        def form(Q: Any) -> tuple[Any, int]:
+            return Q @ (Q.T @ A), Q.shape[1]
+
+        return form
+
+    to_tolerances(to_a_basis, projected)
+
+
+def to_tolerances(calls_of: Callable[[Any, float], Calls], form: Callable[[Any], Any]) -> None:
+    for spectrum, rtol in TOLERANCES.items():
+        A, s = of_tolerance(spectrum)
         best_rank = gallery.best_rank(s, rtol=rtol)
-        found = measured(to_a_tolerance(A, rtol), A, of_svd)
-        unit = found["lowrank.svd, rtol"][0]
+        calls = calls_of(A, rtol)
+        found = measured(calls, A, form if form is of_svd else form(A))
+        first = next(iter(calls))
+        unit = found[first][0]
         print(
-            f"\n{spectrum}, {N}×{N}, to {rtol:g}, best rank {best_rank}; lowrank.svd takes "
+            f"\n{spectrum}, {N}×{N}, to {rtol:g}, best rank {best_rank}; {first} takes "
             f"{unit * 1e3:.0f} ms"
         )
         print(f"{'':34} {'time':>6} {'error/tolerance':>15} {'rank':>5}")
@@ -429,6 +508,7 @@ def fits(title: str, models: dict[str, Callable[..., Any]], X: Any) -> None:
 SECTIONS: dict[str, Callable[[], None]] = {
     "svd": section_svd,
     "tolerance": section_tolerance,
+    "range": section_range,
     "interpolative": section_interpolative,
     "eigh": section_eigh,
     "nystrom": section_nystrom,
@@ -449,7 +529,7 @@ def main() -> None:
         parser.error(f"no section {', '.join(sorted(unknown))}; there are {', '.join(SECTIONS)}")
     if options.quick:
         N, RANK, REPEATS, STACK_SIZE, STACK_RANK = 300, 20, 2, 64, 8
-    packages = ("numpy", "scipy", "scikit-learn", "torch", "fbpca", "librla")
+    packages = ("numpy", "scipy", "scikit-learn", "torch", "fbpca", "librla", "pymor", "skerch")
     print(
         f"{platform.processor() or platform.machine()}, Python {platform.python_version()}, ",
         end="",

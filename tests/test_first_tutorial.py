@@ -43,9 +43,12 @@ def test_every_block(tmp_path, monkeypatch, capsys):
             assert re.sub(NUMBER, "#", printed) == re.sub(NUMBER, "#", body)
             assert numbers(printed) == pytest.approx(numbers(body), rel=2e-3)
         elif language == "console":
-            command = shlex.split(body.splitlines()[0].removeprefix("$ "))[1:]
+            command = shlex.split(body.splitlines()[0].removeprefix("$ lowrank "))
             ended = subprocess.run(
-                [sys.executable, *command], capture_output=True, text=True, check=True
+                [sys.executable, "-m", "lowrank", *command],
+                capture_output=True,
+                text=True,
+                check=True,
             )
             shown, now = (re.sub(NUMBER + " s", "", text) for text in (body, ended.stdout))
             assert re.search(r"0\.01 +8 .*\n +1e-06 +20 ", now)

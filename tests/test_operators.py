@@ -370,6 +370,8 @@ def test_not_finite_once(power_iterations):
 
 def test_refused():
     A = gaussian((30, 20), "float64")
+    with pytest.raises(TypeError, match=r"`A` has dtype int64.*cast it to float32"):
+        lowrank.svd(Operator(A, dtype=np.dtype("int64")), rtol=0.1)
     with pytest.raises(ValueError, match=r"operator of two dimensions, got shape \(4, 30, 20\)"):
         lowrank.svd(Operator(np.stack([A] * 4)), rtol=0.1)
     wrong = Operator(A)

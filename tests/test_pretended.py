@@ -22,7 +22,7 @@ from pretended import (  # noqa: E402
 )
 from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 
-from lowrank import _small_svd, certificate  # noqa: E402
+from lowrank import _certificate, _small_svd  # noqa: E402
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
 from lowrank._panel import orthonormalize  # noqa: E402
 from lowrank.compress import Subspace  # noqa: E402
@@ -454,7 +454,7 @@ def test_vectors_are_made_orthonormal_without_another_trial(rough_svd, dtype, ex
 @every_dtype
 def test_spectral_norms_are_sharper_than_singular_values(rough_svd, dtype):
     X = with_spectrum(gallery.fast(20), (30, 20), dtype)
-    found = float(certificate.spectral_norm(from_numpy(X), array_api_compat.torch))
+    found = float(_certificate.spectral_norm(from_numpy(X), array_api_compat.torch))
     assert found == pytest.approx(np.linalg.norm(wide(X), 2), rel=20 * eps(dtype))
 
 

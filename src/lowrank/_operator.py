@@ -318,10 +318,8 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
         with device:
             home = xa.loaded("cupy").empty((1, 0), dtype=A.dtype)
     else:
-        dtype = numpy_dtype(
-            A.dtype
-        )  # of integers (SciPy's where none is told): they multiply reals
-        home = np.empty((1, 0), dtype=np.float64 if dtype.kind in "biu" else dtype)
+        dtype = numpy_dtype(A.dtype)  # int8 is what SciPy takes where none is told
+        home = np.empty((1, 0), dtype=np.float64 if dtype == np.int8 else dtype)
     home, _ = xa.as_matrix(home, name=name)
     matmat = _named(A, "mat") or (lambda X: A @ X)
     rmatmat = matmat if hermitian else _named(A, "rmat")

@@ -67,7 +67,7 @@ class Refresh:
 class OnAGpu:
     """A step of a Llama of 130 million, counted on tensors that only say they are on a GPU."""
 
-    params = (("LowRank", "LowRankMomentum"),)
+    params = (("LowRank", "LowRankMomentum", "LowRankMuon"),)
     param_names = ("optimizer",)
 
     def setup_cache(self):
@@ -79,6 +79,7 @@ class OnAGpu:
         for name, options in (
             ("LowRank", {"rank": 192, "refresh_every": 10**6}),
             ("LowRankMomentum", {"rank": 8}),
+            ("LowRankMuon", {"rank": 8}),
         ):
             with pretended.without_numbers():
                 matrices, others = pretended.llama_of_130_million(torch.bfloat16)

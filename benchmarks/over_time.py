@@ -38,8 +38,8 @@ TITLES = {
     RATIOS: (
         "Ratios",
         (
-            "These are ratios of interleaved times in one process, and of memory. If the unit names "
-            "the alternative without `lowrank`, a ratio below one is a gain."
+            "These are ratios of interleaved times in one process, and of memory. If the unit "
+            "names the alternative without `lowrank`, a ratio below one is a gain."
         ),
     ),
     COUNTS: (
@@ -186,11 +186,11 @@ def page(folder: Path, out: Path) -> str:
             "# Over time",
             "",
             (
-                "This page compares some commits. [asv](https://asv.readthedocs.io) measured all of "
-                "them with the benchmarks of the last one, in `benchmarks/suite`. A dash means that "
-                "a function did not exist or had other arguments. The matrices are small (up to "
-                "1000×1000), so that the whole suite takes minutes; [Benchmarks](benchmarks.md) has "
-                "larger ones, and other libraries."
+                "This page compares some commits. [asv](https://asv.readthedocs.io) measured all "
+                "of them with the benchmarks of the last one, in `benchmarks/suite`. A dash means "
+                "that a function did not exist or had other arguments. The matrices are small (up "
+                "to 1000×1000), so that the whole suite takes minutes; [Benchmarks](benchmarks.md) "
+                "has larger ones, and other libraries."
             ),
             "",
             (

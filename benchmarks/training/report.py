@@ -158,7 +158,8 @@ def write_table(protocol: Protocol, corpus: str) -> str:
         f"learning rate that is best for seed {protocol.seeds[0]}. Since that seed chose the rate, "
         "its loss is slightly too low for every method. *State* counts the matrices of attention "
         "and MLP. Times are means of step() of the optimizer, without the first, in which some "
-        "methods compile. Other processes may have run on the machine; the CPU time is more reliable."
+        "methods compile. Other processes may have run on the machine; the CPU time is more "
+        "reliable."
     )
     for group, title in GROUPS.items():
         rows = [main_row(x, adamw) for x in lines if METHODS[x.name].group == group]

@@ -94,8 +94,8 @@ fig, axes = plt.subplots(5, 6, figsize=(7.2, 5.8))
 # sphinx_gallery_start_ignore
 fig.set_label(
     "Six digits in five rows. With half of the variance, by 5 components, most are smudges; with "
-    "80 % and 13 components they can be told; with 95 % and 99 %, 29 and 41 components, they look "
-    "nearly as the originals in the last row."
+    "80 % and 13 components they are readable; with 95 % and 99 %, 29 and 41 components, they look "
+    "nearly like the originals in the last row."
 )
 # sphinx_gallery_end_ignore
 sample = [10, 11, 12, 13, 14, 16]

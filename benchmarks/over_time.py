@@ -38,23 +38,23 @@ TITLES = {
     RATIOS: (
         "Ratios",
         (
-            "Of times that were taken in turns in one process, and of memory. Below one is a gain, "
-            "where the unit names what would be done without `lowrank`."
+            "These are ratios of interleaved times in one process, and of memory. If the unit "
+            "names the alternative without `lowrank`, a ratio below one is a gain."
         ),
     ),
     COUNTS: (
-        "What does not depend on the machine",
+        "Independent of the machine",
         (
-            "Errors and ranks over the best possible, passes, columns multiplied, operations that "
-            "torch starts, numbers that are read from a device, and rounding."
+            "These are errors and ranks relative to the best possible, passes, columns multiplied, "
+            "operations that torch launches, numbers that are read from a device, and rounding."
         ),
     ),
     TIMES: (
         "Times",
         (
-            "Medians, one thread. Commits were measured one after another on a machine that others "
-            "use too: a single figure may be off by half, and a change is one if several rows show "
-            "it."
+            "These are medians on one thread. Commits were measured one after another on a shared "
+            "machine, so a single figure may be off by half. Trust a change only if several rows "
+            "show it."
         ),
     ),
 }
@@ -186,11 +186,11 @@ def page(folder: Path, out: Path) -> str:
             "# Over time",
             "",
             (
-                "What [asv](https://asv.readthedocs.io) measures in `benchmarks/suite`, at some "
-                "commits with the benchmarks of the last one: a dash stands where a function did "
-                "not exist or had other arguments. Matrices are small here (up to 1000×1000), so "
-                "that the whole suite takes minutes; [Benchmarks](benchmarks.md) has larger ones, "
-                "and other libraries."
+                "This page compares some commits. [asv](https://asv.readthedocs.io) measured all "
+                "of them with the benchmarks of the last one, in `benchmarks/suite`. A dash means "
+                "that a function did not exist or had other arguments. The matrices are small (up "
+                "to 1000×1000), so that the whole suite takes minutes; [Benchmarks](benchmarks.md) "
+                "has larger ones, and other libraries."
             ),
             "",
             (

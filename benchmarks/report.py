@@ -37,20 +37,22 @@ EQUAL, BY_CHANCE = 1.01, 1.5
 BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#777777", "#222222"
 GREEN = "#009E73"
 COMMAND = "python benchmarks/report.py"
+# What older files call functions that have another name now.
+RENAMED = {"orthonormalise": "orthonormalize", "_unasked_cholesky_qr": "_shifted_cholesky_qr"}
 LOSSES = (
-    "Every peer that was faster than lowrank at the same task on the same matrix, with an error at "
-    f"most {100 * (EQUAL - 1):.0f} % larger or below {ROUNDING:.0f} eps; without power iterations, "
-    f"where chance decides between equal methods, at most {100 * (BY_CHANCE - 1):.0f} % larger. "
-    "Errors are relative to the norm of A. Listed by how much faster it was."
+    "The table lists every peer that was faster than `lowrank` at the same task on the same "
+    f"matrix, with an error at most {100 * (EQUAL - 1):.0f} % larger or below {ROUNDING:.0f} eps. "
+    f"(Without power iterations the error may be {100 * (BY_CHANCE - 1):.0f} % larger, since two "
+    "draws of one method differ that much by chance.) Errors are relative to the norm of A. The "
+    "largest losses come first."
 )
 
 
 # The day on which the range finder was written anew, for files that don't say what code is theirs.
 REBUILT = "2026-11-29"
 OLDER = (
-    "**Older than the code**: the range finder and all that stands on it were rebuilt on "
-    f"{REBUILT}. What a tolerance costs now on a processor is on "
-    "[a page of its own](explanation/tolerance.md)."
+    "**Older than the code**: the range finder and everything that uses it were rewritten on "
+    f"{REBUILT}. [What a tolerance costs](explanation/tolerance.md) has current times on a CPU."
 )
 
 OF_OPTIMIZERS = ("step", "training", "refresh", "counts", "llama step")
@@ -75,6 +77,8 @@ def newest(folder: Path) -> list[Row]:
         json.loads(path.read_text("utf-8")) | {"file": path.name} for path in folder.glob("*.json")
     ]
     for content in sorted(contents, key=lambda content: content["date"]):
+        for row in content.get("rows", []):
+            row["method"] = RENAMED.get(row["method"], row["method"])
         key = content["kind"], content["machine"].get("device")
         old = found.get(key)
         content["runs"] = [content | {"rows": None}]
@@ -285,6 +289,80 @@ def goal(name: str, values: Iterable[float], limit: float, *, at_most: bool = Fa
     return [name, number(worst), "met" if is_met else "**missed**"]
 
 
+ELSEWHERE = "Goals that were missed are in [a section of their own](#missed-goals)."
+
+
+def unless_missed(goals: list[list[str]]) -> list[list[str]]:
+    return [line for line in goals if "missed" not in line[-1]]
+
+
+def missed_goals(files: list[Row]) -> list[str]:
+    """The goals that were missed, on every machine."""
+    lines = []
+    for content in files:
+        rows, kind = content["rows"], content["kind"]
+        goals = cpu_goals(rows) if kind == "cpu" else gpu_goals(rows) if kind == "gpu" else []
+        goals += optimizer_goals(rows) if measured(rows, section="step") else []
+        for name, found, *_, verdict_of in goals:
+            if "missed" in verdict_of:
+                cases = verdict_of.partition(" in ")[2] or "the worst case"
+                lines.append([name, content["machine"]["device"], found, cases])
+    text = "*Measured* is the worst case, or the smallest and the largest ratio of all cases."
+    head = ["goal", "machine", "measured", "missed in"]
+    return ["## Missed goals", "", text, "", *table(head, lines, left=2)] if lines else []
+
+
+# -- is it faster? --------------------------------------------------------------------------------
+
+
+def answer(files: list[Row]) -> list[str]:
+    """Whether it is faster than what a reader uses."""
+    cpu, gpu = ([row for x in select(files, kind=of) for row in x["rows"]] for of in ("cpu", "gpu"))
+
+    def spread(values: Iterable[float]) -> str:
+        found = sorted(value for value in values if value is not None)
+        return " to ".join(unique(map(number, found[:1] + found[-1:]))) + " times"
+
+    def peers(section: str, library: str, method: str, **wanted: Any) -> str:
+        found = measured(cpu, section=section, library=library, method=method, **wanted)
+        return spread(row["ratio"] for row in found)
+
+    def gpus(case: Row) -> str:
+        where = {key: case[key] for key in ("section", "dtype", "shape", "k")}
+        theirs, ours = {"method": "svd_lowrank, niter=2"}, {"method": "svd, q=2"}
+        return spread(gains(gpu, where | theirs, where | ours, ("spectrum",)).values())
+
+    text = []
+    if first := one(cpu, section="svd", library="lowrank", method="svd"):
+        tall, square = {"shape": [65536, 256]}, {"shape": [2000, 2000]}
+        text += [
+            f"On a CPU, `lowrank.svd` of rank {first['k']} of a {size(first['shape'])} matrix is",
+            peers("svd", "scikit-learn", "randomized_svd, n_iter=2, QR"),
+            "as fast as scikit-learn's `randomized_svd` with the same power iterations,",
+            peers("svd", "numpy", "linalg.svd"),
+            "as fast as the full SVD of NumPy, and",
+            peers("svd", "torch", "linalg.svd"),
+            "as fast as that of PyTorch; `lowrank.qr` of a 65536×256 matrix is",
+            peers("qr", "numpy", "linalg.qr", **tall),
+            "as fast as NumPy's. Compared with PyTorch's own routines, `lowrank.svd` is",
+            peers("svd", "torch", "svd_lowrank, q=60"),
+            "as fast as `svd_lowrank` with the same oversampling, and the tall `lowrank.qr`",
+            peers("qr", "torch", "linalg.qr", **tall),
+            "as fast as `linalg.qr`; of a square matrix it is",
+            peers("qr", "numpy", "linalg.qr", **square),
+            "as fast as NumPy's.",
+        ]
+    cases = select(gpu, section="matrix", dtype="float32", method="svd, q=2", spectrum="fast")
+    if cases := sorted(cases, key=lambda row: min(row["shape"])):
+        text += [
+            f"On a GPU, `lowrank.svd` is {gpus(cases[-1])} as fast as `torch.svd_lowrank` for",
+            f"a {size(cases[-1]['shape'])} matrix, and {gpus(cases[0])} as fast for a",
+            f"{size(cases[0]['shape'])} matrix.",
+        ]
+    question, unit = "**Is it faster than what you use?**", "Below one, `lowrank` is slower."
+    return [" ".join([question, *text, unit]), ""] if text else []
+
+
 # -- where lowrank loses --------------------------------------------------------------------------
 
 
@@ -386,17 +464,17 @@ def fixed_rank(rows: list[Row]) -> list[str]:
         lengths = {base: spread_of(mine, base) for base in (PRODUCT, PRODUCTS)}
         for tasks, base in ((("basis",), PRODUCT), (("qb", "svd"), PRODUCTS)):
             chosen = [row for row in mine if row["task"] in tasks]
-            lines += [f"{title}, time over {base} (which takes {lengths[base]}):", ""]
+            lines += [f"{title}, time relative to {base} ({lengths[base]}):", ""]
             lines += crossed(chosen, by_method, by_case, lambda row: number(row["ratio"]), title)
         chosen = [row for row in mine if row["task"] != "product"]
-        lines += [f"{title}, error over the best:", ""]
+        lines += [f"{title}, error divided by the best possible:", ""]
         lines += crossed(chosen, by_method, by_case, error_cell, title)
     text = (
-        f"Rank {found[0]['k']} of {size(found[0]['shape'])}, without power iterations or "
-        "oversampling, for all methods. The matrices: *flat*, all singular values one; "
-        "*fast*, exp(−j/7); *slow*, 1/j². Errors are divided by the best possible at that "
-        "rank; where that is below rounding, they are relative to the norm of A and in "
-        "parentheses. Without power iterations no method is nearer to the best."
+        f"All methods compute rank {found[0]['k']} of a {size(found[0]['shape'])} matrix, without "
+        "power iterations or oversampling. The singular values of *flat* are all one, those of "
+        "*fast* are exp(−j/7), and those of *slow* 1/j². Errors are divided by the best possible "
+        "at that rank. If that is below rounding, they are relative to the norm of A and in "
+        "parentheses. Without power iterations, no method is closer to the best."
     )
     return section(found, "At a fixed rank", text, lines)
 
@@ -421,10 +499,10 @@ def adaptive(rows: list[Row]) -> list[str]:
     ]
     head = ["arrays", "case", "tolerance", "rank found", "products", "time ratio", "true error"]
     text = (
-        "`lowrank.range_finder(A, rtol=…)` on the same matrices, against "
-        "`lowrank.range_finder(A, rank)` of the rank that it found. What the search costs "
-        "beyond that: the norm of A, and the products that certify the error. *Products* are "
-        "the columns that were multiplied; tolerance and error are relative to the norm of A."
+        "The table compares `lowrank.range_finder(A, rtol=…)`, on the same matrices, with "
+        "`lowrank.range_finder(A, rank)` at the rank that it found. The search also computes the "
+        "norm of A and the products that certify the error. *Products* counts the columns that "
+        "were multiplied; tolerance and error are relative to the norm of A."
     )
     return section(lines, "To a tolerance", text, table(head, lines, left=2))
 
@@ -437,10 +515,11 @@ def svds(rows: list[Row]) -> list[str]:
         "### Truncated SVD",
         "",
         (
-            f"Rank {found[0]['k']} of {size(found[0]['shape'])} with the singular values 1/j². "
-            "Each method with its defaults, or with what is said beside its name; all randomized "
-            "ones are given, or have, two power iterations where nothing else is said. Times are "
-            "relative to `lowrank.svd`; errors are those over the best possible, less 1."
+            f"Each method computes rank {found[0]['k']} of a {size(found[0]['shape'])} matrix with "
+            "the singular values 1/j², with its defaults or with the options beside its name. "
+            "Randomized methods make two power iterations unless stated otherwise (scikit-learn "
+            "makes more by default). Times are relative to `lowrank.svd`: above 1, `lowrank.svd` "
+            "is faster. Errors are divided by the best possible, minus 1."
         ),
         "",
     ]
@@ -495,8 +574,8 @@ def qrs(rows: list[Row]) -> list[str]:
         return f"{small(row['orthogonality'])}, {small(row['error'])}"
 
     text = (
-        "Gaussian matrices. Time of `lowrank.qr`, and that of the others relative to it on the "
-        "same arrays: above 1, `lowrank.qr` is faster."
+        "The matrices are Gaussian. The table shows the time of `lowrank.qr`, and the times of the "
+        "others relative to it on the same arrays: above 1, `lowrank.qr` is faster."
     )
     lost = "Loss of orthogonality ‖QᵀQ − I‖ and residual ‖A − QR‖/‖A‖, in the Frobenius norm:"
     times = crossed(found, case, method, time, "time")
@@ -518,10 +597,10 @@ def growth(content: Row, picture: str | None) -> list[str]:
     head = ["on NumPy, float64", "against", "sizes", "exponent of time", "of the products' flops"]
     pictures = [f"![Time against m, n and k]({picture})", ""] if picture else []
     text = (
-        "Time is proportional to a power of the size; the exponents are least-squares slopes "
-        "in logarithms, the other sizes fixed. The flops of the products are counted. The "
-        "adaptive range finder multiplies one look's columns more than it keeps, which weighs "
-        "less at larger rank; hence its exponent below 1 in k."
+        "Time grows as a power of each size. The exponents are least-squares slopes of the "
+        "logarithms, with the other sizes fixed. The flops of the products are counted. The "
+        "adaptive range finder multiplies the columns of one error estimate more than it keeps, "
+        "which matters less at larger rank; hence its exponent below 1 in k."
     )
     return section(lines, "Growth", text, [*pictures, *table(head, lines, left=3)])
 
@@ -537,10 +616,10 @@ def memory(content: Row) -> list[str]:
         for (shape, k), cells in by_size.items()
     ]
     text = (
-        "The most that NumPy holds at any time beyond A, results included, as a share of the "
-        "documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with looks "
-        "of b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k includes "
-        "the oversampling."
+        "The table shows the peak memory of NumPy beyond A, including the results, as a share of "
+        "the documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with error "
+        "estimates from b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k "
+        "includes the oversampling."
     )
     head = ["shape", "rank", *(f"`{name}`" for name in methods)]
     return section(lines, "Memory", text, table(head, lines))
@@ -565,7 +644,7 @@ def machine(content: Row) -> list[str]:
     ]
     source, of = content.get("source"), "core" if content["kind"] == "cpu" else "optim"
     if content["kind"] != "gpu" and source is not None and source[of] != sources()[of]:
-        told += ["**Older than the code**, which has changed since.", ""]
+        told += ["**Older than the code**: it has changed since the measurement.", ""]
     if content["kind"] in ("cpu", "llama") and source is None and content["date"] < REBUILT:
         told += [OLDER, ""]
     if content.get("quick"):
@@ -575,7 +654,7 @@ def machine(content: Row) -> list[str]:
 
 def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
     rows = content["rows"]
-    told = "Times over those of the bare products: a dot for each method, matrix and dtype"
+    told = "Times relative to the bare products: a dot for each method, matrix and dtype"
     plot = [f"![{told}]({pictures['ratios']})", ""] if "ratios" in pictures else []
     return [
         f"## On a CPU: {content['machine']['device']}",
@@ -584,11 +663,12 @@ def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
         "### Goals",
         "",
         (
-            "Ratios of times, the best and the worst of all dtypes and of the matrices *flat* and "
-            "*fast* (below; *slow* and *fast* for tolerances); the worst decides."
+            "Each goal is a ratio of times. The table shows the smallest and the largest ratio "
+            "over all dtypes and the matrices *flat* and *fast* (*slow* and *fast* for "
+            f"tolerances; see below). The worst case decides. {ELSEWHERE}"
         ),
         "",
-        *table(["goal", "measured", "worst case", ""], cpu_goals(rows)),
+        *table(["goal", "measured", "worst case", ""], unless_missed(cpu_goals(rows))),
         *plot,
         *fixed_rank(rows),
         *adaptive(rows),
@@ -629,12 +709,12 @@ def llama_page(content: Row) -> list[str]:
         "",
         *machine(content),
         (
-            f"In bfloat16, {plan['batch']}×{plan['length']} words a step. "
-            "Refreshes of galore-torch fall into the first step; those of LowRank, but the "
-            "first, are spread over all. "
-            f"Each method had {plan['seconds']:g} s after the first step, so losses of "
-            "different numbers of steps can't be compared. "
-            "`python benchmarks/llama.py` repeats it."
+            f"The model is trained in bfloat16, with {plan['batch']}×{plan['length']} tokens per "
+            "step. galore-torch refreshes all bases in the first step; LowRank spreads all "
+            "refreshes but the first over the steps. "
+            f"Each method ran for {plan['seconds']:g} s after the first step, so the losses belong "
+            "to different numbers of steps and cannot be compared. "
+            "`python benchmarks/llama.py` repeats the measurement."
         ),
         "",
         *table(head, body),
@@ -651,7 +731,9 @@ def gpu_page(content: Row) -> list[str]:
         *tests_of(content),
         "### Goals on this GPU",
         "",
-        *table(["goal", "worst case", ""], gpu_goals(rows)),
+        ELSEWHERE,
+        "",
+        *table(["goal", "worst case", ""], unless_missed(gpu_goals(rows))),
         *gpu_predictions(content),
         *gpu_published(rows),
         *gpu_tolerances(rows),
@@ -676,8 +758,8 @@ def older(rows: list[Row]) -> list[str]:
     for row in found:
         kinds.setdefault((SECTIONS[row["section"]], row["day"]), []).append(row["dtype"])
     named = [f"{of} ({', '.join(unique(dtypes))}; {day})" for (of, day), dtypes in kinds.items()]
-    told = "all figures: " if len(found) == len(measured(rows)) else ""
-    text = f"**Older than the code**, which has changed since, are {told}{', '.join(named)}."
+    told = "all" if len(found) == len(measured(rows)) else "these"
+    text = f"**Older than the code**: it has changed since {told} measurements: {', '.join(named)}."
     return [text, ""] if found else []
 
 
@@ -758,12 +840,12 @@ def gpu_predictions(content: Row) -> list[str]:
 def gpu_published(rows: list[Row]) -> list[str]:
     found = sorted(measured(rows, section="published"), key=lambda row: (row["shape"], row["k"]))
     text = (
-        "Gaussian matrices in float32, without power iterations. Beside ours the times of C. Penke "
-        "and A. Herten (A GPU-accelerated blocked adaptive randomized range finder based on an "
-        "implicit Householder QR decomposition, 2026), **measured on another machine**, which "
-        "seems to be a Grace Hopper: of their range finder, which grows by blocks and has B in the "
-        "end (as `lowrank.RangeFinder.reach`, and `lowrank.qb` at once), and of a fixed rank with "
-        "cuSOLVER, without B (as `lowrank.range_finder`)."
+        "The matrices are Gaussian, in float32; there are no power iterations. Beside our times "
+        "are those of C. Penke and A. Herten (A GPU-accelerated blocked adaptive randomized range "
+        "finder based on an implicit Householder QR decomposition, 2026), **measured on another "
+        "machine**, probably a Grace Hopper. *With B* is their range finder, which grows by blocks "
+        "and also computes B, as `lowrank.RangeFinder.reach` does, and `lowrank.qb` in one block. "
+        "*Fixed rank* uses cuSOLVER and does not compute B, as `lowrank.range_finder`."
     )
     both = [
         {**row, "method": name, "library": "theirs", "seconds": row[key], "predicted": None}
@@ -789,8 +871,9 @@ def gpu_tolerances(rows: list[Row]) -> list[str]:
         return f"{timed(row)}; {row['rank']}; {number(row['ratio'])}; {error}"
 
     text = (
-        "`lowrank.svd` to a tolerance, beside the same at the rank that it found: time, rank, time "
-        "over the other one, error (*: not certified)."
+        "The table compares `lowrank.svd` to a tolerance with `lowrank.svd` at the rank that it "
+        "found. Each cell shows the time, the rank, the time relative to the fixed rank, and the "
+        "error (*: not certified)."
     )
     lines = crossed(found, matrix, by_code, cell, "matrix, tolerance")
     return section(found, "To a tolerance on this GPU", text, lines)
@@ -807,12 +890,12 @@ def gpu_matrices(rows: list[Row]) -> list[str]:
             lines += crossed(select(rows, dtype=dtype), by_method, by_matrix, cell, dtype)
         return lines
 
-    text = "Of as many products with A as the method takes. The full SVDs are compared to a single"
-    text += " one."
+    text = "Times are relative to as many products with A as the method makes; those of full SVDs"
+    text += " are relative to a single product."
     ratios = tables(found, lambda row: number(row["ratio"]))
     return [
         *section(found, "Time over the bare products", text, ratios),
-        *section(known, "Times", "Of the same calls.", tables(known, timed)),
+        *section(known, "Times", "These are the times of the same calls.", tables(known, timed)),
     ]
 
 
@@ -826,7 +909,8 @@ def gpu_panels(rows: list[Row]) -> list[str]:
         figures = f"{number(row['ratio'])}; {small(row['orthogonality'])}"
         return f"{figures}; {timed(row)}" if row.get("predicted") else figures
 
-    text = "Time over `torch.linalg.qr`; loss of orthogonality ‖QᴴQ − I‖."
+    text = "Each cell shows the time relative to `torch.linalg.qr`, and the loss of orthogonality "
+    text += "‖QᴴQ − I‖."
     lines = crossed(found, sketch, by_code, cell, "sketch")
     return section(found, "Orthonormal columns of a sketch", text, lines)
 
@@ -838,7 +922,8 @@ def gpu_small(rows: list[Row]) -> list[str]:
         lost = row["orthogonality"]
         return timed(row) + ("" if lost is None else f"; {small(lost)}")
 
-    text = "Gram matrices of order k; time, and loss of orthogonality ‖QᴴQ − I‖."
+    text = "The matrices are Gram matrices of order k. Each cell shows the time, and the loss of "
+    text += "orthogonality ‖QᴴQ − I‖."
     lines = crossed(found, by_method, lambda row: (f"k = {row['k']}",), cell)
     rates = [[row["method"], timed(row)] for row in measured(rows, section="rate")]
     lines += table(["rates", "time"], rates) if rates else []
@@ -861,7 +946,7 @@ def gpu_functions(rows: list[Row]) -> list[str]:
 
     shown = [row for row in found if row["method"] != "all"]
     lines = [f"- Not {of} of {on} ({', '.join(d)}): {why}" for (of, on, why), d in reasons.items()]
-    text = "In how many dtypes, of those that [the reference](reference.md) names."
+    text = "Each cell counts the dtypes that work, of those in [the reference](reference.md)."
     tables = crossed(shown, by_code, lambda row: (row["arrays"],), cell)
     return section(found, "All functions", text, [*tables, *lines, ""])
 
@@ -875,8 +960,8 @@ def gpu_steps(rows: list[Row]) -> list[str]:
     ]
     head = ["step", "time", "over AdamW, fused", "operations", "numbers read by the host"]
     text = (
-        "On the weights of a Llama of 130M in bfloat16: 84 matrices, which are compressed to rank "
-        "192 where no other is named, and 27 other weights."
+        "The weights are those of a Llama of 130M in bfloat16: 84 matrices, compressed to rank 192 "
+        "unless another rank is named, and 27 other weights."
     )
     return section(found, "Steps of a Llama", text, table(head, lines))
 
@@ -894,7 +979,7 @@ def optimizer_page(content: Row) -> list[str]:
     rows = content["rows"]
     dtype = unique(row["dtype"] for row in select(rows, section="step"))
     return [
-        f"## Training with state of low rank: {content['machine']['device']}",
+        f"## Training with low-rank optimizer state: {content['machine']['device']}",
         "",
         *machine(content),
         *optimizer_sections(rows),
@@ -929,13 +1014,15 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
     return [
         "### Goals of the optimizer",
         "",
-        *table(["goal", "measured", ""], optimizer_goals(rows)),
+        ELSEWHERE,
+        "",
+        *table(["goal", "measured", ""], unless_missed(optimizer_goals(rows))),
         (
-            f"One transformer block with {base['numbers']:,} weights, rank {base['rank']} = k/8, a "
-            f"basis refreshed every {base['repeats']} steps; means over such a cycle. The bare "
-            "products are the two of every weight that low rank can't do without, QᵀG and QX: they "
-            "are limited by a processor's arithmetic and AdamW by its memory, so that the ratio of "
-            "these two is the machine's."
+            f"The model is one transformer block with {base['numbers']:,} weights. The rank is "
+            f"{base['rank']} = k/8, and bases are refreshed every {base['repeats']} steps; times "
+            "are means over such a cycle. The bare products are the two that low-rank state needs "
+            "for every weight, QᵀG and QX. Arithmetic limits them, while memory limits AdamW, so "
+            "their ratio depends on the machine."
         ),
         "",
         *table(head, lines),
@@ -990,9 +1077,9 @@ def refresh_table(rows: list[Row]) -> list[str]:
         return f"{number(1.0 / row['ratio'])} ×; {row['captured']:.3f}"
 
     text = (
-        f"One basis of a {size(rows[0]['shape'])} matrix in {rows[0]['dtype']}, rank "
-        f"{rows[0]['rank']}: how many times faster than `torch.linalg.svd`, and its captured "
-        "energy over that of the SVD."
+        f"The table is for one basis of rank {rows[0]['rank']} of a {size(rows[0]['shape'])} "
+        f"matrix in {rows[0]['dtype']}. Each cell shows how many times faster it is than "
+        "`torch.linalg.svd`, and the energy that it captures, relative to that of the SVD."
     )
     table = crossed(rows, by_name, lambda row: (row["spectrum"],), cell, "singular values")
     return [text, "", *table]
@@ -1011,8 +1098,8 @@ def counts_table(rows: list[Row]) -> list[str]:
     return [
         *table([head[at] for at in kept], [[line[at] for at in kept] for line in lines]),
         (
-            "Among the numbers read are the counts of steps that AdamW keeps on the host, one for "
-            "every parameter or proxy: they wait for no device."
+            "The numbers read include AdamW's step counts, one for every parameter or proxy. AdamW "
+            "keeps them on the host, so reading them does not wait for the device."
         ),
         "",
     ]
@@ -1168,7 +1255,7 @@ def plots(content: Row, out: Path, suffix: str) -> dict[str, str]:
 # -- the page -------------------------------------------------------------------------------------
 
 NOTHING = (
-    "No results are here yet. The first command measures some, and the second takes them over into "
+    "There are no results yet. The first command measures, and the second writes the results into "
     "this page:"
 )
 
@@ -1187,10 +1274,12 @@ def page(files: list[Row], out: Path) -> str:
         "",
         "# Benchmarks",
         "",
+        *answer(files),
         (
-            f"This page is written by `{COMMAND}` from the files in `benchmarks/results`; nothing "
-            "on it is typed by hand. Times are medians of calls that took turns on one input, and "
-            "mostly shown as ratios: those can be compared between machines. "
+            f"`{COMMAND}` writes this page from the files in `benchmarks/results`; no figure is "
+            "typed by hand. Times are medians of interleaved calls on one input. Most are shown as "
+            "ratios, which can be compared between machines. Each section says how old its "
+            "figures are and lists the losses; the [missed goals](#missed-goals) are at the end. "
             "[Over time](over_time.md) compares commits."
         ),
         "",
@@ -1205,7 +1294,7 @@ def page(files: list[Row], out: Path) -> str:
         ("cpu", "On a CPU"),
         ("gpu", "On a GPU"),
         ("llama", None),
-        ("optimizer", "Training with state of low rank"),
+        ("optimizer", "Training with low-rank optimizer state"),
     ):
         found = select(files, kind=kind)
         for place, content in enumerate(found):
@@ -1213,6 +1302,7 @@ def page(files: list[Row], out: Path) -> str:
             lines += PAGES[kind](content, plots(content, out, suffix))
         if title is not None and not found:
             lines += [f"## {title}", "", NOTHING, "", *command(kind)]
+    lines += missed_goals(files)
     return "\n".join(lines).rstrip() + "\n"
 
 

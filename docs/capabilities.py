@@ -1,4 +1,4 @@
-"""The tables of what takes what, made of capabilities.toml, every cell of which the tests try.
+"""The tables of supported inputs, made from capabilities.toml; the tests try every cell.
 
 ``python docs/capabilities.py`` writes the second one into the README.
 """

@@ -173,7 +173,7 @@ def test_the_page_says_what_is_older_than_the_code(measuring, report, tmp_path):
     results.header["parts"]["panels"]["source"] = {"core": "of yesterday", "optim": "too"}
     results.save()
     page = report.page(report.newest(tmp_path), tmp_path)
-    assert "are panels (float32; 2026-01-31)." in page
+    assert "since these measurements: panels (float32; 2026-01-31)." in page
     assert "1,234 passed, 5 failed, 6 skipped" in page
     assert "**measured on another machine**" in page
     line = next(line for line in page.splitlines() if line.startswith("| 8×8, k = 4, flat |"))

@@ -154,11 +154,12 @@ def write_table(protocol: Protocol, corpus: str) -> str:
     page.append(
         f"{protocol.steps} steps of {protocol.batch}×{protocol.length} bytes; torch "
         f"{first['versions']['torch']}, transformers {first['versions']['transformers']}; "
-        f"{'; '.join(sorted(machines))}. Mean, least and largest over seeds at the learning rate "
-        f"that is best for seed {protocol.seeds[0]}. That seed chose it, so its loss is a little "
-        "too low for every method. State: of the matrices of attention and MLP. Times: of the "
-        "mean step() of the optimizer but the first, in which some compile; where other processes "
-        "ran on the machine, the CPU time is the one to trust."
+        f"{'; '.join(sorted(machines))}. The table shows the mean and the range over seeds, at the "
+        f"learning rate that is best for seed {protocol.seeds[0]}. Since that seed chose the rate, "
+        "its loss is slightly too low for every method. *State* counts the matrices of attention "
+        "and MLP. Times are means of step() of the optimizer, without the first, in which some "
+        "methods compile. Other processes may have run on the machine; the CPU time is more "
+        "reliable."
     )
     for group, title in GROUPS.items():
         rows = [main_row(x, adamw) for x in lines if METHODS[x.name].group == group]

@@ -3,12 +3,13 @@ Compress a map, and choose the tolerance
 ========================================
 
 A table of numbers whose rows resemble each other can be stored as a product of two thin tables.
-This script does that to a map of elevations, and shows how to say what error is allowed: in meters.
+This script compresses a map of elevations in this way, and shows how to give the allowed error in
+meters.
 """
 
 # %%
-# The map lies in the package: 344×403 heights around the Jacksboro fault in Tennessee, one every
-# three seconds of arc, measured by the US Geological Survey. To the library it is a matrix.
+# The map comes with the package: 344×403 heights around the Jacksboro fault in Tennessee, one every
+# three seconds of arc, measured by the US Geological Survey. The library treats it as a matrix.
 
 from importlib import resources
 
@@ -23,26 +24,26 @@ m, n = A.shape
 print(f"{m}×{n} heights from {A.min():.0f} m to {A.max():.0f} m")
 
 # %%
-# What is done
+# How it works
 # ------------
 #
 # A *range finder* multiplies the matrix by a few random vectors. Each product is a random mixture
-# of the columns of A, so that directions that many columns share are in every one of them. Made
-# orthonormal, the products are the columns of a basis Q, and ``QQᵀA`` is A as far as Q can
-# express it. The singular value decomposition of the small matrix ``QᵀA`` then puts the directions
-# in order of weight:
+# of the columns of A, so it contains the directions that many columns share. The products are
+# orthonormalized and form a basis Q; ``QQᵀA`` is the part of A that Q can express. The singular
+# value decomposition of the small matrix ``QᵀA`` then sorts the directions by weight:
 #
 #     A ≈ U diag(S) Vh, with U of size m×r, Vh of size r×n, and the rank r.
 #
-# How many directions are needed? That follows from the error that you allow.
+# The number of directions follows from the error that you allow.
 #
 # From meters to a tolerance
 # --------------------------
 #
 # The error is measured in the Frobenius norm, the root of the sum of the squares of all m·n
-# entries. A root mean square error of 5 m is therefore a norm of ``5 √(m n)``. It is an absolute
-# error, so it goes in as ``atol``. (``rtol`` is relative to the norm of A. Heights are counted from
-# the sea, and of a norm that is mostly the mean height, one per cent says little about the hills.)
+# entries. A root mean square error of 5 m is therefore a norm of
+# ``5 √(m n)``. It is an absolute error, so pass it as ``atol``. (``rtol`` is relative to the norm
+# of A. Heights are measured from sea level, so that norm is mostly the mean height, and one percent
+# of it says little about the hills.)
 
 approximations = {}
 print("allowed  rank  certified   true     numbers stored")
@@ -57,18 +58,18 @@ for meters in (40, 10, 5, 2):
     approximations[meters] = found.rank, B
 
 # %%
-# No rank was asked for: each line has the rank that its error needs. *Certified* is the bound of
-# the library. A is an array in memory, so the bound is the error itself, to rounding: the library
-# knows what the basis leaves of A. The true error, for which A is compared entry by entry, agrees.
-# The last column shows the price of detail. At 2 m the factors hold more than half as many numbers
-# as the map: hills are rough, and roughness has no low rank.
+# The rank was not given: each line shows the rank that its error needs. *Certified* is the bound of
+# the library. A is an array in memory, so the library keeps the residual of the basis, and the
+# bound is the error itself, up to rounding. The true error, computed by comparing all entries,
+# agrees. The last column shows the price of detail. At 2 m the factors hold more than half as many
+# numbers as the map: hills are rough, and roughness has no low rank.
 #
 # Look at the result
 # ------------------
 #
-# A root mean square is a mean. Where the errors are, only a picture of them tells: here they are
-# everywhere, as a texture of short waves along rows and columns, for whole rows and columns are
-# what the map is made of.
+# A root mean square is an average and does not show where the errors are. A picture does: here they
+# are everywhere, as a texture of short waves along rows and columns, because the approximation is a
+# sum of products of whole rows and columns.
 
 x, y = n * 0.0743, m * 0.0925  # kilometers: 3 seconds of arc at 36.6° N
 fig, axes = plt.subplots(2, 2, figsize=(6.8, 6.2), sharex=True, sharey=True)
@@ -101,8 +102,8 @@ fig.supylabel("kilometers to the north", fontsize="medium")
 # -------------------------------
 #
 # No matrix of rank r is closer to A than the one that the full singular value decomposition gives
-# (Eckart and Young, 1936). For a matrix this small it can be computed, and shows that nothing was
-# given away.
+# (Eckart and Young, 1936). For a matrix this small it can be computed. The four approximations are
+# within 3 % of it.
 
 s = np.linalg.svd(A, compute_uv=False)
 ranks = np.arange(1, 200)

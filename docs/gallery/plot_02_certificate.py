@@ -2,22 +2,22 @@
 Read the certificate: estimate, bound and truth
 ===============================================
 
-A basis that grows until the error is small enough needs to know the error. Of an array in memory
-the library computes it. Of a matrix that is known by its products only, two numbers stand for it.
-This script shows all three, and what each can be trusted with.
+To grow a basis until its error is small enough, the library needs to know the error. For an array
+in memory it computes the error. For a matrix that is known by its products only, it has an estimate
+and a bound. This script shows all three, and how far each can be trusted.
 """
 
 # %%
-# A matrix whose singular values are known, ``exp(−j/20)``, serves as the example: for it, the best
-# that any method can do is known too. A :class:`~lowrank.RangeFinder` holds a basis that grows;
-# ``reach`` lets it grow until the relative error is certified to be at most 1e-6.
+# The example matrix has known singular values, ``exp(−j/20)``, so the best error that any method
+# can reach is known too. A :class:`~lowrank.RangeFinder` holds a basis that grows; ``reach`` lets
+# it grow until the relative error is certified to be at most 1e-6.
 #
 # An array in memory: the error itself
 # ------------------------------------
 #
-# Of an array the library keeps a copy, from which each new block of the basis is projected out.
-# What is left has the norm of the error. So estimate and bound are the error, up to rounding, and
-# the result says so: its ``certificate`` is "exact".
+# The library keeps a copy of an array and projects each new block of the basis out of it. The norm
+# of the remainder is the error. So both estimate and bound are the error, up to rounding, and the
+# ``certificate`` of the result is "exact".
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -48,18 +48,18 @@ for look in exact.history[::2]:
 # Products only: estimate and bound
 # ---------------------------------
 #
-# An operator, a matrix that is known by its products, cannot be copied. Its basis is measured by
-# samples, and ``certificate="sampled"`` asks for the same of an array.
+# An operator, a matrix that is known by its products, cannot be copied. The error of its basis is
+# measured by random samples. ``certificate="sampled"`` does the same for an array.
 #
-# Before new columns join the basis, they measure it. They are products of A with random vectors
-# that the basis Q has never met; what is left of them outside of Q shows how much of A is outside
-# of Q. The mean of their squared lengths is the *estimate*, right on average. The *bound* is the
-# estimate times a factor, so large that the bound is below the truth with probability 1e-9 at most,
-# over all estimates of this object together. The factor is about two here, and depends on neither A
-# nor its size.
+# New columns measure the basis before they join it. They are products of A with new random vectors,
+# independent of the basis Q; their components outside of Q show how much of A is outside of Q. The
+# *estimate* is the root of the mean of their squared lengths; the square is right on average. The
+# *bound* is the estimate times a factor. The factor is so large that the bound is below the truth
+# with probability 1e-9 at most, over all estimates of this object together. It is about two here,
+# and does not depend on A or its size.
 #
-# The truth, for comparison, is computed from all of A. The first columns of Q are the basis as it
-# was at each estimate.
+# For comparison, the true error is computed from all of A. The basis at each estimate consists of
+# the first columns of Q.
 
 found = lowrank.RangeFinder(A, certificate="sampled", rng=0).reach(rtol=1e-6).result()
 print(found.certificate, found.status.value)
@@ -91,10 +91,9 @@ ax.set_ylabel("error relative to ‖A‖")
 ax.legend()
 
 # %%
-# Growth ends at the first estimate whose *bound* is below the tolerance. It could have ended some
-# columns earlier, had the truth been known, as it is with an exact certificate. ``lowrank.svd`` and
-# ``lowrank.qb`` cut the surplus off the factors that they compute in the end, with either
-# certificate:
+# Growth ends at the first estimate whose *bound* is below the tolerance. With the true error known,
+# as with an exact certificate, it could have ended some columns earlier. With either certificate,
+# ``lowrank.svd`` and ``lowrank.qb`` truncate the surplus from the final factors:
 
 best_rank = gallery.best_rank(s, rtol=1e-6)
 for basis, certificate in ((exact, "exact"), (found, "sampled")):
@@ -106,10 +105,10 @@ for basis, certificate in ((exact, "exact"), (found, "sampled")):
 # How often they are wrong
 # ------------------------
 #
-# ``lowrank.residual_norm`` measures any approximation, also one of another library. Here one and
-# the same basis is measured 400 times with other random vectors. The estimates scatter about the
-# truth to both sides, by some per cent: good to plot, but half of them too small. The bounds are
-# all above it.
+# ``lowrank.residual_norm`` measures any approximation, also one from another library. Here it
+# measures the same basis 400 times, each time with different random vectors. The estimates scatter
+# around the truth by a few percent. They are good enough to plot, but half of them are too small.
+# All bounds are above the truth.
 
 Q = lowrank.range_finder(A, 128, rng=0).Q
 true = np.linalg.norm(A - Q @ (Q.T @ A))

@@ -2,14 +2,14 @@
 Slow spectra, power iterations and Krylov spaces
 ================================================
 
-A matrix has a good approximation of low rank only if its singular values fall. This script shows
-three kinds of fall, and three ways to spend more products where the fall is slow.
+A matrix has a good low-rank approximation only if its singular values decay. This script shows
+three kinds of decay, and three ways to spend more products where the decay is slow.
 """
 
 # %%
-# Three matrices of 500×500: one whose singular values fall exponentially, one with ``1/j``, and one
-# whose singular values are all equal, as those of a rotation are. A relative error of 10 % needs
-# the following ranks, whatever the method, because the best approximation that exists needs them:
+# The three matrices are 500×500. The singular values of the first decay exponentially, those of the
+# second as ``1/j``, and those of the third are all equal, as for a rotation. For a relative error
+# of 10 %, even the best possible approximation needs the following ranks:
 
 # sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
@@ -48,27 +48,27 @@ ax.set_xlabel("rank")
 ax.set_ylabel("best possible error relative to ‖A‖")
 
 # %%
-# Nothing went wrong in the third case: the answer, certified, is that nearly all directions are
-# needed. The library saw that after the first columns, and computed the full decomposition, which
-# takes less time than to grow such a basis. Gaussian noise is nearly as bad. Such a matrix needs a
-# different structure (sparse, Toeplitz, Kronecker).
+# Nothing went wrong in the third case: nearly all directions are needed, and that is certified. The
+# library recognized this after the first columns and computed the full decomposition, which takes
+# less time than growing such a basis. Gaussian noise is nearly as bad. Look for another structure
+# in such a matrix (sparse, Toeplitz, Kronecker).
 #
-# Slow fall, small rank
-# ---------------------
+# Slow decay, small rank
+# ----------------------
 #
-# Between the extremes lies the case in which a rank of 20 is wanted, although what is cut off is
-# large. Random mixtures of all columns then hold much of what is to be cut off, and tilt the basis.
-# Three remedies cost products with A:
+# Between these extremes, you may want a rank of 20 although the truncated part is large. Random
+# mixtures of all columns then contain much of that part, which tilts the basis. Three remedies each
+# cost more products with A:
 #
-# - *oversampling*: more columns, and all but 20 of their combinations are thrown away in the end;
-# - *power iterations*: each block is multiplied by ``A Aᵀ`` again, which cubes the ratios of the
-#   singular values, so that the large ones win;
-# - *block Krylov* (``krylov=True``): the same products, and the blocks from before each power
-#   iteration stay in the basis. In their span is every polynomial of ``A Aᵀ`` times the first
-#   block, not the highest power alone.
+# - *oversampling*: sample more columns, and discard all but the leading 20 directions in the end;
+# - *power iterations*: multiply each block by ``A Aᵀ`` again, which cubes the ratios of the
+#   singular values, so that the large ones dominate;
+# - *block Krylov* (``krylov=True``): use the same products, and keep the blocks from before each
+#   power iteration in the basis. They span every polynomial in ``A Aᵀ`` of that degree times the
+#   first block, not just the highest power.
 #
-# They are compared at equal work. Every result tells in ``products`` how many columns were
-# multiplied by A or its transpose.
+# The picture compares them at equal work. The field ``products`` of a result counts the columns
+# that were multiplied by A or its transpose.
 
 s = gallery.slower(1000)
 A = gallery.matrix(s, (1200, 1000), rng=0)
@@ -105,11 +105,10 @@ ax.set_ylabel("error over the best possible, less 1")
 ax.legend()
 
 # %%
-# At 1e-2 all are good enough, and for many uses that is all one needs: the error that is inherent
-# in rank 20 is a hundred times larger than what the method adds. For singular vectors as such, or
-# the spectral norm, take power iterations; where products with A are what costs, take the Krylov
-# space. It pays with memory and with orthogonalization, because its basis has as many times more
-# columns as there are blocks.
+# An excess of 1e-2, which all methods reach, is enough for many uses: the error that is inherent in
+# rank 20 is a hundred times larger. If you need accurate singular vectors, or a small error in the
+# spectral norm, use power iterations. If products with A are expensive, use the Krylov space. It
+# costs more memory and orthogonalization, because its basis keeps all blocks.
 
 products = {name: dict(points) for name, points in (("power", power), ("krylov", krylov))}
 assert products["krylov"][240] < 0.3 * products["power"][240]

@@ -2,9 +2,8 @@
 Below the root of eps: a stop rule that reports false success
 =============================================================
 
-There is a stop rule that costs nothing and needs no random numbers. It is right for large
-tolerances, and for small ones it reports success that did not happen. This script writes it out and
-watches.
+A popular stop rule costs nothing and needs no random numbers. It is right for large tolerances, but
+for small ones it reports false success. This script implements the rule and shows when it fails.
 """
 
 # %%
@@ -12,10 +11,10 @@ watches.
 #
 #     ‖A − Q B‖² = ‖A‖² − ‖B‖²,
 #
-# and since B is needed anyway, one subtracts the squared norm of each block of it from a running
+# and B is needed anyway. So the rule subtracts the squared norm of each block of B from a running
 # total E, and stops when E is below the square of the tolerance. This is the rule of randQB_EI (W.
-# Yu, Y. Gu and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__), in
-# our words:
+# Yu, Y. Gu and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__),
+# written from the published formula:
 
 import textwrap
 import warnings
@@ -41,9 +40,9 @@ def qb_by_energies(A, tolerance, rng, block=16):
 
 
 # %%
-# In exact arithmetic there is nothing to object to. But E is the difference of two numbers of size
-# ‖A‖², each rounded to eps·‖A‖². What is left of E below eps·‖A‖² is noise, of either sign, so that
-# errors below √eps·‖A‖ cannot be seen: 3.5e-4 in float32, and 1.5e-8 in float64.
+# In exact arithmetic the rule is correct. But E is the difference of two numbers of size ‖A‖², each
+# rounded to eps·‖A‖². Below eps·‖A‖², E is noise of either sign, so the rule cannot see errors
+# below √eps·‖A‖: 3.5e-4·‖A‖ in float32, and 1.5e-8·‖A‖ in float64.
 #
 # A negative E is below the square of *any* tolerance.
 
@@ -74,10 +73,10 @@ for dtype, rtol in tolerances.items():
     runs[dtype] = A, Q, energies, found
 
 # %%
-# The rule ended, and said nothing of a problem. In the picture the root of E follows the true error
-# down to the dotted line, √eps, and jumps off. The errors that the library computes follow it
-# further: it keeps what the basis leaves of A as an array, and the norm of that is wrong by
-# eps·‖A‖, not by its root.
+# The rule ended without reporting a problem. In the picture the root of E follows the true error
+# down to the dotted line, √eps, and then departs from it. The errors that the library computes
+# follow it further: the library keeps the residual as an array, and the norm of that has an error
+# of eps·‖A‖, not of √eps·‖A‖.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 # sphinx_gallery_start_ignore
@@ -111,11 +110,11 @@ axes[0].set_ylabel("error relative to ‖A‖")
 axes[1].legend(loc="upper right")
 
 # %%
-# Nobody can certify everything
+# Every certificate has a floor
 # -----------------------------
 #
-# The norm of the residual has a floor as well, some multiple of eps·‖A‖. The difference is that it
-# is known, and said:
+# The norm of the residual has a floor as well, a small multiple of eps·‖A‖. But the library knows
+# this floor and reports it:
 
 A, *_ = runs["float32"]
 with warnings.catch_warnings():

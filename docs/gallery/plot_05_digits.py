@@ -2,13 +2,13 @@
 Principal components to a tolerance
 ===================================
 
-How many components do the data have? This script asks the question as a tolerance, "at least 95 %
-of the variance", and gets the number as an answer.
+How many components do the data have? This script gives a tolerance, "at least 95 % of the
+variance", and gets the number of components.
 """
 
 # %%
-# The data are 1797 images of handwritten digits of 8×8 pixels, which come with scikit-learn. Each
-# image is a row of 64 gray values from 0 to 16.
+# The data are 1797 images of handwritten digits, 8×8 pixels each, which come with scikit-learn.
+# Each image is a row of 64 gray values from 0 to 16.
 
 # sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
@@ -21,16 +21,16 @@ images, digits = load_digits(return_X_y=True)
 print(images.shape)
 
 # %%
-# Share of variance is an error
-# -----------------------------
+# A share of variance is an error
+# -------------------------------
 #
-# Principal components are the singular vectors of the images less their mean. With ``center=True``
-# the mean is subtracted first: in a copy, or, of a sparse matrix, within the products, so that it
-# stays sparse.
+# Principal components are the singular vectors of the images minus their mean. ``center=True``
+# subtracts the mean first. An array is copied for that; a sparse matrix is centered within the
+# products and stays sparse.
 #
-# The total variance is the square of the Frobenius norm of the centered matrix, up to the factor
-# m − 1, and what r components leave over is the square of the error. To keep 95 % of the variance
-# therefore means a relative error of √0.05 ≈ 0.22 at most.
+# The total variance is the square of the Frobenius norm of the centered matrix, up to the factor m
+# − 1, and the part that r components do not capture is the square of the error. To keep 95 % of the
+# variance, the relative error must therefore be at most √0.05 ≈ 0.22.
 
 share = 0.95
 U, S, Vh = found = lowrank.svd(images, rtol=np.sqrt(1 - share), center=True, rng=0)
@@ -41,8 +41,8 @@ assert kept >= share
 
 # %%
 # The rows of ``Vh`` are the components, ``U * S`` the scores of the images, and ``S**2 / (m − 1)``
-# the variances. The largest entry of every component is positive, so that another seed gives the
-# same pictures and not their negatives.
+# the variances. The largest entry of every component is positive, so another seed gives the same
+# pictures and not their negatives.
 
 fig, axes = plt.subplots(2, 6, figsize=(7.2, 2.9))
 # sphinx_gallery_start_ignore
@@ -62,8 +62,9 @@ for ax in axes.flat:
     ax.spines[:].set_visible(False)
 
 # %%
-# The number above each component is its share of the variance. Two of them place every image in a
-# plane. Nobody told the method which digit an image shows, and still some digits lie together.
+# The number above each component is its share of the variance. The first two components place every
+# image in a plane. The method does not know which digit an image shows, and still some digits form
+# groups.
 
 scores = U * S
 fig, ax = plt.subplots(figsize=(7.2, 5))
@@ -82,20 +83,19 @@ ax.set_xlabel("score of component 1 (gray values)")
 ax.set_ylabel("score of component 2 (gray values)")
 
 # %%
-# A choice of tolerances
-# ----------------------
+# Several tolerances
+# ------------------
 #
-# The more variance is asked for, the more components come back, and the more of an image is there
-# again. New images, which the components were not made from, would be treated in the same way: less
-# ``mean``, times ``Vh.T``, times ``Vh``, plus ``mean``.
+# More variance takes more components and reproduces more of an image. New images are treated in the
+# same way: subtract ``mean``, multiply by ``Vh.T`` and by ``Vh``, and add ``mean``.
 
 shares = (0.5, 0.8, 0.95, 0.99)
 fig, axes = plt.subplots(5, 6, figsize=(7.2, 5.8))
 # sphinx_gallery_start_ignore
 fig.set_label(
     "Six digits in five rows. With half of the variance, by 5 components, most are smudges; with "
-    "80 % and 13 components they can be told; with 95 % and 99 %, 29 and 41 components, they look "
-    "nearly as the originals in the last row."
+    "80 % and 13 components they are readable; with 95 % and 99 %, 29 and 41 components, they look "
+    "nearly like the originals in the last row."
 )
 # sphinx_gallery_end_ignore
 sample = [10, 11, 12, 13, 14, 16]
@@ -114,10 +114,10 @@ for row, share in zip(axes, (*shares, 1), strict=True):
         ax.spines[:].set_visible(False)
 
 # %%
-# For a matrix of 64 columns a full decomposition takes milliseconds, and the library makes one
-# here. ``sklearn.decomposition.PCA`` with ``n_components=0.95`` always does. It needs all singular
-# values to choose, a range finder only those that it returns: for thousands of pixels that is the
-# difference.
+# For a matrix of 64 columns a full decomposition takes milliseconds, and the library computes one
+# here. ``sklearn.decomposition.PCA`` with ``n_components=0.95`` always does, because it needs all
+# singular values to choose. A range finder needs only those that it returns, which matters for
+# images of thousands of pixels.
 
 everything = np.linalg.svd(images - images.mean(0), compute_uv=False)
 variance = np.cumsum(everything**2) / np.sum(everything**2)

@@ -2,10 +2,9 @@
 A matrix that is never formed: the solution of a differential equation
 ======================================================================
 
-A range finder asks of a matrix only what its product with a vector is. The inverse of a
-differential operator can be multiplied, by solving the equation, although its entries are known to
-nobody. This script finds what sources on the left of a plate can do to the temperature on its
-right.
+A range finder needs only products of a matrix with vectors. To multiply by the inverse of a
+differential operator, solve the equation; the entries of the inverse are not needed. This script
+finds how heat sources on the left of a plate affect the temperature on its right.
 """
 
 # %%
@@ -13,8 +12,8 @@ right.
 # ------------
 #
 # A square plate, its edge kept at temperature zero, is heated by a source f, and the temperature u
-# obeys −Δu = f. On a grid of 120×120 points the Laplacian becomes a sparse matrix L, and SciPy
-# factors it once; after that each solution costs little.
+# obeys −Δu = f. On a grid of 120×120 points the Laplacian becomes a sparse matrix L. SciPy factors
+# it once; after that each solution costs little.
 
 # sphinx_gallery_thumbnail_number = 2
 import matplotlib.pyplot as plt
@@ -37,13 +36,13 @@ sources = np.flatnonzero(column < 0.35)
 sensors = np.flatnonzero(column > 0.5)
 
 # %%
-# Two methods
-# -----------
+# An operator with two methods
+# ----------------------------
 #
-# The matrix A takes the source at each point on the left to the temperature at each point on the
-# right: those rows and columns of the inverse of L. An object with a shape, a dtype and two
-# products stands for it. The second product is with the conjugate transpose; for that the equation
-# with Lᵀ is solved.
+# The matrix A maps the sources at the points on the left to the temperatures at the points on the
+# right: it consists of those rows and columns of the inverse of L. An object with a shape, a dtype
+# and two products represents it. The second product is with the conjugate transpose; it solves the
+# equation with Lᵀ.
 
 
 class Response:
@@ -69,12 +68,12 @@ print(f"{found.products} solutions, in {found.passes} blocks")
 assert found.converged
 
 # %%
-# ``check=True`` compares the two products on random vectors first. An ``rmatmat`` that is not the
-# adjoint is the usual mistake, and otherwise raises no error, but gives wrong factors.
+# ``check=True`` compares the two products on random vectors first. The usual mistake is an
+# ``rmatmat`` that is not the adjoint. Without the check it raises no error and gives wrong factors.
 #
-# All entries of A would take 7200·5040 numbers, and 5040 solutions. To a relative error of 1e-8 it
-# has rank 28: whatever the sources are, they can make 28 patterns on the right, and the last of
-# them hardly.
+# To store A would take 7200·5040 numbers, and 5040 solutions. To a relative error of 1e-8 it has
+# rank 28: whatever the sources are, the temperature on the right is a combination of 28 patterns,
+# and the last ones are weak.
 
 fig, ax = plt.subplots(figsize=(7.2, 3.2))
 # sphinx_gallery_start_ignore
@@ -89,11 +88,11 @@ ax.set_ylabel("singular value over the first")
 assert S[9] < 1e-3 * S[0]
 
 # %%
-# Why so few? Heat flow smooths. A pattern that varies within a short distance on the left is
-# averaged away on its path to the right, the faster the finer it is. The singular vectors show it:
-# for each of the first four, on the left the sources (a row of Vh) and on the right the temperature
-# they cause (a column of U), each relative to its largest value. The number above is the singular
-# value over the first.
+# The rank is small because heat flow smooths. A pattern that varies over a short distance on the
+# left is averaged out on its path to the right; the finer the pattern, the faster. The pictures
+# show the first four pairs of singular vectors: on the left the sources (a row of Vh), on the right
+# the temperature that they cause (a column of U), each relative to its largest value. The number
+# above each is the singular value, relative to the first.
 
 fig, axes = plt.subplots(1, 4, figsize=(7.2, 2.8), sharey=True)
 # sphinx_gallery_start_ignore
@@ -121,8 +120,8 @@ fig.colorbar(shades, ax=axes, label="relative value", location="bottom", shrink=
 # Use it
 # ------
 #
-# The factors take the place of the solver. A new source, two hot spots, is answered by two thin
-# products.
+# The factors replace the solver. For a new source, two hot spots, two thin products give the
+# temperature.
 
 X, Y = np.meshgrid(x, x)
 spots = np.exp(-(((X - 0.1) ** 2 + (Y - 0.8) ** 2) / 0.003))
@@ -140,9 +139,9 @@ assert difference <= found.error_bound
 #
 # With sources and sensors everywhere the matrix is the whole inverse of L, which is symmetric and
 # positive definite. Its eigenvectors are the modes in which the plate cools down, the slowest
-# first. ``lowrank.eigh`` needs one kind of product only, and goes to the operator several times;
-# ``lowrank.nystrom`` goes once. With 128 solutions each, this is how far their eigenvalues are from
-# the true ones, which are known here.
+# first. ``lowrank.eigh`` needs only products with A, and several passes over it;
+# ``lowrank.nystrom`` needs one pass. With 128 solutions each, their eigenvalues have these relative
+# errors (the true ones are known here).
 
 
 class Inverse:
@@ -167,7 +166,8 @@ assert np.allclose(two_sided.eigenvalues, exact, rtol=1e-6)
 assert np.all(one_pass.eigenvalues < exact)
 
 # %%
-# One pass can't make what a Krylov space makes of several: of eigenvalues that fall as slowly as
-# these it misses a tenth to a third. It is meant for kernel matrices, whose eigenvalues fall fast.
+# One pass cannot match a Krylov space from several: for eigenvalues that decay as slowly as these,
+# ``nystrom`` is too small by a tenth to a third. It is meant for kernel matrices, whose eigenvalues
+# decay fast.
 
 plt.show()

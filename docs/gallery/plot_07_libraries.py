@@ -2,14 +2,13 @@
 The same script on NumPy, PyTorch and CuPy
 ==========================================
 
-The library takes the arrays that it is given, and returns arrays of the same kind: same library,
-same device, same dtype. This script runs one function on all array libraries that it finds here.
+Results have the library, the device and the dtype of the input. This script runs one function on
+every array library that is installed.
 """
 
 # %%
-# The function below knows nothing of the library that its arrays come from. ``xp`` is the module
-# itself: ``import numpy as xp`` or ``import torch as xp`` at the top of a script would be all that
-# differs.
+# The function below does not depend on the array library. ``xp`` is the module itself: in a script
+# of yours, ``import numpy as xp`` or ``import torch as xp`` would be the only difference.
 
 import importlib
 import warnings
@@ -37,8 +36,8 @@ def errors(xp, dtype, device=None):
 
 
 # %%
-# Where a library or its device is missing, it is left out. PyTorch runs on a GPU too if there is
-# one: the matrix is made there, and all work is done there.
+# A library that is missing, or has no device, is skipped. If there is a GPU, PyTorch runs on it
+# too: the matrix is created there, and all work is done there.
 
 
 def places():
@@ -77,10 +76,9 @@ for (name, bits), rows in found.items():
 # What may differ
 # ---------------
 #
-# The libraries draw different random numbers from the same seed, so that the factors differ a
-# little, within the tolerance. What must not differ is the promise: whatever was certified holds.
-# In the picture, true errors of certified results are below the diagonal, on which error and
-# tolerance are equal.
+# The libraries draw different random numbers from the same seed, so the factors differ a little,
+# within the tolerance. But every certificate must hold. In the picture, the true errors of
+# certified results lie below the diagonal, where error and tolerance are equal.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8), sharex=True, sharey=True)
 # sphinx_gallery_start_ignore
@@ -111,9 +109,9 @@ axes[0].invert_xaxis()
 axes[1].legend(loc="lower left")
 
 # %%
-# In float32 no more than about 1e-5 can be promised, in any library: entries are rounded to 6e-8,
-# and the errors of many of them add up. The result says so (``converged`` is False, the status is
-# ``PRECISION_FLOOR``) and warns. Who needs more passes the matrix in float64.
+# In float32 no library can certify much less than 1e-5: entries are rounded to 6e-8, and the errors
+# of many entries add up. The result says so (``converged`` is False, the status is
+# ``PRECISION_FLOOR``), and a warning is raised. For a smaller error, pass the matrix in float64.
 
 for rows in found.values():
     assert rows[3][0]  # 1e-4, in either precision

@@ -1,18 +1,18 @@
 """
-Data that pass by once, and data larger than memory
-===================================================
+Data that are seen once, and data larger than memory
+====================================================
 
-A simulation writes a row after each step. Either nobody keeps the rows, or they go into a file that
-is larger than memory. This script compresses both: the first with a sketch that sees every row
-once, the second with a file that is read in blocks.
+A simulation produces a row at each step. Either the rows are not stored, or they go into a file
+that is larger than memory. This script handles both cases: the first with a sketch that sees every
+row once, the second by reading the file in blocks.
 """
 
 # %%
 # The simulation
 # --------------
 #
-# A torch goes to and fro along a rod. Heat spreads, the ends are kept cold, and the rod loses heat
-# to the air. 6000 steps at 1000 points make a matrix whose row i is the temperature at step i.
+# A torch moves back and forth along a rod. Heat spreads, the ends are kept cold, and the rod loses
+# heat to the air. 6000 steps at 1000 points make a matrix whose row i is the temperature at step i.
 
 import tempfile
 from pathlib import Path
@@ -42,15 +42,16 @@ def blocks():
 
 
 # %%
-# Seen once
-# ---------
+# One pass: a sketch
+# ------------------
 #
-# A :class:`~lowrank.SketchedMatrix` keeps products of the matrix with random ones, from the left
-# and from the right. They are linear, so each block of rows adds its share and can be forgotten. In
-# the end the products are enough for an approximation, and a part of them that is set aside
-# measures its error.
+# A :class:`~lowrank.SketchedMatrix` stores products of the matrix with random matrices, from the
+# left and from the right. They are linear: each block of rows adds its contribution and can then be
+# discarded. In the end the products give an approximation, and some of them are reserved to measure
+# its error.
 #
-# The rows also go to a file here, for the second half of this script, and to find the true error.
+# Here the rows are also written to a file, for the second half of this script and for the true
+# error.
 
 folder = tempfile.TemporaryDirectory()
 path = Path(folder.name) / "temperatures.npy"
@@ -96,10 +97,10 @@ for ax in axes:
     ax.set_xticks([0, 0.5, 1], labels=["0", "0.5", "1"])
 
 # %%
-# What is kept has a size that you choose before the data come: the sketch is made for a rank. It
-# can be asked for the error of other ranks too, as often as you like, without the data. The bound
-# is about twice the estimate, and holds for all ranks at once. All estimates come from the same 64
-# random rows that were set aside, and so they are off to the same side.
+# You choose the size of the sketch, by a rank, before the data arrive. Afterwards you can ask for
+# the error of other ranks too, as often as you like, without the data. The bound is about twice the
+# estimate, and holds for all ranks at once. All estimates use the same 64 reserved random rows, so
+# they tend to be off in the same direction.
 
 ranks = np.arange(1, 31)
 errors = [sketch.error(r) for r in ranks]
@@ -125,13 +126,13 @@ ax.set_ylabel("error relative to ‖A‖")
 ax.legend()
 
 # %%
-# Read from a file, to a tolerance
-# --------------------------------
+# Several passes: a file, to a tolerance
+# --------------------------------------
 #
-# If the rows are on disk, they may be read more than once, and the rank need not be guessed: a
-# tolerance finds it. ``RowBlocks`` makes a matrix of a memory-mapped file, or of a dataset of h5py
-# or zarr, of which one block is in memory at a time. Its ``callback`` hears of every block that was
-# read, for a progress bar or, as here, for a picture.
+# Rows on disk can be read more than once, so you can give a tolerance instead of guessing the rank.
+# ``RowBlocks`` turns a memory-mapped file, or an h5py or zarr dataset, into an operator that holds
+# one block in memory at a time. It calls its ``callback`` after every block, for a progress bar or,
+# as here, for a picture.
 
 heard = []
 mapped = np.load(path, mmap_mode="r")
@@ -157,10 +158,10 @@ ax.set_ylim(0, 1.35 * steps)
 ax.legend(loc="upper center", ncols=3)
 
 # %%
-# Each tooth is one pass over the file: one for the norm, to which the tolerance relates, and two
-# for each block of the basis. One block was enough here. ``passes`` counts them, since reading is
-# often the larger part of the work. The error of the basis takes no pass of its own: by Pythagoras
-# its square is that of the norm less that of the product with the transpose.
+# Each tooth is one pass over the file: one for the norm, to which the tolerance is relative, and
+# two for each block of the basis. One block was enough here. ``passes`` counts them, because
+# reading often takes most of the time. The error takes no extra pass: by Pythagoras its square is
+# ‖A‖² − ‖QᵀA‖², and QᵀA is the product with the transpose.
 
 U, S, Vh = found
 assert len(heard) == found.passes * -(-steps // matrix.rows)

@@ -1,14 +1,14 @@
 """
-Training with compressed state
-==============================
+Training with compressed optimizer state
+========================================
 
-AdamW keeps two numbers for every weight. This script trains a small network with them, and with two
-optimizers that keep factors of low rank in their place, and looks at bytes and losses.
+AdamW keeps two numbers for every weight. This script trains a small network with AdamW, and with
+two optimizers that keep low-rank factors instead, and compares bytes and losses.
 """
 
 # %%
-# The task is small, so that it takes seconds: images of digits with 8×8 pixels from scikit-learn, a
-# network with two hidden layers of 512 units, 200 steps of 64 images. 397 images are held out.
+# The task is small and takes seconds: 8×8 images of digits from scikit-learn, a network with two
+# hidden layers of 512 units, and 200 steps of 64 images. 397 images are held out.
 
 import matplotlib.pyplot as plt
 import torch
@@ -36,14 +36,14 @@ def network():
 # Three optimizers
 # ----------------
 #
-# ``select`` sorts the parameters: matrices get state of rank 4 where that is smaller, biases are
-# stepped by AdamW. Each optimizer has the best of the learning rates 1e-3, 3e-3 and 1e-2.
+# ``select`` sorts the parameters: matrices get state of rank 4 if that is smaller, and AdamW
+# updates the biases. Each optimizer uses the best of the learning rates 1e-3, 3e-3 and 1e-2.
 #
-# - ``LowRankMomentum`` is AdamW whose momentum is a product of two factors, found anew with every
-#   step by a range finder that begins with the last basis. What the momentum cannot hold goes into
-#   the weight at once.
-# - ``LowRank`` wraps any optimizer of torch, here AdamW. It steps the coordinates of the gradient
-#   in a basis of rank 4, which is renewed now and then.
+# - ``LowRankMomentum`` is AdamW with a momentum that is a product of two factors. At every step a
+#   range finder, started from the last basis, computes new factors. The part that the rank-4
+#   momentum cannot store is applied to the weight immediately.
+# - ``LowRank`` wraps any torch optimizer, here AdamW. It applies that optimizer to the coordinates
+#   of the gradient in a basis of rank 4, which is refreshed at intervals.
 
 optimizers = {
     "AdamW": lambda model: torch.optim.AdamW(model.parameters(), lr=3e-3),
@@ -85,11 +85,11 @@ for name, (_, tests, right, size, _) in runs.items():
     print(f"{name:16} {size:14,} {sum(tests[-4:]) / 4:15.3f} {right:7.1%}")
 
 # %%
-# Where the bytes are
-# -------------------
+# Which layers save memory
+# ------------------------
 #
-# The report of an optimizer lists the parameters. The layer in the middle, which had most of the
-# state, needs a hundredth of it.
+# The report of an optimizer lists the parameters. The middle layer, which had most of the state,
+# needs a hundredth of it.
 
 print(runs["LowRankMomentum"][-1].report())
 
@@ -124,11 +124,11 @@ for name in ("LowRankMomentum", "LowRank(AdamW)"):
 # What this does and does not show
 # --------------------------------
 #
-# The state is about a fortieth, and the network learns. Which of the three ends lowest here depends
-# on the seed and the learning rate, and says nothing about other tasks: digits are easy. A
-# comparison on text, with seeds, tuned rates and other optimizers, is :doc:`on its own page
-# </explanation/training>`. Memory is what such optimizers are for; a step takes longer than one of
-# AdamW.
+# The state shrinks to about a fortieth, and the network still learns. Which optimizer ends lowest
+# depends on the seed and the learning rate, and says nothing about other tasks: digits are easy. A
+# comparison on text, with seeds, tuned rates and other optimizers, is
+# :doc:`on its own page </explanation/training>`. These optimizers save memory; a step takes longer
+# than a step of AdamW.
 
 losses = runs["LowRankMomentum"][0]
 assert sum(losses[-20:]) < 0.1 * sum(losses[:20])

@@ -2,20 +2,20 @@
 Choose sensors and survey lines: columns that stand for a matrix
 ================================================================
 
-Singular vectors are mixtures of all columns. Sometimes columns themselves are wanted: the pixels to
-measure, the lines to fly. This script chooses a few of them, and reconstructs the rest.
+Singular vectors are mixtures of all columns. Sometimes you want columns themselves: pixels to
+measure, lines to fly. This script chooses a few columns and reconstructs the rest.
 """
 
 # %%
-# Which pixels tell the image?
-# ----------------------------
+# Which pixels determine the image?
+# ---------------------------------
 #
-# The 1797 images of digits that come with scikit-learn have 64 pixels. A camera that may measure
-# only 20 of them should measure those from which the others follow. An *interpolative
-# decomposition* finds them: ``A ≈ A[:, J] X``, with columns J of A itself, and coefficients X that
-# tell how all columns follow from these.
+# The 1797 images of digits that come with scikit-learn have 64 pixels. If a camera can measure only
+# 20 of them, they should be those from which the others follow. An *interpolative decomposition*
+# finds them: ``A ≈ A[:, J] X``, with columns J of A itself, and coefficients X that express all
+# columns by these.
 #
-# They are chosen on 1200 images, and tried on the others.
+# The pixels are chosen on 1200 images and tested on the others.
 
 # sphinx_gallery_thumbnail_number = 2
 from importlib import resources
@@ -41,7 +41,8 @@ def relative(difference):
 
 
 # %%
-# For comparison: 20 pixels at random, many times, each with the coefficients that are best for it.
+# For comparison, 20 pixels are chosen at random, 100 times, each time with the best coefficients
+# for them.
 
 
 def error_of(pixels):
@@ -82,17 +83,17 @@ for ax in fig.axes:
     ax.spines[:].set_visible(False)
 
 # %%
-# The pixels that vary most would be another choice, but neighbors that vary in the same way tell
-# the same thing. An interpolative decomposition takes a column for what the others do not tell.
+# You could also choose the pixels that vary most, but neighbors that vary together carry the same
+# information. An interpolative decomposition chooses columns for what the others do not contain.
 #
 # Which lines to survey?
 # ----------------------
 #
 # A *CUR decomposition* chooses rows as well: ``A ≈ C U R``, with columns C and rows R of A, and a
-# small matrix U that joins them. On the map of elevations of the :ref:`first script
-# <sphx_glr_auto_gallery_plot_01_elevation.py>`, the columns are lines from north to south and the
-# rows lines from west to east. Who has measured the heights along these lines, and knows U, has the
-# map.
+# small matrix U that joins them. On the map of elevations of the
+# :ref:`first script <sphx_glr_auto_gallery_plot_01_elevation.py>`, the columns are lines from north
+# to south and the rows lines from west to east. From the heights along these lines, and U, you can
+# reconstruct the map.
 
 with (resources.files("lowrank") / "data" / "elevation.npz").open("rb") as file:
     A = np.load(file)["elevation"].astype(float)
@@ -130,10 +131,10 @@ for ax in axes:
 fig.colorbar(heights, ax=axes, label="elevation (m)")
 
 # %%
-# Real columns cost something: at the same rank the error is larger than that of the singular
-# vectors. What they have in return is meaning: a unit, a place, a sign, and zeros where the data
-# have them. With ``rtol`` or ``atol`` in place of the rank, both functions choose as many columns
-# as a certified error needs:
+# Real columns have a price: at the same rank the error is larger than with singular vectors. In
+# return they have a meaning: a unit, a place, a sign, and zeros where the data have zeros. With
+# ``rtol`` or ``atol`` in place of the rank, both functions choose as many columns as a certified
+# error needs:
 
 for meters in (40, 20):
     found = lowrank.cur(A, atol=meters * np.sqrt(m * n), rng=0)

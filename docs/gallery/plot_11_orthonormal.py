@@ -2,9 +2,9 @@
 Orthonormal to the last column: reflectors and Gram–Schmidt
 ===========================================================
 
-A basis that grows block by block has to stay orthonormal, whatever is left of the matrix. This
-script repeats a published experiment in small: three ways to append a block, on a matrix whose
-singular values fall far below rounding.
+A basis that grows block by block has to stay orthonormal, however small the residual becomes. This
+script repeats a published experiment at a smaller size: three ways to append a block, on a matrix
+whose singular values decay far below rounding.
 """
 
 # %%
@@ -24,12 +24,12 @@ U, V = (np.linalg.qr(rng.standard_normal((n, n))).Q for _ in range(2))
 A = (U * np.logspace(0, -14, n) @ V.T).astype(np.float32)
 
 # %%
-# All three ways sample what is left of A, which at first is A itself, make the sample orthonormal,
-# and project it out. Block Gram–Schmidt (P.-G. Martinsson and S. Voronin, 2016,
+# All three ways sample the residual, which at first is A itself, orthonormalize the sample, and
+# project it out. Block Gram–Schmidt (P.-G. Martinsson and S. Voronin, 2016,
 # `doi:10.1137/15M1026080 <https://doi.org/10.1137/15M1026080>`__) subtracts the projection. In
-# exact arithmetic nothing is left of a block then; in float32 a rounding error of it is, and once
-# the rest is as small as that, samples of it point back into the basis. The cure is a second
-# projection of each new block:
+# exact arithmetic nothing of the block remains; in float32 a rounding error does. Once the residual
+# is as small as that error, samples of it point back into the basis. The cure is to project each
+# new block twice:
 
 
 def gram_schmidt(again):
@@ -45,10 +45,10 @@ def gram_schmidt(again):
 
 
 # %%
-# The range finder applies Householder reflectors instead. They turn the block into rows of A that
-# are finished, and samples of the other rows *cannot* point into the basis: they have no
-# coordinates there. ``extend`` appends a block; ``reach`` with a tolerance that is met already only
-# looks at the error.
+# The range finder applies Householder reflectors instead. They rotate A so that its first rows hold
+# QᵀA and the other rows hold the residual. Samples of these other rows *cannot* point into the
+# basis: they have no coordinates there. ``extend`` appends a block; ``reach`` with a tolerance that
+# is already met only measures the error.
 
 
 def householder():
@@ -83,10 +83,10 @@ assert loss["Gram–Schmidt, twice"][-1] > 10 * loss["reflectors"][-1]
 assert loss["Gram–Schmidt"][-1] > 0.9
 
 # %%
-# The second picture follows the error. It is known on the way, as the norm of the rows that are
-# left. The shortcut ``‖A‖² − ‖QᵀA‖²`` is blind below the root of eps, since both are rounded to
-# eps. Next to rounding the rows that are left become smaller than the error of the basis that is
-# formed from the reflectors; the bound that the library certifies counts that.
+# The second picture shows the error. The library knows it at every step, as the norm of the
+# residual rows. The shortcut ``‖A‖² − ‖QᵀA‖²`` cannot see errors below the root of eps, because
+# both terms are rounded to eps. Near rounding, the residual rows become smaller than the error of
+# the basis that is formed from the reflectors; the certified bound accounts for that.
 
 norm = np.linalg.norm(A.astype(np.float64))
 tracked = [result.error for result in found]

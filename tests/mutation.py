@@ -28,7 +28,7 @@ ROOMS = (
     "_certificate",
     "_truncate",
     "_rangefinder.residuals",
-    "_rangefinder.looks",
+    "_rangefinder.estimates",
     "_rangefinder.state",
     "_rangefinder.growth",
     "rangefinder",
@@ -47,7 +47,7 @@ FILES = (  # those that fail soonest come first
     "cost_page",
 )
 # Methods of devices that are not here run on torch only.
-OF_DEVICES = ("_unasked_cholesky_qr", "gram_matrix", "_by_halves", "_native_qr", "_scaled")
+OF_DEVICES = ("_shifted_cholesky_qr", "gram_matrix", "_by_halves", "_native_qr", "_scaled")
 NUMPY_ONLY = "not strict and not torch and not readonly and not complex64"
 
 SWAPS = {

@@ -22,7 +22,7 @@ from test_optim import (  # noqa: E402
 
 from lowrank.compress import Subspace  # noqa: E402
 from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon  # noqa: E402
-from lowrank.optim._inner import KNOWN, inner_of, moved  # noqa: E402
+from lowrank.optim._inner import KNOWN, inner_of, transported  # noqa: E402
 
 SHAPES = [(24, 40), (40, 24), (24,)]
 
@@ -69,11 +69,11 @@ def test_known_state_is_moved(monkeypatch, package, cls, options):
 
     def watched(inner, states, C, *rest):
         before = copy.deepcopy(states)
-        after = moved(inner, states, C, *rest)
+        after = transported(inner, states, C, *rest)
         calls.append((inner, before, C, copy.deepcopy(after)))
         return after
 
-    monkeypatch.setattr("lowrank.optim._refresh.moved", watched)
+    monkeypatch.setattr("lowrank.optim._refresh.transported", watched)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         params, opt = wrapped(package, cls, options)
@@ -237,8 +237,8 @@ def test_a_parameter_is_replaced(make, shape):
     set_gradients([old], 5)
     train(opt, [new, *params[1:]], 2, start=2)
     after = [old, new, *params[1:]]
-    moved = [not torch.equal(p, w) for p, w in zip(after, start, strict=True)]
-    assert moved == [False, True, True, True]
+    transported = [not torch.equal(p, w) for p, w in zip(after, start, strict=True)]
+    assert transported == [False, True, True, True]
     assert ("basis" in opt.state[new]) == (len(shape) > 1)
 
 

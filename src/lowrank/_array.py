@@ -275,7 +275,7 @@ def checked_cholesky(X: Array) -> Array | None:
         return None
 
 
-def unasked_cholesky(X: Array) -> Array:
+def unchecked_cholesky(X: Array) -> Array:
     """Lower Cholesky factor of X, without asking the device whether it exists."""
     xp = array_namespace(X)
     if is_torch_namespace(xp):
@@ -413,13 +413,13 @@ def matrix_norm_by_rows(X: Array) -> float:
     return norms(X)[0]
 
 
-def norms(*matrices: Array, beside: Iterable[Array] = ()) -> list[float]:
+def norms(*matrices: Array, also: Iterable[Array] = ()) -> list[float]:
     """The same of several matrices, and the real numbers beside them, all read at once."""
     xp, count = array_namespace(matrices[0]), len(matrices)
     if is_torch_namespace(xp) and is_of_a_gpu(matrices[0]):
-        found = read(*map(xp.linalg.vector_norm, matrices), *beside)  # each in one kernel
+        found = read(*map(xp.linalg.vector_norm, matrices), *also)  # each in one kernel
     else:
-        found = [*(_sum_of_squares(X) ** 0.5 for X in matrices), *read(*beside)]
+        found = [*(_sum_of_squares(X) ** 0.5 for X in matrices), *read(*also)]
     return [*map(_within_range, matrices, found), *found[count:]]
 
 

@@ -209,8 +209,8 @@ def residual_norm(
         return Y, Y - Q @ (xa.adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
 
     xp, shortest = xa.array_namespace(Q), min(operator.shape)
-    is_whole = shards is None and shortest <= samples
-    if is_whole:  # as many products tell all of it
+    is_identity = shards is None and shortest <= samples
+    if is_identity:  # as many products tell all of it
         samples, root = shortest, 1.0
         Omega = xa.eye(samples, samples, like=Q)
     else:
@@ -229,7 +229,7 @@ def residual_norm(
             "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
             "of `A` exceeds the largest float."
         )
-    if is_whole:
+    if is_identity:
         factor = 1.0 + 32.0 * xa.eps(Q)
     else:
         factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))

@@ -44,7 +44,7 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     products, 2020, doi:10.1137/19M1270434 (the λ √n u).
     """
     has_adjoint = A.array is not None and not hermitian
-    if has_adjoint or A.is_stack or A.far is not None or 0 in A.shape:
+    if has_adjoint or A.is_stack or A.domain is not None or 0 in A.shape:
         return
     m, n = A.shape
     X = gaussian_source(rng, A.xp, A.device, purpose="dot test x")((n, COLUMNS), A.dtype)

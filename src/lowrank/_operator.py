@@ -35,7 +35,7 @@ class Operator:
     # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
     offset: float = 0.0
     # The space of the test matrix, where processes have some of its rows each: `_sharded.Rows`.
-    far: Any = None
+    domain: Any = None
     # A matrix in memory as an array that may be written to: its own memory if the second argument
     # allows it, Aᴴ if the first one says so. None where there is no memory for it, or a stack.
     explicit: Callable[[bool, bool], Array] | None = None
@@ -51,15 +51,15 @@ class Operator:
     @property
     def test_rows(self) -> int:
         """Rows of a test matrix on this process."""
-        return self.shape[-1] if self.far is None else self.far.height
+        return self.shape[-1] if self.domain is None else self.domain.height
 
     def agreed(self, value: float) -> float:
         """A number by which something is decided, the same on all processes."""
-        if self.far is None:
+        if self.domain is None:
             return value
         xp = self.xp
         own = xp.asarray([value], dtype=xp.float64, device=self.device)
-        return float(self.far.agree(own)[0])
+        return float(self.domain.agree(own)[0])
 
     @property
     def is_complex(self) -> bool:

@@ -22,7 +22,7 @@ SMALL = 0.8**4
 NOISE = 0.25 * 2.0**-23
 
 
-class Basis(NamedTuple):
+class QR(NamedTuple):
     """``P = Q R``, Q orthonormal and R upper triangular."""
 
     Q: Array
@@ -89,7 +89,7 @@ def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
-def orthonormalize(P: Array, gram: Array | None = None) -> Basis:
+def orthonormalize(P: Array, gram: Array | None = None) -> QR:
     """QR factorization of a p×b matrix or stack of any rank, zero and graded too.
 
     Q is orthonormal to rounding, and spans P to rounding. NumPy's own `qr` is slow (2.5 to 8 times
@@ -101,23 +101,23 @@ def orthonormalize(P: Array, gram: Array | None = None) -> Basis:
     if b > p:
         Q, R = orthonormalize(P[..., :p])
         R = xa.array_namespace(P).concat([R, xa.adjoint_matmul(Q, P[..., p:])], axis=-1)
-        return Basis(Q, R)
+        return QR(Q, R)
     if b == 0:
-        return Basis(P, xa.adjoint(P) @ P)
+        return QR(P, xa.adjoint(P) @ P)
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
         Q, first, second = _mixed_passes(_in_double(P))
-        return Basis(_as(P, Q), _as(P, second @ first))
-    if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
+        return QR(_as(P, Q), _as(P, second @ first))
+    if method is Method.CHECKED_CHOLESKY and (tall or b <= 256) and _can_be_checked(P):
         gram = xa.adjoint_matmul(P, P) if gram is None else gram
-        factors = _asked_cholesky_qr(P, gram)
+        factors = _checked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
         if tall:
             return _by_halves(P, gram) if b > NARROW else _polished(_native_qr(P))
-    elif method is Method.UNASKED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
-        return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
+    elif method is Method.SHIFTED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
+        return _shifted_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 
 
@@ -134,18 +134,18 @@ def conditioned(P: Array) -> Array:
     p, b = P.shape[-2:]
     if is_mixed(P):
         return _mixed_conditioned(P)
-    if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
-        found = _asked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
+    if tuning(P).method is Method.CHECKED_CHOLESKY and p >= 2 * b and _can_be_checked(P):
+        found = _checked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
     return orthonormalize(P).Q
 
 
-def _can_be_asked(P: Array) -> bool:
+def _can_be_checked(P: Array) -> bool:
     return 0 not in P.shape and not xa.is_traced(P)
 
 
-def _by_halves(P: Array, gram: Array | None = None) -> Basis:
+def _by_halves(P: Array, gram: Array | None = None) -> QR:
     """``[P₁ P₂]`` with ``P₁ = Q₁R₁ = H [D; 0] R₁`` and ``P₂ = H [X; Q₂R₂]``, H the reflector of Q₁.
 
     Its ``V = Q₁ + [W; 0]`` is never formed.
@@ -167,10 +167,10 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     X[..., half:, :] += Q2
     del Q2
     Q = xa.array_namespace(P).concat([Q1, X], axis=-1)
-    return Basis(Q, xa.block_triangle(R1, R12, R2))
+    return QR(Q, xa.block_triangle(R1, R12, R2))
 
 
-def _native_qr(P: Array) -> Basis:
+def _native_qr(P: Array) -> QR:
     """The library's own `qr`, of columns scaled to a largest entry of one, eps on the diagonal.
 
     The scale keeps squares within the range of the dtype. Without the eps, the columns of a panel
@@ -182,16 +182,16 @@ def _native_qr(P: Array) -> Basis:
     b = X.shape[-1]
     X[..., :b, :] = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
     Q, R = xa.array_namespace(P).linalg.qr(X)
-    return Basis(Q, R * scale)
+    return QR(Q, R * scale)
 
 
-def _polished(found: Basis) -> Basis:
+def _polished(found: QR) -> QR:
     """The same with columns as orthonormal as blocked sums make them, which LAPACK's are not.
 
     Of a tall panel of equal numbers it leaves up to m/4 eps.
     """
-    better = _asked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
-    return found if better is None else Basis(better.Q, better.R @ found.R)
+    better = _checked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
+    return found if better is None else QR(better.Q, better.R @ found.R)
 
 
 def _scaled(P: Array) -> tuple[Array, Array]:
@@ -204,7 +204,7 @@ def _scaled(P: Array) -> tuple[Array, Array]:
     return P / xp.astype(divisor, P.dtype), xp.astype(scale, P.dtype)
 
 
-def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
+def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
     """Cholesky QR of a matrix in one pass or two; None where it would not be accurate.
 
     Of a stack, where it would not be accurate for a member.
@@ -236,12 +236,12 @@ def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
     Q = P @ xa.adjoint(L_inverse / columns)
     L = L * rows
     if is_near or passes == 1:
-        return Basis(Q, xa.adjoint(L))
+        return QR(Q, xa.adjoint(L))
     gram = gram_matrix(Q)
     if not float(xp.max(xp.abs(gram - xa.eye(b, b, like=Q)))) < 0.1:
         return None
     L2 = xa.checked_cholesky(gram)
-    return None if L2 is None else Basis(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
+    return None if L2 is None else QR(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
@@ -249,7 +249,7 @@ def _residual_growth(L: Array, L_inverse: Array) -> float:
     return float(xp.max(xa.adjoint(xp.abs(L_inverse)) @ xa.adjoint(xp.abs(L))))
 
 
-def _unasked_cholesky_qr(P: Array) -> Basis:
+def _shifted_cholesky_qr(P: Array) -> QR:
     """Cholesky QR in four passes, two of them shifted, that holds for every rank if p ≥ 2b.
 
     With ``PᴴP + sI = RᴴR`` a singular value σ of P becomes ``σ/√(σ² + s)``, which is at least of
@@ -275,9 +275,9 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     shift = 2.0 * xa.eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
-        upper = xa.adjoint(xa.unasked_cholesky(gram_matrix(X) + s * identity))
+        upper = xa.adjoint(xa.unchecked_cholesky(gram_matrix(X) + s * identity))
         X, R = xa.upper_solve(upper, X, left=False), upper @ R
-    return Basis(X, R)
+    return QR(X, R)
 
 
 def is_mixed(P: Array) -> bool:
@@ -298,9 +298,9 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
     top = X[..., : 2 * X.shape[-1], :]
     top += noise * (sizes + 1e-60)  # of zeros too
-    first = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    first = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
     X = X @ xa.upper_solve(first, identity, left=False)
-    second = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    second = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
     return X @ xa.upper_solve(second, identity, left=False), first, second
 
 
@@ -325,7 +325,7 @@ def _mixed_conditioned(P: Array) -> Array:
     """The first pass of it, without noise."""
     X = _in_double(P)
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
-    upper = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
+    upper = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
     return _as(P, X @ xa.upper_solve(upper, identity, left=False))
 
 

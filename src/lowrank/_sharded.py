@@ -9,7 +9,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator, as_operator, shape_of
-from lowrank._panel import Basis, orthonormalize
+from lowrank._panel import QR, orthonormalize
 from lowrank._sketch import as_generator
 
 
@@ -97,7 +97,7 @@ class Rows:
         """The shard of this process of what all processes have, as a view."""
         return X.narrow(dim, sum(self.heights[: self.position]), self.height)
 
-    def orthonormalize(self, X: Array) -> Basis:
+    def orthonormalize(self, X: Array) -> QR:
         """QR of a matrix or stack of any rank: of the shards, then of their factors together.
 
         (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
@@ -108,7 +108,7 @@ class Rows:
         Q, R = orthonormalize(X)
         factors = replace(self, heights=tuple(min(one, X.shape[-1]) for one in self.heights))
         second, R = orthonormalize(factors.gather(R))
-        return Basis(Q @ factors.part(second), R)
+        return QR(Q @ factors.part(second), R)
 
     def signed(self, X: Array) -> Array:
         """:func:`~lowrank._array.signed` of rows of which each process has some columns."""
@@ -156,7 +156,7 @@ def of_columns(part: Operator, rows: Rows) -> Operator:
         matmat=lambda X: rows.sum(part.matmat(X)),
         norm=lambda: math.hypot(*rows.numbers(norm(), part)),
         max_abs=lambda: float(np.max(rows.numbers(part.max_abs(), part))),
-        array=None, explicit=None, far=rows, costly_passes=True,
+        array=None, explicit=None, domain=rows, costly_passes=True,
     )  # fmt: skip
 
 
@@ -169,7 +169,7 @@ def of_rows(part: Operator, rows: Rows) -> Operator:
     return replace(
         A.adjoint(),
         matmat=lambda X: rows.gather(A.rmatmat(X)), rmatmat=lambda Y: A.matmat(rows.part(Y)),
-        far=None, costly_passes=False,
+        domain=None, costly_passes=False,
     )  # fmt: skip
 
 

@@ -70,14 +70,14 @@ class TestMatrix:
         self._last = Omega
         return Omega
 
-    def again(self, columns: int) -> Array:
+    def redraw(self, columns: int) -> Array:
         """The columns of the last draw once more, or others of a Gaussian matrix.
 
         So nobody needs to keep a Gaussian test matrix for the case that it is wanted again.
         """
         return self.draw(columns) if self._last is None else self._last
 
-    def probe(self) -> Array | None:
+    def gaussian_vector(self) -> Array | None:
         """One column of a stream of its own; None where the test matrix is the caller's."""
         if not self.is_free:
             return None
@@ -85,7 +85,7 @@ class TestMatrix:
         source = gaussian_source(self._rng, operator.xp, operator.device, purpose="probe")
         return source((operator.test_rows, 1), operator.dtype)
 
-    def restart(self, salt: float) -> None:
+    def salt_seed(self, salt: float) -> None:
         """Go on with another random stream, which depends on `salt`, such as the norm of A.
 
         With one seed, a matrix and what a projection left of it then get different sketches.

@@ -8,7 +8,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._certificate import safety_factor
-from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalize
+from lowrank._panel import QR, defect, is_mixed, mixed_svd, orthonormalize
 from lowrank._sketch import gaussian_source
 
 # Columns up to which a Gram matrix or a residual is computed, and samples for larger ones: more
@@ -19,7 +19,7 @@ TOO_LARGE = (
     "of its dtype; divide `A` by a constant."
 )
 # Rotations to try where an SVD does not converge, or to orthonormal vectors.
-TURNS = 4
+ROTATIONS = 4
 
 
 class SmallSVD(NamedTuple):
@@ -46,7 +46,7 @@ class SmallSVD(NamedTuple):
         return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalize) -> SmallSVD:
+def small_svd(C: Array, qr: Callable[[Array], QR] = orthonormalize) -> SmallSVD:
     """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own.
 
     Of a finite C; that S is finite too is left to the caller.
@@ -141,10 +141,10 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     """
     refuse_infinite(M)
     if not xa.is_of_a_gpu(M) or 0 in M.shape:
-        U, S, W = _svd(M, again=True)
+        U, S, W = _svd(M, retries=True)
     else:
         largest = xa.largest_of_each(M)
-        U, S, W = _svd(M / largest, again=False)
+        U, S, W = _svd(M / largest, retries=False)
         S = S * largest[..., 0]
     refuse_infinite(S)
     return U, S, W
@@ -156,23 +156,23 @@ def refuse_infinite(X: Array) -> None:
         raise ValueError(TOO_LARGE)
 
 
-def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
+def _svd(M: Array, *, retries: bool) -> tuple[Array, Array, Array]:
     xp = xa.array_namespace(M)
     errors: tuple[type[Exception], ...] = (np.linalg.LinAlgError,)
     if xa.is_torch_namespace(xp):
         errors += (xa.loaded("torch").linalg.LinAlgError,)
     found, failure = None, None
-    for turn in range(TURNS + 1):
-        G = _rotation(turn, M) if turn else None
+    for trial in range(ROTATIONS + 1):
+        G = _rotation(trial, M) if trial else None
         try:
             U, S, W = xp.linalg.svd(M if G is None else M @ G, full_matrices=False)
         except errors as error:
             failure = error
             continue
         found = U, S, W if G is None else W @ xa.adjoint(G)
-        if _are_orthonormal(U, xa.adjoint(W), limit=64.0 if again else 32.0):
+        if _are_orthonormal(U, xa.adjoint(W), limit=64.0 if retries else 32.0):
             return found
-        if not again:
+        if not retries:
             break
     if found is None:
         raise failure or AssertionError

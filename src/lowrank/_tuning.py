@@ -10,8 +10,8 @@ from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array,
 class Method(Enum):
     """How a panel is made orthonormal."""
 
-    ASKED_CHOLESKY = auto()
-    UNASKED_CHOLESKY = auto()
+    CHECKED_CHOLESKY = auto()
+    SHIFTED_CHOLESKY = auto()
     NATIVE = auto()
 
 
@@ -30,12 +30,12 @@ class Tuning(NamedTuple):
     mixed: bool = False
 
 
-NUMPY = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64)
-TORCH_CPU = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64, 48, 2, (20.0, 10.0))
+NUMPY = Tuning(Method.CHECKED_CHOLESKY, 0, 0, 64)
+TORCH_CPU = Tuning(Method.CHECKED_CHOLESKY, 0, 0, 64, 48, 2, (20.0, 10.0))
 # An H200: LAPACK's way takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, Cholesky QR 2.6 and 3.5,
 # nearly all of it, for narrow panels, the host's time for a hundred kernels. CuPy is not measured.
-TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
-CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+TORCH_CUDA = Tuning(Method.SHIFTED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+CUPY = Tuning(Method.SHIFTED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
 # Compute capabilities of devices with half as many flops in double precision as in single, or more;
 # others have a 32nd or a 64th of them.
 OF_DOUBLES = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))

@@ -10,7 +10,7 @@ from lowrank._dot_test import check_adjoint, not_hermitian
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._pivots import norm_of
-from lowrank._rangefinder.residuals import Orthonormal, Whole
+from lowrank._rangefinder.residuals import FullSVD, Orthonormal
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank, parts_of, truncated
 from lowrank.rangefinder import Found, find, projection, refined, warn_unless_converged
@@ -130,8 +130,8 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
     rule, share = found.state.rule, 1.0
     assert rule is not None
     while True:
-        if found.whole is not None:
-            _check_whole(found.whole)
+        if found.full_svd is not None:
+            _check_full_svd(found.full_svd)
         before = found.basis.rank
         found, C, scale = projection(found)
         T, F = _projected(found.basis, C)
@@ -171,7 +171,7 @@ def _projected(basis: Any, C: Array) -> tuple[Array, Array]:
     return Z[: basis.rank, :], Z[basis.rank :, :]
 
 
-def _check_whole(whole: Whole) -> None:
+def _check_full_svd(whole: FullSVD) -> None:
     """Raise where the eigenvalues, found from one triangle of A, do not make A."""
     size, n = float(xa.safe_norm(whole.S)), whole.U.shape[0]
     limit = ASYMMETRY * xa.eps(whole.S) * (n + 1) ** 0.5 * size

@@ -12,9 +12,9 @@ from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
 from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, worded
 from lowrank._rangefinder import growth
-from lowrank._rangefinder.looks import floor_of
-from lowrank._rangefinder.residuals import Orthonormal, Whole
-from lowrank._rangefinder.sampling import Drawn, drawn, measured
+from lowrank._rangefinder.estimates import floor_of
+from lowrank._rangefinder.residuals import FullSVD, Orthonormal
+from lowrank._rangefinder.sampling import SampledPanel, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
 from lowrank._sharded import Shards, shards_of
 from lowrank._sketch import TestMatrix
@@ -301,14 +301,14 @@ class Found(NamedTuple):
     outcome: Outcome
     floor: float  # the part of the error bound that stands for rounding
     fixed: bool  # whether a rank was asked for, and no tolerance
-    unread: Drawn | None = None  # a basis of which nobody knows yet whether it is finite
+    unchecked: SampledPanel | None = None  # a basis of which nobody knows yet whether it is finite
     captured: float | None = None  # ‖QᴴA‖_F, where it was read
 
     @property
-    def whole(self) -> Whole | None:
+    def full_svd(self) -> FullSVD | None:
         """The SVD of A, where that was cheaper than to grow."""
         residual = self.state.residual
-        return residual if isinstance(residual, Whole) else None
+        return residual if isinstance(residual, FullSVD) else None
 
     @property
     def norm_is_exact(self) -> bool:
@@ -319,8 +319,8 @@ class Found(NamedTuple):
         """The norm of such a product, of ``AᴴQ``."""
         if self.captured is not None:
             return self.captured
-        far = self.state.A.far
-        return matrix_norm_by_rows(X if far is None else far.orthonormalize(X).R)
+        domain = self.state.A.domain
+        return matrix_norm_by_rows(X if domain is None else domain.orthonormalize(X).R)
 
 
 def find(
@@ -361,14 +361,14 @@ def find(
         rank *= (problem.power_iterations or 0) + 1
     columns = min(rank, state.full)
     status = Status.FULL_RANK if rank > state.full else Status.RANK_REACHED
-    Q, unread = state.residual.basis.empty, None
+    Q, unchecked = state.residual.basis.empty, None
     if columns:
-        panel = drawn(problem, state, columns)
-        unread = panel if projects and panel.waits else None
-        state, Q = (panel.state, panel.Q) if unread else panel.checked()
+        panel = sampled_panel(problem, state, columns)
+        unchecked = panel if projects and panel.is_costly_to_check else None
+        state, Q = (panel.state, panel.Q) if unchecked else panel.checked()
     state = replace(state, status=status)
     outcome = replace(outcome_of(problem, state), rank=columns)
-    return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed, unread)
+    return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed, unchecked)
 
 
 def _grown(problem: Problem, state: State, rule: StopRule, share: float | None) -> Found:
@@ -404,19 +404,19 @@ def _image(found: Found) -> tuple[Found, Array]:
 
     That is one read then, with the norms of A and of the product.
     """
-    problem, state, unread = found.problem, found.state, found.unread
+    problem, state, unchecked = found.problem, found.state, found.unchecked
     problem.work.add(found.basis.rank)
     C, A = state.A.rmatmat(found.basis.Q), state.A.array
-    if unread is None:
+    if unchecked is None:
         return found, C
     known = [A] if A is not None and (A.ndim, A.dtype, problem.norm) == (2, C.dtype, "fro") else []
-    captured, *numbers = norms(C, *known, beside=unread.sums)
+    captured, *numbers = norms(C, *known, also=unchecked.sums)
     if not all(map(math.isfinite, [captured, *numbers[len(known) :]])):
-        state, Q = unread.rescued()
-        return _image(found._replace(state=state, basis=Orthonormal(Q), unread=None))
+        state, Q = unchecked.retried_with_scaling()
+        return _image(found._replace(state=state, basis=Orthonormal(Q), unchecked=None))
     if known:
         state = replace(state, frobenius=measured(problem, state, numbers[0]).frobenius)
-    return found._replace(state=state, unread=None, captured=captured), C
+    return found._replace(state=state, unchecked=None, captured=captured), C
 
 
 @shares_options

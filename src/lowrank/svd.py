@@ -18,7 +18,7 @@ from lowrank._array import (
 from lowrank._operator import UNKNOWN, Operator, as_operator, located, of_row_blocks
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
-from lowrank._rangefinder.looks import NEAR
+from lowrank._rangefinder.estimates import NEAR
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
@@ -155,8 +155,8 @@ def decompose(
     """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
     options |= {"share": 1.0, "powers": powers, "oversampling": oversampling, "projects": True}
     found = find(A, rank, **options)
-    if found.whole is not None:
-        return _cut_of_whole(found, rank, fixed_signs)
+    if found.full_svd is not None:
+        return _truncated_full_svd(found, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, domain_qr(found.state.A))
     del C
@@ -199,9 +199,9 @@ def _with_rounding(
     bound, size, state, epsilon = outcome.error_bound, outcome.norm_A, found.state, eps(S)
     if bound is None or outcome.error is None or not size or bound > 2.0 * NEAR * epsilon * size:
         return outcome
-    if state.A.far is not None:  # U is made by products of its own
+    if state.A.domain is not None:  # U is made by products of its own
         return outcome
-    if outcome.certificate != "exact" or state.is_spent or found.problem.norm != "fro":
+    if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
         drift = float(safe_norm(defect(U) * S))
         return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
     error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
@@ -209,11 +209,11 @@ def _with_rounding(
     return with_bound(outcome, outcome.rank, cap, error, bound)
 
 
-def _cut_of_whole(
+def _truncated_full_svd(
     found: Found, rank: int | None, fixed_signs: bool
 ) -> tuple[Array, Array, Array, Outcome]:
     """The same from the SVD of A itself, of which the truncation makes all of the error."""
-    whole, xp = found.whole, found.state.A.xp
+    whole, xp = found.full_svd, found.state.A.xp
     assert whole is not None
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)

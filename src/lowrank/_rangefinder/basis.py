@@ -41,7 +41,7 @@ class Basis:
 
     empty: Array  # m×0, where everything lives
     blocks: tuple[Block, ...] = ()
-    departs: float = 0.0  # ‖QᴴQ − I‖_F for the columns Q of the last block
+    departure: float = 0.0  # ‖QᴴQ − I‖_F for the columns Q of the last block
 
     @property
     def rank(self) -> int:
@@ -57,9 +57,9 @@ class Basis:
         A number by which something is decided is `agreed` by all processes.
         """
         D = defect(Q, is_panel=True)
-        size, departs = xa.read(size_of_top(Q), xa.array_namespace(Q).linalg.vector_norm(D))
+        size, departure = xa.read(size_of_top(Q), xa.array_namespace(Q).linalg.vector_norm(D))
         V, T = unitary_reflectors(Q, D, is_plain=agreed(size) <= SMALL)
-        return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departs)
+        return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departure)
 
     def deflate(self, Y: Array) -> Array:
         """Rows k and on of ``HᴴY``."""

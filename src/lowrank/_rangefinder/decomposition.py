@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from lowrank._array import eps
 from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
-from lowrank._rangefinder.looks import base_floor, floor_of, lost
-from lowrank._rangefinder.residuals import Explicit, Whole
+from lowrank._rangefinder.estimates import base_floor, floor_of, lost
+from lowrank._rangefinder.residuals import Explicit, FullSVD
 from lowrank._rangefinder.state import Problem, State, StopRule
 from lowrank._small_svd import svd_of, tails
 from lowrank._tuning import tuning
@@ -58,9 +58,9 @@ def svd_is_cheaper(
 
 def _slows_down(state: State) -> bool:
     """Whether a column of the last block made the error fall by less than one before it did."""
-    if len(state.looks) < 3:
+    if len(state.history) < 3:
         return False
-    first, second, last = state.looks[-3:]
+    first, second, last = state.history[-3:]
     if not (first.rank < second.rank < last.rank and 0.0 < last.estimate < second.estimate):
         return False
     before = math.log(first.estimate / second.estimate) / (second.rank - first.rank)
@@ -74,7 +74,7 @@ def decomposed(problem: Problem, state: State) -> State:
     assert isinstance(residual, Explicit)
     assert state.A.explicit is not None
     problem.work.add(0)
-    if state.is_spent:
+    if state.is_overwritten:
         U, S, Vh, rounding = svd_of(residual.array)
         U, rounding = residual.basis.rotate(U), rounding + lost(state, residual)
     else:
@@ -82,21 +82,21 @@ def decomposed(problem: Problem, state: State) -> State:
         array *= state.explicit_scale
         U, S, Vh, rounding = svd_of(array, hermitian=problem.hermitian)
     # not fewer columns than the basis had
-    whole = Whole(U, S, Vh, tails(S, problem.norm), rounding, state.rank)
-    return replace(state, residual=whole, waiting=None)
+    whole = FullSVD(U, S, Vh, tails(S, problem.norm), rounding, state.rank)
+    return replace(state, residual=whole, pending=None)
 
 
 def cut(state: State, goal: float, limit: int) -> State:
     """The smallest rank that keeps the goal, or what rounding leaves of it."""
     whole = state.residual
-    assert isinstance(whole, Whole)
+    assert isinstance(whole, FullSVD)
     noise = whole.rounding / state.explicit_scale
     least = noise + base_floor(replace(state, residual=replace(whole, rank=0)))
     noise += base_floor(replace(state, residual=replace(whole, rank=limit)))
     target = max(goal - noise, 0.9 * least) * (1.0 - 64.0 * eps(whole.S)) * state.explicit_scale
     xp = state.A.xp
     rank = int(xp.sum(xp.astype(whole.tails > target, xp.int32)))
-    if state.looked is whole:  # whose rank did not do
+    if state.estimated is whole:  # whose rank did not do
         rank = max(rank, whole.rank + 1)
     rank = min(max(rank, whole.rank), limit)
     return state if rank == whole.rank else replace(state, residual=replace(whole, rank=rank))

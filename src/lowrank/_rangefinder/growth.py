@@ -24,9 +24,9 @@ from lowrank._array import Array, loaded, safe_norm
 from lowrank._operator import Operator
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
-from lowrank._rangefinder.looks import NEAR, floor_of, looked, settled
-from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
-from lowrank._rangefinder.sampling import NOT_FINITE, drawn, measured
+from lowrank._rangefinder.estimates import NEAR, checked_near_rounding, estimated, floor_of
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
+from lowrank._rangefinder.sampling import NOT_FINITE, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, epsilon_of
 from lowrank._small_svd import sample_of
 from lowrank.results import Status
@@ -57,8 +57,8 @@ def reach(
     while True:
         is_stopped = False
         goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-        if state.looked is not state.residual:
-            after = looked(problem, state, goal)
+        if state.estimated is not state.residual:
+            after = estimated(problem, state, goal)
             if after is None:
                 break
             state = after
@@ -66,17 +66,17 @@ def reach(
             is_stopped = _is_stopped(problem, state)
             goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
         floor, is_falling = floor_of(state), _is_falling(state)
-        status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
+        status = rule.decide(state.history[-1], goal, floor, is_falling=is_falling)
         # min(m, n) columns that leave an error are not the range of A; its SVD has that.
         is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
         if status is not None and not is_short:
-            state = settled(problem, state, truncates=share is not None)
-            if status is Status.CONVERGED and state.looks[-1].bound > goal:
+            state = checked_near_rounding(problem, state, truncates=share is not None)
+            if status is Status.CONVERGED and state.history[-1].bound > goal:
                 status = Status.PRECISION_FLOOR
             return replace(state, status=status)
         if is_stopped:
             break
-        if isinstance(state.residual, Whole):
+        if isinstance(state.residual, FullSVD):
             state = cut(state, goal, rule.limit)
         elif is_short or svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
             state = cut(decomposed(problem, state), goal, rule.limit)
@@ -91,14 +91,14 @@ def reach(
 
 def _is_falling(state: State) -> bool:
     """Whether the last block made an error that is known smaller by a fifth at least."""
-    if not isinstance(state.residual, Explicit) or len(state.looks) < 2:
+    if not isinstance(state.residual, Explicit) or len(state.history) < 2:
         return False
-    return state.looks[-1].estimate < 0.8 * state.looks[-2].estimate
+    return state.history[-1].estimate < 0.8 * state.history[-2].estimate
 
 
 def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     """The state with the norm of A where it can be had, and with the residual that is asked for."""
-    _refuse_spent(state)
+    _refuse_overwritten(state)
     if state.A.norm is not None and state.frobenius is None:
         state = measured(problem, state)
     if 0 in state.A.shape:
@@ -108,7 +108,7 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     if problem.certificate == "exact":
         assert state.A.explicit is not None
         if problem.overwrite_a:
-            keep(replace(state, is_spent=True))
+            keep(replace(state, is_overwritten=True))
         try:
             array = state.A.explicit(False, problem.overwrite_a)
         except _errors_of_memory(state.A):
@@ -125,8 +125,8 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     return state
 
 
-def _refuse_spent(state: State) -> None:
-    if state.is_spent and isinstance(state.residual, Sampled):
+def _refuse_overwritten(state: State) -> None:
+    if state.is_overwritten and isinstance(state.residual, Sampled):
         raise RuntimeError(
             "`A` holds QᴴA, as `overwrite_a` allowed, and the work on it was interrupted; begin "
             "anew with A as it was."
@@ -144,7 +144,7 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     sample = sample_of(array) if state.rule.tolerance(state.frobenius) <= near else ()
     residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
     residual = replace(residual, sample=sample)
-    return replace(state, residual=residual, drift=0.0, is_spent=problem.overwrite_a)
+    return replace(state, residual=residual, drift=0.0, is_overwritten=problem.overwrite_a)
 
 
 def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
@@ -161,12 +161,12 @@ def safe(state: State) -> State:
         return state
     sampled, drift = Sampled(state.A, state.residual.basis), state.residual.drift
     drift = drift / state.explicit_scale / (state.frobenius or 1.0)
-    return replace(state, residual=sampled, drift=drift, looked=None)
+    return replace(state, residual=sampled, drift=drift, estimated=None)
 
 
 def _appended(problem: Problem, state: State, Q: Array) -> State:
     residual = state.residual
-    assert not isinstance(residual, Whole)
+    assert not isinstance(residual, FullSVD)
     if not isinstance(residual, Sampled):  # whose products make the new rows of B
         problem.work.add(int(Q.shape[-1]))
     after = residual.append(Q)
@@ -175,28 +175,28 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
     else:
         # and what is captured, only to see whether it is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
-        known = state.A.agreed(after.basis.departs * _share_left(state) + 0.0 * captured)
+        known = state.A.agreed(after.basis.departure * _share_left(state) + 0.0 * captured)
         state = replace(state, drift=state.drift + known)
     if not math.isfinite(known):
         raise ValueError(NOT_FINITE)
-    return replace(state, residual=after, waiting=None)
+    return replace(state, residual=after, pending=None)
 
 
 def _share_left(state: State) -> float:
     """At most so much of A is left by the basis."""
-    if not state.looks or not state.norm_A:
+    if not state.history or not state.norm_A:
         return 1.0
-    return min(1.0, state.looks[-1].bound / state.norm_A)
+    return min(1.0, state.history[-1].bound / state.norm_A)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:
     """What the callback says; that of the first process, for all go on or none."""
     is_stopped = False
-    is_free = state.rank == 0 and state.sampled_looks == 0
+    is_free = state.rank == 0 and state.sampled_estimates == 0
     try:
         if problem.callback is not None and not is_free:
             with as_the_caller_set():
-                problem.callback(state.looks[-1])
+                problem.callback(state.history[-1])
     except StopIteration:
         is_stopped = True
     return bool(state.A.agreed(float(is_stopped)))
@@ -210,12 +210,12 @@ def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) 
     room = state.full - state.rank
     status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
     columns = min(columns, room)
-    if columns > 0 and isinstance(state.residual, Whole):
+    if columns > 0 and isinstance(state.residual, FullSVD):
         residual = replace(state.residual, rank=state.rank + columns)
         state = replace(state, residual=residual)
     elif columns > 0:
-        _refuse_spent(state)
-        state, Q = drawn(problem, state, columns).checked()
+        _refuse_overwritten(state)
+        state, Q = sampled_panel(problem, state, columns).checked()
         keep(safe(state))
         state = _appended(problem, state, Q)
     return replace(state, status=status)
@@ -227,9 +227,9 @@ def projected(problem: Problem, state: State) -> tuple[State, Array]:
     ‖A‖_F is at least ‖C‖/s, a sharper bound than that of a sample.
     """
     residual = state.residual
-    if isinstance(residual, Explicit | Whole):
+    if isinstance(residual, Explicit | FullSVD):
         C = residual.projection()
-        return state, C if state.is_spent else state.A.xp.asarray(C, copy=True)
+        return state, C if state.is_overwritten else state.A.xp.asarray(C, copy=True)
     products = residual.products if isinstance(residual, ByEnergies) else residual
     assert isinstance(products, Sampled)
     known = products.known

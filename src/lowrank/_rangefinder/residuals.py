@@ -86,7 +86,7 @@ class Explicit:
         k, r = self.basis.rank, basis.rank
         left, taken = xa.norms(self.array[r:, :], self.array[k:r, :])
         change = 2.0 * abs(math.hypot(left, taken) - self.norm)
-        drift = self.drift + max(basis.departs * self.norm, change)
+        drift = self.drift + max(basis.departure * self.norm, change)
         return replace(self, basis=basis, norm=left, drift=drift)
 
     def lost(self) -> float:
@@ -168,7 +168,8 @@ class ByEnergies:
         A, before = products.A, products.known
         known = products.projection()
         C = known if before is None else known[..., before.shape[-1] :]
-        part = float(xa.safe_norm(C if A.far is None else A.far.orthonormalize(C).R)) / self.norm_A
+        R = C if A.domain is None else A.domain.orthonormalize(C).R
+        part = float(xa.safe_norm(R)) / self.norm_A
         captured = self.captured + part * part
         return replace(self, products=replace(products, known=known), captured=captured)
 
@@ -211,7 +212,7 @@ class Orthonormal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Whole:
+class FullSVD:
     """The SVD of A itself, of which the first `rank` left singular vectors are the basis."""
 
     U: Array

@@ -16,10 +16,9 @@ from lowrank._array import (
     safe_norm,
 )
 from lowrank._operator import Operator
-from lowrank._panel import Basis as Factors
-from lowrank._panel import conditioned, orthonormal, orthonormalize
+from lowrank._panel import QR, conditioned, orthonormal, orthonormalize
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.residuals import Sampled, Whole
+from lowrank._rangefinder.residuals import FullSVD, Sampled
 from lowrank._rangefinder.state import Problem, State
 
 Product = Callable[[Array], Array]
@@ -31,7 +30,7 @@ def iterated(
     rmatmat: Product,
     power_iterations: int,
     *,
-    domain_qr: Callable[[Array], Factors] = orthonormalize,
+    domain_qr: Callable[[Array], QR] = orthonormalize,
     krylov: bool = False,
     columns: int | None = None,
     factors: list[Array] | None = None,
@@ -69,7 +68,7 @@ def iterated(
 
 
 def without_factor(
-    qr: Callable[[Array], Factors], factors: list[Array] | None
+    qr: Callable[[Array], QR], factors: list[Array] | None
 ) -> Callable[[Array], Array]:
     """The orthonormal factor alone; the triangular one is kept where it is wanted."""
     if factors is None:
@@ -90,7 +89,7 @@ NOT_FINITE = (
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
+class SampledPanel:
     """An orthonormal panel from a sample of the residual of a state.
 
     Sums tell whether it and the products that led to it are finite, which LAPACK's QR may hide:
@@ -102,13 +101,13 @@ class Drawn:
     state: State
     Q: Array
     sums: list[Array]  # none without `check_finite`
-    again: Callable[[State], "Drawn"]
+    redraw: Callable[[State], "SampledPanel"]
 
     @property
-    def waits(self) -> bool:
+    def is_costly_to_check(self) -> bool:
         """Whether to read them takes time, and may wait for a product of an array with Q."""
         A = self.state.A
-        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.far is None
+        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.domain is None
 
     @property
     def is_finite(self) -> bool:
@@ -118,11 +117,11 @@ class Drawn:
 
     def checked(self) -> tuple[State, Array]:
         """The panel of finite numbers, and its state."""
-        return (self.state, self.Q) if self.is_finite else self.rescued()
+        return (self.state, self.Q) if self.is_finite else self.retried_with_scaling()
 
-    def rescued(self) -> tuple[State, Array]:
+    def retried_with_scaling(self) -> tuple[State, Array]:
         """The same from products that are scaled, if they could leave the range."""
-        found = self.again(measured(self.problem, self.state))
+        found = self.redraw(measured(self.problem, self.state))
         if found.state.A.is_stack:
             # Members that were finite stay: the scale of the others may be too small there.
             xp = array_namespace(self.Q)
@@ -134,22 +133,22 @@ class Drawn:
         return found.state, found.Q
 
 
-def drawn(problem: Problem, state: State, columns: int) -> Drawn:
+def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
     """An orthonormal panel of so many columns, from a sample of the residual.
 
     All n columns of a tall matrix are those of A itself: a square test matrix is ill-conditioned,
     and what it makes small is lost in rounding. The last of them need a power iteration for that.
     """
-    q, draw, again = problem.power_iterations or 0, problem.source.draw, problem.source.again
+    q, draw, redraw = problem.power_iterations or 0, problem.source.draw, problem.source.redraw
     m, n = state.A.shape[-2:]
     if state.rank + columns == n < m and problem.source.is_free and state.A.test_rows == n:
         q = 0 if state.rank == 0 else max(1, q)
         if state.rank == 0:
-            draw = again = partial(_identity, state.A)
+            draw = redraw = partial(_identity, state.A)
     width = -(-columns // (q + 1)) if problem.krylov else columns
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
 
-    def made(draw: Callable[[int], Array], state: State) -> Drawn:
+    def made(draw: Callable[[int], Array], state: State) -> SampledPanel:
         Omega = draw(width)
         if Omega.shape[-1] < width:
             raise ValueError(f"`test_matrix` has {width - Omega.shape[-1]} columns too few.")
@@ -159,7 +158,7 @@ def drawn(problem: Problem, state: State, columns: int) -> Drawn:
         Q = iterated_sample(problem, state, spanned(sample), q, columns=columns, sums=sums)
         if problem.check_finite:
             sums.append(flag(Q))
-        return Drawn(problem, state, Q, sums, partial(made, again))
+        return SampledPanel(problem, state, Q, sums, partial(made, redraw))
 
     return made(draw, state)
 
@@ -175,7 +174,7 @@ def multiplied(
 
     The first product of an operator tells where all others live.
     """
-    assert not isinstance(state.residual, Whole)
+    assert not isinstance(state.residual, FullSVD)
     A, Y = state.A, _product(problem, sums, state.residual.matmat, Omega)
     if A.norm is None and state.rank == 0:
         xp, device = array_namespace(Y), device_of(Y)
@@ -207,7 +206,7 @@ def iterated_sample(
 ) -> Array:
     """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
     residual = state.residual
-    assert not isinstance(residual, Whole)
+    assert not isinstance(residual, FullSVD)
     product = partial(_product, problem, sums)
     return iterated(
         basis.pop(), partial(product, residual.matmat), partial(product, residual.rmatmat), q,
@@ -225,9 +224,9 @@ def spanning(sample: list[Array]) -> list[Array]:
     return [conditioned(sample.pop())]
 
 
-def domain_qr(A: Operator) -> Callable[[Array], Factors]:
+def domain_qr(A: Operator) -> Callable[[Array], QR]:
     """QR of a product with Aᴴ, of which each process may have some rows."""
-    return orthonormalize if A.far is None else A.far.orthonormalize
+    return orthonormalize if A.domain is None else A.domain.orthonormalize
 
 
 def measured(problem: Problem, state: State, norm: float | None = None) -> State:
@@ -243,7 +242,7 @@ def measured(problem: Problem, state: State, norm: float | None = None) -> State
         else:
             message = "`A` holds NaN or Inf; a range finder needs finite entries."
         raise ValueError(message)
-    problem.source.restart(salt=norm)
+    problem.source.salt_seed(salt=norm)
     limits, scale = A.xp.finfo(A.dtype), 1.0
     largest, smallest = float(limits.max), float(limits.smallest_normal)
     _, exponent = math.frexp(largest)  # 128 for float32, 1024 for float64
@@ -262,19 +261,19 @@ def measured(problem: Problem, state: State, norm: float | None = None) -> State
     return replace(state, A=A, scale=scale, explicit_scale=unit, frobenius=norm, norm_A=known)
 
 
-def salted(problem: Problem, state: State) -> State:
+def with_salted_seed(problem: Problem, state: State) -> State:
     """Let the test matrices that certify depend on A, through one product with what is left of it.
 
     A caller who deflates a matrix and keeps the seed would otherwise multiply it by the very test
     matrix that it annihilates; its norm may be that of the matrix before.
     """
-    omega = problem.source.probe()
+    omega = problem.source.gaussian_vector()
     if omega is not None:
         state, sample = multiplied(problem, state, omega)
         salt = float(safe_norm(sample.pop()))
         if not math.isfinite(salt):
             raise ValueError(NOT_FINITE)
-        problem.source.restart(salt)
+        problem.source.salt_seed(salt)
     return replace(state, is_salted=True)
 
 

@@ -9,7 +9,7 @@ from lowrank._array import Array
 from lowrank._check import as_count
 from lowrank._operator import Operator
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.residuals import Explicit, Residual, Sampled, Whole
+from lowrank._rangefinder.residuals import Explicit, FullSVD, Residual, Sampled
 from lowrank._sketch import TestMatrix
 from lowrank.results import Look, Outcome, Status
 
@@ -108,20 +108,20 @@ class State:
     """A basis, and what is known of its error. Norms, looks and tolerances are those of A."""
 
     A: Operator  # scaled, where its products live
-    residual: Residual | Whole
+    residual: Residual | FullSVD
     scale: float = 1.0  # of A: a power of two, another than one where products would overflow
     explicit_scale: float = 1.0  # of an explicit residual: ‖A‖_F is about one there
-    is_spent: bool = False  # whether the memory of A holds HᴴA, or did when work was interrupted
+    is_overwritten: bool = False  # the memory of A holds HᴴA, or did when work was interrupted
     drift: float = 0.0  # relative to ‖A‖: what reflectors that are not quite unitary hide of E
     is_salted: bool = False  # whether test matrices depend on a product with A
     frobenius: float | None = None  # ‖A‖_F, where it was measured
     norm_A: float | None = None  # in the chosen norm, or a lower bound
     norm_above: float | None = None  # an upper bound, where ‖A‖_F is sampled
-    looked: Any = None  # the residual that the last look was at
-    settled: Any = None  # the same, where its bound holds next to rounding too
-    waiting: Array | None = None  # the sample of that look, which may join the basis
-    looks: tuple[Look, ...] = ()
-    sampled_looks: int = 0
+    estimated: Any = None  # the residual that the last estimate is of
+    checked: Any = None  # the same, once its bound is checked next to rounding
+    pending: Array | None = None  # the sample of that estimate, which may join the basis
+    history: tuple[Look, ...] = ()
+    sampled_estimates: int = 0
     rule: StopRule | None = None
     status: Status = Status.RANK_REACHED
 
@@ -140,7 +140,7 @@ class State:
     @property
     def measured_scale(self) -> float:
         """Of what the residual tells of its norm."""
-        explicit = isinstance(self.residual, Explicit | Whole)
+        explicit = isinstance(self.residual, Explicit | FullSVD)
         return self.explicit_scale if explicit else self.scale
 
 
@@ -150,7 +150,7 @@ def start(A: Operator) -> State:
 
 def outcome_of(problem: Problem, state: State) -> Outcome:
     """What a result says about the basis found so far."""
-    look, tolerance = state.looks[-1] if state.looks else None, state.tolerance
+    look, tolerance = state.history[-1] if state.history else None, state.tolerance
     converged = None
     if tolerance is not None:
         converged = look is not None and look.bound <= tolerance
@@ -160,7 +160,7 @@ def outcome_of(problem: Problem, state: State) -> Outcome:
         error=None if look is None else look.estimate,
         error_bound=None if look is None else look.bound,
         certificate=None if look is None else state.residual.certificate,
-        passes=problem.work.passes, products=problem.work.products, history=state.looks,
+        passes=problem.work.passes, products=problem.work.products, history=state.history,
     )  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from lowrank._check import as_count
-from lowrank.optim._chunks import Chunk, alike_weights, largest_fraction, parameters_of, plan
+from lowrank.optim._chunks import Chunk, largest_fraction, parameters_of, plan, similar_weights
 from lowrank.optim._inner import Inner
 from lowrank.optim._loading import check_saved, copied, loaded_groups
 from lowrank.optim._options import (
@@ -47,7 +47,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
     _rank_stays = True  # from the first step on: with another one, a state begins anew
     _made: list[Chunk | torch.optim.Optimizer]
     _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
-    _turns: dict[torch.Tensor, float]  # of the compressed parameters
+    _offsets: dict[torch.Tensor, float]  # of the compressed parameters
     _seen: Any
 
     def __init__(self, params: Any, inner: Inner, given: dict[str, Any], name: str) -> None:
@@ -299,8 +299,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 self._step_chunk(worker, weights, group)
             return
         worker.state = self.state
-        for theirs in worker.param_groups:
-            self._inner.set_options(theirs, self.param_groups[theirs["number"]])
+        for inner_group in worker.param_groups:
+            self._inner.set_options(inner_group, self.param_groups[inner_group["number"]])
         worker.step()
 
     def _keep(
@@ -324,7 +324,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         for parameter in parameters:
             align(parameter)
             grad = parameter.grad
-            if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
+            if grad is not None and grad.layout is not torch.strided and parameter in self._offsets:
                 index = next(i for i, p in enumerate(self._parameters()) if p is parameter)
                 raise TypeError(
                     f"parameter {self._name(index)} has a sparse gradient, which cannot be "
@@ -380,7 +380,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 "and no vectors, into which FSDP1 and ZeRO flatten them."
             )
             warnings.warn(message, UserWarning, stacklevel=2)
-        self._turns = {
+        self._offsets = {
             weight.parameter: i / len(weights) for i, (_, weight) in enumerate(weights, 1)
         }
         compressed = {weight.parameter: weight for _, weight in weights}
@@ -394,7 +394,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if state and ((p in before and changed) or self._is_stale(state, compressed.get(p))):
                 del self.state[p]
         left = [
-            (number, [p for p in group["params"] if p not in self._turns])
+            (number, [p for p in group["params"] if p not in self._offsets])
             for number, group in enumerate(self.param_groups)
         ]
         if alone:
@@ -407,8 +407,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 if not self.state.get(p):
                     self.state[p] = state
             made.append(optimizer)
-        largest = max((p.numel() * p.element_size() for p in self._turns), default=0)
-        for number, same in alike_weights(weights, alone=alone, as_stacks=self._copies > 0):
+        largest = max((p.numel() * p.element_size() for p in self._offsets), default=0)
+        for number, same in similar_weights(weights, alone=alone, as_stacks=self._copies > 0):
             group = self.param_groups[number]
             stacked, count = plan(
                 same[0], group, self._temporaries, self._copies, self.temporary_bytes, largest
@@ -509,10 +509,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 )
                 for name, X in saved.items()
             }
-        for group, ours in zip(groups, self.param_groups, strict=True):
-            group["params"] = ours["params"]
-            if "param_names" in ours:
-                group.setdefault("param_names", ours["param_names"])
+        for group, here in zip(groups, self.param_groups, strict=True):
+            group["params"] = here["params"]
+            if "param_names" in here:
+                group.setdefault("param_names", here["param_names"])
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

@@ -8,7 +8,7 @@ import torch
 
 from lowrank._check import as_rank
 from lowrank.optim._options import Weight
-from lowrank.optim._stacks import alike
+from lowrank.optim._stacks import grouped_by
 
 # Arrays of the size of a weight, in single precision, that rounding takes beside those of a step.
 OF_ROUNDING = {"nearest": 2, "compensated": 6, "stochastic": 10}
@@ -27,7 +27,7 @@ class Chunk:
     stacked: bool  # as one tensor
 
 
-def alike_weights(
+def similar_weights(
     weights: list[tuple[int, Weight]], *, alone: bool, as_stacks: bool
 ) -> Iterable[tuple[int, list[Weight]]]:
     """Weights of one group and shape, in one dtype, on one device and sharded alike."""
@@ -42,7 +42,7 @@ def alike_weights(
         spread = weight.blocks, weight.blocks is not None and weight.left
         return number, shape, p.dtype, p.device, spread, own
 
-    return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
+    return [(part[0][0], [weight for _, weight in part]) for part in grouped_by(weights, kind)]
 
 
 def plan(

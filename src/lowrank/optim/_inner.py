@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 
 from lowrank.compress import transport_squares
-from lowrank.optim._options import DEFAULTS, OURS, OWN_NAMES
+from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE
 from lowrank.optim._stacks import slices, stack_of, write
 
 # What a tensor of state is, for each coordinate (or each row of these): a mean, which moves with
@@ -53,7 +53,7 @@ class Inner:
     defaults: dict[str, Any]
     meanings: dict[str, Meaning] | None
     sees_weights: bool
-    is_born_with_state: bool  # Adagrad is, and up to torch 2.12 makes none later
+    has_initial_state: bool  # Adagrad is, and up to torch 2.12 makes none later
     elementwise: dict[torch.device, bool] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
 
@@ -66,13 +66,13 @@ class Inner:
             self.elementwise[device] = not self.sees_weights and _is_elementwise(self.new, device)
         return self.elementwise[device]
 
-    def set_options(self, theirs: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
+    def set_options(self, target: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
         """Give one of its groups the options of ours, as a scheduler has set them."""
         for name in self.defaults:
             value = instead.get(name, group[name])
-            if isinstance(theirs[name], torch.Tensor) and not isinstance(value, torch.Tensor):
-                value = torch.full_like(theirs[name], value)  # torchao's rate is on the device
-            theirs[name] = value
+            if isinstance(target[name], torch.Tensor) and not isinstance(value, torch.Tensor):
+                value = torch.full_like(target[name], value)  # torchao's rate is on the device
+            target[name] = value
 
     def knows(self, state: dict[str, Any]) -> bool:
         """Whether the meaning of all tensors in a state is known."""
@@ -124,9 +124,9 @@ def is_array(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
-def theirs(state: dict[str, Any]) -> dict[str, Any]:
+def inner_state(state: dict[str, Any]) -> dict[str, Any]:
     """What the inner optimizer has in the state of a parameter."""
-    return {name: value for name, value in state.items() if name not in OURS}
+    return {name: value for name, value in state.items() if name not in OWN_STATE}
 
 
 def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.device) -> bool:
@@ -173,15 +173,15 @@ def step_coordinates(
 
     Through one proxy for all, if `stacked`, whose states must be alike, or one for each.
     """
-    begun, parts = states, (list(values), list(grads))
+    initial, parts = states, (list(values), list(grads))
     if stacked:
-        begun, parts = [_joined(states)], ([values], [grads])
-    present = list(zip(proxies, *parts, begun, strict=False))
+        initial, parts = [_joined(states)], ([values], [grads])
+    present = list(zip(proxies, *parts, initial, strict=False))
     try:
         for proxy, value, _, state in present:
             proxy.data = value
-            born = not state and inner.is_born_with_state
-            own = inner.new([proxy]).state[proxy] if born else state
+            starts_with_state = not state and inner.has_initial_state
+            own = inner.new([proxy]).state[proxy] if starts_with_state else state
             if own:
                 optimizer.state[proxy] = own
         # apart: fused optimizers take either all state or none
@@ -201,18 +201,18 @@ def step_coordinates(
     return _parted(made[0], states) if stacked else made
 
 
-def likeness(state: dict[str, Any]) -> tuple[Any, ...]:
+def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
     """Equal for states that can be joined: with tensors of the same kind, and the same numbers.
 
     Of a number on a device only the age of the state tells.
     """
-    alike: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
-    for name, value in theirs(state).items():
+    key: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
+    for name, value in inner_state(state).items():
         if isinstance(value, torch.Tensor) and (value.ndim or not value.is_cpu):
-            alike.append((name, value.shape, value.dtype))
+            key.append((name, value.shape, value.dtype))
         else:
-            alike.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
-    return tuple(alike)
+            key.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
+    return tuple(key)
 
 
 def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -240,7 +240,7 @@ def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[s
 # -- in a new basis --------------------------------------------------------------------------------
 
 
-def moved(
+def transported(
     inner: Inner,
     states: list[dict[str, Any]],
     C: torch.Tensor,

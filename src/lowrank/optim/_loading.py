@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._options import OURS, Weight, parse
+from lowrank.optim._options import OWN_STATE, Weight, parse
 
 
 def copied(value: Any, device: torch.device | None) -> Any:
@@ -22,7 +22,7 @@ def copied(value: Any, device: torch.device | None) -> Any:
 
 def loaded_groups(
     saved: list[dict[str, Any]],
-    ours: list[dict[str, Any]],
+    own_groups: list[dict[str, Any]],
     defaults: dict[str, Any],
     names: set[Any],
 ) -> list[dict[str, Any]]:
@@ -31,7 +31,7 @@ def loaded_groups(
     `names` are those of the optimizer.
     """
     groups = copy.deepcopy(saved)
-    sizes = [[len(group["params"]) for group in all] for all in (groups, ours)]
+    sizes = [[len(group["params"]) for group in all] for all in (groups, own_groups)]
     if sizes[0] != sizes[1]:
         raise ValueError(
             f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; build "
@@ -45,8 +45,8 @@ def loaded_groups(
             f"the state {told}, and this optimizer is {name}; give it a state of its own."
         )
     return [
-        parse({**defaults, "rank": mine["rank"], **group, "optimizer": name})
-        for group, mine in zip(groups, ours, strict=True)
+        parse({**defaults, "rank": own["rank"], **group, "optimizer": name})
+        for group, own in zip(groups, own_groups, strict=True)
     ]
 
 
@@ -87,7 +87,7 @@ def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None
             return f"it has rank {here}; build the optimizer with rank={r}"
         wanted = r, weight.M
     for key, value in saved.items():
-        if key in OURS or getattr(value, "ndim", 0) != len(wanted):
+        if key in OWN_STATE or getattr(value, "ndim", 0) != len(wanted):
             continue
         if hasattr(value, "__tensor_flatten__") and not hasattr(value, "placements"):
             fits = value.numel() <= parameter.numel()  # quantized, perhaps padded

@@ -9,8 +9,8 @@ import torch
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
-from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
-from lowrank.optim._options import OURS, Weight
+from lowrank.optim._inner import inner_of, inner_state, join_key, step_coordinates
+from lowrank.optim._options import OWN_STATE, Weight
 from lowrank.optim._refresh import refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
@@ -204,7 +204,7 @@ class LowRank(LowRankOptimizer):
 
     def _uncompressed_bytes(self, weight: Weight, state: dict[str, Any]) -> int:
         rank = int(state["basis"].shape[1]) if "basis" in state else weight.rank
-        return sum(_with_rows(value, rank, weight.k) for value in theirs(state).values())
+        return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
 
     def _refusal(self, weight: Weight) -> str | None:
         if self._inner.is_elementwise(weight.parameter.device):
@@ -229,14 +229,14 @@ class LowRank(LowRankOptimizer):
     def _step_chunk(self, chunk: Any, weights: list[Weight], group: dict[str, Any]) -> None:
         self._inner.set_options(chunk.optimizer.param_groups[0], group, weight_decay=0.0)
         before = [self.state.get(weight.parameter, {}) for weight in weights]
-        turns = [self._turns[weight.parameter] for weight in weights]
-        states = refreshed(weights, before, group, turns, self._inner, stacked=chunk.stacked)
+        offsets = [self._offsets[weight.parameter] for weight in weights]
+        states = refreshed(weights, before, group, offsets, self._inner, stacked=chunk.stacked)
 
         def kind(pair: tuple[Weight, dict[str, Any]]) -> Any:
             _, state = pair
-            return state["basis"].shape, likeness(state) if chunk.joins else None
+            return state["basis"].shape, join_key(state) if chunk.joins else None
 
-        for part in stacks.alike(zip(weights, states, strict=True), kind):
+        for part in stacks.grouped_by(zip(weights, states, strict=True), kind):
             self._step_alike(chunk, [w for w, _ in part], [state for _, state in part], group)
 
     def _step_alike(
@@ -262,7 +262,7 @@ class LowRank(LowRankOptimizer):
             self._inner, chunk.optimizer, chunk.proxies, values,
             # R is needed again for the residual, and some optimizers write to gradients
             R.to(dtype, copy=group["residual"] is not None),
-            [theirs(state) for state in states], stacked=chunk.joins,
+            [inner_state(state) for state in states], stacked=chunk.joins,
         )  # fmt: skip
         change = values.to(R.dtype) if start is None else values.sub_(start)
         lr, decay = group.get("lr"), group.get("weight_decay", 0.0)
@@ -278,7 +278,7 @@ class LowRank(LowRankOptimizer):
             states=states, group=group,
         )  # fmt: skip
         for weight, state, new in zip(weights, states, stepped, strict=True):
-            ours = {name: state[name] for name in OURS if name in state}
+            ours = {name: state[name] for name in OWN_STATE if name in state}
             self.state[weight.parameter] = {**new, **ours}
 
     def _with_residual(

@@ -152,20 +152,20 @@ class LowRankMomentum(LowRankOptimizer):
         def kind(weight: Weight) -> tuple[int, bool, Any]:
             state = self.state.get(weight.parameter, {})
             step = state.get("step", 0) + 1
-            turns = (step + int(self._turns[weight.parameter] * every)) % every == 0
-            return step, turns and step > 1, state["basis"].shape if state else None
+            renew = (step + int(self._offsets[weight.parameter] * every)) % every == 0
+            return step, renew and step > 1, state["basis"].shape if state else None
 
-        for part in stacks.alike(weights, kind):
-            step, turns, _ = kind(part[0])
-            self._step_alike(part, group, step, turns=turns, stacked=chunk.stacked)
+        for part in stacks.grouped_by(weights, kind):
+            step, renew, _ = kind(part[0])
+            self._step_alike(part, group, step, renew=renew, stacked=chunk.stacked)
 
     def _step_alike(
-        self, weights: list[Weight], group: dict[str, Any], step: int, *, turns: bool, stacked: bool
+        self, weights: list[Weight], group: dict[str, Any], step: int, *, renew: bool, stacked: bool
     ) -> None:
         """Step weights that have taken as many steps, all with a new basis or none."""
         first, (beta, square_beta) = weights[0], group["betas"]
         if step == 1:
-            states = [_begun(weight, group) for weight in weights]
+            states = [_initial_state(weight, group) for weight in weights]
         else:
             states = [dict(self.state[weight.parameter]) for weight in weights]
         dtype = first.dtype
@@ -174,11 +174,11 @@ class LowRankMomentum(LowRankOptimizer):
             stacks.stack_of([state[name] for state in states], dtype)
             for name in ("basis", "exp_avg")
         )
-        Q = _basis(first, G, P, M, beta) if turns else P
+        Q = _basis(first, G, P, M, beta) if renew else P
         X = stacks.coordinates(Q, G)
         rows, columns = first.sum_M(stacks.row_squares(G, dtype)), stacks.column_squares(G, dtype)
         # two roundings: a fused one would depend on the place of a number in the stack
-        if turns:
+        if renew:
             C = stacks.of_stacks(lambda Q, P: Q.mT @ P, Q, P)
             X, columns, C = first.sum_k(X, columns, C)
             X.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, C, M).mul_(beta))
@@ -201,7 +201,7 @@ class LowRankMomentum(LowRankOptimizer):
         sizes = _mean_squares(weights, G, a, b)
         b = b / sizes.clamp_(min=1.0).sqrt_().unsqueeze(-1)
         b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))
-        if turns:
+        if renew:
             left, right = torch.cat([Q, P], -1), torch.cat([X, M.neg_()], -2)
         else:
             left, right = Q, X - M
@@ -216,13 +216,13 @@ class LowRankMomentum(LowRankOptimizer):
         )  # fmt: skip
         del left, right, M
         new = {"basis": Q, "exp_avg": X.to(kept), **means}
-        if not turns:
+        if not renew:
             del new["basis"]
         # a processor makes new tensors, a device writes to those that are there
         self._keep(weights, states, new, in_place=stacked)
 
 
-def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
+def _initial_state(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
     """A state before the first step, with a basis of the gradient."""
     basis = found_basis(weight, weight.policy)
     k, M = weight.here

@@ -13,7 +13,7 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
-from lowrank.optim._stacks import add_to_weights, alike, of_stacks, stack_of
+from lowrank.optim._stacks import add_to_weights, grouped_by, of_stacks, stack_of
 
 NAME = "Muon, momentum of low rank"
 # Of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024), and how many steps.
@@ -157,8 +157,8 @@ class LowRankMuon(LowRankOptimizer):
 
     def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
         del chunk
-        states = [dict(self.state.get(w.parameter) or _begun(w, group)) for w in weights]
-        for part in alike(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
+        states = [dict(self.state.get(w.parameter) or _initial_state(w, group)) for w in weights]
+        for part in grouped_by(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
             self._step_alike([weight for weight, _ in part], [state for _, state in part], group)
 
     def _step_alike(
@@ -208,7 +208,7 @@ class LowRankMuon(LowRankOptimizer):
         self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
 
 
-def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
+def _initial_state(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
     """A state before the first step: a momentum of zero, and random columns, not yet a basis."""
     kept, device = kept_dtype(group, weight), weight.parameter.device
     numbers = np.random.SeedSequence([group["seed"], weight.index])

@@ -38,7 +38,7 @@ CHOICES = {
     "state_dtype": (None, "float32", "bfloat16", "float16", "float64"),
 }
 # What is ours in the state of a parameter; all else is the inner optimizer's.
-OURS = (*("basis", "updates", "next_refresh", "residual_norm", "sketch", "began", "compensation"),)
+OWN_STATE = ("basis", "updates", "next_refresh", "residual_norm", "sketch", "began", "compensation")
 # State with a row for each of the short side; of all else the last dimension is the long side.
 OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 # GaLore's names: https://github.com/jiaweizzhao/GaLore

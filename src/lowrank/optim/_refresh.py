@@ -14,7 +14,7 @@ from lowrank._sharded import of_rows
 from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
-from lowrank.optim._inner import Inner, likeness, moved, theirs
+from lowrank.optim._inner import Inner, inner_state, join_key, transported
 from lowrank.optim._options import Weight
 from lowrank.optim._sharding import by_rows
 
@@ -23,7 +23,7 @@ def refreshed(
     weights: Sequence[Weight],
     states: Sequence[dict[str, Any]],
     group: dict[str, Any],
-    turns: Sequence[float],
+    offsets: Sequence[float],
     inner: Inner,
     *,
     stacked: bool,
@@ -35,7 +35,7 @@ def refreshed(
     """
     found, due = [], []
     every = group["refresh_every"]
-    for weight, before, turn in zip(weights, states, turns, strict=True):
+    for weight, before, offset in zip(weights, states, offsets, strict=True):
         state = dict(before)
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
@@ -46,7 +46,7 @@ def refreshed(
         else:
             state.pop("sketch", None)
         if old is None or steps >= state["next_refresh"]:
-            wait = every if old is not None else max(1, int(turn * every))
+            wait = every if old is not None else max(1, int(offset * every))
             state["next_refresh"] = steps + wait
             due.append((weight, state, steps))
         found.append(state)
@@ -57,9 +57,9 @@ def refreshed(
         if not stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
             return weight.index
         old = state.get("basis")
-        return steps, None if old is None else old.shape, likeness(state)
+        return steps, None if old is None else old.shape, join_key(state)
 
-    for part in stacks.alike(due, kind):
+    for part in stacks.grouped_by(due, kind):
         _refresh([weight for weight, *_ in part], [state for _, state, _ in part], group, inner)
     return found
 
@@ -94,7 +94,7 @@ def _refresh(
         new = [found_basis(first, policy, sketch, step=step)]
     keeps = group["transport"] == "keep" and old is not None and old[0].shape == new[0].shape
     if old is not None and not keeps:
-        before = [theirs(state) for state in states]
+        before = [inner_state(state) for state in states]
         after = None
         if group["transport"] != "reset" and before[0]:
             R = first.shard(first.sum_k(stacks.coordinates(old, G)))
@@ -104,7 +104,7 @@ def _refresh(
             C = first.sum_k(
                 (stacks.stack_of(new) if bases is None else bases).mT @ stacks.as_stack(old)
             )
-            after = moved(inner, before, C, group, outside)
+            after = transported(inner, before, C, group, outside)
             if after is None:
                 inner.warn_of_anew(before[0])
         for i, state in enumerate(states):

@@ -40,7 +40,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 # -- stacks and lists ------------------------------------------------------------------------------
 
 
-def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+def grouped_by(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
     """The items in lists of those with one key, in their order."""
     found = defaultdict(list)
     for item in items:
@@ -374,7 +374,7 @@ def are_finite(parameters: list[torch.Tensor]) -> bool:
     """Whether the squares of all gradients have a finite sum: one number read by the host."""
     grads = [_values(local(p.grad)) for p in parameters if p.grad is not None]
     sizes = []
-    for same in alike(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
+    for same in grouped_by(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
         dtype = same[0].dtype
         # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
         wide = torch.float32 if dtype == torch.float16 else None

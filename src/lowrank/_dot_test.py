@@ -1,4 +1,4 @@
-"""The dot test: whether an operator's two products are those of one matrix and its adjoint."""
+"""The dot test: whether `rmatmat` of an operator is the adjoint of its `matmat`."""
 
 import math
 from typing import Any
@@ -10,20 +10,20 @@ from lowrank._array import Array
 from lowrank._operator import Operator
 from lowrank._sketch import gaussian_source
 
-# Pairs of vectors in one product: their norms know ‖A‖_F, where those of one may miss it by far.
+# Vectors multiplied at once: the norm of 4 products estimates ‖A‖_F well, that of one may not.
 COLUMNS = 4
-# Of the tolerance, see `check_adjoint`.
+# Constant of the tolerance, see `check_adjoint`.
 CONSTANT = 64.0
 
 
 def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     """Raise a ValueError unless ``A.rmatmat`` is the adjoint of ``A.matmat``.
 
-    Or ``A.matmat`` itself that of a `hermitian` A.
+    If `hermitian`, unless ``A.matmat`` is its own adjoint.
 
     For Gaussian X (n×s) and Y (m×s), independent of each other, ``Yᴴ(A X)`` equals ``(AᴴY)ᴴX`` up
     to rounding. With another matrix B in place of Aᴴ the two differ by ``Yᴴ(A − Bᴴ)X``, a matrix
-    of size ``s ‖A − Bᴴ‖_F``. Let P and Q be the computed products.
+    of size ``s ‖A − Bᴴ‖_F``. Let P and Q be the computed ``A X`` and ``AᴴY``.
 
     Rounding: sums of n terms of random sign lose ``λ √n u`` of their size except with probability
     ``2 exp(−λ²/2)``, u = eps/2, so that P is off by E with ``‖E‖_F ≤ λ √n u ‖P‖_F``, where the
@@ -34,10 +34,9 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     ``16 eps √(m+n) √s (‖P‖_F + ‖Q‖_F)``. Four times as much is allowed, for operators that
     multiply by several factors.
 
-    One product with A and one with its adjoint, of 4 columns each; one more with A where the first
-    reveals another library, device or dtype than the operator told. Arrays are multiplied only if
-    they should be Hermitian, stacks and sharded ones never. Products that overflow are left to
-    those who use them.
+    Costs one product with A and one with its adjoint, of 4 columns each; and one more with A if the
+    first has another library, device or dtype than the operator declares. Arrays are tested only
+    with `hermitian`; stacks and sharded matrices never. If the products overflow, there is no test.
 
     N. J. Higham and T. Mary, A new approach to probabilistic rounding error analysis, 2019,
     doi:10.1137/18M1226312, and I. C. F. Ipsen and H. Zhou, Probabilistic error analysis for inner
@@ -61,7 +60,7 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     eps = float(limits.eps)
     if not float(limits.smallest_normal) / eps <= size < math.inf:
         return
-    # divided by their size, so that no product of them leaves the range
+    # scaled to norm one, so that the products of both do not overflow
     P, Q = P / size, Q / size
     offset = 2.0 * COLUMNS**0.5 * A.offset / size
     tolerance = CONSTANT * eps * (COLUMNS * (m + n)) ** 0.5 * (1.0 + offset)
@@ -80,8 +79,8 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
 
 
 def not_hermitian(told: str) -> ValueError:
-    """The error that says so, and what has shown it."""
-    return ValueError(f"`A` is not Hermitian: {told}. Pass (A + Aᴴ)/2, or use `svd`.")
+    """The error for a matrix that is not Hermitian; `told` is the evidence."""
+    return ValueError(f"`A` is not Hermitian: {told}. Pass (A + Aᴴ)/2, or use lowrank.svd.")
 
 
 def _hint(
@@ -92,7 +91,7 @@ def _hint(
     if of_complex:
         transposed = xp.matrix_transpose(Y) @ P - xp.matrix_transpose(Q) @ X
         if float(xa.safe_norm(transposed)) <= tolerance:
-            return "`A.rmatmat` lacks a conjugate: it multiplies by the transpose."
+            return "`A.rmatmat` lacks a conjugate: it multiplies by the plain transpose."
     factor = np.vdot(told, found) / max(float(np.linalg.norm(told)) ** 2, tolerance**2)
     if np.linalg.norm(found - factor * told) <= tolerance * max(1.0, abs(factor)):
         factor = factor.real if abs(factor.imag) <= tolerance * abs(factor) else factor

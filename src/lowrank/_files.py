@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writing of files: a file appears complete or not at all."""
 
 import os
 import uuid
@@ -10,12 +10,12 @@ from typing import BinaryIO
 def write_whole(
     path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], *, replace: bool = True
 ) -> None:
-    """Let `fill` write a new file beside `path`, then give it that name in one step.
+    """Let `fill` write a temporary file next to `path`, then rename it in one step.
 
-    So the file appears complete or not at all; without `replace`, where another has that name, a
-    FileExistsError leaves that one as it is.
+    So the file appears complete or not at all. Without `replace`, an existing file is kept, and a
+    FileExistsError is raised.
     """
-    target = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
+    target = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
     beside = target.with_name(f".lowrank-{uuid.uuid4().hex}")
     try:
         with beside.open("xb") as stream:
@@ -30,7 +30,7 @@ def write_whole(
                 return
             except OSError:  # the other file, or a file system without links
                 if target.exists():
-                    raise FileExistsError(f"{path} exists") from None
+                    raise FileExistsError(f"{path} exists; choose another name.") from None
         beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Blocks of a growing basis: how wide, after how many power iterations, and to which error."""
+"""The blocks of a growing basis: their width, their power iterations, and the error to reach."""
 
 import math
 from dataclasses import replace
@@ -20,7 +20,7 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
         return share
     if problem.norm == "spectral" or isinstance(state.residual, Sampled):
         return share * GROWTH.goal_of_samples
-    if state.A.costly_passes:  # whose columns cost less than a larger rank
+    if state.A.costly_passes:  # more columns in a pass cost little, and lower the rank
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers
@@ -40,10 +40,11 @@ def powers_of(problem: Problem, state: State) -> int:
 
 
 def _falls_slowly(state: State) -> bool:
-    """Whether the basis would have to be multiplied to take what was left, at any look so far.
+    """Whether, after some block so far, not even doubling the basis could remove what was left.
 
-    With the energy ``(e₀² − e₁²)/b`` of a column of the last block, k more columns take k times
-    that at most. Of the singular values j^{−p} what is left is ``1/(2p − 1)`` times that much.
+    A column of that block removed the energy ``(e₀² − e₁²)/b``, so that k more columns remove at
+    most k times that. For singular values j^{−p} the remaining energy is ``1/(2p − 1)`` times that
+    much.
     """
     for before, last in pairwise(state.history):
         if before.rank < last.rank and last.estimate > 0.0:
@@ -57,7 +58,7 @@ def _falls_slowly(state: State) -> bool:
 def panel(
     problem: Problem, state: State, rule: StopRule, goal: float, *, truncates: bool
 ) -> tuple[State, Array | None]:
-    """Columns for the basis: those of the sample that waits, or of a fresh one; None of no more."""
+    """A panel for the basis, from the pending sample or a fresh one; None if none can be drawn."""
     most, q = rule.limit - state.rank, powers_of(problem, state)
     if state.pending is not None and problem.norm == "spectral":
         return state, leading(state.pending, most)
@@ -92,15 +93,16 @@ def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) 
 
 
 def _reads_are_free(A: Operator) -> bool:
-    """Whether a number costs no waiting for a device."""
+    """Whether a number can be read without waiting for a device."""
     return tuning(A.empty(0)).method is Method.CHECKED_CHOLESKY
 
 
 def _errors_within(R: Array) -> tuple[float, float]:
-    """Estimates of the error with half of a sample in the basis, and with all; R is its factor.
+    """Estimates of the error with half of a sample in the basis, and with all of it.
 
-    The j-th diagonal entry is what the j-th column of the sample has outside of those before it:
-    ``‖(I − PPᴴ)Eω‖`` for a basis P of them, whose square is unbiased for ``‖(I − PPᴴ)E‖_F²``.
+    R is the triangular factor of the sample. Its j-th diagonal entry is the part of the j-th
+    column orthogonal to the columns before it: ``‖(I − PPᴴ)Eω‖`` for a basis P of those. Its
+    square is unbiased for ``‖(I − PPᴴ)E‖_F²``.
     """
     xp, b = array_namespace(R), R.shape[-1]
     entries, few = xp.linalg.diagonal(R), max(1, b // 4)
@@ -129,7 +131,7 @@ def _width(problem: Problem, state: State, goal: float) -> int:
 
 
 def missing_of_power_law(state: State, goal: float) -> float:
-    """Columns that the basis lacks if the error falls as a power of its rank."""
+    """Missing columns, if the error falls as a power of the rank."""
     last = [look for look in state.history[-2:] if look.rank > 0]
     if last and last[-1].estimate <= goal:
         return 0.0
@@ -141,22 +143,23 @@ def missing_of_power_law(state: State, goal: float) -> float:
 
 
 def width_of_sample(state: State) -> int:
-    """Columns of a sample that tells the error.
+    """Columns of a sample that measures the error.
 
-    64 real or 32 complex ones bound it within a factor of 2.02 at 1e-9. Looks widen with the basis,
-    so that they stay few and the products wide.
+    64 real or 32 complex columns bound it within a factor of 2.02 at 1e-9. Samples widen with the
+    basis, so that they stay few and their products wide.
     """
     least = 32 if state.A.is_complex else 64
     return least * (1 + state.rank // (8 * least))
 
 
 def missing_columns(problem: Problem, state: State, target: float) -> tuple[float, float]:
-    """Columns that the basis lacks: at least, and if it goes on as in the last block.
+    """Missing columns: the least possible number, and the number at the rate of the last block.
 
-    The columns of the last block took ``e₀² − e₁²`` from the square of the error, and later ones
-    take less: at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing, and all of them
-    where singular values are equal. Mostly the error goes on falling at a rate that is no larger,
-    which takes more. In the spectral norm, which clusters keep from falling, nothing is certain.
+    The last block lowered the square of the error by ``e₀² − e₁²``, and later blocks lower it by
+    less. So at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing; if all singular
+    values are equal, exactly that many. Usually the error falls at the same rate or more slowly,
+    and more columns are needed. In the spectral norm a cluster of singular values can keep the
+    error from falling, so the least number is 0.
     """
     last = [look for look in state.history[-2:] if look.estimate > 0.0]
     if len(last) < 2 or not last[0].rank < last[1].rank:

@@ -1,4 +1,4 @@
-"""Looks at the error of a basis: what is known of it, and what a fresh sample tells."""
+"""Estimates of the error of a basis: from its residual, or from a fresh sample of it."""
 
 import math
 from dataclasses import replace
@@ -26,15 +26,15 @@ from lowrank._rangefinder.sampling import (
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank.results import Look
 
-# Errors of up to so many eps ‖A‖ are next to rounding.
+# Errors up to this many eps ‖A‖ count as near rounding.
 NEAR = 256.0
 
 
 def estimated(problem: Problem, state: State, goal: float) -> State | None:
-    """The state with one look more at the error; None if the test matrix has run out.
+    """The state with one more estimate of the error; None if the test matrix has run out.
 
-    Energies that have canceled, and do not tell that the error is below the `goal`, give way to
-    samples.
+    If the energies have canceled, and cannot show that the error is below the `goal`, samples
+    take over.
     """
     if isinstance(state.residual, ByEnergies) and state.residual.is_canceled:
         bound = state.residual.error().bound / state.scale + base_floor(state)
@@ -65,10 +65,10 @@ def _recorded(state: State, estimate: float, bound: float) -> State:
 
 
 def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> State | None:
-    """Measure the error of the basis on a fresh sample, which then waits to join the basis.
+    """Measure the error on a fresh sample ``E Ω``, which may join the basis afterwards.
 
-    The sample ``E Ω`` is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds
-    the (2q+1)-th power of ‖E‖₂ just as ``‖E Ω‖₂`` bounds ‖E‖₂.
+    The sample is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds the
+    (2q+1)-th power of ‖E‖₂, just as ``‖E Ω‖₂`` bounds ‖E‖₂.
     """
     state, Omega, is_identity = _test_matrix(problem, state)
     samples, of_complex = int(Omega.shape[-1]), xa.is_complex(Omega)
@@ -90,7 +90,7 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
         pending = iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
             lower = _norm_below(problem, state, pending, factors)
-            # products with numbers near the smallest ones may vanish where the sample does not
+            # products of tiny numbers may underflow although the sample does not
             above = None if lower else float(xa.safe_norm(factors[0])) / state.measured_scale
             state = replace(state, norm_A=lower, norm_above=above)
         if is_unknown and not all(map(xa.is_finite, factors)):
@@ -100,8 +100,8 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
     if not math.isfinite(size):
         raise ValueError(NOT_FINITE)
     count, is_sampled = state.sampled_estimates + 1, problem.norm == "fro" and is_unknown
-    # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be. A norm that is
-    # sampled takes half of δ.
+    # δ/(j(j+1)) for the j-th sample: these sum to at most δ, however many samples follow. A
+    # sampled norm of A takes half of δ.
     delta = problem.failure_probability / (2.0 if is_sampled else 1.0) / (count * (count + 1))
     factor = spread = 1.0 + 64.0 * epsilon_of(state)
     estimate = size / state.measured_scale
@@ -109,15 +109,15 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
         factor = safety_factor(samples, delta, is_complex=of_complex)
         spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
         estimate /= math.sqrt(samples) ** root
-    elif problem.norm == "fro":  # of whose columns some may do
+    elif problem.norm == "fro":  # mix its columns: the basis may take only some
         pending = pending @ problem.source.draw(samples)
     state = replace(state, pending=pending, sampled_estimates=count)
     if is_sampled and state.norm_A is None:
         state = _with_sampled_norm(problem, state, pending, estimate / spread, estimate * factor)
     bound = estimate * factor**root + base_floor(state, factor) + _drift(state)
-    if state.rank == 0 and state.norm_A is not None:  # of which it is the error
+    if state.rank == 0 and state.norm_A is not None:  # the error of no basis is ‖A‖
         bound = max(bound, state.norm_A)
-    if isinstance(state.residual, Explicit):  # a spectral norm is no more than ‖E‖_F
+    if isinstance(state.residual, Explicit):  # the spectral norm is at most ‖E‖_F
         bound += state.residual.drift / state.explicit_scale
         most = state.residual.error().bound / state.explicit_scale
         bound = min(bound, most + base_floor(state))
@@ -125,9 +125,9 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
 
 
 def _test_matrix(problem: Problem, state: State) -> tuple[State, Array, bool]:
-    """Ω for a sample that certifies, and whether it is the unit matrix, which has no more columns.
+    """Ω for a sample that certifies the error, and whether Ω is the identity.
 
-    That tells all of the residual.
+    If the residual has no more columns than a sample, the identity measures all of it.
     """
     n = state.A.shape[-1]
     if problem.source.is_free and state.A.domain is None and 0 < n <= width_of_sample(state):
@@ -137,14 +137,14 @@ def _test_matrix(problem: Problem, state: State) -> tuple[State, Array, bool]:
 
 
 def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) -> State:
-    """The state with a bound that holds next to rounding too, where samples tell it.
+    """The state with a bound that also holds near rounding: the bound is checked and enlarged.
 
-    A sample of the residual rests on reflectors, and factors on B = QᴴA or on Q itself. Long sums
-    of numbers of one sign, in which rounding is biased, make them differ (`adjoint_matmul`): by
-    ``(HᴴA)[:k] − B`` where B is what comes next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. Where the
-    bound is so small that this matters, it is sampled. An explicit residual shows what one product
-    with reflectors changes; the columns of Q, that of all of them; and a sample of A that was taken
-    before it was overwritten, what neither norms nor columns show.
+    The residual is computed with reflectors, but the results contain B = QᴴA or Q itself. In long
+    sums of numbers of one sign rounding is biased (`adjoint_matmul`), and the two differ: by
+    ``(HᴴA)[:k] − B`` if B is computed next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. If the bound
+    is so small that this matters, a sample measures the difference. For an explicit residual two
+    checks take its place: the departure of Q from orthonormality, and a sample of A that was taken
+    before A was overwritten.
     """
     A, residual, look = state.A, state.residual, state.history[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
@@ -195,7 +195,7 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
 def _with_sampled_norm(
     problem: Problem, state: State, sample: Array, below: float, above: float
 ) -> State:
-    """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
+    """Lower and upper bounds on ‖A‖_F, for an operator of which only products are known."""
     found = _norm_below(problem, state, orthonormalize(sample).Q if state.rank == 0 else None)
     if state.rank == 0:
         return replace(state, norm_A=max(below, found), norm_above=above)
@@ -209,7 +209,7 @@ def _norm_below(
 ) -> float:
     """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones.
 
-    Y is Q where there is no basis yet; the second of the triangular `factors` of power iterations
+    Y is Q if there is no basis yet. The second of the triangular `factors` of the power iterations
     is that of AᴴY.
     """
     A, residual = state.A, state.residual
@@ -240,20 +240,20 @@ def _norm_below(
 
 
 def _flushed(A: Operator) -> float:
-    """What a norm lacks where numbers below the normal ones are taken for zero."""
+    """The part of ‖A‖_F that is lost where subnormal numbers are flushed to zero."""
     smallest = float(A.xp.finfo(A.dtype).smallest_normal)
     return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.xp, A.dtype) else 0.0
 
 
 def base_floor(state: State, factor: float = 1.0) -> float:
-    """What rounding may add to the error of a basis, where samples carry this factor."""
+    """Rounding error in the error of a basis; `factor` is the safety factor of its sample."""
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
     return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
 
 
 def lost(state: State, residual: Explicit) -> float:
-    """What a sample of A shows that ``HᴴA`` lost, beyond half of what rounding may add anyway."""
+    """The error of ``HᴴA`` that a sample of A shows, beyond half of the rounding floor."""
     return max(0.0, residual.lost() - 0.5 * base_floor(state) * state.explicit_scale)
 
 
@@ -262,7 +262,7 @@ def _drift(state: State) -> float:
 
 
 def floor_of(state: State) -> float:
-    """The same, with what was measured of this basis."""
+    """The rounding floor, with the errors that were measured for this basis."""
     more, residual = _drift(state), state.residual
     if isinstance(residual, Explicit):
         more += residual.drift / state.explicit_scale

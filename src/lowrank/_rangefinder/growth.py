@@ -12,7 +12,7 @@ randomized range finder based on an implicit Householder QR decomposition, manus
 3. apply its reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and add its columns to k;
 4. now ``B = HᴴA``: rows below k are finished, and ``‖B[k:]‖`` is the error of the basis.
 
-Where A is no array in memory, products with it take the place of B (`residuals`).
+If A is not an array in memory, products with A replace B (see `residuals`).
 """
 
 import math
@@ -46,12 +46,12 @@ def reach(
     share: float | None = None,
     keep: Keep = _ignored,
 ) -> State:
-    """Grow until the bound is below the tolerance of the rule.
+    """Grow until the bound is at most the tolerance of the rule.
 
-    A caller that truncates gives its `share` of the goals (`GROWTH`): growth ends at that part of
-    the tolerance, and what is left is spent by the truncation. Where that is out of reach, the
-    tolerance itself is enough to have converged. What `keep` is given is a state to go on from if
-    what follows is interrupted.
+    A caller that truncates passes `share`, a factor on the goals of `GROWTH`: growth ends at that
+    part of the tolerance, and the truncation spends the rest. If the goal is out of reach, meeting
+    the tolerance itself still counts as converged. `keep` receives states from which the work can
+    be resumed after an interruption.
     """
     state = _prepared(problem, replace(state, rule=rule), keep)
     while True:
@@ -67,7 +67,7 @@ def reach(
             goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
         floor, is_falling = floor_of(state), _is_falling(state)
         status = rule.decide(state.history[-1], goal, floor, is_falling=is_falling)
-        # min(m, n) columns that leave an error are not the range of A; its SVD has that.
+        # min(m, n) columns that still leave an error do not span the range of A; its SVD does.
         is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
         if status is not None and not is_short:
             state = checked_near_rounding(problem, state, truncates=share is not None)
@@ -84,20 +84,20 @@ def reach(
             state, Q = panel(problem, state, rule, goal, truncates=share is not None)
             if Q is None:
                 break
-            keep(safe(state))
+            keep(resumable(state))
             state = _appended(problem, state, Q)
     return replace(state, status=Status.STOPPED)
 
 
 def _is_falling(state: State) -> bool:
-    """Whether the last block made an error that is known smaller by a fifth at least."""
+    """Whether the last block lowered a known error by at least a fifth."""
     if not isinstance(state.residual, Explicit) or len(state.history) < 2:
         return False
     return state.history[-1].estimate < 0.8 * state.history[-2].estimate
 
 
 def _prepared(problem: Problem, state: State, keep: Keep) -> State:
-    """The state with the norm of A where it can be had, and with the residual that is asked for."""
+    """The state with the norm of A, if available, and the residual for the certificate."""
     _refuse_overwritten(state)
     if state.A.norm is not None and state.frobenius is None:
         state = measured(problem, state)
@@ -128,8 +128,8 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
 def _refuse_overwritten(state: State) -> None:
     if state.is_overwritten and isinstance(state.residual, Sampled):
         raise RuntimeError(
-            "`A` holds QᴴA, as `overwrite_a` allowed, and the work on it was interrupted; begin "
-            "anew with A as it was."
+            "`A` was overwritten with HᴴA, as `overwrite_a` allows, and the work was interrupted; "
+            "make a new RangeFinder with the original matrix."
         )
 
 
@@ -155,8 +155,8 @@ def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
     return (MemoryError,)
 
 
-def safe(state: State) -> State:
-    """The state to go on from if what follows is interrupted: it may write into the residual."""
+def resumable(state: State) -> State:
+    """The state to resume from after an interruption, which may leave the residual half written."""
     if not isinstance(state.residual, Explicit):
         return state
     sampled, drift = Sampled(state.A, state.residual.basis), state.residual.drift
@@ -167,13 +167,13 @@ def safe(state: State) -> State:
 def _appended(problem: Problem, state: State, Q: Array) -> State:
     residual = state.residual
     assert not isinstance(residual, FullSVD)
-    if not isinstance(residual, Sampled):  # whose products make the new rows of B
+    if not isinstance(residual, Sampled):  # the product that makes the new rows of B
         problem.work.add(int(Q.shape[-1]))
     after = residual.append(Q)
     if isinstance(after, Explicit):
         known = state.A.agreed(after.norm)
     else:
-        # and what is captured, only to see whether it is finite
+        # `captured` only shows whether the product is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
         known = state.A.agreed(after.basis.departure * _share_left(state) + 0.0 * captured)
         state = replace(state, drift=state.drift + known)
@@ -183,14 +183,14 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
 
 
 def _share_left(state: State) -> float:
-    """At most so much of A is left by the basis."""
+    """An upper bound on ``‖A − QQᴴA‖/‖A‖``."""
     if not state.history or not state.norm_A:
         return 1.0
     return min(1.0, state.history[-1].bound / state.norm_A)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:
-    """What the callback says; that of the first process, for all go on or none."""
+    """Call the callback; whether it stopped the work. Process 0 decides for all processes."""
     is_stopped = False
     is_free = state.rank == 0 and state.sampled_estimates == 0
     try:
@@ -206,25 +206,25 @@ def _is_stopped(problem: Problem, state: State) -> bool:
 
 
 def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
-    """The state with so many columns more, in one block, or as many as there are."""
-    room = state.full - state.rank
-    status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
-    columns = min(columns, room)
+    """The state with `columns` more columns, in one block; fewer if min(m, n) is reached."""
+    missing = state.full - state.rank
+    status = Status.FULL_RANK if columns > missing else Status.RANK_REACHED
+    columns = min(columns, missing)
     if columns > 0 and isinstance(state.residual, FullSVD):
         residual = replace(state.residual, rank=state.rank + columns)
         state = replace(state, residual=residual)
     elif columns > 0:
         _refuse_overwritten(state)
         state, Q = sampled_panel(problem, state, columns).checked()
-        keep(safe(state))
+        keep(resumable(state))
         state = _appended(problem, state, Q)
     return replace(state, status=status)
 
 
 def projected(problem: Problem, state: State) -> tuple[State, Array]:
-    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state, in one pass at most.
+    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state; at most one pass.
 
-    ‖A‖_F is at least ‖C‖/s, a sharper bound than that of a sample.
+    ‖C‖/s is a lower bound on ‖A‖_F, sharper than that of a sample.
     """
     residual = state.residual
     if isinstance(residual, Explicit | FullSVD):

@@ -102,7 +102,7 @@ def test_unknown_state_begins_anew_and_is_said_to_once(package, cls, options):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         train(opt, params, 14)
-    told = [str(one.message) for one in seen if "begins anew" in str(one.message)]
+    told = [str(one.message) for one in seen if "is reset" in str(one.message)]
     assert len(told) == 1
     assert cls in told[0]
     assert all(bool(torch.isfinite(p).all()) for p in params)
@@ -121,7 +121,7 @@ def test_many_steps_with_the_usual_options():
     """Adadelta's squares would turn negative in the first refresh, if they were taken for means."""
     (p,) = params = parameters([(24, 40)])
     opt = LowRank(params, torch.optim.Adadelta, rank=8)
-    with pytest.warns(UserWarning, match="begins anew"):
+    with pytest.warns(UserWarning, match="is reset at each refresh"):
         train(opt, params, 210)
     assert bool(torch.isfinite(p).all())
 
@@ -197,7 +197,7 @@ def test_options_with_our_names_are_refused():
             super().__init__(params, lr)
             self.defaults["scale"] = scale
 
-    with pytest.raises(TypeError, match="its options scale have the names of ours"):
+    with pytest.raises(TypeError, match="its options scale have the same names"):
         LowRank(parameters(SHAPES), Scaled, rank=4)
 
 

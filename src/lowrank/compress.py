@@ -312,7 +312,7 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
 
 
 def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array]) -> Array:
-    """Return r orthonormal columns: those of `leading` that are not rounding errors, and random ones.
+    """Orthonormal columns: those of `leading` that are not rounding errors, then random ones.
 
     The sign of each column is fixed, so that it depends on its direction only.
     """

@@ -1,4 +1,4 @@
-"""The state of compressed parameters when a step begins: with new bases where it is time."""
+"""Refreshes: new bases for compressed parameters, and their state in a new basis."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -28,10 +28,10 @@ def refreshed(
     *,
     stacked: bool,
 ) -> list[dict[str, Any]]:
-    """Copies of the states for this step; first refreshes after the first step are at these turns.
+    """Copies of the states for this step, with new bases where a refresh is due.
 
-    A turn, between 0 and 1, is the place of a parameter among all that are compressed, so that
-    refreshes are spread over the steps.
+    An offset, from 0 to 1, is the time of the first refresh after the first step, in units of
+    `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
     """
     found, due = [], []
     every = group["refresh_every"]
@@ -39,7 +39,7 @@ def refreshed(
         state = dict(before)
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
-        if "began" not in state:  # in a state of an earlier version
+        if "began" not in state:  # a state saved by an earlier version
             state["began"] = steps - int(state.get("step", steps))
         if group["average"] > 0.0:
             _sketch(weight, group, state)
@@ -67,7 +67,7 @@ def refreshed(
 def _refresh(
     weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any], inner: Inner
 ) -> None:
-    """Put new bases into states that are alike, and move the rest of these."""
+    """Put new bases into states that can be joined, and transport the rest of each state."""
     first, step = weights[0], states[0]["updates"] - 1
     stacked = len(weights) > 1
     old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
@@ -121,9 +121,9 @@ def _refresh(
 def found_basis(
     weight: Weight, policy: Subspace, sketch: torch.Tensor | None = None, *, step: int = 0
 ) -> torch.Tensor:
-    """The rows on this process of a basis of the gradient, or of a sketch (k×l) of gradients.
+    """The rows on this process of a basis of the gradient, or of a k×l sketch of gradients.
 
-    All processes compute the whole of it, k×r numbers of products that are the same for all.
+    Every process computes the whole k×r basis, from products that are the same on all.
     """
     blocks, along_k = weight.blocks, weight.along_k
     A: Any = weight.gradient.flatten(1) if sketch is None else sketch
@@ -138,7 +138,7 @@ def found_basis(
 
 
 def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> None:
-    """Average ``G Ω`` over the steps, for a test matrix Ω that never changes."""
+    """Update the running average of ``G Ω``, for a test matrix Ω that never changes."""
     width = min(weight.rank + group["oversampling"], weight.k)
     xp, device = array_namespace(weight.data), weight.parameter.device
     numbers = np.random.SeedSequence([group["seed"], weight.index])

@@ -89,8 +89,8 @@ class Inner:
         self.warned.append(self.name)
         names = ", ".join(f"`{name}`" for name, value in state.items() if is_array(value))
         message = (
-            f"the state of {self.name} ({names}) is reset at each refresh, because its meaning in a "
-            "new basis is unknown; give transport='reset' to avoid this warning."
+            f"the state of {self.name} ({names}) is reset at each refresh, because its meaning in "
+            "a new basis is unknown; give transport='reset' to avoid this warning."
         )
         warnings.warn(message, UserWarning, stacklevel=2)
 

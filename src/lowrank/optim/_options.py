@@ -215,9 +215,7 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
     if not 0.0 <= chosen["average"] < 1.0:
-        raise ValueError(
-            f"`average` must be a number from 0 to below 1, got {chosen['average']!r}."
-        )
+        raise ValueError(f"`average` must be from 0 to below 1, got {chosen['average']!r}.")
     if is_asked(chosen):
         _policy(chosen, None, 0)
     return group

@@ -636,7 +636,9 @@ REFUSED = {
         "\\x1b[31m.npz: holds 2 arrays; choose one with --name: a\\nb, \\x1b[2Jc"
     ),
     "damaged.npz --rank 1": "damaged.npz: cannot be read: indices must be < 30",
-    "pipe.csv --rank 1": ("pipe.csv: is no file; read it as standard input: lowrank - < pipe.csv"),
+    "pipe.csv --rank 1": (
+        "pipe.csv: is not a file; read it as standard input: lowrank - < pipe.csv"
+    ),
     "complex.csv --rank 1": f"complex.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "trailing.csv --rank 1": (f"trailing.csv: line 1, column 3: the value is missing (''); {FILL}"),
     "UPPER.CSV --rank 1": "UPPER.CSV: line 2 has 1 columns, those before it 2",

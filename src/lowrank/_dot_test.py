@@ -78,9 +78,9 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     )
 
 
-def not_hermitian(told: str) -> ValueError:
-    """The error for a matrix that is not Hermitian; `told` is the evidence."""
-    return ValueError(f"`A` is not Hermitian: {told}. Pass (A + Aᴴ)/2, or use lowrank.svd.")
+def not_hermitian(evidence: str) -> ValueError:
+    """The error for a matrix that is not Hermitian, with the evidence."""
+    return ValueError(f"`A` is not Hermitian: {evidence}. Pass (A + Aᴴ)/2, or use lowrank.svd.")
 
 
 def _hint(

@@ -538,7 +538,7 @@ def memory(content: Row) -> list[str]:
     ]
     text = (
         "The most that NumPy holds at any time beyond A, results included, as a share of the "
-        "documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with looks "
+        "documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with samples "
         "of b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k includes "
         "the oversampling."
     )

@@ -118,11 +118,11 @@ def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
     """Raise a TypeError unless both arrays have one library, device and dtype."""
     homes = [(array_namespace(Z), device_of(Z), Z.dtype) for Z in (X, Y)]
     if homes[0] != homes[1]:
-        told = [
+        places = [
             f"`{name}` is a {xp.__name__.rpartition('.')[2]} array of dtype {dtype} on {device}"
             for name, (xp, device, dtype) in zip(names, homes, strict=True)
         ]
-        raise TypeError(f"{told[0]}, but {told[1]}; convert one to the other.")
+        raise TypeError(f"{places[0]}, but {places[1]}; convert one to the other.")
 
 
 def is_half(X: Array) -> bool:

@@ -67,14 +67,14 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     left, right = xa.adjoint_matmul(Y, P), xa.adjoint_matmul(Q, X)
     if float(xa.safe_norm(left - right)) <= tolerance:
         return
-    told, found = (xa.as_numpy(Z).astype(np.complex128) for Z in (left, right))
-    place = np.unravel_index(np.argmax(np.abs(told - found)), told.shape)
-    a, b = (_number(Z[place] * size) for Z in (told, found))
+    YP, QX = (xa.as_numpy(Z).astype(np.complex128) for Z in (left, right))
+    place = np.unravel_index(np.argmax(np.abs(YP - QX)), YP.shape)
+    a, b = (_number(Z[place] * size) for Z in (YP, QX))
     if hermitian:
         raise not_hermitian(f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}")
     raise ValueError(
         f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
-        f"⟨Aᴴ y, x⟩ = {b}. {_hint(X, Y, P, Q, told, found, tolerance)}"
+        f"⟨Aᴴ y, x⟩ = {b}. {_hint(X, Y, P, Q, YP, QX, tolerance)}"
     )
 
 
@@ -84,7 +84,7 @@ def not_hermitian(evidence: str) -> ValueError:
 
 
 def _hint(
-    X: Array, Y: Array, P: Array, Q: Array, told: np.ndarray, found: np.ndarray, tolerance: float
+    X: Array, Y: Array, P: Array, Q: Array, YP: np.ndarray, QX: np.ndarray, tolerance: float
 ) -> str:
     xp = xa.array_namespace(P)
     of_complex = xp.isdtype(P.dtype, "complex floating")
@@ -92,8 +92,8 @@ def _hint(
         transposed = xp.matrix_transpose(Y) @ P - xp.matrix_transpose(Q) @ X
         if float(xa.safe_norm(transposed)) <= tolerance:
             return "`A.rmatmat` lacks a conjugate: it multiplies by the plain transpose."
-    factor = np.vdot(told, found) / max(float(np.linalg.norm(told)) ** 2, tolerance**2)
-    if np.linalg.norm(found - factor * told) <= tolerance * max(1.0, abs(factor)):
+    factor = np.vdot(YP, QX) / max(float(np.linalg.norm(YP)) ** 2, tolerance**2)
+    if np.linalg.norm(QX - factor * YP) <= tolerance * max(1.0, abs(factor)):
         factor = factor.real if abs(factor.imag) <= tolerance * abs(factor) else factor
         return f"`A.rmatmat` is {_number(factor.conjugate())} times the adjoint."
     if of_complex:

@@ -16,21 +16,21 @@ def write_whole(
     FileExistsError is raised.
     """
     target = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
-    beside = target.with_name(f".lowrank-{uuid.uuid4().hex}")
+    temporary = target.with_name(f".lowrank-{uuid.uuid4().hex}")
     try:
-        with beside.open("xb") as stream:
+        with temporary.open("xb") as stream:
             if target.exists():
-                beside.chmod(target.stat().st_mode & 0o777)
+                temporary.chmod(target.stat().st_mode & 0o777)
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
         if not replace:
             try:
-                target.hardlink_to(beside)  # unlike a rename, never replaces another file
+                target.hardlink_to(temporary)  # unlike a rename, never replaces another file
                 return
             except OSError:  # the other file, or a file system without links
                 if target.exists():
                     raise FileExistsError(f"{path} exists; choose another name.") from None
-        beside.replace(target)
+        temporary.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

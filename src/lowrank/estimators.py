@@ -163,7 +163,7 @@ class PCA(_Projection):
     Attributes
     ----------
     n_components_ : int
-        Number k of components found; 0 if a share was asked of data without variance.
+        Number k of components found; 0 for a share of data without variance.
     components_ : array, shape (k, n_features)
         Orthonormal rows, in descending order of variance. The entry of largest absolute value in
         each row is positive, as in scikit-learn.

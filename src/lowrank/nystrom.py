@@ -108,9 +108,9 @@ def nystrom(
     *batch, n, columns = operator.shape
     if n != columns:
         raise ValueError(f"`A` must be square, got shape {operator.shape}.")
-    asked = as_count(rank, "rank")
-    k = min(asked + as_count(oversampling, "oversampling"), n)
-    r, status = min(asked, n), Status.FULL_RANK if asked > n else Status.RANK_REACHED
+    wanted = as_count(rank, "rank")
+    k = min(wanted + as_count(oversampling, "oversampling"), n)
+    r, status = min(wanted, n), Status.FULL_RANK if wanted > n else Status.RANK_REACHED
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
         raise ValueError(f"`test_matrix` has {k - Omega.shape[-1]} columns too few.")

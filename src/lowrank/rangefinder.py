@@ -152,7 +152,7 @@ class RangeFinder:
     Attributes
     ----------
     Q : array, shape (m, rank)
-        The basis, computed anew at each access (2m·rank² flops).
+        The basis, computed at each access (2m·rank² flops).
     rank : int
         Columns of the basis.
 

@@ -150,7 +150,7 @@ def start(A: Operator) -> State:
 
 
 def outcome_of(problem: Problem, state: State) -> Outcome:
-    """What a result says about the basis found so far."""
+    """The attributes of a result for the basis found so far."""
     look, tolerance = state.history[-1] if state.history else None, state.tolerance
     converged = None
     if tolerance is not None:

@@ -19,8 +19,8 @@ from lowrank.optim._options import (
     PLANNED,
     Weight,
     check_betas,
-    is_asked,
     parse,
+    wants_compression,
     weight_of,
 )
 from lowrank.optim._report import Report, Row, storage_bytes
@@ -149,7 +149,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         super().__setstate__(state)
 
     def _forget(self) -> None:
-        """Remove the hooks, and let the next step plan the work anew."""
+        """Remove the hooks, and let the next step plan the work again."""
         if getattr(self, "_skipped", False):
             self._count_a_skip()
         self._seen = ()  # the groups for which the work was planned
@@ -375,7 +375,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             group.clear()
             group.update(checked)
         weights = self._weights()
-        if any(map(is_asked, self.param_groups)) and not weights and not self._seen:
+        if any(map(wants_compression, self.param_groups)) and not weights and not self._seen:
             message = (
                 "no parameter is compressed: only matrices whose short side exceeds `rank` are, "
                 "and no vectors, into which FSDP1 and ZeRO flatten them. Give a smaller rank."

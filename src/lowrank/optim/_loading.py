@@ -40,9 +40,9 @@ def loaded_groups(
     name = defaults["optimizer"]
     wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
     if wrong:
-        told = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
+        kind = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
         raise ValueError(
-            f"the state {told}, and this optimizer is {name}; load a state of this optimizer."
+            f"the state {kind}, and this optimizer is {name}; load a state of this optimizer."
         )
     return [
         parse({**defaults, "rank": own["rank"], **group, "optimizer": name})

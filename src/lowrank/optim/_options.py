@@ -216,12 +216,12 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
     as_count(chosen["refresh_every"], "refresh_every", least=1)
     if not 0.0 <= chosen["average"] < 1.0:
         raise ValueError(f"`average` must be from 0 to below 1, got {chosen['average']!r}.")
-    if is_asked(chosen):
+    if wants_compression(chosen):
         _policy(chosen, None, 0)
     return group
 
 
-def is_asked(group: dict[str, Any]) -> bool:
+def wants_compression(group: dict[str, Any]) -> bool:
     """Whether the group asks for compression."""
     return group["rank"] is not None or group["energy"] is not None
 
@@ -240,7 +240,7 @@ def weight_of(
     group: dict[str, Any], parameter: torch.Tensor, index: int, **spread: bool
 ) -> Weight | None:
     """How a parameter is compressed; None if it is not, for instance because it saves no memory."""
-    if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
+    if not wants_compression(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
     m = parameter.shape[0]
     n = parameter.numel() // m if m else 0

@@ -148,7 +148,7 @@ def select(
     >>> [(group["rank"], group["param_names"]) for group in select(model, rank=8)]
     [(8, ['1.weight']), (None, ['0.weight', '1.bias'])]
     """
-    asked = parse({**options, "rank": rank})
+    compression = parse({**options, "rank": rank})
     chosen: list[tuple[str, torch.nn.Parameter]] = []
     others: list[tuple[str, torch.nn.Parameter]] = []
     usual = _usual(model)
@@ -157,13 +157,13 @@ def select(
             continue
         wanted = parameter in usual or _matches(include, name, parameter)
         wanted = wanted and not _matches(exclude, name, parameter)
-        pays = weight_of({**DEFAULTS, **asked}, parameter, index) is not None
+        pays = weight_of({**DEFAULTS, **compression}, parameter, index) is not None
         (chosen if wanted and pays else others).append((name, parameter))
     compressed, rest = (
         {"params": [p for _, p in part], "param_names": [name for name, _ in part]}
         for part in (chosen, others)
     )
-    groups = [{**compressed, **asked}, {**rest, "rank": None, "energy": None}]
+    groups = [{**compressed, **compression}, {**rest, "rank": None, "energy": None}]
     return Groups(group for group in groups if group["params"])
 
 

@@ -678,7 +678,7 @@ def test_loading_into_an_optimizer_that_stepped_or_never_did_is_the_same():
         ({"rank": 5}, "rank 4 in the state and 5 here"),
         ({"shapes": [(20, 40), *SHAPES[1:]]}, "24 rows in the state"),
         ({"shapes": [(24, 44), *SHAPES[1:]]}, r"needs \(4, 44\)"),
-        ({"rank": None}, "compressed in the state, and not compressed here"),
+        ({"rank": None}, "compressed in the state, but not compressed here"),
         ({"shapes": [*SHAPES[:4], (30,)]}, r"has shape \(24,\) in the state"),
         ({"shapes": SHAPES[:3]}, "groups of"),
         ({"cls": torch.optim.SGD}, "AdamW"),

@@ -53,7 +53,7 @@ sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder
 norm : {"fro", "spectral"}
     Norm of tolerance, error and bound.
 power_iterations : int, optional
-    Products with ``A Aᴴ`` that each block goes through. Default: at a fixed rank 2 (0 for
+    Number of products with ``A Aᴴ`` for each block. Default: at a fixed rank 2 (0 for
     :func:`range_finder` and :func:`qb`, 1 with `krylov`); to a tolerance the fastest number by
     measurement, see :class:`RangeFinder`.
 krylov, block_size, test_matrix, rng, failure_probability, certificate, overwrite_a, check, \

@@ -254,7 +254,7 @@ def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
         return None
     shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
     if test_matrix is not None:
-        raise ValueError("`test_matrix` is not supported for a DTensor; seed it with `rng`.")
+        raise ValueError("`test_matrix` is not supported for a DTensor; give `rng` instead.")
     for place in A.placements:
         if place.is_partial():
             raise ValueError(

@@ -66,7 +66,7 @@ class Sketch:
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An approximation, and the parts of its error in the range of Q and across it."""
+    """An approximation, and its error: `parallel` in the range of Q, and `across` it."""
 
     factors: tuple[Any, ...]
     rank: int

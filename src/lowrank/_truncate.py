@@ -26,7 +26,7 @@ def truncated(
     `floor`. If the Frobenius norm of A is known exactly, it is the error of rank 0.
     """
     outcome = found.outcome
-    if outcome.error is None or outcome.tolerance is None:  # the test matrix had too few columns
+    if outcome.error is None or outcome.tolerance is None:  # the test matrix ran out of columns
         return outcome
     xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
     largest = float(S[0]) if k else 0.0

@@ -17,15 +17,15 @@ class Method(Enum):
 
 class Tuning(NamedTuple):
     method: Method
-    narrowest: int  # columns from which UNASKED_CHOLESKY takes a single panel
-    widest: int  # columns that UNASKED_CHOLESKY takes at once
+    narrowest: int  # columns from which SHIFTED_CHOLESKY is used for a single panel
+    widest: int  # columns that SHIFTED_CHOLESKY takes at once
     block_size: int  # columns of a panel of a factorization that keeps its reflectors
     # To a tolerance, if the residual is explicit or the cost is that of columns, not of passes:
     width: int = 32  # columns of a block of the growing basis
     power_iterations: int = 2  # for spectra that fall slowly
     # Time of an SVD with vectors: that of products with this many flops, times the cube of the side
     svd_cost: tuple[float, float] = (30.0, 14.0)  # in single and in double precision
-    block_cost: float = 4e7  # flops in the time that a block takes besides its products
+    block_cost: float = 4e7  # flops in the time of a block, apart from its products
     # Whether Gram matrices of single-precision panels are in double: fewer operations to launch
     mixed: bool = False
 
@@ -61,7 +61,7 @@ class Growth(NamedTuple):
     # A spectrum is slow if the remaining energy exceeds this many times what doubling can remove.
     slow: float = 1.5
     margin: float = 1.25  # columns to multiply, over the predicted number of missing ones
-    wide: int = 128  # columns of the first block where a pass over A is what costs
+    wide: int = 128  # columns of the first block if passes over A are expensive
 
 
 GROWTH = Growth()

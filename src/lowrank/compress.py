@@ -249,7 +249,7 @@ def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Arra
     more = xp.reshape(numbers[..., M * width :], (*A.shape[:-2], k, r))
     for _ in range(space.power_iterations):
         Y = A.matmat(Z)
-        # of size 1: the square of A may leave the range of its dtype
+        # scaled to size 1: the square of A may leave the range of its dtype
         Z = conditioned(A.rmatmat(Y / xa.largest_of_each(Y)))
     Q, R = orthonormalize(A.matmat(Z))
     d = xp.linalg.diagonal(R)
@@ -304,7 +304,7 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
         Z = draw((M, min(found + space.oversampling, k, M)), A.dtype)
     for _ in range(iterations):
         Y = A.matmat(Z)
-        # of size 1: the square of A may leave the range of its dtype
+        # scaled to size 1: the square of A may leave the range of its dtype
         Z = orthonormalize(A.rmatmat(Y / xa.largest_of_each(Y))).Q
     Q, R = orthonormalize(A.matmat(Z))
     U, S, _ = robust_svd(R)

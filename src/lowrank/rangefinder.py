@@ -109,7 +109,7 @@ class RangeFinder:
         them are found.
     block_size : int, optional
         Columns of a block of the growing basis. Not used if samples measure the error. Default: 32
-        on a CPU and 128 elsewhere; if passes over A are expensive, from 128 on doubling.
+        on a CPU and 128 elsewhere; if passes over A are expensive, first 128 and then doubling.
     test_matrix : array or callable, optional
         Test matrix to use instead of a random one, with n rows (m for the corange). The columns of
         an array are used from left to right. A callable ``(shape, dtype, device) -> array`` is

@@ -88,7 +88,7 @@ def test_refused(world):
         "partial": "ValueError: `A` has the placement Partial",
         "stack": "ValueError: a DTensor must be a matrix",
         "test matrix": "ValueError: `test_matrix` is not supported for a DTensor",
-        "center": "ValueError: `center` takes no DTensor",
+        "center": "ValueError: `center` does not support DTensors",
         "qr of columns": "ValueError: `qr` of a DTensor needs a tall matrix",
         "complete": "ValueError: `qr` of a DTensor needs a tall matrix",
         "Q is no DTensor": "TypeError: `Q` must be a DTensor on the mesh of `A`, got Tensor",

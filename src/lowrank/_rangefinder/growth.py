@@ -6,11 +6,12 @@ doi:10.34734/FZJ-2024-06883) and of C. Penke and A. Herten (A GPU-accelerated bl
 randomized range finder based on an implicit Householder QR decomposition, manuscript, 2026). With
 ``B = A`` at first and k = 0, until the error is small enough:
 
-1. sample the residual, ``Y = B[k:] Ω`` for a Gaussian Ω, and let it go through power iterations,
-   which need no deflation;
-2. make a panel of it, ``Y = (I − V T Vᴴ) [R; 0]``;
-3. apply its reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and add its columns to k;
-4. now ``B = HᴴA``: rows below k are finished, and ``‖B[k:]‖`` is the error of the basis.
+1. sample the residual, ``Y = B[k:] Ω`` with a Gaussian Ω, and do power iterations on it, which need
+   no deflation;
+2. factorize the sample, ``Y = (I − V T Vᴴ) [R; 0]``;
+3. apply the reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and increase k by the
+   number of columns;
+4. now ``B = HᴴA``: the first k rows are finished, and ``‖B[k:]‖`` is the error of the basis.
 
 If A is not an array in memory, products with A replace B (see `residuals`).
 """

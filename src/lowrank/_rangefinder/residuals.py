@@ -47,7 +47,7 @@ class Explicit:
     norm: float  # ‖E‖_F
     drift: float = 0.0  # how much reflectors, not exactly unitary, may have changed the norm
     certificate: str = "exact"
-    sample: tuple[Array, ...] = ()  # Ω and AΩ, where the tolerance is next to rounding
+    sample: tuple[Array, ...] = ()  # Ω and AΩ, if the tolerance is near rounding
 
     @classmethod
     def of(cls, array: Array, basis: Basis, norm: float) -> "Explicit":

@@ -115,9 +115,9 @@ class State:
     is_overwritten: bool = False  # the memory of A holds HᴴA, or did when work was interrupted
     drift: float = 0.0  # error relative to ‖A‖ because reflectors are not exactly unitary
     is_salted: bool = False  # whether the seed of test matrices depends on a product with A
-    frobenius: float | None = None  # ‖A‖_F, where it was measured
+    frobenius: float | None = None  # ‖A‖_F, if it was measured
     norm_A: float | None = None  # in the chosen norm, or a lower bound
-    norm_above: float | None = None  # an upper bound, where ‖A‖_F is sampled
+    norm_above: float | None = None  # an upper bound, if ‖A‖_F is sampled
     estimated: Any = None  # the residual that the last estimate is of
     checked: Any = None  # the same, once its bound is checked next to rounding
     pending: Array | None = None  # the sample of that estimate, which may join the basis

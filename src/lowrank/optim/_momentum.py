@@ -90,7 +90,7 @@ class LowRankMomentum(LowRankOptimizer):
     References
     ----------
     N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the means of squares, Section 3,
-    and the shortening, Section 6).
+    and the clipping, Section 6).
     T. Vogels, S. P. Karimireddy and M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of
     subspace iteration). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982
     (the factor 0.2). K. Ahn et al., Dion, 2025, arXiv:2504.05295, also truncate the momentum, but

@@ -199,7 +199,7 @@ def residual_norm(
         rng, (Q, B) = shards.seed(rng), shards.parts(Q, B)
         operator, flipped, total = shards.operator, shards.by_rows, shards.rows.sum
 
-    def leave(Omega: Array) -> tuple[Array, Array]:
+    def sampled_residual(Omega: Array) -> tuple[Array, Array]:
         """``A Ω``, and the residual ``(A − Q B) Ω``; of the adjoint if `flipped`."""
         if flipped:
             inner, Y = total(xa.adjoint_matmul(Q, Omega)), operator.matmat(Omega)
@@ -219,7 +219,7 @@ def residual_norm(
         Omega = draw((operator.test_rows, samples), Q.dtype)
     _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
     for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second is for products that overflow
-        Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
+        Y, Z = sampled_residual(Omega if scale == 1.0 else Omega * scale)
         measured = xa.safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
         value, size = (float(number) / root / scale for number in (measured, xa.safe_norm(Y)))
         if math.isfinite(value) and math.isfinite(size):

@@ -59,7 +59,7 @@ class Operator:
         if self.domain is None:
             return value
         own = self.xp.asarray([value], dtype=self.xp.float64, device=self.device)
-        return float(self.domain.agree(own)[0])
+        return float(self.domain.broadcast(own)[0])
 
     @property
     def is_complex(self) -> bool:

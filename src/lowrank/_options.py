@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = dict.fromkeys(Tolerances.__annotations__) | {
     "check": False,
     "check_finite": True,
 }
-WORDS = {
+SHARED_TEXT = {
     "<matrix>": """\
 Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
 sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`""",
@@ -97,17 +97,17 @@ def shares_options(function: _Function) -> _Function:
         (*own, *shared), key=lambda p: (p.kind is keyword, p.name not in ("rtol", "atol"))
     )
     checked.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
-    checked.__doc__ = worded(function.__doc__)
+    checked.__doc__ = with_shared_text(function.__doc__)
     return checked  # type: ignore[return-value]
 
 
-def worded(text: str | None) -> str | None:
+def with_shared_text(text: str | None) -> str | None:
     """A docstring with its markers, such as ``<options>``, replaced by the shared text."""
     if text is None:  # python -OO
         return None
 
     def words(found: re.Match[str]) -> str:
         indent, before, marker = found.groups()
-        return indent + before + textwrap.indent(WORDS[marker], indent).lstrip()
+        return indent + before + textwrap.indent(SHARED_TEXT[marker], indent).lstrip()
 
-    return re.sub(rf"^( *)(.*)({'|'.join(WORDS)})", words, text, flags=re.MULTILINE)
+    return re.sub(rf"^( *)(.*)({'|'.join(SHARED_TEXT)})", words, text, flags=re.MULTILINE)

@@ -80,7 +80,7 @@ class Rows:
         own = like.xp.asarray([value], dtype=like.xp.float64, device=like.device)
         return like.xp.concat(self._all_gather(own)).tolist()
 
-    def agree(self, X: Array) -> Array:
+    def broadcast(self, X: Array) -> Array:
         """X of process 0 of the mesh, broadcast to all.
 
         On different processors the same computation may round differently, but all processes must
@@ -201,7 +201,7 @@ class Shards:
         else:
             seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
         own = torch.tensor([seed], dtype=torch.int64, device=A.device)
-        return np.random.SeedSequence([int(self.rows.agree(own)), self.rows.position])
+        return np.random.SeedSequence([int(self.rows.broadcast(own)), self.rows.position])
 
     def part_of(self, X: Any, name: str, dim: int | None) -> Array:
         """The local part of a factor that is sharded with A along `dim`, or replicated."""

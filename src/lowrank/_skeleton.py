@@ -24,10 +24,10 @@ ROUNDS, ATTEMPTS = 3, 6
 
 
 class Columns:
-    """Columns of A, each read once, with the library, dtype and device of `moved`."""
+    """Columns of A, each read once, with the library, dtype and device of `like`."""
 
-    def __init__(self, A: Operator, moved: Operator, work: Work) -> None:
-        self._A = replace(A, xp=moved.xp, dtype=moved.dtype, device=moved.device)
+    def __init__(self, A: Operator, like: Operator, work: Work) -> None:
+        self._A = replace(A, xp=like.xp, dtype=like.dtype, device=like.device)
         self._place: dict[int, int] = {}  # of each column that was read, in `_block`
         self._block = self._A.empty(A.shape[0])
         self._work = work
@@ -123,8 +123,8 @@ def approximate(
     options["overwrite_a"] = False  # columns of A are needed at the end
     found = find(A, rank, share=SHARE, powers=2, **options)
     # the products of an operator decide its library, device and dtype
-    moved, work = found.state.A, found.problem.work
-    reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)
+    like, work = found.state.A, found.problem.work
+    reads = Columns(A, like, work), Columns(A.adjoint(), like, work)
     if found.fixed:
         sketch, outcome = _sketch(found, *reads)
         if rank is not None and rank <= outcome.rank:

@@ -23,7 +23,7 @@ NOT_SEMIDEFINITE = (
     "`A` is not positive semidefinite: ΩᴴAΩ has a negative eigenvalue, for an orthonormal Ω. Use "
     "lowrank.eigh, which takes any Hermitian matrix."
 )
-COMPLAINTS = (NOT_FINITE, NOT_HERMITIAN, NOT_SEMIDEFINITE)
+MESSAGES = (NOT_FINITE, NOT_HERMITIAN, NOT_SEMIDEFINITE)
 
 
 @in_full_precision
@@ -154,7 +154,7 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     Q, R = orthonormalize(Y + xp.astype(nu, Y.dtype) * Omega)
     if check_finite:
         slack = SLACK * nu[..., 0, 0]
-        _complain(finite, skew <= slack, xp.min(d, axis=-1) >= -slack, xp)
+        _raise_if_unfit(finite, skew <= slack, xp.min(d, axis=-1) >= -slack, xp)
     nu = nu[..., 0]
     d = xp.maximum(d, xp.zeros_like(d)) + nu
     U, S, _ = robust_svd(R @ (W / xp.astype(xp.sqrt(d), W.dtype)[..., None, :]))
@@ -162,9 +162,9 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     return xp.maximum(w, xp.zeros_like(w)) * largest[..., 0], Q @ U
 
 
-def _complain(finite: Array, hermitian: Array, semidefinite: Array, xp: Namespace) -> None:
+def _raise_if_unfit(finite: Array, hermitian: Array, semidefinite: Array, xp: Namespace) -> None:
     """Raise for the first of the three conditions that fails for a member; reads one number."""
     first = [xp.astype(xp.all(holds), xp.int64) for holds in (finite, hermitian, semidefinite)]
     holding = int(first[0] * (1 + first[1] * (1 + first[2])))
-    if holding < len(COMPLAINTS):
-        raise ValueError(COMPLAINTS[holding])
+    if holding < len(MESSAGES):
+        raise ValueError(MESSAGES[holding])

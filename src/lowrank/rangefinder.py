@@ -10,7 +10,7 @@ from lowrank._array import Array, matrix_norm_by_rows, norms
 from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
 from lowrank._dot_test import check_adjoint
 from lowrank._operator import Operator, as_operator
-from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, worded
+from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, with_shared_text
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.estimates import floor_of
 from lowrank._rangefinder.residuals import FullSVD, Orthonormal
@@ -265,7 +265,7 @@ class RangeFinder:
         self._state = state
 
 
-RangeFinder.__doc__ = worded(RangeFinder.__doc__)
+RangeFinder.__doc__ = with_shared_text(RangeFinder.__doc__)
 
 
 def _rule(A: Operator, *, rtol: float | None, atol: float | None, rank: int | None) -> StopRule:

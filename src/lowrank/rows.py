@@ -153,7 +153,7 @@ class RowBlocks:
         product = xa.zeros((self.shape[0], X.shape[-1]), self._empty @ X)
         for part in xa.slices(self.shape[0], self.rows):
             product[part, :] = self._block(part) @ X
-            self._tell("matmat", part)
+            self._report_progress("matmat", part)
         return product
 
     @in_full_precision
@@ -162,7 +162,7 @@ class RowBlocks:
         product = xa.zeros((self.shape[1], Y.shape[-1]), xa.adjoint_matmul(self._empty, Y[:0, :]))
         for part in xa.slices(self.shape[0], self.rows):
             product += xa.adjoint_matmul(self._block(part), Y[part, :])
-            self._tell("rmatmat", part)
+            self._report_progress("rmatmat", part)
         return product
 
     @in_full_precision
@@ -185,10 +185,10 @@ class RowBlocks:
         sizes = []
         for part in xa.slices(self.shape[0], self.rows):
             sizes.append(measure(self._block(part)))
-            self._tell("norm", part)
+            self._report_progress("norm", part)
         return sizes
 
-    def _tell(self, product: str, part: slice) -> None:
+    def _report_progress(self, product: str, part: slice) -> None:
         if self._callback is not None:
             with as_the_caller_set():
                 self._callback(Progress(product, part.stop, self.shape[0]))

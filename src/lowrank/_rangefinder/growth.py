@@ -176,14 +176,14 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
     else:
         # `captured` only shows whether the product is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
-        known = state.A.agreed(after.basis.departure * _share_left(state) + 0.0 * captured)
+        known = state.A.agreed(after.basis.departure * _relative_bound(state) + 0.0 * captured)
         state = replace(state, drift=state.drift + known)
     if not math.isfinite(known):
         raise ValueError(NOT_FINITE)
     return replace(state, residual=after, pending=None)
 
 
-def _share_left(state: State) -> float:
+def _relative_bound(state: State) -> float:
     """An upper bound on ``‖A − QQᴴA‖/‖A‖``."""
     if not state.history or not state.norm_A:
         return 1.0

@@ -82,7 +82,7 @@ class Inner:
             name in meant for name, value in state.items() if is_array(value)
         )
 
-    def warn_of_anew(self, state: dict[str, Any]) -> None:
+    def warn_of_reset(self, state: dict[str, Any]) -> None:
         """Warn, once, that the state is reset at refreshes."""
         if self.warned:
             return

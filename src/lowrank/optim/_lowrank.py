@@ -238,9 +238,9 @@ class LowRank(LowRankOptimizer):
             return state["basis"].shape, join_key(state) if chunk.joins else None
 
         for part in stacks.grouped_by(zip(weights, states, strict=True), kind):
-            self._step_alike(chunk, [w for w, _ in part], [state for _, state in part], group)
+            self._step_together(chunk, [w for w, _ in part], [state for _, state in part], group)
 
-    def _step_alike(
+    def _step_together(
         self,
         chunk: ChunkOfCoordinates,
         weights: list[Weight],

@@ -158,9 +158,9 @@ class LowRankMomentum(LowRankOptimizer):
 
         for part in stacks.grouped_by(weights, kind):
             step, renew, _ = kind(part[0])
-            self._step_alike(part, group, step, renew=renew, stacked=chunk.stacked)
+            self._step_together(part, group, step, renew=renew, stacked=chunk.stacked)
 
-    def _step_alike(
+    def _step_together(
         self, weights: list[Weight], group: dict[str, Any], step: int, *, renew: bool, stacked: bool
     ) -> None:
         """Step weights with the same number of steps; all get a new basis if `renew`, or none."""

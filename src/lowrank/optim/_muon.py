@@ -161,9 +161,9 @@ class LowRankMuon(LowRankOptimizer):
         del chunk
         states = [dict(self.state.get(w.parameter) or _initial_state(w, group)) for w in weights]
         for part in grouped_by(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
-            self._step_alike([weight for weight, _ in part], [state for _, state in part], group)
+            self._step_together([weight for weight, _ in part], [state for _, state in part], group)
 
-    def _step_alike(
+    def _step_together(
         self, weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> None:
         """Step weights with the same number of steps."""

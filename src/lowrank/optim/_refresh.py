@@ -106,7 +106,7 @@ def _refresh(
             )
             after = transported(inner, before, C, group, outside)
             if after is None:
-                inner.warn_of_anew(before[0])
+                inner.warn_of_reset(before[0])
         for i, state in enumerate(states):
             for name in before[i]:
                 del state[name]

@@ -151,7 +151,7 @@ def select(
     compression = parse({**options, "rank": rank})
     chosen: list[tuple[str, torch.nn.Parameter]] = []
     others: list[tuple[str, torch.nn.Parameter]] = []
-    usual = _usual(model)
+    usual = _linear_weights(model)
     for index, (name, parameter) in enumerate(model.named_parameters()):
         if not parameter.requires_grad:
             continue
@@ -167,7 +167,7 @@ def select(
     return Groups(group for group in groups if group["params"])
 
 
-def _usual(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+def _linear_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
     """Weights of linear maps, without heads, embeddings, and LoRA's low-rank factors."""
     found, heads = set(), set()
     output = getattr(model, "get_output_embeddings", lambda: None)()

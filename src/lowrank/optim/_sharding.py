@@ -66,7 +66,7 @@ def rows_of(parameter: Any) -> Rows | None:
     return Rows(parameter.device_mesh, tuple(parameter.placements)).chunks(parameter.shape[0])
 
 
-def agreed(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:
+def true_on_all(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:
     """Whether `fine` is true on all processes that have a shard of a parameter."""
     meshes = dict.fromkeys(p.device_mesh for p in parameters if hasattr(p, "device_mesh"))
     for mesh in meshes:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from lowrank.optim._options import Weight
-from lowrank.optim._sharding import agreed, local
+from lowrank.optim._sharding import local, true_on_all
 
 Matrices = torch.Tensor | list[torch.Tensor]
 # The norm of the residual may grow by LARGEST_GROWTH from step to step. In the root mean square of
@@ -385,7 +385,7 @@ def are_finite(parameters: list[torch.Tensor]) -> bool:
     together = sizes[0]
     if len(sizes) > 1:
         together = torch.cat([size.to(sizes[0].device) for size in sizes])
-    return bool(agreed((together < 1).all(), parameters))
+    return bool(true_on_all((together < 1).all(), parameters))
 
 
 def _values(grad: torch.Tensor) -> torch.Tensor:

@@ -243,7 +243,10 @@ def _of_dask(A: Any, name: str) -> Operator:
     on this process.
     """
     if len(A.shape) != 2 or any(math.isnan(length) for length in A.shape):
-        raise ValueError(f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}.")
+        raise ValueError(
+            f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}; call "
+            "compute_chunk_sizes on it if they are unknown."
+        )
     home, _ = xa.as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
     return located(

@@ -113,7 +113,8 @@ def nystrom(
     r, status = min(wanted, n), Status.FULL_RANK if wanted > n else Status.RANK_REACHED
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
-        raise ValueError(f"`test_matrix` has {k - Omega.shape[-1]} columns too few.")
+        missing = k - Omega.shape[-1]
+        raise ValueError(f"`test_matrix` has {missing} columns too few; pass a wider one.")
     if k == 0 or 0 in batch:
         V = Omega
         w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # zeros: real, one per column of V

@@ -46,7 +46,7 @@ class Status(Enum):
 
     CONVERGED = "The certified error bound is at most the tolerance."
     RANK_REACHED = "The result has the requested rank, or the largest rank that was allowed."
-    FULL_RANK = "The basis has min(m, n) columns: it spans the whole space."
+    FULL_RANK = "The basis has min(m, n) columns, the most that it can have."
     PRECISION_FLOOR = (
         "The error is as small as rounding in this dtype allows, and the tolerance is below that; "
         "give a larger tolerance, or pass the matrix in a wider dtype."

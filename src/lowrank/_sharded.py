@@ -207,8 +207,8 @@ class Shards:
         """The local part of a factor that is sharded with A along `dim`, or replicated."""
         if not xa.is_sharded(X) or X.device_mesh != self.rows.mesh:
             raise TypeError(
-                f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}; make one with "
-                "torch.distributed.tensor.distribute_tensor."
+                f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}; make "
+                "one with torch.distributed.tensor.distribute_tensor."
             )
         if not self.rows.holds(X, dim):
             raise ValueError(

@@ -87,7 +87,7 @@ def given_sketch(
             f"`sketch` must have {s.size} rows and {k} columns or more, got {sketch.shape}."
         )
     if not np.all(np.isfinite(sketch)):
-        raise ValueError("`sketch` must be finite.")
+        raise ValueError("`sketch` must be finite, but it holds NaN or Inf.")
     head, tail = s[:k], s[k:]
     if k and np.linalg.matrix_rank(sketch[:k]) < k:
         return math.inf

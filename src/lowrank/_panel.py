@@ -92,7 +92,7 @@ def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
 def orthonormalize(P: Array, gram: Array | None = None) -> QR:
     """QR factorization of a p×b matrix or stack of any rank, also zero or graded.
 
-    Q is orthonormal to rounding, and spans P to rounding. On NumPy, Cholesky QR is tried first and
+    Q is orthonormal to rounding, and spans P to rounding. On a CPU, Cholesky QR is tried first and
     checked: NumPy's own `qr` takes 2.5 to 8 times as long (4096×64, two cores), and the check costs
     nothing. On a device nothing is checked: a check would wait for the device, break a compiled
     graph, and end the capture of a CUDA graph.

@@ -105,9 +105,7 @@ class Subspace:
 
     def __post_init__(self) -> None:
         if (self.rank is None) == (self.energy is None):
-            raise ValueError(
-                f"give `rank` or `energy`, got {self.rank!r} and {self.energy!r}."
-            )
+            raise ValueError(f"give `rank` or `energy`, got {self.rank!r} and {self.energy!r}.")
         if self.energy is not None and not 0.0 < self.energy < 1.0:
             raise ValueError(f"`energy` must lie between 0 and 1, got {self.energy!r}.")
         if not 0.0 <= self.random_fraction <= 1.0:

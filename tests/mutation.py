@@ -22,13 +22,13 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "src" / "lowrank"
-ROOMS = (
+MODULES = (
     "_panel",
     "householder",
     "_certificate",
     "_truncate",
     "_rangefinder.residuals",
-    "_rangefinder.looks",
+    "_rangefinder.estimates",
     "_rangefinder.state",
     "_rangefinder.growth",
     "rangefinder",
@@ -47,7 +47,7 @@ FILES = (  # those that fail soonest come first
     "cost_page",
 )
 # Methods of devices that are not here run on torch only.
-OF_DEVICES = ("_unasked_cholesky_qr", "gram_matrix", "_by_halves", "_native_qr", "_scaled")
+OF_DEVICES = ("_shifted_cholesky_qr", "gram_matrix", "_by_halves", "_native_qr", "_scaled")
 NUMPY_ONLY = "not strict and not torch and not readonly and not complex64"
 
 SWAPS = {
@@ -115,13 +115,13 @@ def parts(node, inside=""):
             yield from parts(child, where)
 
 
-def source_of(room):
-    return (PACKAGE / f"{room.replace('.', '/')}.py").read_text()
+def source_of(module):
+    return (PACKAGE / f"{module.replace('.', '/')}.py").read_text()
 
 
-def mutants(room):
-    """(room, line, function, kind, before, after, source) for every change of a module."""
-    tree = ast.parse(source_of(room))
+def mutants(module):
+    """(module, line, function, kind, before, after, source) for every change of a module."""
+    tree = ast.parse(source_of(module))
     for parent, field, position, node, where in list(parts(tree)):
         for kind, new in list(changes(node)):
             ast.fix_missing_locations(ast.copy_location(new, node))
@@ -135,7 +135,7 @@ def mutants(room):
                 setattr(parent, field, node)
             else:
                 siblings[position] = node
-            yield room, node.lineno, where, kind, ast.unparse(node), ast.unparse(new), source
+            yield module, node.lineno, where, kind, ast.unparse(node), ast.unparse(new), source
 
 
 class Mutated(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
@@ -151,14 +151,14 @@ class Mutated(importlib.abc.MetaPathFinder, importlib.abc.InspectLoader):
         return self.source
 
 
-def run(room, where, source):
+def run(module, where, source):
     """Run the tests on a mutant, and exit with their status."""
     import pytest
 
     with open(os.devnull, "w") as nowhere:
         os.dup2(nowhere.fileno(), 1)
         os.dup2(nowhere.fileno(), 2)
-    sys.meta_path.insert(0, Mutated(f"lowrank.{room}", source))
+    sys.meta_path.insert(0, Mutated(f"lowrank.{module}", source))
     files = [*(["kernels"] if where in OF_DEVICES else []), *FILES]
     paths = [str(TESTS / f"test_{name}.py") for name in files]
     os.chdir(TESTS.parent)
@@ -178,7 +178,7 @@ def main():
         help="time for a mutant, relative to that of no mutation",
     )
     parser.add_argument(
-        "--only", default="", help="part of a room and function, as _panel.gram_matrix"
+        "--only", default="", help="part of a module and function, as _panel.gram_matrix"
     )
     chosen = parser.parse_args()
     for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
@@ -188,7 +188,7 @@ def main():
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
-    every = [mutant for room in ROOMS for mutant in mutants(room)]
+    every = [mutant for module in MODULES for mutant in mutants(module)]
     every = [m for m in every if chosen.only in f"{m[0]}.{m[2]}"]
     sample = sorted(
         random.Random(chosen.seed).sample(every, min(chosen.mutants, len(every))),
@@ -196,8 +196,8 @@ def main():
     )
     print(f"{len(sample)} of {len(every)} mutants", flush=True)
     fork, running, killed, total = multiprocessing.get_context("fork"), {}, Counter(), Counter()
-    sound = [ast.unparse(ast.parse(source_of(ROOMS[0])))]
-    control = fork.Process(target=run, args=(ROOMS[0], OF_DEVICES[0], *sound))
+    sound = [ast.unparse(ast.parse(source_of(MODULES[0])))]
+    control = fork.Process(target=run, args=(MODULES[0], OF_DEVICES[0], *sound))
     since = time.monotonic()
     control.start()
     control.join()
@@ -220,11 +220,11 @@ def main():
                 process.kill()
             process.join()
             del running[process]
-            room, line, where, kind, before, after, _ = mutant
+            module, line, where, kind, before, after, _ = mutant
             total[kind] += 1
             killed[kind] += process.exitcode != 0
             if process.exitcode == 0:
-                print(f"{room}.{where}:{line} {kind}\n  - {before}\n  + {after}", flush=True)
+                print(f"{module}.{where}:{line} {kind}\n  - {before}\n  + {after}", flush=True)
     for kind in total:
         print(f"{kind:12} {killed[kind]:4} of {total[kind]:4}")
     print(f"{'all':12} {killed.total():4} of {total.total():4}")

@@ -10,7 +10,7 @@ from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_sp
 import lowrank
 from lowrank._certificate import safety_factor
 from lowrank._operator import as_operator
-from lowrank._rangefinder import looks
+from lowrank._rangefinder import estimates
 from lowrank._rangefinder.basis import Basis
 
 NUMPY = BACKENDS[0]
@@ -114,7 +114,7 @@ def test_a_basis_that_differs_from_its_reflectors_says_so(monkeypatch, backend, 
         asked.append(delta)
         return safety_factor(samples, delta, **options)
 
-    monkeypatch.setattr(looks, "safety_factor", factor)
+    monkeypatch.setattr(estimates, "safety_factor", factor)
     monkeypatch.setattr(
         Basis, "columns", lambda self, start=0: usual(self, start) * (1.0 + 35 * eps)
     )

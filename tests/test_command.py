@@ -610,7 +610,7 @@ KINDS = (
 SKIP = "--skip-rows and --skip-columns leave out the first lines and columns"
 COMMA = f"{SKIP}, and --decimal , reads commas as decimal points"
 FILL = "fill it in, or leave out its line or column"
-NAN = "the matrix holds NaN or Inf; a range finder needs finite entries; the first in row "
+NAN = "the matrix holds NaN or Inf; replace or remove these entries; the first in row "
 REFUSED = {
     "nowhere.npy --rtol 0.1": "nowhere.npy: cannot be read: No such file or directory",
     "nowhere.csv --rtol 0.1": "nowhere.csv: cannot be read: No such file or directory",
@@ -636,7 +636,9 @@ REFUSED = {
         "\\x1b[31m.npz: holds 2 arrays; choose one with --name: a\\nb, \\x1b[2Jc"
     ),
     "damaged.npz --rank 1": "damaged.npz: cannot be read: indices must be < 30",
-    "pipe.csv --rank 1": ("pipe.csv: is no file; read it as standard input: lowrank - < pipe.csv"),
+    "pipe.csv --rank 1": (
+        "pipe.csv: is not a file; read it as standard input: lowrank - < pipe.csv"
+    ),
     "complex.csv --rank 1": f"complex.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "trailing.csv --rank 1": (f"trailing.csv: line 1, column 3: the value is missing (''); {FILL}"),
     "UPPER.CSV --rank 1": "UPPER.CSV: line 2 has 1 columns, those before it 2",
@@ -966,8 +968,8 @@ def test_a_tolerance_that_is_not_met(run):
     bound = float(F["error_bound"]) / norm(A, "fro")
     assert line == (
         f"lowrank: A.npy: tolerance 1e-08 not met: error bound {bound:.3g} at rank 5. "
-        "RANK_REACHED: The basis has the rank that was asked for, or the cap set beside a "
-        "tolerance."
+        "RANK_REACHED: The result has the requested rank, or the largest rank that was "
+        "allowed."
     )
 
 

@@ -282,7 +282,7 @@ def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, overwr
     monkeypatch.setattr(Block, "apply_adjoint", usual)
     if overwrites:
         for again in (lambda: finder.reach(rtol=0.05), lambda: finder.extend(3)):
-            with pytest.raises(RuntimeError, match="`A` holds QᴴA, as `overwrite_a` allowed"):
+            with pytest.raises(RuntimeError, match="`A` was overwritten with HᴴA"):
                 again()
     else:
         found = finder.reach(rtol=0.05).result()

@@ -52,10 +52,10 @@ def panel(kind, U, s, V):
     return np.ones((rows, columns)) if kind == "all the same" else np.eye(rows, columns)
 
 
-@pytest.fixture(params=["unasked Cholesky", "halves of unasked Cholesky", "native"])
+@pytest.fixture(params=["shifted Cholesky", "halves of shifted Cholesky", "native"])
 def method(request, monkeypatch):
-    widest = {"unasked Cholesky": 10**6, "halves of unasked Cholesky": 12, "native": 0}
-    kind = Method.NATIVE if request.param == "native" else Method.UNASKED_CHOLESKY
+    widest = {"shifted Cholesky": 10**6, "halves of shifted Cholesky": 12, "native": 0}
+    kind = Method.NATIVE if request.param == "native" else Method.SHIFTED_CHOLESKY
     chosen = Tuning(kind, 0, widest[request.param], 16)
     usual = _panel.tuning
     monkeypatch.setattr(

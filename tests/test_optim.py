@@ -17,7 +17,7 @@ from pretended import reads_of_tensors as reads  # noqa: E402
 
 from lowrank.compress import Subspace  # noqa: E402
 from lowrank.optim import LowRank, select  # noqa: E402
-from lowrank.optim._inner import inner_of, moved  # noqa: E402
+from lowrank.optim._inner import inner_of, transported  # noqa: E402
 
 SHAPES = [(24, 40), (40, 24), (24, 24), (24, 6, 2, 2), (24,)]
 
@@ -130,9 +130,9 @@ def test_the_weight_moves_as_the_coordinates_do(name, shape):
             inner = cls([P], **options)
         P.grad = Q.mT @ (G if left else G.mT)
         inner.step()
-        moved = Q @ P.detach()
+        transported = Q @ P.detach()
         change = p.detach().flatten(1) - start
-        assert torch.allclose(change if left else change.mT, moved, atol=2e-6)
+        assert torch.allclose(change if left else change.mT, transported, atol=2e-6)
 
 
 def test_adafactor_is_shown_the_weight():
@@ -456,7 +456,7 @@ def test_moved_squares_bound_the_step_in_new_directions():
         (torch.optim.Adafactor, factored, {}),
     ):
         inner = inner_of(cls, {})
-        (new,), (kept,) = (moved(inner, [state], C, group, outside) for C in (nothing, same))
+        (new,), (kept,) = (transported(inner, [state], C, group, outside) for C in (nothing, same))
         for name in ("exp_avg", "exp_avg_sq", "row_var"):
             assert name not in state or torch.allclose(kept[name], state[name], atol=1e-6)
         if cls is torch.optim.Adam:
@@ -678,7 +678,7 @@ def test_loading_into_an_optimizer_that_stepped_or_never_did_is_the_same():
         ({"rank": 5}, "rank 4 in the state and 5 here"),
         ({"shapes": [(20, 40), *SHAPES[1:]]}, "24 rows in the state"),
         ({"shapes": [(24, 44), *SHAPES[1:]]}, r"needs \(4, 44\)"),
-        ({"rank": None}, "compressed in the state, and not compressed here"),
+        ({"rank": None}, "compressed in the state, but not compressed here"),
         ({"shapes": [*SHAPES[:4], (30,)]}, r"has shape \(24,\) in the state"),
         ({"shapes": SHAPES[:3]}, "groups of"),
         ({"cls": torch.optim.SGD}, "AdamW"),

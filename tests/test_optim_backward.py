@@ -129,7 +129,7 @@ def test_close_goes_back_to_ordinary_steps():
 def test_it_is_in_force_once():
     _, opt = build()
     opt.step_in_backward()
-    with pytest.raises(RuntimeError, match="in force already"):
+    with pytest.raises(RuntimeError, match="is already active"):
         opt.step_in_backward()
 
 

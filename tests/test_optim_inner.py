@@ -22,7 +22,7 @@ from test_optim import (  # noqa: E402
 
 from lowrank.compress import Subspace  # noqa: E402
 from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon  # noqa: E402
-from lowrank.optim._inner import KNOWN, inner_of, moved  # noqa: E402
+from lowrank.optim._inner import KNOWN, inner_of, transported  # noqa: E402
 
 SHAPES = [(24, 40), (40, 24), (24,)]
 
@@ -69,11 +69,11 @@ def test_known_state_is_moved(monkeypatch, package, cls, options):
 
     def watched(inner, states, C, *rest):
         before = copy.deepcopy(states)
-        after = moved(inner, states, C, *rest)
+        after = transported(inner, states, C, *rest)
         calls.append((inner, before, C, copy.deepcopy(after)))
         return after
 
-    monkeypatch.setattr("lowrank.optim._refresh.moved", watched)
+    monkeypatch.setattr("lowrank.optim._refresh.transported", watched)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
         params, opt = wrapped(package, cls, options)
@@ -102,7 +102,7 @@ def test_unknown_state_begins_anew_and_is_said_to_once(package, cls, options):
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         train(opt, params, 14)
-    told = [str(one.message) for one in seen if "begins anew" in str(one.message)]
+    told = [str(one.message) for one in seen if "is reset" in str(one.message)]
     assert len(told) == 1
     assert cls in told[0]
     assert all(bool(torch.isfinite(p).all()) for p in params)
@@ -121,7 +121,7 @@ def test_many_steps_with_the_usual_options():
     """Adadelta's squares would turn negative in the first refresh, if they were taken for means."""
     (p,) = params = parameters([(24, 40)])
     opt = LowRank(params, torch.optim.Adadelta, rank=8)
-    with pytest.warns(UserWarning, match="begins anew"):
+    with pytest.warns(UserWarning, match="is reset at each refresh"):
         train(opt, params, 210)
     assert bool(torch.isfinite(p).all())
 
@@ -197,7 +197,7 @@ def test_options_with_our_names_are_refused():
             super().__init__(params, lr)
             self.defaults["scale"] = scale
 
-    with pytest.raises(TypeError, match="its options scale have the names of ours"):
+    with pytest.raises(TypeError, match="its options scale have the same names"):
         LowRank(parameters(SHAPES), Scaled, rank=4)
 
 
@@ -237,8 +237,8 @@ def test_a_parameter_is_replaced(make, shape):
     set_gradients([old], 5)
     train(opt, [new, *params[1:]], 2, start=2)
     after = [old, new, *params[1:]]
-    moved = [not torch.equal(p, w) for p, w in zip(after, start, strict=True)]
-    assert moved == [False, True, True, True]
+    transported = [not torch.equal(p, w) for p, w in zip(after, start, strict=True)]
+    assert transported == [False, True, True, True]
     assert ("basis" in opt.state[new]) == (len(shape) > 1)
 
 

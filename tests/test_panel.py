@@ -3,7 +3,7 @@ import pytest
 from matrices import adjoint, defect, gaussian, with_spectrum
 
 from lowrank._panel import (
-    _asked_cholesky_qr,
+    _checked_cholesky_qr,
     orthonormalize,
     reflectors,
 )
@@ -11,8 +11,8 @@ from lowrank._panel import (
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 
 
-def asked(P):
-    return _asked_cholesky_qr(P, adjoint(P) @ P)
+def checked(P):
+    return _checked_cholesky_qr(P, adjoint(P) @ P)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -20,7 +20,7 @@ def asked(P):
 def test_cholesky_qr_is_taken_and_accurate(dtype, condition):
     """The fast path of NumPy: it falls back in silence, so a fault in it would not show."""
     P = with_spectrum(np.geomspace(1, 1 / condition, 16), (200, 16), dtype)
-    factors = asked(P)
+    factors = checked(P)
     assert factors is not None
     Q, R = (X.astype(np.result_type(dtype, "float64")) for X in factors)
     eps = np.finfo(dtype).eps
@@ -40,9 +40,9 @@ def test_cholesky_qr_refuses_what_it_cannot_do(dtype):
         np.full((30, 4), np.nan, dtype),
         nearly_double,
     ):
-        assert asked(P) is None
+        assert checked(P) is None
         easy = gaussian(P.shape, dtype, seed=1)
-        assert asked(np.stack([easy, P])) is None
+        assert checked(np.stack([easy, P])) is None
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -55,7 +55,7 @@ def test_cholesky_qr_of_a_stack(dtype, columns):
             for seed, condition in enumerate((1.0, 200.0, 10.0))
         ]
     ).reshape(3, 1, 300, columns)
-    factors = asked(P)
+    factors = checked(P)
     assert factors is not None
     eps, wide = np.finfo(dtype).eps, np.result_type(dtype, "float64")
     all_Q, all_R = (X[:, 0].astype(wide) for X in factors)

@@ -401,7 +401,7 @@ def test_reach_after_reach_reuses_all_work(backend, dtype, certificate):
     if certificate == "sampled":
         # every column multiplied is in the basis, or in the one look that ended the work
         width = 32 if np.dtype(dtype).kind == "c" else 64
-        assert tight.products == tight.rank + width + 1  # and the probe of the seed
+        assert tight.products == tight.rank + width + 1  # and one to salt the seed
 
 
 def test_all_looks_share_one_failure_probability():

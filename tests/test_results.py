@@ -247,7 +247,7 @@ def test_other_files_are_refused(tmp_path, kind):
         path.write_text("no result")
     else:
         (np.savez if kind == "npz" else np.save)(path, np.ones(3))
-    with pytest.raises(ValueError, match="no result that `save` has written"):
+    with pytest.raises(ValueError, match="not a file that the method `save` of"):
         lowrank.load(path)
     with pytest.raises(FileNotFoundError):
         lowrank.load(tmp_path / "none.npz")

@@ -295,7 +295,7 @@ def test_refused():
     A = gaussian((30, 20), "float64")
     with pytest.raises(TypeError, match="slices of rows, got list"):
         RowBlocks(A.tolist())
-    with pytest.raises(TypeError, match="sparse matrix is passed as it is"):
+    with pytest.raises(TypeError, match="a sparse matrix to the functions directly"):
         RowBlocks(pytest.importorskip("scipy.sparse").csr_array(A))
     with pytest.raises(ValueError, match=r"two dimensions\), got shape \(600,\)"):
         RowBlocks(A.ravel())

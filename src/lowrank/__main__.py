@@ -11,7 +11,7 @@ from lowrank._command.telling import InputError, complain, prepare_streams
 
 
 def main(arguments: list[str]) -> int:
-    """Do what the command line says, and return the exit code."""
+    """Run the command line with these arguments, and return the exit code."""
     prepare_streams()
     try:
         if arguments:
@@ -22,16 +22,16 @@ def main(arguments: list[str]) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         complain("interrupted")
-        return 130  # that of shells
+        return 130  # as shells do
     return 0
 
 
 def _leave(number: int, _: FrameType | None) -> None:
-    sys.exit(128 + number)  # on the way out, half-written files are removed
+    sys.exit(128 + number)  # an exception, so that half-written files are removed
 
 
 def command() -> None:
-    """Run as the command ``lowrank``, with what follows it, and exit."""
+    """The command ``lowrank``: run with the arguments of the process, and exit."""
     for name in {"SIGTERM", "SIGHUP"} & set(signal.Signals.__members__):
         signal.signal(signal.Signals[name], _leave)
     sys.exit(main(sys.argv[1:]))

@@ -1,8 +1,8 @@
 """Arithmetic in the precision of the arrays, whatever the process has set.
 
-A training script may let products in single precision be computed in TF32 or bfloat16, everywhere
-or under autocast. Neither an error bound nor orthonormal columns outlive that. Nor shall numbers
-that leave the range of their dtype on the way, and are seen to, end in a warning of NumPy.
+A training script may allow TF32 or bfloat16 for products in single precision, globally or with
+autocast. Then error bounds would not hold, and columns would not be orthonormal. NumPy's warnings
+are silenced: overflow is handled where it occurs.
 """
 
 import sys
@@ -22,10 +22,10 @@ CUPY_DEFAULT, CUPY_REDUCED = 1, (3, 6, 7)  # CuPy's own: float16, bfloat16, TF32
 
 
 class full_precision:  # noqa: N801
-    """Products in the precision of their arrays; the settings are back afterwards.
+    """Context manager: products in the precision of their arrays; settings are restored after it.
 
-    The switches of the libraries are those of the process: they are back when nobody is inside any
-    more. An object that an interruption has kept from its end is no longer inside once it is gone.
+    The settings of the libraries belong to the whole process: they are restored when the last
+    thread has left. If an interruption skips `__exit__`, the object leaves when it is deleted.
     """
 
     _lock = threading.RLock()
@@ -51,7 +51,7 @@ class full_precision:  # noqa: N801
     def _join(cls, members: dict[int, int]) -> None:
         with cls._lock:
             cls._inside |= members
-            # Every time: another thread may have set them in between.
+            # Checked each time: another thread may have set them in between.
             for read, write, full in _reduced():
                 cls._undo.append(partial(_restored, read, write, read(), full))
                 write(full)
@@ -67,7 +67,7 @@ class full_precision:  # noqa: N801
 
 @contextmanager
 def as_the_caller_set() -> Iterator[None]:
-    """The switches of the process again, while the caller's own code runs."""
+    """The caller's settings again, while a callback of the caller runs."""
     here = threading.get_ident()
     members = {key: value for key, value in full_precision._inside.items() if value == here}
     full_precision._leave([*members])
@@ -78,12 +78,12 @@ def as_the_caller_set() -> Iterator[None]:
 
 
 def _restored(read: Callable[[], Any], write: Callable[[Any], None], was: Any, full: Any) -> None:
-    if read() == full:  # and nobody has set it since
+    if read() == full:  # not changed since
         write(was)
 
 
 def _reduced() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]:
-    """How to read and to write each switch that allows less, and what means full precision."""
+    """For each setting that allows less precision: its getter, setter, and full-precision value."""
     torch: Any = sys.modules.get("torch")
     backends: Any = getattr(torch, "backends", None)
     if hasattr(getattr(getattr(backends, "mkldnn", None), "matmul", None), "fp32_precision"):
@@ -101,7 +101,7 @@ def _reduced() -> Iterator[tuple[Callable[[], Any], Callable[[Any], None], Any]]
 
 
 def in_full_precision(function: Callable[_P, _T]) -> Callable[_P, _T]:
-    """Let a public function compute so, without NumPy's warnings."""
+    """Decorate a public function to compute in full precision, without NumPy's warnings."""
 
     @wraps(function)
     def computed(*args: _P.args, **options: _P.kwargs) -> _T:

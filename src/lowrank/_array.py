@@ -1,6 +1,6 @@
 """The one import of array-api-compat, and the small linear algebra that the standard lacks.
 
-Rooms that use much of it import it whole, as `xa`.
+Modules that use many of these functions import it as `xa`.
 """
 
 import importlib
@@ -28,30 +28,29 @@ from array_api_compat import device as device_of
 FLOATING = ("float32", "float64", "complex64", "complex128")
 # Rows of a block of a long sum.
 LONG = 256
-# Static array types do not exist yet; the alias names the intent.
+# There are no static types for arrays yet.
 Array: TypeAlias = Any
 Namespace: TypeAlias = ModuleType
 
 
 def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Array, Namespace]:
-    """`A`, checked to be a floating matrix (or stack), in its compute dtype; and its namespace.
+    """Check that `A` is a floating matrix (or stack); return it and its namespace.
 
-    The array type and the device never change. The result may share memory with `A`, so callers
-    must not write to it. float16 and bfloat16 have no factorization in any library and become
-    float32.
+    float16 and bfloat16, which no library can factorize, become float32. The library and the device
+    never change. The result may share memory with `A`, so callers must not write to it.
     """
     if is_sharded(A):
         raise TypeError(
-            f"`{name}` is a DTensor, of which this process has a part; range_finder, qb, svd, qr "
-            f"and residual_norm take one. Pass a local array, for instance {name}.full_tensor()."
+            f"`{name}` is a DTensor, which only range_finder, qb, svd, qr and residual_norm take; "
+            f"pass a local array, for instance {name}.full_tensor()."
         )
     if hasattr(A, "__dask_graph__"):
         raise TypeError(
-            f"`{name}` is an array of Dask, and this needs all entries; pass {name}.compute()."
+            f"`{name}` is a Dask array, which is not supported here; pass {name}.compute()."
         )
     if isinstance(A, np.matrix | np.ma.MaskedArray):
         raise TypeError(
-            f"`{name}` is a numpy {type(A).__name__}, whose products are not an array's; "
+            f"`{name}` is a numpy {type(A).__name__}, whose products are not those of an array; "
             f"pass numpy.asarray({name}), filled first if it is masked."
         )
     if not is_array_api_obj(A):
@@ -59,7 +58,7 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         if hasattr(A, "reconstruct"):
             convert = f"{name}.reconstruct()"
         elif hasattr(A, "toarray"):
-            convert = f"{name}.toarray()"  # NumPy makes an array of one object of a sparse matrix
+            convert = f"{name}.toarray()"  # numpy.asarray would make an array of one object
         elif hasattr(A, "matmat") and isinstance(shape, tuple) and len(shape) == 2:
             of_torch = str(getattr(A, "dtype", None)).startswith("torch.")
             unit = f"torch.eye({{}}, dtype={name}.dtype)" if of_torch else "numpy.eye({})"
@@ -77,14 +76,14 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
     elif is_torch_array(A):
         if A.is_meta:
             raise ValueError(
-                f"`{name}` is on the meta device, where arrays have a shape and no numbers."
+                f"`{name}` is on the meta device, where arrays have a shape but no numbers."
             )
         if str(A.layout) != "torch.strided":
             raise TypeError(
-                f"`{name}` is a sparse tensor ({A.layout}), and this needs all entries of it; pass "
+                f"`{name}` is a sparse tensor ({A.layout}), which is not supported here; pass "
                 f"{name}.to_dense()."
             )
-        A = A.detach()  # no derivatives are promised, and none shall be recorded
+        A = A.detach()  # derivatives are not supported, so none are recorded
     xp = array_namespace(A)
     if A.ndim < 2 or (A.ndim > 2 and not stacks):
         kind = "a matrix or a stack of matrices" if stacks else "a matrix (two dimensions)"
@@ -103,7 +102,7 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
         return A
     if is_half(A):
         return xp.astype(A, xp.float32)
-    # as its users write it; some have complex numbers that are longer or shorter
+    # as users of that library would write it
     ways = {"astype": "astype(float)", "double": "double()"}
     if "complex" in str(A.dtype):
         ways = {"astype": "astype(complex)", "cdouble": "cdouble()"}
@@ -119,16 +118,16 @@ def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
     """Raise a TypeError unless both arrays have one library, device and dtype."""
     homes = [(array_namespace(Z), device_of(Z), Z.dtype) for Z in (X, Y)]
     if homes[0] != homes[1]:
-        told = [
+        places = [
             f"`{name}` is a {xp.__name__.rpartition('.')[2]} array of dtype {dtype} on {device}"
             for name, (xp, device, dtype) in zip(names, homes, strict=True)
         ]
-        raise TypeError(f"{told[0]}, but {told[1]}; convert one to the other.")
+        raise TypeError(f"{places[0]}, but {places[1]}; convert one to the other.")
 
 
 def is_half(X: Array) -> bool:
     xp = array_namespace(X)
-    # compared with None, a dtype of NumPy would be that of the default
+    # only existing names: NumPy's float64 equals None
     names = (name for name in ("float16", "bfloat16") if hasattr(xp, name))
     return any(X.dtype == getattr(xp, name) for name in names)
 
@@ -150,12 +149,12 @@ def adjoint(X: Array) -> Array:
 
 
 def adjoint_matmul(X: Array, Y: Array) -> Array:
-    """``Xᴴ Y``, on a processor summed by blocks of rows.
+    """``Xᴴ Y``, on a CPU summed by blocks of rows.
 
-    A product adds in sequence, and rounding is biased in long sums of numbers of one sign, by up
-    to four tenths of an eps for each. Columns that are made orthonormal by such sums seem so by the
-    same sums only, and what is projected out of a constant matrix stays. A GPU is left alone: its
-    time goes with the number of operations.
+    A matrix product adds in sequence. In long sums of numbers of one sign rounding is biased, by up
+    to 0.4 eps per term. Columns made orthonormal with such sums would look orthonormal in the same
+    sums only, and a projection would not remove a constant matrix. On a GPU, whose time depends on
+    the number of operations, one product is used.
     """
     m = X.shape[-2]
     if m < 2 * LONG or is_of_a_gpu(X) or is_traced(X):
@@ -168,13 +167,13 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
 
 
 def _adjoint_matmul(X: Array, Y: Array) -> Array:
-    """The same in one product, which conjugates the narrow one of X and Y."""
+    """``Xᴴ Y`` in one product, which conjugates the narrower of X and Y."""
     xp = array_namespace(X, Y)
     if Y.shape[-1] > X.shape[-1]:
         return adjoint(X) @ Y
     if is_torch_namespace(xp) and not is_of_a_gpu(X):
-        # its products with a transposed X are slow in double precision, up to seven times the time
-        # of the transposed product where Y is stored by columns, and never faster
+        # torch's products with a transposed X are never faster than the transposed product; in
+        # double precision, with Y stored by columns, they take up to 7 times as long
         return adjoint(adjoint(Y) @ X)
     if is_complex(X):
         return xp.conj(xp.matmul(xp.matrix_transpose(X), xp.conj(Y)))
@@ -194,7 +193,7 @@ def eye(rows: int, columns: int, like: Array) -> Array:
 
 
 def slices(length: int, rows: int) -> list[slice]:
-    """Which rows of a matrix come together, so many at a time."""
+    """Consecutive slices of `rows` rows each, the last one shorter."""
     return [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
@@ -215,7 +214,7 @@ def rows_below(X: Array, rows: int) -> Array:
 
 
 def phases(d: Array) -> Array:
-    """``d/|d|`` along the last axis, or one where |d| is too small for its phase to matter."""
+    """``d/|d|``, entry by entry; one where |d| is below eps times the largest of the last axis."""
     if d.shape[-1] == 0:
         return d
     xp = array_namespace(d)
@@ -229,7 +228,7 @@ def phases(d: Array) -> Array:
 def signed(X: Array) -> Array:
     """Phases by which to multiply the rows of X, so that the largest entry of each is positive.
 
-    Unique unless two entries are the largest.
+    Unique unless two entries share the largest absolute value.
     """
     xp = array_namespace(X)
     one = xp.ones(X.shape[:-1], dtype=X.dtype, device=device_of(X))
@@ -242,7 +241,7 @@ def signed(X: Array) -> Array:
 
 
 def inverse(X: Array) -> Array:
-    """Inverse of a small, well-conditioned matrix, without asking the device whether it exists."""
+    """Inverse of a small, well-conditioned matrix, without a check that waits for the device."""
     xp = array_namespace(X)
     return xp.linalg.inv_ex(X).inverse if is_torch_namespace(xp) else xp.linalg.inv(X)
 
@@ -264,7 +263,7 @@ def lower_inverse(L: Array) -> Array:
 
 
 def checked_cholesky(X: Array) -> Array | None:
-    """Lower Cholesky factor of X, None where it does not exist: for arrays of a CPU."""
+    """Lower Cholesky factor of X; None if it does not exist. For arrays on a CPU."""
     xp = array_namespace(X)
     if is_torch_namespace(xp):
         factor = xp.linalg.cholesky_ex(X)
@@ -275,8 +274,8 @@ def checked_cholesky(X: Array) -> Array | None:
         return None
 
 
-def unasked_cholesky(X: Array) -> Array:
-    """Lower Cholesky factor of X, without asking the device whether it exists."""
+def unchecked_cholesky(X: Array) -> Array:
+    """Lower Cholesky factor of X, without a check that waits for the device."""
     xp = array_namespace(X)
     if is_torch_namespace(xp):
         return xp.linalg.cholesky_ex(X).L
@@ -285,12 +284,12 @@ def unasked_cholesky(X: Array) -> Array:
 
 
 def subtract_product(Y: Array, V: Array, W: Array) -> None:
-    """``Y ← Y − V W`` in the memory of Y, a matrix or stack with many rows."""
+    """``Y ← Y − V W`` in place, for a matrix or stack with many rows."""
     xp = array_namespace(Y)
     if is_torch_namespace(xp) and Y.ndim == 2:
         Y.addmm_(V, W, alpha=-1)
         return
-    # by blocks of rows, so that no product is as large as Y, and one of NumPy stays in the cache
+    # by blocks of rows: no product is as large as Y, and on NumPy each one fits into the cache
     m, n = Y.shape[-2:]
     rows = max(1, max(2**16, 0 if is_numpy_namespace(xp) else m * n // 16) // max(1, n))
     for part in slices(m, rows):
@@ -298,7 +297,7 @@ def subtract_product(Y: Array, V: Array, W: Array) -> None:
 
 
 def upper_solve(R: Array, X: Array, *, left: bool = True) -> Array:
-    """``R⁻¹ X`` for an upper triangular R, or ``X R⁻¹``, without asking whether R is singular."""
+    """``R⁻¹ X`` for an upper triangular R, or ``X R⁻¹`` (not `left`); R is not checked."""
     xp = array_namespace(X)
     if is_torch_namespace(xp):
         return xp.linalg.solve_triangular(R, X, upper=True, left=left)
@@ -309,19 +308,19 @@ def upper_solve(R: Array, X: Array, *, left: bool = True) -> Array:
 
 
 def leading(X: Array, columns: int) -> Array:
-    """The first columns of X, so many or all."""
+    """The first `columns` columns of X, or all if there are fewer."""
     return X[..., : min(columns, X.shape[-1])]
 
 
 def read(*numbers: Array) -> list[float]:
-    """Real numbers of one dtype, for all of which the host waits for their device once."""
+    """Read real 0-d arrays of one dtype; the host waits for their device once."""
     if len(numbers) > 1 and is_of_a_gpu(numbers[0]):
         numbers = to_device(array_namespace(numbers[0]).stack(numbers), "cpu")
     return [float(number) for number in numbers]
 
 
 def flag(X: Array) -> Array:
-    """A real number that is not finite where an entry of X is not: a sum."""
+    """The sum of all parts of X: not finite if an entry is not."""
     xp = array_namespace(X)
     return xp.sum(xp.real(X)) + xp.sum(xp.imag(X)) if is_complex(X) else xp.sum(X)
 
@@ -333,7 +332,7 @@ def is_finite(X: Array) -> bool:
 
 
 def is_traced(X: Array) -> bool:
-    """Whether there are no values, but the trace that torch compiles."""
+    """Whether torch.compile is tracing, so that X has no values."""
     return is_torch_array(X) and bool(loaded("torch").compiler.is_compiling())
 
 
@@ -349,14 +348,14 @@ def split_scale(X: Array) -> tuple[Array, Array]:
 
 
 def _scale_of(size: Array, **over: Any) -> Array:
-    """The largest entry, but no less than the smallest normal number: quotients may overflow."""
+    """The largest entry, at least the smallest normal number: else quotients may overflow."""
     xp = array_namespace(size)
     largest = xp.max(size, **over)
     return xp.maximum(largest, xp.full_like(largest, xp.finfo(size.dtype).smallest_normal))
 
 
 def largest_of_each(X: Array) -> Array:
-    """Largest absolute value of a matrix (1×1), or of each of a stack; normal, to divide by."""
+    """Largest absolute value of each matrix of a stack (…×1×1), safe to divide by."""
     return _scale_of(array_namespace(X).abs(X), axis=(-2, -1), keepdims=True)
 
 
@@ -382,10 +381,10 @@ def safe_norm(X: Array) -> Array:
 
 
 def flushes(xp: Namespace, dtype: Any) -> bool:
-    """Whether numbers below the normal ones are taken for zero.
+    """Whether subnormal numbers are flushed to zero.
 
-    CuPy compiles its kernels of single precision so, and a process may ask its processor for it
-    (torch.set_flush_denormal), which the host's own numbers then show.
+    CuPy's kernels do so in single precision. A process may switch it on for its CPU
+    (torch.set_flush_denormal); Python's own floats then show it.
     """
     if is_cupy_namespace(xp):
         return dtype in (xp.float32, xp.complex64)
@@ -398,7 +397,7 @@ def squares(X: Array) -> Array:
 
 
 def _sizes(X: Array) -> Array:
-    """Absolute values, of both parts of complex numbers: ``|a + ib|`` is rounded next to zero."""
+    """Absolute values of all real and imaginary parts: ``|a + ib|`` is inaccurate near zero."""
     xp = array_namespace(X)
     return xp.abs(xp.concat([xp.real(X), xp.imag(X)], axis=-1) if is_complex(X) else X)
 
@@ -406,31 +405,30 @@ def _sizes(X: Array) -> Array:
 def matrix_norm_by_rows(X: Array) -> float:
     """Frobenius norm of a large matrix or stack without a copy of it; not finite if `X` is not.
 
-    Sums of squares, because every library adds in pairs or trees there: a dot product, or torch's
-    own norm on a processor, adds in sequence, and loses four digits in float32 over 2^20 equal
-    entries.
+    Sums of squares, because every library sums in pairs or trees. A dot product, or torch's norm on
+    a CPU, adds in sequence, and loses four digits in float32 over 2^20 equal entries.
     """
     return norms(X)[0]
 
 
-def norms(*matrices: Array, beside: Iterable[Array] = ()) -> list[float]:
-    """The same of several matrices, and the real numbers beside them, all read at once."""
+def norms(*matrices: Array, also: Iterable[Array] = ()) -> list[float]:
+    """Norms of several matrices, as `matrix_norm_by_rows`, and the numbers `also`, in one read."""
     xp, count = array_namespace(matrices[0]), len(matrices)
     if is_torch_namespace(xp) and is_of_a_gpu(matrices[0]):
-        found = read(*map(xp.linalg.vector_norm, matrices), *beside)  # each in one kernel
+        found = read(*map(xp.linalg.vector_norm, matrices), *also)  # each in one kernel
     else:
-        found = [*(_sum_of_squares(X) ** 0.5 for X in matrices), *read(*beside)]
+        found = [*(_sum_of_squares(X) ** 0.5 for X in matrices), *read(*also)]
     return [*map(_within_range, matrices, found), *found[count:]]
 
 
 def _within_range(X: Array, norm: float) -> float:
-    """The norm of X; computed anew where its square left the range of the dtype."""
+    """The norm of X; computed again with scaling if its square left the range of the dtype."""
     xp = array_namespace(X)
     smallest = float(xp.finfo(X.dtype).smallest_normal)
     if 0 not in X.shape and not (smallest / eps(X)) ** 0.5 <= norm < math.inf:
         # Squares left the range of the dtype (complex ones may be NaN). The norm of a float32
-        # matrix may, too: its size is put back in Python's float.
-        largest = _largest(X)  # an array: a GPU divides by a number through its reciprocal
+        # matrix may, too, so the scale is multiplied back as a Python float.
+        largest = _largest(X)  # an array: a GPU divides by a Python number through its reciprocal
         if 0.0 < float(largest) < math.inf:
             squares = [xp.sum((_sizes(block) / largest) ** 2) for block in _row_blocks(X)]
             norm = float(largest) * float(xp.sum(xp.stack(squares))) ** 0.5
@@ -438,7 +436,7 @@ def _within_range(X: Array, norm: float) -> float:
 
 
 def _sum_of_squares(X: Array) -> float:
-    """Row by row where that takes no array of the size of X, at most 4,096 numbers at a time."""
+    """``‖X‖_F²``, without an array of the size of X; sums of at most 4,096 terms."""
     xp, n = array_namespace(X), X.shape[-1]
     is_numpy = is_numpy_namespace(xp)
     by_rows = is_numpy or is_torch_namespace(xp)
@@ -454,7 +452,7 @@ def _sum_of_squares(X: Array) -> float:
 
 
 def _row_blocks(X: Array) -> list[Array]:
-    """Blocks of rows that are small against `X`, and few."""
+    """At most about 64 blocks of rows of X."""
     if 0 in X.shape:
         return []
     n = X.shape[-1]
@@ -466,7 +464,7 @@ def _row_blocks(X: Array) -> list[Array]:
 
 
 def as_numpy(X: Array) -> Any:
-    """A copy, or a view, on the host."""
+    """The array as a NumPy array on the host: a copy or a view."""
     if is_torch_array(X):
         whole: Any = X
         return (whole.full_tensor() if is_sharded(X) else whole).numpy(force=True)
@@ -476,5 +474,5 @@ def as_numpy(X: Array) -> Any:
 
 
 def loaded(module: str) -> Any:
-    """A module that the caller's arrays have already imported (torch, cupy)."""
+    """A module that is already imported, because the caller has its arrays (torch, cupy)."""
     return sys.modules[module]

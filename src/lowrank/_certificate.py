@@ -1,4 +1,4 @@
-"""The error of a basis from a few Gaussian samples: an estimate, and a bound that holds."""
+"""The error of a basis from a few Gaussian samples: an estimate, and a bound."""
 
 import math
 from functools import reduce
@@ -16,7 +16,7 @@ from lowrank._sketch import gaussian_source
 from lowrank.results import ErrorEstimate
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
-# where the rank was exhausted, over dtypes, shapes and libraries: at most 12 eps for 1 to 10
+# with bases of the full rank of A, over dtypes, shapes and libraries: at most 12 eps for 1 to 10
 # columns, and 1.7 eps √k for 32 to 512.
 FLOOR = 3.0
 FLOOR_COLUMNS = 32
@@ -65,13 +65,13 @@ def rounding_floor(
     norm: float,
     factor: float = 1.0,
 ) -> float:
-    """What rounding alone may add to the error of a basis of `rank` columns.
+    """A bound on the rounding error in the error of a basis of `rank` columns.
 
-    Besides the part relative to ‖A‖, an absolute one: the products of numbers near the smallest
-    ones of the dtype are rounded to multiples of the smallest. Where a processor or a library takes
-    them for zero, as `flushes` tells, they are lost whole, also where the norm is zero for that.
-    Rounding may hide in few samples, which carry a large `factor`: the constants have room for
-    three, and 64 samples carry two.
+    Besides the part relative to ‖A‖ there is an absolute part: products of tiny numbers are rounded
+    to multiples of the smallest number of the dtype. Where subnormal numbers are flushed to zero
+    (see `flushes`), they are lost completely, even if the norm is zero because of that. A few
+    samples may miss rounding errors by their safety `factor`: the constants allow for a factor of
+    three, and 64 samples have two.
     """
     limits, is_flushed = xp.finfo(dtype), xa.flushes(xp, dtype)
     if norm == 0.0 and not is_flushed:
@@ -86,22 +86,22 @@ def rounding_floor(
 def spectral_norm(X: Array, xp: Namespace) -> Array:
     """Largest singular value of a small matrix as a 0-d array; neither overflows nor underflows.
 
-    NaN if `X` is not finite, where the libraries differ in what an SVD raises.
+    NaN if `X` is not finite, on every library (their SVDs would raise different errors).
     """
     if 0 in X.shape:
         return xp.sum(xp.abs(X))
     unit, largest = xa.split_scale(X)
     unit = xp.where(xp.isfinite(unit), unit, xp.zeros_like(unit))
     if xa.is_of_a_gpu(X):
-        # Jacobi rotations there leave values with errors of up to 200 eps, but vectors for which a
-        # quotient of norms has the square of their error.
+        # Jacobi rotations on a GPU leave errors of up to 200 eps in the values. The quotient of
+        # norms for a singular vector has only the square of the vector's error.
         v = xp.conj(xp.linalg.svd(unit, full_matrices=False)[2][0, :])
         return largest * xp.linalg.vector_norm(unit @ v) / xp.linalg.vector_norm(v)
     return largest * xp.max(xp.linalg.svdvals(unit))
 
 
 def norm_of_product(factors: list[Array], xp: Namespace, root: float) -> float:
-    """``‖F_q ⋯ F₁ F₀‖₂`` to the power `root`, whatever the size of the product."""
+    """``‖F_q ⋯ F₁ F₀‖₂`` to the power `root`; the product neither overflows nor underflows."""
     if any(0 in factor.shape for factor in factors):
         return 0.0
     product, log_size = factors[0], 0.0
@@ -124,7 +124,7 @@ def residual_norm(
     rng: Any = None,
     failure_probability: float = 1e-9,
 ) -> ErrorEstimate:
-    """Estimate and bound the error ``‖A − Q B‖``, or ``‖A − Q QᴴA‖`` without B, from samples.
+    """Estimate and bound the error ``‖A − Q B‖``, or ``‖A − Q QᴴA‖`` without B, by random samples.
 
     Parameters
     ----------
@@ -132,23 +132,23 @@ def residual_norm(
         Or a DTensor of PyTorch; Q and B are then DTensors too, sharded as the results of
         :func:`qb` are.
     Q : array, shape (m, k)
-        Any basis, also one that this library did not make. Without B it should be orthonormal; if
-        it is not, the error of ``Q QᴴA`` as it stands is what is measured. Or the result of a
-        factorization: the error is then ``‖A − found‖``.
+        Any basis, from this library or not. Without B it should be orthonormal; otherwise the error
+        of ``Q QᴴA``, computed with this Q, is measured. Or the result of a factorization: then the
+        error is ``‖A − found‖``.
     B : array, shape (k, n), optional
         The other factor; ``QᴴA`` by default.
     norm : {"fro", "spectral"}
-        In the spectral norm the estimate lies above the truth by up to the square root of
-        ``1 + stable rank of the residual / samples``.
+        In the spectral norm the estimate may exceed the true error by a factor of up to about
+        ``√(1 + stable rank of the residual / samples)``.
     samples : int
-        Gaussian vectors to multiply. More make the bound tighter. A matrix with no more columns,
-        or rows, is multiplied by the unit matrix instead, and the error is known to rounding.
+        Number of Gaussian vectors. More vectors make the bound tighter. If A has at most this many
+        columns or rows, the identity is used instead, and the error is exact to rounding.
     rng : None, int, numpy.random.Generator or native generator
-        As in SPEC 7. It must be independent of whatever made Q. The seed that a function of this
-        library found Q with will do, since the draws here are others; a native generator in the
-        same state will not.
+        As in SPEC 7. It must be independent of the random numbers that made Q. The integer seed
+        that a function of this library used for Q is fine, because other numbers are drawn here; a
+        native generator in the same state is not.
     failure_probability : float
-        Probability that `upper_bound` lies below the truth.
+        Probability that `upper_bound` is below the true error.
 
     Returns
     -------
@@ -158,7 +158,7 @@ def residual_norm(
     Raises
     ------
     TypeError
-        If an array has no supported dtype, or the arrays differ in library or dtype.
+        If a dtype is not supported, or the arrays differ in library, device or dtype.
     ValueError
         If shapes do not match, an option is out of range, or the residual is not finite.
 
@@ -199,8 +199,8 @@ def residual_norm(
         rng, (Q, B) = shards.seed(rng), shards.parts(Q, B)
         operator, flipped, total = shards.operator, shards.by_rows, shards.rows.sum
 
-    def leave(Omega: Array) -> tuple[Array, Array]:
-        """Of a sample with the operator, that of Aᴴ if `flipped`, what Q and B, or Q, leave."""
+    def sampled_residual(Omega: Array) -> tuple[Array, Array]:
+        """``A Ω``, and the residual ``(A − Q B) Ω``; of the adjoint if `flipped`."""
         if flipped:
             inner, Y = total(xa.adjoint_matmul(Q, Omega)), operator.matmat(Omega)
             return Y, Y - (operator.matmat(Q @ inner) if B is None else xa.adjoint_matmul(B, inner))
@@ -209,8 +209,8 @@ def residual_norm(
         return Y, Y - Q @ (xa.adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
 
     xp, shortest = xa.array_namespace(Q), min(operator.shape)
-    is_whole = shards is None and shortest <= samples
-    if is_whole:  # as many products tell all of it
+    is_identity = shards is None and shortest <= samples
+    if is_identity:  # the identity measures the whole residual
         samples, root = shortest, 1.0
         Omega = xa.eye(samples, samples, like=Q)
     else:
@@ -218,18 +218,18 @@ def residual_norm(
         draw = gaussian_source(rng, xp, xa.device_of(Q), purpose="residual")
         Omega = draw((operator.test_rows, samples), Q.dtype)
     _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
-    for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second where products overflow
-        Y, Z = leave(Omega if scale == 1.0 else Omega * scale)
+    for scale in (1.0, 2.0 ** (-exponent // 2)):  # the second is for products that overflow
+        Y, Z = sampled_residual(Omega if scale == 1.0 else Omega * scale)
         measured = xa.safe_norm(Z) if norm == "fro" else spectral_norm(Z, xp)
         value, size = (float(number) / root / scale for number in (measured, xa.safe_norm(Y)))
         if math.isfinite(value) and math.isfinite(size):
             break
     else:
         raise ValueError(
-            "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm "
-            "of `A` exceeds the largest float."
+            "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm of "
+            "`A` exceeds the largest float; check them, or divide `A` by a constant."
         )
-    if is_whole:
+    if is_identity:
         factor = 1.0 + 32.0 * xa.eps(Q)
     else:
         factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
@@ -238,13 +238,13 @@ def residual_norm(
 
 
 def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Array | None]:
-    """The operator and its factors, checked; samples have to be where Q is."""
+    """The operator and the factors, checked; samples are drawn in the library and device of Q."""
     operator = as_operator(A)
     if operator.is_stack:
         raise ValueError(f"`A` must be a matrix (two dimensions), got shape {operator.shape}.")
     Q, _ = xa.as_matrix(Q, name="Q")
     home = Q
-    if operator.norm is not None:  # the products of an operator live wherever it puts them
+    if operator.norm is not None:  # an operator may return products elsewhere
         home = operator.empty(0)
         xa.same_place(home, Q, names=("A", "Q"))
     if B is not None:

@@ -1,4 +1,4 @@
-"""Checks of options: each returns the value, or raises an error that says what was received."""
+"""Checks of options: each returns the value, or raises an error that shows it."""
 
 import operator
 from typing import Any
@@ -46,24 +46,24 @@ def as_norm(norm: str) -> str:
 
 
 def as_certificate(certificate: Any, A: Operator) -> str:
-    """How the error of an approximation of A is known; None chooses."""
+    """How the error of an approximation of A is known; None chooses by the kind of A."""
     if certificate is None:
         if A.explicit is not None:
             return "exact"
         return "sampled" if A.norm is None else "energy"
     if certificate not in ("exact", "energy", "sampled"):
         raise ValueError(
-            "`certificate` must be 'exact', 'energy', 'sampled' or None (which chooses), got "
+            "`certificate` must be 'exact', 'energy', 'sampled' or None (automatic), got "
             f"{certificate!r}."
         )
     if certificate == "exact" and A.explicit is None and not A.is_stack:
         raise TypeError(
-            "`certificate` 'exact' needs an array in memory, of which a copy is made; pass such an "
-            "array, or certificate=None, which chooses what this matrix allows."
+            "`certificate` 'exact' needs an array in memory, which is copied; pass one, or "
+            "certificate=None, which chooses what this matrix allows."
         )
     if certificate == "energy" and A.norm is None:
         raise TypeError(
-            "`certificate` 'energy' needs the Frobenius norm of `A`, which an operator does not "
-            "tell; use 'sampled', or None, which chooses."
+            "`certificate` 'energy' needs the Frobenius norm of `A`, which is unknown for an "
+            "operator; use 'sampled', or None (automatic)."
         )
     return str(certificate)

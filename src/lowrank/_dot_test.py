@@ -1,4 +1,4 @@
-"""The dot test: whether an operator's two products are those of one matrix and its adjoint."""
+"""The dot test: whether `rmatmat` of an operator is the adjoint of its `matmat`."""
 
 import math
 from typing import Any
@@ -10,20 +10,20 @@ from lowrank._array import Array
 from lowrank._operator import Operator
 from lowrank._sketch import gaussian_source
 
-# Pairs of vectors in one product: their norms know ‖A‖_F, where those of one may miss it by far.
+# Vectors multiplied at once: the norm of 4 products estimates ‖A‖_F well, that of one may not.
 COLUMNS = 4
-# Of the tolerance, see `check_adjoint`.
+# Constant of the tolerance, see `check_adjoint`.
 CONSTANT = 64.0
 
 
 def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     """Raise a ValueError unless ``A.rmatmat`` is the adjoint of ``A.matmat``.
 
-    Or ``A.matmat`` itself that of a `hermitian` A.
+    If `hermitian`, unless ``A.matmat`` is its own adjoint.
 
     For Gaussian X (n×s) and Y (m×s), independent of each other, ``Yᴴ(A X)`` equals ``(AᴴY)ᴴX`` up
     to rounding. With another matrix B in place of Aᴴ the two differ by ``Yᴴ(A − Bᴴ)X``, a matrix
-    of size ``s ‖A − Bᴴ‖_F``. Let P and Q be the computed products.
+    of size ``s ‖A − Bᴴ‖_F``. Let P and Q be the computed ``A X`` and ``AᴴY``.
 
     Rounding: sums of n terms of random sign lose ``λ √n u`` of their size except with probability
     ``2 exp(−λ²/2)``, u = eps/2, so that P is off by E with ``‖E‖_F ≤ λ √n u ‖P‖_F``, where the
@@ -34,17 +34,16 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     ``16 eps √(m+n) √s (‖P‖_F + ‖Q‖_F)``. Four times as much is allowed, for operators that
     multiply by several factors.
 
-    One product with A and one with its adjoint, of 4 columns each; one more with A where the first
-    reveals another library, device or dtype than the operator told. Arrays are multiplied only if
-    they should be Hermitian, stacks and sharded ones never. Products that overflow are left to
-    those who use them.
+    Costs one product with A and one with its adjoint, of 4 columns each; and one more with A if the
+    first has another library, device or dtype than the operator declares. Arrays are tested only
+    with `hermitian`; stacks and sharded matrices never. If the products overflow, there is no test.
 
     N. J. Higham and T. Mary, A new approach to probabilistic rounding error analysis, 2019,
     doi:10.1137/18M1226312, and I. C. F. Ipsen and H. Zhou, Probabilistic error analysis for inner
     products, 2020, doi:10.1137/19M1270434 (the λ √n u).
     """
     has_adjoint = A.array is not None and not hermitian
-    if has_adjoint or A.is_stack or A.far is not None or 0 in A.shape:
+    if has_adjoint or A.is_stack or A.domain is not None or 0 in A.shape:
         return
     m, n = A.shape
     X = gaussian_source(rng, A.xp, A.device, purpose="dot test x")((n, COLUMNS), A.dtype)
@@ -61,40 +60,40 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     eps = float(limits.eps)
     if not float(limits.smallest_normal) / eps <= size < math.inf:
         return
-    # divided by their size, so that no product of them leaves the range
+    # scaled to norm one, so that the products of both do not overflow
     P, Q = P / size, Q / size
     offset = 2.0 * COLUMNS**0.5 * A.offset / size
     tolerance = CONSTANT * eps * (COLUMNS * (m + n)) ** 0.5 * (1.0 + offset)
     left, right = xa.adjoint_matmul(Y, P), xa.adjoint_matmul(Q, X)
     if float(xa.safe_norm(left - right)) <= tolerance:
         return
-    told, found = (xa.as_numpy(Z).astype(np.complex128) for Z in (left, right))
-    place = np.unravel_index(np.argmax(np.abs(told - found)), told.shape)
-    a, b = (_number(Z[place] * size) for Z in (told, found))
+    YP, QX = (xa.as_numpy(Z).astype(np.complex128) for Z in (left, right))
+    place = np.unravel_index(np.argmax(np.abs(YP - QX)), YP.shape)
+    a, b = (_number(Z[place] * size) for Z in (YP, QX))
     if hermitian:
         raise not_hermitian(f"for Gaussian x and y, ⟨y, A x⟩ = {a}, but ⟨A y, x⟩ = {b}")
     raise ValueError(
         f"`A.rmatmat` is not the adjoint of `A.matmat`: for Gaussian x and y, ⟨y, A x⟩ = {a}, but "
-        f"⟨Aᴴ y, x⟩ = {b}. {_hint(X, Y, P, Q, told, found, tolerance)}"
+        f"⟨Aᴴ y, x⟩ = {b}. {_hint(X, Y, P, Q, YP, QX, tolerance)}"
     )
 
 
-def not_hermitian(told: str) -> ValueError:
-    """The error that says so, and what has shown it."""
-    return ValueError(f"`A` is not Hermitian: {told}. Pass (A + Aᴴ)/2, or use `svd`.")
+def not_hermitian(evidence: str) -> ValueError:
+    """The error for a matrix that is not Hermitian, with the evidence."""
+    return ValueError(f"`A` is not Hermitian: {evidence}. Pass (A + Aᴴ)/2, or use lowrank.svd.")
 
 
 def _hint(
-    X: Array, Y: Array, P: Array, Q: Array, told: np.ndarray, found: np.ndarray, tolerance: float
+    X: Array, Y: Array, P: Array, Q: Array, YP: np.ndarray, QX: np.ndarray, tolerance: float
 ) -> str:
     xp = xa.array_namespace(P)
     of_complex = xp.isdtype(P.dtype, "complex floating")
     if of_complex:
         transposed = xp.matrix_transpose(Y) @ P - xp.matrix_transpose(Q) @ X
         if float(xa.safe_norm(transposed)) <= tolerance:
-            return "`A.rmatmat` lacks a conjugate: it multiplies by the transpose."
-    factor = np.vdot(told, found) / max(float(np.linalg.norm(told)) ** 2, tolerance**2)
-    if np.linalg.norm(found - factor * told) <= tolerance * max(1.0, abs(factor)):
+            return "`A.rmatmat` lacks a conjugate: it multiplies by the plain transpose."
+    factor = np.vdot(YP, QX) / max(float(np.linalg.norm(YP)) ** 2, tolerance**2)
+    if np.linalg.norm(QX - factor * YP) <= tolerance * max(1.0, abs(factor)):
         factor = factor.real if abs(factor.imag) <= tolerance * abs(factor) else factor
         return f"`A.rmatmat` is {_number(factor.conjugate())} times the adjoint."
     if of_complex:

@@ -1,4 +1,4 @@
-"""Products of a few matrices that are used as one matrix, without being formed."""
+"""Products of a few matrices, used as one matrix without forming it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,28 +15,28 @@ class Factored:
     """A matrix, or a stack of them, that is a product of factors.
 
     It can be multiplied from both sides (``found @ X``, ``X @ found``) by vectors, matrices and
-    stacks of the library and device of its factors, from the outer factor to the inner one: of
-    rank r and shape m×n, by p columns, 2pr(m + n) flops. It can be given to every function here
-    that takes operators, and to :func:`scipy.sparse.linalg.aslinearoperator`.
+    stacks of its library and device. The factors are multiplied one after the other: for rank r,
+    shape m×n and p columns, 2pr(m + n) flops. Every function here that takes an operator accepts
+    it, and so does :func:`scipy.sparse.linalg.aslinearoperator`.
     """
 
     __slots__ = ()
-    __array_ufunc__ = None  # so that NumPy and CuPy leave ``X @ found`` to it
+    __array_ufunc__ = None  # so that NumPy and CuPy use __rmatmul__ for ``X @ found``
 
     @property
     def factors(self) -> tuple[Array, ...]:
-        """The matrices of which it is the product, from left to right."""
+        """The factors, from left to right."""
         raise NotImplementedError
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """That of the matrix, or of the stack."""
+        """Shape of the matrix or stack."""
         left, *_, right = self.factors
         return (*(int(length) for length in left.shape[:-1]), int(right.shape[-1]))
 
     @property
     def dtype(self) -> Any:
-        """That of its entries."""
+        """Dtype of the entries."""
         return self.factors[0].dtype
 
     @in_full_precision
@@ -59,13 +59,13 @@ class Factored:
         """``found.adjoint() @ Y``."""
         return self.adjoint() @ Y
 
-    # by which SciPy takes it for an operator
+    # SciPy's aslinearoperator looks for these names
     matvec: Callable[..., Array] = matmat
     rmatvec: Callable[..., Array] = rmatmat
 
     @in_full_precision
     def reconstruct(self) -> Array:
-        """The matrix itself, as an array of m·n numbers."""
+        """The m×n matrix as an array."""
         return reduce(matmul, self.factors)
 
     def __lowrank_operator__(self) -> Operator:

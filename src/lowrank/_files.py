@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Atomic writing of files: a file appears complete or not at all."""
 
 import os
 import uuid
@@ -10,27 +10,27 @@ from typing import BinaryIO
 def write_whole(
     path: str | os.PathLike[str], fill: Callable[[BinaryIO], object], *, replace: bool = True
 ) -> None:
-    """Let `fill` write a new file beside `path`, then give it that name in one step.
+    """Let `fill` write a temporary file next to `path`, then rename it in one step.
 
-    So the file appears complete or not at all; without `replace`, where another has that name, a
-    FileExistsError leaves that one as it is.
+    So the file appears complete or not at all. Without `replace`, an existing file is kept, and a
+    FileExistsError is raised.
     """
-    target = Path(os.path.realpath(path))  # a link stays one: what it points to is replaced
-    beside = target.with_name(f".lowrank-{uuid.uuid4().hex}")
+    target = Path(os.path.realpath(path))  # a link stays a link: its target is replaced
+    temporary = target.with_name(f".lowrank-{uuid.uuid4().hex}")
     try:
-        with beside.open("xb") as stream:
+        with temporary.open("xb") as stream:
             if target.exists():
-                beside.chmod(target.stat().st_mode & 0o777)
+                temporary.chmod(target.stat().st_mode & 0o777)
             fill(stream)
             stream.flush()
             os.fsync(stream.fileno())
         if not replace:
             try:
-                target.hardlink_to(beside)  # unlike a rename, never replaces another file
+                target.hardlink_to(temporary)  # unlike a rename, never replaces another file
                 return
             except OSError:  # the other file, or a file system without links
                 if target.exists():
-                    raise FileExistsError(f"{path} exists") from None
-        beside.replace(target)
+                    raise FileExistsError(f"{path} exists; choose another name.") from None
+        temporary.replace(target)
     finally:
-        beside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What the range finder needs of a matrix: its products, its norm, and where it lives."""
+"""A matrix as the range finder uses it: its products, norm, library, dtype and device."""
 
 import math
 from collections.abc import Callable
@@ -11,9 +11,9 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array, Namespace
 
-# Norms where only products are known.
+# The norms of a matrix of which only products are known.
 UNKNOWN: dict[str, Any] = {"norm": None, "max_abs": lambda: math.nan}
-# Entries of a half-precision matrix that are float32 at a time, or a sixteenth of it if more.
+# Entries of a half-precision matrix converted to float32 at a time; or a sixteenth of all, if more.
 BLOCK = 2**14
 
 
@@ -29,19 +29,20 @@ class Operator:
     rmatmat: Callable[[Array], Array]
     norm: Callable[[], float] | None  # ‖A‖_F; None where only products are known
     max_abs: Callable[[], float]
-    # A itself where it is a dense array (Aᴴ if `is_adjoint`), in half precision as it is
+    # A itself if it is a dense array (Aᴴ if `is_adjoint`); half precision is not converted
     array: Array | None = None
     is_adjoint: bool = False
-    # Norm of what the products subtract from those of a larger matrix, as rounding is relative to.
+    # Norm of a term that the products subtract (the mean); their rounding is relative to it too.
     offset: float = 0.0
-    # The space of the test matrix, where processes have some of its rows each: `_sharded.Rows`.
-    far: Any = None
-    # A matrix in memory as an array that may be written to: its own memory if the second argument
-    # allows it, Aᴴ if the first one says so. None where there is no memory for it, or a stack.
+    # How the rows of the domain, so of test matrices, are sharded over processes: `_sharded.Rows`;
+    # None if they are not.
+    domain: Any = None
+    # `explicit(flipped, own)`: A, or Aᴴ if flipped, as a writable array; if `own`, in A's memory
+    # where possible, else a copy. None for a stack, and for a matrix that is not in memory.
     explicit: Callable[[bool, bool], Array] | None = None
-    # So many rows of A as are asked for, where a function gives them.
+    # A function that returns a slice of the rows of A, if there is one.
     block: Callable[[slice], Array] | None = None
-    # Whether reading A once more costs more than a wider product: files, processes, schedulers.
+    # Whether another pass over A costs more than a wider product: files, processes, Dask.
     costly_passes: bool = False
 
     @property
@@ -51,15 +52,14 @@ class Operator:
     @property
     def test_rows(self) -> int:
         """Rows of a test matrix on this process."""
-        return self.shape[-1] if self.far is None else self.far.height
+        return self.shape[-1] if self.domain is None else self.domain.height
 
     def agreed(self, value: float) -> float:
-        """A number by which something is decided, the same on all processes."""
-        if self.far is None:
+        """The value of process 0 on all processes, so that all decide alike."""
+        if self.domain is None:
             return value
-        xp = self.xp
-        own = xp.asarray([value], dtype=xp.float64, device=self.device)
-        return float(self.far.agree(own)[0])
+        own = self.xp.asarray([value], dtype=self.xp.float64, device=self.device)
+        return float(self.domain.broadcast(own)[0])
 
     @property
     def is_complex(self) -> bool:
@@ -78,7 +78,7 @@ class Operator:
         )
 
     def columns(self, indices: Array) -> Array:
-        """``A[:, indices]`` of a matrix: a copy of them, or a product where A is no array."""
+        """``A[:, indices]`` of a matrix: a copy, or a product if A is not an array."""
         xp = self.xp
         if self.array is None:
             every = xp.arange(self.shape[-1], dtype=indices.dtype, device=self.device)
@@ -87,14 +87,14 @@ class Operator:
         return xa.adjoint(taken) if self.is_adjoint else taken
 
     def rows(self, part: slice) -> Array:
-        """Some rows of a matrix that is an array, or made of blocks, in the dtype of products."""
+        """Rows of a matrix that is an array or has `block`, in the dtype of products."""
         A: Any = self.array
         if self.is_adjoint:
             return xa.adjoint(xa.as_matrix(A[:, part])[0])
         return xa.as_matrix(A[part, :])[0] if self.block is None else self.block(part)
 
     def empty(self, rows: int) -> Array:
-        """An array of `rows` rows and no columns, where products of this operator live."""
+        """A `rows`×0 array with the library, dtype and device of products of this operator."""
         shape = (*self.shape[:-2], rows, 0)
         return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
 
@@ -102,38 +102,38 @@ class Operator:
 def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Operator:
     """The operator of an array, a sparse matrix, or an object with products.
 
-    A `hermitian` object needs no product with its adjoint. Errors call it by its `name`.
+    A `hermitian` object needs no product with its adjoint. `name` is used in error messages.
     """
     if isinstance(A, Operator):
         return A
     if hasattr(A, "__lowrank_operator__"):
         return A.__lowrank_operator__()
-    if hasattr(A, "to_numpy"):  # frames, and arrays of xarray, whose products are other ones
+    if hasattr(A, "to_numpy"):  # data frames, and arrays of xarray: their products differ
         inside = "data" if hasattr(A, "data") else "to_numpy()"
         raise TypeError(f"`{name}` is a {type(A).__name__}; pass the array in it, {name}.{inside}.")
     if xa.is_torch_array(A) and str(A.layout).startswith("torch.sparse"):
         return _of_torch_sparse(A, name)
     if hasattr(A, "tocsr") or hasattr(A, "to_scipy_sparse"):
-        return _of_sparse(A, name)  # first, because those of PyData call themselves arrays
+        return _of_sparse(A, name)  # first: PyData's sparse arrays are array-API objects too
     if hasattr(A, "__dask_graph__"):
         return _of_dask(A, name)
-    if xa.is_array_api_obj(A) or isinstance(A, np.ndarray):  # numpy.matrix is only the second
+    if xa.is_array_api_obj(A) or isinstance(A, np.ndarray):  # numpy.matrix is only an ndarray
         return _of_array(A, name)
     if hasattr(A, "shape") and hasattr(A, "dtype"):
         if any(hasattr(A, method) for method in ("matmat", "rmatmat", "matvec", "__matmul__")):
             return _of_products(A, name, hermitian=hermitian)
         if hasattr(A, "__getitem__") and len(A.shape) == 2:
             raise TypeError(
-                f"`{name}` is no array in memory, but a {type(A).__name__}; pass "
-                f"lowrank.RowBlocks({name}), which reads some rows of it at a time."
+                f"`{name}` is a {type(A).__name__}, which is not an array in memory; pass "
+                f"lowrank.RowBlocks({name}), which reads a block of rows at a time."
             )
-    return _of_array(A, name)  # which says what is accepted
+    return _of_array(A, name)  # raises an error that lists what is supported
 
 
 def located(home: Array, shape: tuple[int, ...], **known: Any) -> Operator:
-    """The operator with products that are made where an array is, and in its dtype.
+    """An operator whose products have the library, dtype and device of the array `home`.
 
-    Norm and largest entry are those of the array, if no others are given.
+    Norm and largest entry are those of `home`, unless others are given.
     """
     norms = {"norm": lambda: xa.matrix_norm_by_rows(home), "max_abs": lambda: xa.max_abs(home)}
     return Operator(
@@ -142,7 +142,7 @@ def located(home: Array, shape: tuple[int, ...], **known: Any) -> Operator:
 
 
 def shape_of(A: Any, rule: str) -> tuple[int, int]:
-    """The lengths of a matrix. The `rule`, that it must have two, begins the error."""
+    """The shape of a matrix. If there are not two dimensions, the error begins with `rule`."""
     if len(A.shape) != 2:
         raise ValueError(f"{rule}, got shape {tuple(A.shape)}.")
     return int(A.shape[0]), int(A.shape[1])
@@ -171,7 +171,7 @@ def _is_memory_mapped(A: Any) -> bool:
 
 
 def _explicit(A: Array, flipped: bool, own: bool) -> Array:
-    """A, or Aᴴ if `flipped`, to be written to: its `own` memory where that is possible."""
+    """A, or Aᴴ if `flipped`, as a writable array: with `own` in its own memory, if possible."""
     matrix, xp = xa.as_matrix(A)
     conjugate = flipped and xa.is_complex(matrix)
     if flipped:
@@ -184,7 +184,7 @@ def _explicit(A: Array, flipped: bool, own: bool) -> Array:
 
 
 def _is_writable(A: Array) -> bool:
-    """Whether each entry has memory of its own, which may be changed."""
+    """Whether the array may be written to, and no two entries share memory."""
     if xa.is_torch_array(A):
         return not A.is_inference() and _is_disjoint(A.shape, A.stride())
     if not xa.is_numpy_array(A):
@@ -194,7 +194,7 @@ def _is_writable(A: Array) -> bool:
 
 
 def _is_disjoint(shape: Any, strides: Any) -> bool:
-    """Whether no two entries share memory, as far as sorted strides prove it."""
+    """Whether sorted strides prove that no two entries share memory."""
     span = 1.0
     for stride, length in sorted((abs(s), n) for s, n in zip(strides, shape, strict=True) if n > 1):
         if stride < span:
@@ -204,7 +204,7 @@ def _is_disjoint(shape: Any, strides: Any) -> bool:
 
 
 def _of_half(A: Array, name: str) -> Operator:
-    """A float16 or bfloat16 matrix, of which a block of rows at a time becomes float32."""
+    """A float16 or bfloat16 matrix, converted to float32 one block of rows at a time."""
     home, _ = xa.as_matrix(A[:0, :], name=name)
     m, n = (int(length) for length in A.shape)
     rows = max(1, max(BLOCK, m * n // 16) // max(1, n))
@@ -215,7 +215,7 @@ def _of_half(A: Array, name: str) -> Operator:
 def of_row_blocks(
     block: Callable[[slice], Array], shape: tuple[int, ...], rows: int, *, like: Array
 ) -> Operator:
-    """A matrix or stack of which so many rows at a time are given by a function."""
+    """A matrix or stack given by a function that returns `rows` rows at a time."""
     xp = xa.array_namespace(like)
     parts = xa.slices(shape[-2], rows) or [slice(0, 0)]
 
@@ -237,13 +237,16 @@ def of_row_blocks(
 
 
 def _of_dask(A: Any, name: str) -> Operator:
-    """An array of Dask, multiplied where its blocks are, by whatever scheduler is at work.
+    """A Dask array, multiplied by Dask's current scheduler, where its blocks are.
 
-    A plan to make an array: each pass computes every block once, and nothing is persisted. Factors
-    and products are NumPy arrays here.
+    Each pass computes every block once; nothing is persisted. Factors and products are NumPy arrays
+    on this process.
     """
     if len(A.shape) != 2 or any(math.isnan(length) for length in A.shape):
-        raise ValueError(f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}.")
+        raise ValueError(
+            f"`{name}` must be a matrix of known lengths, got shape {tuple(A.shape)}; call "
+            "compute_chunk_sizes on it if they are unknown."
+        )
     home, _ = xa.as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
     return located(
@@ -266,7 +269,7 @@ def _norm_of_block(block: Any) -> Any:
 def _by_transpose(multiply: Callable[[Array], Array], Y: Array) -> Array:
     """``Aᴴ Y`` by a product with the transpose.
 
-    The narrow Y is conjugated: a conjugate of A is a copy, and its dtype may be untrue.
+    The narrow Y is conjugated, and not A: that would copy A, and may report a wrong dtype.
     """
     xp = xa.array_namespace(Y)
     return xp.conj(multiply(xp.conj(Y))) if xa.is_complex(Y) else multiply(Y)
@@ -275,7 +278,7 @@ def _by_transpose(multiply: Callable[[Array], Array], Y: Array) -> Array:
 def _of_sparse(A: Any, name: str) -> Operator:
     shape = shape_of(A, f"`{name}` must be a matrix (two dimensions)")
     csr = A.tocsr() if hasattr(A, "tocsr") else A.to_scipy_sparse().tocsr()
-    if not csr.has_canonical_format:  # entries stored twice count twice in a norm
+    if not csr.has_canonical_format:  # duplicate entries would count twice in the norm
         csr = csr.copy()
         csr.sum_duplicates()
     values, _ = xa.as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
@@ -298,7 +301,7 @@ def _of_torch_sparse(A: Array, name: str) -> Operator:
         )
     values, _ = xa.as_matrix(coo.values()[None, :], name=name)
     coo = coo.to(values.dtype)
-    # made anew: a transposed view cannot be had in inference mode
+    # a new tensor: inference mode allows no transposed view
     flipped = coo.indices().flip(0), coo.values().conj_physical()
     conj = xa.loaded("torch").sparse_coo_tensor(*flipped, coo.shape[::-1], check_invariants=False)
     return located(values, shape, matmat=lambda X: coo @ X, rmatmat=lambda Y: conj @ Y)
@@ -307,7 +310,7 @@ def _of_torch_sparse(A: Array, name: str) -> Operator:
 def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
     """An object with `shape`, `dtype` and products with it and with its adjoint.
 
-    Its dtype (or `device`) tells where the first test matrix has to be.
+    Its dtype (or `device`) decides the library and device of the first test matrix.
     """
     m, n = shape_of(A, f"`{name}` must be an operator of two dimensions")
     device: Any = getattr(A, "device", None)
@@ -318,7 +321,7 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
         with device:
             home = xa.loaded("cupy").empty((1, 0), dtype=A.dtype)
     else:
-        dtype = numpy_dtype(A.dtype)  # int8 is what SciPy takes where none is told
+        dtype = numpy_dtype(A.dtype)  # int8 is SciPy's for an unknown one
         home = np.empty((1, 0), dtype=np.float64 if dtype == np.int8 else dtype)
     home, _ = xa.as_matrix(home, name=name)
     matmat = _named(A, "mat") or (lambda X: A @ X)
@@ -334,7 +337,7 @@ def _of_products(A: Any, name: str, *, hermitian: bool) -> Operator:
 
 
 def _named(A: Any, product: str) -> Callable[[Array], Array] | None:
-    """The method `matmat` (or `rmatmat`) of an object, or one made of its `matvec`."""
+    """The method `matmat` (or `rmatmat`) of an object, or its `matvec` applied column by column."""
     if hasattr(A, f"{product}mat"):
         return getattr(A, f"{product}mat")
     if not hasattr(A, f"{product}vec"):
@@ -353,7 +356,7 @@ def _product_with_adjoint(A: Any, name: str, is_complex_: bool) -> Callable[[Arr
         if hasattr(A, spelled):
             adjoint_of_A = A.adjoint() if spelled == "adjoint" else getattr(A, spelled)
             return lambda Y: adjoint_of_A @ Y
-    # A class of complex matrices that knows no `conj` may mean either by its transpose.
+    # The `T` of a complex operator without `conj` may be the transpose or the adjoint.
     if hasattr(A, "T") and (hasattr(A, "conj") or not is_complex_):
         transpose = A.T
         return lambda Y: _by_transpose(lambda Z: transpose @ Z, Y)
@@ -369,19 +372,19 @@ def numpy_dtype(dtype: Any) -> np.dtype[Any]:
     """NumPy's dtype of the same name."""
     try:
         return np.dtype(dtype)
-    except TypeError:  # of another library; the names are the standard's
+    except TypeError:  # a dtype of another library, with the standard's names
         return np.dtype(str(dtype).rpartition(".")[2])
 
 
 def _product(multiply: Callable[[Array], Array], X: Array, rows: int, name: str) -> Array:
-    if X.shape[-1] == 0:  # of which not every operator can make a product
+    if X.shape[-1] == 0:  # not every operator can multiply an empty array
         return xa.zeros((rows, 0), X)
     try:
         product = multiply(X)
-    except (NotImplementedError, TypeError) as error:  # SciPy's, of an operator with one product
+    except (NotImplementedError, TypeError) as error:  # SciPy's operators without an adjoint
         raise TypeError(
-            f"`{name}` failed: {error}. Operators need the products with A and with its adjoint: "
-            "scipy.sparse.linalg.LinearOperator(shape, matvec=…, rmatvec=…, dtype=float), say."
+            f"`{name}` failed: {error}. An operator needs products with A and its adjoint, such as "
+            "scipy.sparse.linalg.LinearOperator(shape, matvec=…, rmatvec=…, dtype=float)."
         ) from error
     Y, _ = xa.as_matrix(product, name=f"{name}(X)")
     if tuple(Y.shape) != (rows, X.shape[1]):

@@ -1,4 +1,4 @@
-"""The options that the range finder and all factorizations share: names, defaults and words."""
+"""The options that the range finder and all factorizations share: names, defaults, docstrings."""
 
 import inspect
 import re
@@ -14,7 +14,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 class Options(TypedDict, total=False):
-    """How the basis grows."""
+    """The options of :class:`RangeFinder`."""
 
     norm: Literal["fro", "spectral"]
     power_iterations: int | None
@@ -31,7 +31,7 @@ class Options(TypedDict, total=False):
 
 
 class Tolerances(Options, total=False):
-    """And when it ends."""
+    """These, and the tolerances."""
 
     rtol: float | None
     atol: float | None
@@ -45,7 +45,7 @@ DEFAULTS: dict[str, Any] = dict.fromkeys(Tolerances.__annotations__) | {
     "check": False,
     "check_finite": True,
 }
-WORDS = {
+SHARED_TEXT = {
     "<matrix>": """\
 Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Or a
 sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder`""",
@@ -53,24 +53,25 @@ sparse matrix of SciPy, CuPy or PyTorch; or an operator, see :class:`RangeFinder
 norm : {"fro", "spectral"}
     Norm of tolerance, error and bound.
 power_iterations : int, optional
-    Products with ``A Aᴴ`` that each block goes through. Default: at a fixed rank 2 (0 for
-    :func:`range_finder` and :func:`qb`, 1 with `krylov`); to a tolerance what was measured to
-    be fastest, see :class:`RangeFinder`.
+    Number of products with ``A Aᴴ`` for each block. Default: at a fixed rank 2 (0 for
+    :func:`range_finder` and :func:`qb`, 1 with `krylov`); to a tolerance the fastest number by
+    measurement, see :class:`RangeFinder`.
 krylov, block_size, test_matrix, rng, failure_probability, certificate, overwrite_a, check, \
 check_finite, callback
     As for :class:`RangeFinder`.""",
     "<raises>": """\
 TypeError
-    If A is no array, sparse matrix or operator of floating dtype, `rng` or `test_matrix`
-    belongs elsewhere, or the certificate is exact and A no array in memory.""",
+    If A is not an array, sparse matrix or operator of floating dtype; if `rng` or
+    `test_matrix` belongs to another library or device; or if the certificate is exact and A
+    is not an array in memory.""",
     "<warns>": """\
 ConvergenceWarning
-    If a tolerance was given and not certified.""",
+    If a tolerance was given, and the error bound is above it.""",
 }
 
 
 def shares_options(function: _Function) -> _Function:
-    """Give a function with ``**options`` the signature and the words of the shared options."""
+    """Give a function with ``**options`` the signature and docstring of the shared options."""
     names = inspect.get_annotations(function)["options"].__args__[0].__annotations__
     given = inspect.signature(function)
     own = [p for p in given.parameters.values() if p.kind is not inspect.Parameter.VAR_KEYWORD]
@@ -91,22 +92,22 @@ def shares_options(function: _Function) -> _Function:
                 raise TypeError(f"{called}() got an unexpected keyword argument {name!r}")
         return function(*args, **options)
 
-    # the stop rules first, as in every docstring, and what is a function's own before the rest
+    # tolerances first, as in every docstring, then the function's own options, then shared ones
     parameters = sorted(
         (*own, *shared), key=lambda p: (p.kind is keyword, p.name not in ("rtol", "atol"))
     )
     checked.__signature__ = given.replace(parameters=parameters)  # type: ignore[attr-defined]
-    checked.__doc__ = worded(function.__doc__)
+    checked.__doc__ = with_shared_text(function.__doc__)
     return checked  # type: ignore[return-value]
 
 
-def worded(text: str | None) -> str | None:
-    """A docstring with the shared words in the places that name them."""
+def with_shared_text(text: str | None) -> str | None:
+    """A docstring with its markers, such as ``<options>``, replaced by the shared text."""
     if text is None:  # python -OO
         return None
 
     def words(found: re.Match[str]) -> str:
         indent, before, marker = found.groups()
-        return indent + before + textwrap.indent(WORDS[marker], indent).lstrip()
+        return indent + before + textwrap.indent(SHARED_TEXT[marker], indent).lstrip()
 
-    return re.sub(rf"^( *)(.*)({'|'.join(WORDS)})", words, text, flags=re.MULTILINE)
+    return re.sub(rf"^( *)(.*)({'|'.join(SHARED_TEXT)})", words, text, flags=re.MULTILINE)

@@ -10,19 +10,19 @@ from lowrank import _array as xa
 from lowrank._array import Array, Namespace
 from lowrank._tuning import Method, tuning
 
-# Columns below which numpy.linalg.qr takes what Cholesky QR has refused.
+# At most this many columns: numpy.linalg.qr takes over where Cholesky QR is not accurate.
 NARROW = 16
 # Rows of a block of a long Gram matrix.
 GRAM_ROWS = 1024
 # Rows that are held in double precision at a time.
 DOUBLE_ROWS = 4096
-# Up to what `size_of_top` reflectors need no QR of their top block.
+# Up to this `size_of_top`, reflectors need no QR of the top block.
 SMALL = 0.8**4
-# What is added to unit columns so that they are of full rank: a quarter of an eps in single.
+# Norm of the noise that gives unit columns full rank: a quarter of the eps of single precision.
 NOISE = 0.25 * 2.0**-23
 
 
-class Basis(NamedTuple):
+class QR(NamedTuple):
     """``P = Q R``, Q orthonormal and R upper triangular."""
 
     Q: Array
@@ -51,12 +51,12 @@ def reflectors(Q: Array) -> tuple[Array, Array, Array]:
 
 
 def unitary_reflectors(Q: Array, D: Array, *, is_plain: bool) -> tuple[Array, Array]:
-    """V and T of an ``H = I − V T Vᴴ`` that is unitary also where Q is not quite: ``QᴴQ = I + D``.
+    """V and T of a unitary ``H = I − V T Vᴴ``, for a Q that is nearly orthonormal: ``QᴴQ = I + D``.
 
     With ``V = Q + [W; 0]`` and ``WᴴW = I + E``, H is unitary if and only if ``T = S⁻ᴴ`` with
     ``S + Sᴴ = VᴴV = 2I + WᴴQ₁ + Q₁ᴴW + D + E``: so ``S = I + WᴴQ₁ + (D + E)/2``. The range of Q is
-    then mapped to that of [I; 0] up to D. If it `is_plain`, W = I, where `size_of_top` allows it:
-    no QR, and few operations.
+    then mapped to that of [I; 0] up to D. With `is_plain`, which `size_of_top` must allow, W = I:
+    no QR and few operations.
     """
     (identity,), Q1 = _constants_of(Q, "identity"), Q[..., : Q.shape[-1], :]
     S = top = Q1 + identity
@@ -69,13 +69,13 @@ def unitary_reflectors(Q: Array, D: Array, *, is_plain: bool) -> tuple[Array, Ar
 
 
 def size_of_top(Q: Array) -> Array:
-    """No less than ‖Q[:b]‖₂⁴, for the b columns of Q, or each of a stack, as a 0-d array.
+    """An upper bound on ‖Q[:b]‖₂⁴ for the b columns of Q (the largest of a stack), as a 0-d array.
 
     That is ``‖(Q₁ᴴQ₁)²‖_F``, the root of the sum of the eighth powers of the singular values of Q₁.
-    All that `reflectors` rests on holds for every unitary W if S = I + WᴴQ₁ can be inverted. With
-    W = I, ``‖T‖₂ = ‖S⁻¹‖₂ ≤ 1/(1 − ‖Q₁‖₂)``, and ``‖V‖₂² = ‖S + Sᴴ‖₂ ≤ 4``; what rounds V and T
-    enters ``HᴴH − I = V (TᴴVᴴVT − T − Tᴴ) Vᴴ`` by these factors. Up to SMALL, ‖Q₁‖₂ is at most 0.8
-    and ‖T‖₂ at most 5. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``, and keeps it from p = 10b on.
+    The identities of `reflectors` hold for every unitary W if S = I + WᴴQ₁ can be inverted. With
+    W = I, ``‖T‖₂ = ‖S⁻¹‖₂ ≤ 1/(1 − ‖Q₁‖₂)``, and ``‖V‖₂² = ‖S + Sᴴ‖₂ ≤ 4``. Rounding errors of V
+    and T enter ``HᴴH − I = V (TᴴVᴴVT − T − Tᴴ) Vᴴ`` multiplied by these. Up to SMALL, ‖Q₁‖₂ is at
+    most 0.8 and ‖T‖₂ at most 5. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``: small if p ≥ 10b.
     """
     top = Q[..., : Q.shape[-1], :]
     gram = xa.adjoint(top) @ top
@@ -89,35 +89,35 @@ def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
-def orthonormalize(P: Array, gram: Array | None = None) -> Basis:
-    """QR factorization of a p×b matrix or stack of any rank, zero and graded too.
+def orthonormalize(P: Array, gram: Array | None = None) -> QR:
+    """QR factorization of a p×b matrix or stack of any rank, also zero or graded.
 
-    Q is orthonormal to rounding, and spans P to rounding. NumPy's own `qr` is slow (2.5 to 8 times
-    the Cholesky QR at 4096×64 on two cores), and its arrays can be asked at no cost whether
-    Cholesky QR was accurate. Elsewhere no question is asked: asking would wait for a device, break
-    a compiled graph, and end the capture of a CUDA graph.
+    Q is orthonormal to rounding, and spans P to rounding. On a CPU, Cholesky QR is tried first and
+    checked: NumPy's own `qr` takes 2.5 to 8 times as long (4096×64, two cores), and the check costs
+    nothing. On a device nothing is checked: a check would wait for the device, break a compiled
+    graph, and end the capture of a CUDA graph.
     """
     p, b = P.shape[-2:]
     if b > p:
         Q, R = orthonormalize(P[..., :p])
         R = xa.array_namespace(P).concat([R, xa.adjoint_matmul(Q, P[..., p:])], axis=-1)
-        return Basis(Q, R)
+        return QR(Q, R)
     if b == 0:
-        return Basis(P, xa.adjoint(P) @ P)
+        return QR(P, xa.adjoint(P) @ P)
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
         Q, first, second = _mixed_passes(_in_double(P))
-        return Basis(_as(P, Q), _as(P, second @ first))
-    if method is Method.ASKED_CHOLESKY and (tall or b <= 256) and _can_be_asked(P):
+        return QR(_as(P, Q), _as(P, second @ first))
+    if method is Method.CHECKED_CHOLESKY and (tall or b <= 256) and _can_be_checked(P):
         gram = xa.adjoint_matmul(P, P) if gram is None else gram
-        factors = _asked_cholesky_qr(P, gram)
+        factors = _checked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
         if tall:
             return _by_halves(P, gram) if b > NARROW else _polished(_native_qr(P))
-    elif method is Method.UNASKED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
-        return _unasked_cholesky_qr(P) if b <= widest else _by_halves(P)
+    elif method is Method.SHIFTED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
+        return _shifted_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 
 
@@ -127,25 +127,25 @@ def orthonormal(P: Array) -> Array:
 
 
 def conditioned(P: Array) -> Array:
-    """Columns that span P, well conditioned: for the next product, which needs no more.
+    """Well-conditioned columns that span P: enough for the next product.
 
-    Where a Cholesky factor can be checked, one pass of Cholesky QR: orthonormal to a tenth.
+    Where Cholesky QR can be checked, one pass of it: orthonormal to a tenth.
     """
     p, b = P.shape[-2:]
     if is_mixed(P):
         return _mixed_conditioned(P)
-    if tuning(P).method is Method.ASKED_CHOLESKY and p >= 2 * b and _can_be_asked(P):
-        found = _asked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
+    if tuning(P).method is Method.CHECKED_CHOLESKY and p >= 2 * b and _can_be_checked(P):
+        found = _checked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
     return orthonormalize(P).Q
 
 
-def _can_be_asked(P: Array) -> bool:
+def _can_be_checked(P: Array) -> bool:
     return 0 not in P.shape and not xa.is_traced(P)
 
 
-def _by_halves(P: Array, gram: Array | None = None) -> Basis:
+def _by_halves(P: Array, gram: Array | None = None) -> QR:
     """``[P₁ P₂]`` with ``P₁ = Q₁R₁ = H [D; 0] R₁`` and ``P₂ = H [X; Q₂R₂]``, H the reflector of Q₁.
 
     Its ``V = Q₁ + [W; 0]`` is never formed.
@@ -153,7 +153,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     half = -(-P.shape[-1] // 2)
     Q1, R1 = orthonormalize(P[..., :half], None if gram is None else gram[..., :half, :half])
     W, T = _top_of_reflectors(Q1)
-    # Panels are the memory this takes: three of p×b at most, with P itself. Sums are in place.
+    # Memory: at most three p×b panels, with P itself. Sums are in place.
     C = xa.adjoint(T) @ (
         xa.adjoint_matmul(Q1, P[..., half:]) + xa.adjoint(W) @ P[..., :half, half:]
     )
@@ -167,31 +167,32 @@ def _by_halves(P: Array, gram: Array | None = None) -> Basis:
     X[..., half:, :] += Q2
     del Q2
     Q = xa.array_namespace(P).concat([Q1, X], axis=-1)
-    return Basis(Q, xa.block_triangle(R1, R12, R2))
+    return QR(Q, xa.block_triangle(R1, R12, R2))
 
 
-def _native_qr(P: Array) -> Basis:
-    """The library's own `qr`, of columns scaled to a largest entry of one, eps on the diagonal.
+def _native_qr(P: Array) -> QR:
+    """The library's own `qr`, with columns scaled to a largest entry of one and eps added.
 
-    The scale keeps squares within the range of the dtype. Without the eps, the columns of a panel
-    of rank one, say, that come after the first are rounding errors of rounding errors in
-    Householder QR, and reach the denormal numbers within a few columns; torch on a CPU then
+    The scale keeps squares within the range of the dtype. The eps on the diagonal is needed for
+    panels of low rank: of a panel of rank one, later columns become rounding errors of rounding
+    errors in Householder QR, reach subnormal numbers within a few columns, and torch on a CPU then
     returns NaN for complex64.
     """
     X, scale = _scaled(P)
     b = X.shape[-1]
     X[..., :b, :] = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
     Q, R = xa.array_namespace(P).linalg.qr(X)
-    return Basis(Q, R * scale)
+    return QR(Q, R * scale)
 
 
-def _polished(found: Basis) -> Basis:
-    """The same with columns as orthonormal as blocked sums make them, which LAPACK's are not.
+def _polished(found: QR) -> QR:
+    """The factors after one pass of Cholesky QR with blocked sums.
 
-    Of a tall panel of equal numbers it leaves up to m/4 eps.
+    LAPACK's long sums leave columns that are orthonormal only to p/4 eps, for a tall panel of equal
+    numbers with p rows.
     """
-    better = _asked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
-    return found if better is None else Basis(better.Q, better.R @ found.R)
+    better = _checked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
+    return found if better is None else QR(better.Q, better.R @ found.R)
 
 
 def _scaled(P: Array) -> tuple[Array, Array]:
@@ -204,18 +205,16 @@ def _scaled(P: Array) -> tuple[Array, Array]:
     return P / xp.astype(divisor, P.dtype), xp.astype(scale, P.dtype)
 
 
-def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
-    """Cholesky QR of a matrix in one pass or two; None where it would not be accurate.
-
-    Of a stack, where it would not be accurate for a member.
+def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
+    """Cholesky QR in one pass or two; None if it is not accurate, for a stack if for any member.
 
     The Gram matrix, with its diagonal scaled to one, has a rounding error of a few eps. In the
-    basis ``P L⁻ᴴ`` that is amplified by ``L⁻¹ · L⁻ᴴ``: one pass is enough where ``‖L⁻¹‖²_F`` is
-    hardly more than its least, the number of columns. A second pass mends up to a tenth (Yamamoto,
+    basis ``P L⁻ᴴ`` that is amplified by ``L⁻¹ · L⁻ᴴ``: one pass is enough if ``‖L⁻¹‖²_F`` is hardly
+    above its minimum, the number of columns. A second pass corrects errors up to 0.1 (Yamamoto,
     Nakatsukasa, Yanagisawa & Fukaya, Roundoff error analysis of the CholeskyQR2 algorithm, 2015,
-    Electron. Trans. Numer. Anal. 44). NumPy has no triangular solve; the product with the inverse
-    leaves a residual of eps times the entries of ``|L⁻ᴴ| |Lᴴ|``, which does not feel a grading of
-    the rows of R, such as that of a sketch of decaying singular values.
+    Electron. Trans. Numer. Anal. 44). NumPy has no triangular solve. The product with the inverse
+    leaves a residual of eps times the entries of ``|L⁻ᴴ| |Lᴴ|``, which is not affected by a grading
+    of the rows of R, such as that of a sketch of decaying singular values.
     """
     xp, b, epsilon = xa.array_namespace(P), P.shape[-1], xa.eps(P)
     smallest = float(xp.finfo(P.dtype).smallest_normal)
@@ -236,12 +235,12 @@ def _asked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> Basis | None:
     Q = P @ xa.adjoint(L_inverse / columns)
     L = L * rows
     if is_near or passes == 1:
-        return Basis(Q, xa.adjoint(L))
+        return QR(Q, xa.adjoint(L))
     gram = gram_matrix(Q)
     if not float(xp.max(xp.abs(gram - xa.eye(b, b, like=Q)))) < 0.1:
         return None
     L2 = xa.checked_cholesky(gram)
-    return None if L2 is None else Basis(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
+    return None if L2 is None else QR(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
@@ -249,20 +248,20 @@ def _residual_growth(L: Array, L_inverse: Array) -> float:
     return float(xp.max(xa.adjoint(xp.abs(L_inverse)) @ xa.adjoint(xp.abs(L))))
 
 
-def _unasked_cholesky_qr(P: Array) -> Basis:
-    """Cholesky QR in four passes, two of them shifted, that holds for every rank if p ≥ 2b.
+def _shifted_cholesky_qr(P: Array) -> QR:
+    """Cholesky QR in five passes, three of them shifted, for every rank if p ≥ 2b.
 
     With ``PᴴP + sI = RᴴR`` a singular value σ of P becomes ``σ/√(σ² + s)``, which is at least of
-    order ``σ/√s``: with s of order eps, two passes take the least singular value, about an eps of
-    Gaussian noise in the first rows, to order one; two passes without a shift then make the columns
-    orthonormal to rounding (Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa, Shifted Cholesky QR
-    for computing the QR factorization of ill-conditioned matrices, 2020, doi:10.1137/18M1218212).
-    Triangular solves, and no inverses, keep the residual at eps.
+    order ``σ/√s``. The least singular value is about eps, by Gaussian noise in the first rows; with
+    s of order eps, shifted passes raise it to order one. Two passes without a shift then make the
+    columns orthonormal to rounding (Fukaya, Kannan, Nakatsukasa, Yamamoto & Yanagisawa, Shifted
+    Cholesky QR for computing the QR factorization of ill-conditioned matrices, 2020,
+    doi:10.1137/18M1218212). Triangular solves, and no inverses, keep the residual at eps.
 
-    The shift covers the rounding of the Gram matrix, of b unit columns with p entries. Tried on
-    square to 10⁵-fold tall panels of decaying, repeated, zero, monomial and Hilbert columns: twice
-    the shift without noise fails, and so do square panels. Noise on the diagonal alone fails where
-    the panel is nilpotent there.
+    The shift covers the rounding of the Gram matrix of b unit columns with p entries. Tried on
+    panels from square to 10⁵ times as tall as wide, with decaying, repeated, zero, monomial and
+    Hilbert columns: twice the shift without noise fails, and so do square panels. Noise on the
+    diagonal alone fails for nilpotent panels.
     """
     xp = xa.array_namespace(P)
     X, scale = _scaled(P)
@@ -275,9 +274,9 @@ def _unasked_cholesky_qr(P: Array) -> Basis:
     shift = 2.0 * xa.eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
-        upper = xa.adjoint(xa.unasked_cholesky(gram_matrix(X) + s * identity))
+        upper = xa.adjoint(xa.unchecked_cholesky(gram_matrix(X) + s * identity))
         X, R = xa.upper_solve(upper, X, left=False), upper @ R
-    return Basis(X, R)
+    return QR(X, R)
 
 
 def is_mixed(P: Array) -> bool:
@@ -290,26 +289,26 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
 
     I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
-    a quarter of an eps in the first rows gives full rank to every panel, to about eps, and so a
-    condition that the first Gram matrix bears; the second one sees a basis that is orthonormal
-    nearly. X is overwritten.
+    a quarter of an eps in the first rows gives every panel full rank and a least singular value of
+    about eps, which the first Gram matrix in double precision resolves. The second Gram matrix is
+    that of a nearly orthonormal basis. X is overwritten.
     """
     identity, lifted, noise = _constants_of(X, "identity", "lifted", "noise")
     sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
     top = X[..., : 2 * X.shape[-1], :]
-    top += noise * (sizes + 1e-60)  # of zeros too
-    first = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    top += noise * (sizes + 1e-60)  # also where columns are zero
+    first = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
     X = X @ xa.upper_solve(first, identity, left=False)
-    second = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    second = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
     return X @ xa.upper_solve(second, identity, left=False), first, second
 
 
 def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
-    """``C = P diag(S) Uᴴ`` of such a panel, and R with ``C U ≈ P R``: R, U, S, nothing, and P.
+    """The SVD ``C = P diag(S) Uᴴ`` of such a panel, and R with ``C U ≈ P R``.
 
-    By the eigenvalues of ``CᴴC`` in double precision: the columns of CU are orthogonal to the
-    square root of its eps, so that their QR is an SVD to rounding in single precision, whatever the
-    rank.
+    Returns R, U, S, None and P, the fields of a SmallSVD. U holds the eigenvectors of ``CᴴC`` in
+    double precision: the columns of CU are orthogonal to √eps of double, so that their QR is an SVD
+    to rounding in single precision, for every rank.
     """
     xp = xa.array_namespace(C)
     X = _in_double(C)
@@ -322,10 +321,10 @@ def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
 
 
 def _mixed_conditioned(P: Array) -> Array:
-    """The first pass of it, without noise."""
+    """The first pass of `_mixed_passes`, without noise."""
     X = _in_double(P)
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
-    upper = xa.adjoint(xa.unasked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
+    upper = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
     return _as(P, X @ xa.upper_solve(upper, identity, left=False))
 
 
@@ -350,16 +349,16 @@ def _constants_of(X: Array, *names: str) -> list[Array]:
 
 
 def _constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device: Any) -> Array:
-    """What panels of b columns share.
+    """A constant that panels of b columns share.
 
-    The unit matrix, and one next to zero, the `floor`; a Gaussian 2b×b matrix, `noise`, with
-    columns of about the norm NOISE; and what a Gram matrix of up to p rows is multiplied by, entry
-    by entry, so that its diagonal is `lifted` by its rounding.
+    ``"identity"``; ``"floor"``, the identity times 1e-290; ``"noise"``, a Gaussian 2b×b matrix with
+    columns of norm about NOISE; ``"lifted"``, by which the entries of a Gram matrix are multiplied,
+    so that its diagonal grows by the rounding error of sums of p terms.
     """
     return _kept_constant(name, p, b, xp, dtype, device)
 
 
-# torch takes what it returns for a constant when it compiles.
+# torch.compile treats the result as a constant.
 _constant._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
@@ -375,16 +374,16 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
 
 
 def defect(Q: Array, *, is_panel: bool = False) -> Array:
-    """``QᴴQ − I``. The unit matrix for a panel, of which there are many, is kept."""
+    """``QᴴQ − I``. For a panel the identity is cached."""
     b = Q.shape[-1]
     return gram_matrix(Q) - (_constants_of(Q, "identity")[0] if is_panel else xa.eye(b, b, like=Q))
 
 
 def gram_matrix(X: Array) -> Array:
-    """``XᴴX``, as free of the bias of long sums as its dtype allows (`adjoint_matmul`).
+    """``XᴴX`` without the bias of long sums (see `adjoint_matmul`).
 
-    On a processor in double precision where X is in single, or by blocks of about √m rows. On a GPU
-    by blocks of GRAM_ROWS, all of them in one product.
+    On a CPU in double precision if X is in single, else by blocks of about √p rows. On a GPU by
+    blocks of GRAM_ROWS rows, in one batched product.
     """
     xp, (*batch, p, b) = xa.array_namespace(X), X.shape
     if xa.is_of_a_gpu(X) or xa.is_traced(X):

@@ -1,4 +1,4 @@
-"""Columns that span the others: greedy pivots, then swaps until no coefficient exceeds two."""
+"""Columns that span all others: pivoted QR, then swaps until no coefficient exceeds two."""
 
 import math
 from collections.abc import Callable
@@ -11,11 +11,11 @@ from lowrank._panel import orthonormalize
 
 # Bound on the coefficients, the f of Gu & Eisenstat.
 LARGEST = 2.0
-# Steps between two updates of the remainder.
+# Pivots between two updates of the remainder.
 BLOCK = 32
-# What is left of a column is rounding below ROUNDING · eps · √K times the largest column.
+# Below ROUNDING · eps · √K times the largest column, the remainder of a column is rounding error.
 ROUNDING = 4.0
-# Swaps to allow besides one for each column.
+# Swaps allowed, in addition to one per column.
 SWAPS = 20
 
 
@@ -28,16 +28,16 @@ class Pivoted(NamedTuple):
 
 
 def pivoted_qr(B: Array) -> Pivoted:
-    """QR of a K×n matrix with entries of about one, the column of largest remainder first.
+    """Column-pivoted QR of a K×n matrix with entries of about one.
 
     The pivots of Businger & Golub (Linear least squares solutions by Householder transformations,
-    1965, doi:10.1007/BF01436084), by Gram-Schmidt: a column is orthogonalised against all before
-    it, twice, by the remainder and on its own; the remainder is updated by one product for a block
-    of columns, and the norms of its columns by subtraction in between, as long as no more than half
-    of their digits are lost (Quintana-Ortí, Sun & Bischof, A BLAS-3 version of the QR factorization
-    with column pivoting, 1998, doi:10.1137/S1064827595296732). Ends where the remainder is
-    rounding: there may be fewer than min(K, n) pivots. One pass over B and two numbers read from
-    the device for each.
+    1965, doi:10.1007/BF01436084), by Gram–Schmidt. Each column is orthogonalized twice against all
+    pivots before it: by the remainder, and directly. The remainder is updated by one product for a
+    block of columns. In between, the norms of its columns are updated by subtraction, as long as at
+    most half of their digits are lost (Quintana-Ortí, Sun & Bischof, A BLAS-3 version of the QR
+    factorization with column pivoting, 1998, doi:10.1137/S1064827595296732). It ends when the
+    remainder is rounding error, so there may be fewer than min(K, n) pivots. Each pivot takes one
+    pass over B and reads two numbers from the device.
     """
     xp = xa.array_namespace(B)
     (K, n), epsilon = B.shape, xa.eps(B)
@@ -54,8 +54,8 @@ def pivoted_qr(B: Array) -> Pivoted:
         k = len(indices)
         j = int(xp.argmax(xp.where(taken, -xp.ones_like(sizes), sizes)))
         v = rest[:, j : j + 1] - P[:, start:k] @ R[start:k, j : j + 1]
-        # What rounding has left along P is of order eps · √k · first, below what is accepted: once
-        # more is enough.
+        # Rounding leaves a part along P of order eps · √k · first, below the size that is accepted:
+        # one more projection is enough.
         v -= P[:, :k] @ (xa.adjoint(P[:, :k]) @ v)
         size = float(xa.safe_norm(v))
         first = first if k else size
@@ -81,7 +81,7 @@ def _squares(X: Array, axis: int) -> Array:
 
 
 def tails(pivoted: Pivoted, norm: str) -> Callable[[int], float]:
-    """Norm of what k pivots leave of B, for k = 0, …, as many as there are."""
+    """A function of k: the norm of the remainder of B after k pivots."""
     R, rest = pivoted.R, pivoted.rest
     xp, r = xa.array_namespace(R), R.shape[0]
     if norm == "spectral":
@@ -101,7 +101,7 @@ def as_indices(indices: list[int], like: Array) -> Array:
 
 
 def filled(indices: list[int], k: int, n: int) -> list[int]:
-    """Fill up to k different ones of n indices, these first."""
+    """Return k different indices below n, beginning with the given ones."""
     used = set(indices)
     others = (j for j in range(n) if j not in used)
     return indices + [next(others) for _ in range(k - len(indices))]
@@ -117,17 +117,17 @@ def positions(indices: list[int], n: int, like: Array) -> Array:
 def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
     """Columns J of B, as many as `pivots`, and X with ``B ≈ B_J X``, ``X_J = I``, |X_ij| ≤ 2.
 
-    X solves the least-squares problem ``min ‖B_J X − B‖``, by the QR ``B_J = P R``. To put column j
-    in place of the i-th of J multiplies the volume of B_J by
+    X solves the least-squares problem ``min ‖B_J X − B‖``, by the QR ``B_J = P R``. Replacing the
+    i-th column of J by column j multiplies the volume of B_J by
 
         ρ_ij = √(|X_ij|² + ω_i² γ_j²),   ω_i = ‖row i of R⁻¹‖,   γ_j = ‖column j of B − B_J X‖,
 
     and where all ρ_ij ≤ f, the singular values of ``B − B_J X`` are at most √(1 + f²k(n − k)) times
     those of B from the (k+1)-th on (Gu & Eisenstat, Efficient algorithms for computing a strong
     rank-revealing QR factorization, 1996, doi:10.1137/0917055, Lemma 3.1, Theorem 3.2 and
-    Algorithm 4). Each swap doubles the volume at least, so they end; from greedy pivots few are
-    needed, mostly none. Where B_J is singular to rounding, they might not end: then columns are
-    left out, and there are fewer than pivots.
+    Algorithm 4). Each swap at least doubles the volume, so the swaps end. After pivoted QR few are
+    needed, usually none. If B_J is singular to rounding, they might not end: then columns are
+    dropped, and J is shorter than `pivots`.
     """
     xp, J, n = xa.array_namespace(B), list(pivots), B.shape[1]
     swaps = SWAPS + len(J)

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch that are sharded over processes, `DTensor`: what each process has to do."""
+"""PyTorch's DTensor, sharded over processes: the work and the messages of each process."""
 
 import math
 from dataclasses import dataclass, replace
@@ -9,15 +9,15 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator, as_operator, shape_of
-from lowrank._panel import Basis, orthonormalize
+from lowrank._panel import QR, orthonormalize
 from lowrank._sketch import as_generator
 
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows are cut into consecutive shards, one for each process along a dimension of a mesh.
+    """How rows are cut into consecutive shards, one per process along one dimension of a mesh.
 
-    Or one shard, of all rows, where all placements are replicated.
+    If all placements are replicated, there is one shard of all rows.
     """
 
     mesh: Any  # torch.distributed.device_mesh.DeviceMesh
@@ -34,13 +34,13 @@ class Rows:
 
     @property
     def height(self) -> int:
-        """Of the shard of this process."""
+        """Rows of the shard of this process."""
         return self.heights[self.position]
 
     def chunks(self, length: int) -> "Rows":
-        """So many rows, as :func:`torch.chunk` cuts them, and so DTensor and FSDP2.
+        """`length` rows, cut as by :func:`torch.chunk`, DTensor and FSDP2.
 
-        All shards are of one size, then there may be a smaller one, and then empty ones.
+        All shards have one size, but for a smaller one and empty ones at the end.
         """
         count = self.mesh.size(self.dim)
         largest = -(-length // count)
@@ -50,7 +50,7 @@ class Rows:
     # -- communication --------------------------------------------------------------------------
 
     def sum(self, *several: Array) -> Any:
-        """Sums over processes, with one message; what is given may be overwritten."""
+        """Sums over processes, in one all-reduce; the arguments may be overwritten."""
         torch, many = xa.loaded("torch"), len(several) > 1
         together = torch.cat([X.flatten() for X in several]) if many else several[0].contiguous()
         if len(self.heights) > 1:
@@ -60,7 +60,7 @@ class Rows:
         return sums if many else sums[0]
 
     def _all_gather(self, X: Array) -> list[Array]:
-        """X of all processes, in their order, which has the same shape on each."""
+        """X of all processes, in their order; X must have the same shape on each."""
         if self.dim is None:
             return [X]
         parts = [xa.zeros(tuple(X.shape), X) for _ in range(self.mesh.size(self.dim))]
@@ -69,22 +69,22 @@ class Rows:
         return parts
 
     def gather(self, X: Array) -> Array:
-        """The rows of all processes, one below the other, of a matrix or stack."""
+        """All rows of a matrix or stack, in an all-gather of the shards."""
         padded = X.new_zeros((*X.shape[:-2], max(self.heights), X.shape[-1]))
         padded[..., : self.height, :] = X
         parts = zip(self._all_gather(padded), self.heights, strict=True)
         return xa.loaded("torch").cat([part[..., :height, :] for part, height in parts], -2)
 
     def numbers(self, value: float, like: Operator) -> list[float]:
-        """A number of each process, in their order."""
+        """The numbers of all processes, in their order."""
         own = like.xp.asarray([value], dtype=like.xp.float64, device=like.device)
         return like.xp.concat(self._all_gather(own)).tolist()
 
-    def agree(self, X: Array) -> Array:
-        """X of the first process of the mesh.
+    def broadcast(self, X: Array) -> Array:
+        """X of process 0 of the mesh, broadcast to all.
 
-        What all processes compute from the same numbers is the same where their processors are;
-        where not, it differs by rounding, and they must not disagree about when to stop.
+        On different processors the same computation may round differently, but all processes must
+        stop at the same time.
         """
         X, dist = X.contiguous(), xa.loaded("torch.distributed")
         for dim in range(self.mesh.ndim):
@@ -94,24 +94,24 @@ class Rows:
         return X
 
     def part(self, X: Array, dim: int = -2) -> Array:
-        """The shard of this process of what all processes have, as a view."""
+        """The shard of this process of a replicated X, as a view."""
         return X.narrow(dim, sum(self.heights[: self.position]), self.height)
 
-    def orthonormalize(self, X: Array) -> Basis:
-        """QR of a matrix or stack of any rank: of the shards, then of their factors together.
+    def orthonormalize(self, X: Array) -> QR:
+        """QR of a matrix or stack of any rank: of each shard, then of their stacked factors (TSQR).
 
         (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
-        sequential QR and LU factorizations, 2012, doi:10.1137/080731992, TSQR with a tree of one
-        level.) Shards of fewer rows than columns have a triangular factor of as many rows; more
-        would give the second QR directions that no shard has.
+        sequential QR and LU factorizations, 2012, doi:10.1137/080731992; a tree of one level.) The
+        factor of a shard with fewer rows than columns has only that many rows. Padding it would
+        give the second QR directions that no shard has.
         """
         Q, R = orthonormalize(X)
         factors = replace(self, heights=tuple(min(one, X.shape[-1]) for one in self.heights))
         second, R = orthonormalize(factors.gather(R))
-        return Basis(Q @ factors.part(second), R)
+        return QR(Q @ factors.part(second), R)
 
     def signed(self, X: Array) -> Array:
-        """:func:`~lowrank._array.signed` of rows of which each process has some columns."""
+        """:func:`~lowrank._array.signed` of rows whose columns are sharded."""
         xp, phase = xa.array_namespace(X), xa.signed(X)
         sizes = xp.max(xp.abs(X), axis=-1) if X.shape[-1] else xp.abs(phase) * 0.0
         return xa.signed(xp.stack(self._all_gather(sizes * xp.conj(phase)), axis=-1))
@@ -119,20 +119,20 @@ class Rows:
     # -- results --------------------------------------------------------------------------------
 
     def placed(self, dim: int | None = None) -> list[Any]:
-        """Placements of what is sharded along a dimension as the rows are, or replicated."""
+        """Placements of a tensor sharded like the rows, along `dim`; replicated without `dim`."""
         module = xa.loaded("torch.distributed.tensor")
         cut = module.Replicate() if dim is None else module.Shard(dim)
         return [cut if place.is_shard() else module.Replicate() for place in self.placements]
 
     def holds(self, X: Any, dim: int | None = None) -> bool:
-        """Whether X is a DTensor, sharded along a dimension as the rows are, or replicated."""
+        """Whether X is a DTensor sharded like the rows, along `dim`; replicated without `dim`."""
         if not xa.is_sharded(X) or X.device_mesh != self.mesh:
             return False
         is_cut = dim is None or X.to_local().shape[dim] == self.height
         return is_cut and list(X.placements) == self.placed(dim)
 
     def wrapped(self, X: Array, dim: int | None = None) -> Any:
-        """The DTensor of which X is the shard of this process along a dimension, or all."""
+        """The DTensor whose shard along `dim` on this process is X; replicated without `dim`."""
         torch, shape = xa.loaded("torch"), list(X.shape)
         if dim is not None:
             shape[dim] = sum(self.heights)
@@ -143,11 +143,11 @@ class Rows:
 
 
 def of_columns(part: Operator, rows: Rows) -> Operator:
-    """The operator of a matrix of which this process has some columns.
+    """The operator of a matrix whose columns are sharded: this process has the columns `part`.
 
-    Vectors along them are sharded. Its range is replicated: a range finder then runs on each
-    process alike, and only its products are communicated, with an all-reduce of n×b numbers for a
-    product with b columns and n rows, and an all-gather of b×b numbers for a QR of sharded rows.
+    Its domain is sharded, its range replicated. The range finder runs alike on every process, and
+    only products are communicated: an all-reduce of n×b numbers for a product with b columns and n
+    rows, and an all-gather of b×b numbers for a QR of sharded rows.
     """
     norm: Any = part.norm
     return replace(
@@ -156,20 +156,20 @@ def of_columns(part: Operator, rows: Rows) -> Operator:
         matmat=lambda X: rows.sum(part.matmat(X)),
         norm=lambda: math.hypot(*rows.numbers(norm(), part)),
         max_abs=lambda: float(np.max(rows.numbers(part.max_abs(), part))),
-        array=None, explicit=None, far=rows, costly_passes=True,
+        array=None, explicit=None, domain=rows, costly_passes=True,
     )  # fmt: skip
 
 
 def of_rows(part: Operator, rows: Rows) -> Operator:
-    """The operator of a matrix of which this process has some rows.
+    """The operator of a matrix whose rows are sharded: this process has the rows `part`.
 
-    Its products, both, are whole on all processes, and equal, and so is what is computed of them.
+    Both products are replicated, and so is everything computed from them.
     """
     A = of_columns(part.adjoint(), rows)
     return replace(
         A.adjoint(),
         matmat=lambda X: rows.gather(A.rmatmat(X)), rmatmat=lambda Y: A.matmat(rows.part(Y)),
-        far=None, costly_passes=False,
+        domain=None, costly_passes=False,
     )  # fmt: skip
 
 
@@ -177,8 +177,8 @@ def of_rows(part: Operator, rows: Rows) -> Operator:
 class Shards:
     """A matrix to factorize, sharded along the rows or the columns.
 
-    `operator` is that of A where A is sharded by columns, and that of Aᴴ where it is sharded by
-    rows, see :func:`of_columns`.
+    `operator` is A if A is sharded by columns, and Aᴴ if A is sharded by rows, so that its domain
+    is sharded (see :func:`of_columns`).
     """
 
     rows: Rows
@@ -189,30 +189,31 @@ class Shards:
 
     @property
     def _dims(self) -> tuple[int | None, int | None]:
-        """Along which dimensions Q and B are sharded."""
+        """The dimensions along which Q and B are sharded."""
         return (0, None) if self.by_rows else (None, 1)
 
     def seed(self, rng: Any) -> np.random.SeedSequence:
-        """A seed for this process, of the seed or generator that the first one has."""
-        torch, near = xa.loaded("torch"), self.operator
-        generator = as_generator(rng, near.xp, near.device)
+        """A seed for this process, from the seed or generator of process 0."""
+        torch, A = xa.loaded("torch"), self.operator
+        generator = as_generator(rng, A.xp, A.device)
         if isinstance(generator, np.random.Generator):
             seed = int(generator.integers(2**62))
         else:
             seed = int(torch.randint(2**62, (1,), generator=generator, device=generator.device))
-        own = torch.tensor([seed], dtype=torch.int64, device=near.device)
-        return np.random.SeedSequence([int(self.rows.agree(own)), self.rows.position])
+        own = torch.tensor([seed], dtype=torch.int64, device=A.device)
+        return np.random.SeedSequence([int(self.rows.broadcast(own)), self.rows.position])
 
     def part_of(self, X: Any, name: str, dim: int | None) -> Array:
-        """What this process has of a factor, sharded with A along a dimension or replicated."""
+        """The local part of a factor that is sharded with A along `dim`, or replicated."""
         if not xa.is_sharded(X) or X.device_mesh != self.rows.mesh:
             raise TypeError(
-                f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}."
+                f"`{name}` must be a DTensor on the mesh of `A`, got {type(X).__name__}; make "
+                "one with torch.distributed.tensor.distribute_tensor."
             )
         if not self.rows.holds(X, dim):
             raise ValueError(
-                f"`{name}` must have the placements {self.rows.placed(dim)}, with parts as large "
-                f"as those of `A`; got {list(X.placements)}."
+                f"`{name}` must have the placements {self.rows.placed(dim)} and shards as large as "
+                f"those of `A`, got {list(X.placements)}; redistribute it."
             )
         local, _ = xa.as_matrix(X.to_local(), name=name)
         xa.same_place(self.operator.empty(0), local, names=("A", name))
@@ -224,13 +225,13 @@ class Shards:
         if not self.by_rows or m < n or mode != "reduced":
             side = "rows" if self.by_rows else "columns"
             raise ValueError(
-                "of a DTensor `qr` makes the reduced factors if it is tall and sharded by rows, "
-                f"got mode {mode!r} and shape {self.shape} sharded by {side}."
+                "`qr` of a DTensor needs a tall matrix sharded by rows and mode='reduced', got "
+                f"shape {self.shape} sharded by {side} and mode {mode!r}."
             )
         return self.pair(*self.rows.orthonormalize(xa.as_matrix(self.local)[0]))
 
     def parts(self, Q: Any, B: Any) -> tuple[Array, Array | None]:
-        """Of factors of A, those of this process."""
+        """The local parts of factors Q and B of A."""
         of_Q, of_B = self._dims
         return self.part_of(Q, "Q", of_Q), None if B is None else self.part_of(B, "B", of_B)
 
@@ -240,7 +241,7 @@ class Shards:
         return self.rows.wrapped(Q, of_Q), self.rows.wrapped(B, of_B)
 
     def factors(self, U: Array, S: Array, Vh: Array) -> tuple[Any, Any, Any]:
-        """An SVD of A as DTensors, with signs, from that of `operator`."""
+        """The SVD of A as DTensors, with fixed signs, from the SVD of `operator`."""
         if self.by_rows:
             U, Vh = xa.adjoint(Vh), xa.adjoint(U)
         phase = (xa.signed(Vh) if self.by_rows else self.rows.signed(Vh))[:, None]
@@ -249,17 +250,17 @@ class Shards:
 
 
 def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
-    """What `A` is on this process, or None if it is no DTensor."""
+    """The sharded matrix `A`; None if A is not a DTensor."""
     if not xa.is_sharded(A):
         return None
     shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
     if test_matrix is not None:
-        raise ValueError("a DTensor has a test matrix on each process, made from `rng`; give none.")
+        raise ValueError("`test_matrix` is not supported for a DTensor; give `rng` instead.")
     for place in A.placements:
         if place.is_partial():
             raise ValueError(
-                f"`A` has the placement {place!r}, a sum that was never made; pass "
-                "A.redistribute(placements=[Shard(0)]) or another placement without Partial."
+                f"`A` has the placement {place!r}, a sum that is not computed yet; pass "
+                "A.redistribute(placements=[Shard(0)]), or another placement without Partial."
             )
     cut = [place for place in A.placements if not place.is_replicate()]
     if len(cut) > 1 or (cut and type(cut[0]).__name__ != "Shard"):
@@ -267,7 +268,7 @@ def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
             f"`A` has the placements {tuple(A.placements)}; it may be sharded along one dimension "
             "of the mesh only, by rows (Shard(0)) or by columns (Shard(1)). Redistribute it."
         )
-    by_rows = not cut or cut[0].dim == 0  # of a replicated matrix all processes have all rows
+    by_rows = not cut or cut[0].dim == 0  # a replicated matrix counts as sharded by rows
     local, rows = A.to_local().detach(), Rows(A.device_mesh, tuple(A.placements))
     part = as_operator(local)
     heights = rows.numbers(local.shape[0 if by_rows else 1], part)

@@ -1,4 +1,4 @@
-"""Approximations by columns of A itself: the rank that a tolerance needs, and their errors."""
+"""Approximations by columns of A itself: their errors, and the rank for a tolerance."""
 
 import math
 import sys
@@ -17,19 +17,18 @@ from lowrank._truncate import distance, parts_of, with_bound
 from lowrank.rangefinder import Found, find, projection, refined
 from lowrank.results import Outcome, Status
 
-# The part of the goals of growth that the basis aims at, and how often half of it is tried.
+# The factor on the goals of growth at first, and the smallest after halving it.
 SHARE, LEAST_SHARE = 0.7, 0.02
-ROUNDS = 3
-# Ranks to try for one basis.
-ATTEMPTS = 6
+# Bases to try, and ranks to try for each of them.
+ROUNDS, ATTEMPTS = 3, 6
 
 
 class Columns:
-    """Columns of A, each read once, where the products of `moved` live."""
+    """Columns of A, each read once, with the library, dtype and device of `like`."""
 
-    def __init__(self, A: Operator, moved: Operator, work: Work) -> None:
-        self._A = replace(A, xp=moved.xp, dtype=moved.dtype, device=moved.device)
-        self._place: dict[int, int] = {}  # of the columns that are held, in the block of them
+    def __init__(self, A: Operator, like: Operator, work: Work) -> None:
+        self._A = replace(A, xp=like.xp, dtype=like.dtype, device=like.device)
+        self._place: dict[int, int] = {}  # of each column that was read, in `_block`
         self._block = self._A.empty(A.shape[0])
         self._work = work
 
@@ -61,20 +60,20 @@ class Sketch:
     residual: float
     estimate: float
     floor: float
-    fixed: bool  # whether the rank is what was asked for
+    fixed: bool  # whether the rank is fixed
     array: Operator | None = None  # A, where it is an array and the error can be computed
 
 
 @dataclass(frozen=True, slots=True)
 class Built:
-    """An approximation, and the parts of its error in the range of Q and across it."""
+    """An approximation, and its error: `parallel` in the range of Q, and `across` it."""
 
     factors: tuple[Any, ...]
     rank: int
     parallel: float
     error: float
     bound: float
-    # Of the bound, what more columns do not change: all but `parallel`.
+    # The parts of the bound that more columns do not change
     across: float
     floor: float
 
@@ -91,8 +90,8 @@ def errors_of(
 
         A − L T = Q (B − G T) + (E − (L − QG) T),   ‖A − L T‖ ≤ hypot(‖B − G T‖, e + ‖(L − QG) T‖)
 
-    in both norms, where all but ``‖E‖ ≤ e`` is computed. Where A is an array, so is the left side
-    in the Frobenius norm. `lost` is what rounding adds.
+    in both norms. Everything but ``‖E‖ ≤ e`` is computed. For an array and the Frobenius norm,
+    ``‖A − L T‖`` itself is computed. `lost` is the rounding error of the product.
     """
     parallel = norm_of(sketch.B - G @ T, sketch.norm) / sketch.scale
     floor = sketch.floor + lost / sketch.scale
@@ -112,21 +111,20 @@ def errors_of(
 def approximate(
     A: Operator, rank: int | None, build: Build, **options: Any
 ) -> tuple[Built, Outcome]:
-    """What `build` makes of a sketch of A, of the given rank or of one that keeps the tolerance.
+    """The approximation that `build` makes from a sketch of A, of a fixed rank or to a tolerance.
 
-    The basis is certified to a part of the tolerance first. If no rank keeps the tolerance with
-    it, a smaller part is tried.
+    The basis is first certified to a part of the tolerance. If no rank meets the tolerance with
+    this basis, it grows to a smaller part.
     """
     if A.is_stack:
         raise ValueError(
-            f"columns are chosen from a single matrix, got a stack of shape {A.shape}; loop over "
-            "the matrices."
+            f"`A` must be a single matrix, got a stack of shape {A.shape}; loop over its matrices."
         )
-    options["overwrite_a"] = False  # columns of A are read in the end
+    options["overwrite_a"] = False  # columns of A are needed at the end
     found = find(A, rank, share=SHARE, powers=2, **options)
-    # the products of an operator tell its library, device and dtype
-    moved, work = found.state.A, found.problem.work
-    reads = Columns(A, moved, work), Columns(A.adjoint(), moved, work)
+    # the products of an operator decide its library, device and dtype
+    like, work = found.state.A, found.problem.work
+    reads = Columns(A, like, work), Columns(A.adjoint(), like, work)
     if found.fixed:
         sketch, outcome = _sketch(found, *reads)
         if rank is not None and rank <= outcome.rank:
@@ -161,7 +159,7 @@ def _to_tolerance(
         return built, replace(outcome, rank=built.rank)
     is_flushed = flushes(found.state.A.xp, found.state.A.dtype)
     if k == 0 and found.norm_is_exact and outcome.norm_A is not None and not is_flushed:
-        # the error is the norm itself
+        # the error of rank 0 is the norm of A
         bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
         built = replace(built, error=outcome.norm_A, bound=bound)
     return built, with_bound(outcome, built.rank, rank, built.error, built.bound)
@@ -189,27 +187,27 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:
-    """What rounding may add to a product L T of `terms` terms, for columns of L of these norms.
+    """Rounding error of a product L T with sums of `terms` terms; `sizes` are column norms of L.
 
     ``½ eps √(terms + 8) ‖diag(sizes) T‖_F``. Measured on matrices of the gallery, with 2 to 190
-    terms, over dtypes and libraries: at most a third of it for two terms, a quarter for more.
+    terms, over dtypes and libraries: at most a third of this for two terms, a quarter for more.
     """
     weighted = array_namespace(T).abs(T) * sizes
     return 0.5 * eps(T) * math.sqrt(terms + 8) * norm_of(weighted, "fro")
 
 
 def scale_of(X: Array) -> float:
-    """A power of two that takes the largest entry to about one, itself within the dtype."""
+    """A power of two, within the dtype, that scales the largest entry to about one."""
     limit = math.frexp(float(array_namespace(X).finfo(X.dtype).max))[1]
     exponent = math.frexp(max_abs(X))[1]
     return 2.0 ** max(-(limit - 2), min(-exponent, limit - 16))
 
 
 def _smallest(sketch: Sketch, build: Build, tolerance: float, most: int) -> tuple[int, Built]:
-    """The smallest rank whose bound keeps the tolerance, or one of at most `most`, and its result.
+    """The smallest rank, at most `most`, whose bound meets the tolerance, and its approximation.
 
-    The tails of the pivoted QR predict the part of the error that depends on the rank; each try
-    tells by what factor, and the tries close in on the rank from both sides.
+    The tails of the pivoted QR predict, up to a factor, the part of the error that depends on the
+    rank. Each try measures that factor, and the tries close in on the rank from both sides.
     """
     tail = tails(sketch.pivoted, sketch.norm)
 
@@ -218,12 +216,12 @@ def _smallest(sketch: Sketch, build: Build, tolerance: float, most: int) -> tupl
         if built is not None:
             factor = built.parallel / max(tail(k) / sketch.scale, sys.float_info.min)
             across, floor = built.across, built.floor
-        room = tolerance - floor
-        if not across < room:
+        rest = tolerance - floor
+        if not across < rest:
             return most
-        room = math.sqrt(room - across) * math.sqrt(room + across)
+        rest = math.sqrt(rest - across) * math.sqrt(rest + across)
         # the first k with a small tail, or `most`
-        return bisect_left(range(most), True, key=lambda k: factor * tail(k) / sketch.scale <= room)
+        return bisect_left(range(most), True, key=lambda k: factor * tail(k) / sketch.scale <= rest)
 
     fails, k = -1, predict(None, 0)
     best: tuple[int, Built] | None = None

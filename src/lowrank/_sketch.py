@@ -1,4 +1,4 @@
-"""Test matrices: Gaussian ones drawn on the array's own device, or the caller's."""
+"""Test matrices: Gaussian, drawn on the device of the array, or given by the caller."""
 
 import math
 import os
@@ -12,7 +12,7 @@ from lowrank import _array as xa
 from lowrank._array import Array, Namespace
 from lowrank._operator import Operator
 
-# Streams of random numbers that fill a test matrix on the host, whatever the number of threads.
+# Streams of random numbers on the host: fixed, so that results do not depend on threads.
 STREAMS = 8
 LEAST_PER_THREAD = 2**16
 
@@ -20,14 +20,18 @@ Source = Callable[[tuple[int, ...], Any], Array]  # (shape, dtype) -> test matri
 
 
 class TestMatrix:
-    """Columns of the test matrix Ω for `operator`, handed out block by block."""
+    """The test matrix Ω for `operator`, drawn one block of columns at a time.
+
+    The seed can be *salted*: a number that depends on the matrix, such as its norm, is mixed into
+    it, so that one seed gives different test matrices for different matrices.
+    """
 
     def __init__(self, operator: Operator, test_matrix: Any, rng: Any) -> None:
         self._operator = operator
         self._salt = 0.0
         self._gaussian: Source | None = None
         self._given: Array | None = None
-        self._asked: Callable[..., Array] | None = None
+        self._callable: Callable[..., Array] | None = None
         self._last: Array | None = None
         if xa.is_array_api_obj(test_matrix):
             self._given, _ = xa.as_matrix(test_matrix, name="test_matrix", stacks=True)
@@ -35,7 +39,7 @@ class TestMatrix:
         elif test_matrix is None:
             self._rng = as_generator(rng, operator.xp, operator.device)
         elif callable(test_matrix):
-            self._asked = test_matrix
+            self._callable = test_matrix
         else:
             raise TypeError(
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
@@ -44,56 +48,56 @@ class TestMatrix:
 
     @property
     def is_free(self) -> bool:
-        """Whether the test matrix is not the caller's."""
-        return self._given is None and self._asked is None
+        """Whether the caller gave no test matrix."""
+        return self._given is None and self._callable is None
 
     def draw(self, columns: int) -> Array:
-        """The next `columns` columns; fewer when a given array runs out of them."""
+        """The next `columns` columns; fewer if a given array has no more."""
         if self._given is not None:
             self._last = xa.leading(self._given, columns)
             self._given = self._given[..., self._last.shape[-1] :]
             return self._last
         operator = self._operator
         shape = (*operator.shape[:-2], operator.test_rows, columns)
-        if self._asked is None:
+        if self._callable is None:
             if self._gaussian is None:
                 self._gaussian = gaussian_source(
                     self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
                 )
             return self._gaussian(shape, operator.dtype)
-        asked = self._asked(shape, operator.dtype, operator.device)
-        Omega, _ = xa.as_matrix(asked, name="test_matrix", stacks=True)
+        drawn = self._callable(shape, operator.dtype, operator.device)
+        Omega, _ = xa.as_matrix(drawn, name="test_matrix", stacks=True)
         if self._check(Omega) != columns:
             raise ValueError(
-                f"`test_matrix` was asked for {columns} columns, got shape {Omega.shape}."
+                f"`test_matrix` was asked for {columns} columns, got shape {tuple(Omega.shape)}."
             )
         self._last = Omega
         return Omega
 
-    def again(self, columns: int) -> Array:
-        """The columns of the last draw once more, or others of a Gaussian matrix.
+    def redraw(self, columns: int) -> Array:
+        """The columns of the last draw again; fresh ones of a Gaussian matrix.
 
-        So nobody needs to keep a Gaussian test matrix for the case that it is wanted again.
+        So no Gaussian test matrix is kept only because a product may have to be repeated.
         """
         return self.draw(columns) if self._last is None else self._last
 
-    def probe(self) -> Array | None:
-        """One column of a stream of its own; None where the test matrix is the caller's."""
+    def gaussian_vector(self) -> Array | None:
+        """One Gaussian column, from a stream of its own; None if the caller gave a test matrix."""
         if not self.is_free:
             return None
         operator = self._operator
         source = gaussian_source(self._rng, operator.xp, operator.device, purpose="probe")
         return source((operator.test_rows, 1), operator.dtype)
 
-    def restart(self, salt: float) -> None:
-        """Go on with another random stream, which depends on `salt`, such as the norm of A.
+    def salt_seed(self, salt: float) -> None:
+        """Go on with a new random stream, from the seed and `salt`, such as the norm of A.
 
-        With one seed, a matrix and what a projection left of it then get different sketches.
+        With one seed, a matrix and its residual after a projection then get different sketches.
         """
         self._salt, self._gaussian = salt, None
 
     def move(self, operator: Operator) -> None:
-        """Go on where the products of `operator` live."""
+        """Go on in the library, dtype and device of `operator`."""
         self._operator, self._gaussian = operator, None
 
     def _check(self, Omega: Array) -> int:
@@ -114,14 +118,14 @@ def gaussian_source(
     """Function drawing standard Gaussian arrays; complex ones have E|ω|² = 1.
 
     `rng` follows SPEC 7 (None, int, SeedSequence, BitGenerator, Generator) or is a generator of
-    the array's own library and device. A NumPy seed or generator gives one integer, which with
-    the purpose and the salt seeds a generator on the device: no random numbers cross to it, and
-    draws for different purposes are independent also where a caller uses one seed for all.
+    the array's own library and device. A NumPy seed or generator gives one integer. Together with
+    the purpose and the salt it seeds a generator on the device. So no random numbers are copied to
+    the device, and draws for different purposes are independent even if they share one seed.
     """
     generator = as_generator(rng, xp, device)
     if not isinstance(generator, np.random.Generator):
         return _native_source(generator, xp, device)
-    # 16 bits of the salt: more than rounding, less than a projection, will change.
+    # 16 bits of the salt: rounding does not change them, a projection does.
     fraction, exponent = math.frexp(salt)
     key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
     seeds = np.random.SeedSequence([int(generator.integers(2**63)), *key])
@@ -202,9 +206,9 @@ def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> So
 
 
 def _threads() -> int:
-    """As many as OpenMP may use, where that is set; else as many as there are processors."""
-    asked = os.environ.get("OMP_NUM_THREADS", "")
-    return int(asked) if asked.isdecimal() else min(os.cpu_count() or 1, STREAMS)
+    """OMP_NUM_THREADS if set, else the number of processors, at most STREAMS."""
+    threads = os.environ.get("OMP_NUM_THREADS", "")
+    return int(threads) if threads.isdecimal() else min(os.cpu_count() or 1, STREAMS)
 
 
 def _assemble(normal: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:

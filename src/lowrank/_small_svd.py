@@ -1,4 +1,4 @@
-"""SVD of the small matrix B, of which the libraries' own is only the first step."""
+"""SVD of the small matrix B: the library's SVD, checked and corrected."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -8,18 +8,18 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._certificate import safety_factor
-from lowrank._panel import Basis, defect, is_mixed, mixed_svd, orthonormalize
+from lowrank._panel import QR, defect, is_mixed, mixed_svd, orthonormalize
 from lowrank._sketch import gaussian_source
 
-# Columns up to which a Gram matrix or a residual is computed, and samples for larger ones: more
-# for a bound than for whether to try again.
+# Up to MANY columns, Gram matrices and residuals are computed; of larger ones SAMPLES bound the
+# norm, and FEW samples decide whether to try again.
 MANY, SAMPLES, FEW = 256, 32, 8
 TOO_LARGE = (
     "QᴴA is not finite: `A` holds NaN or Inf, or a singular value of it exceeds the largest number "
     "of its dtype; divide `A` by a constant."
 )
-# Rotations to try where an SVD does not converge, or to orthonormal vectors.
-TURNS = 4
+# Random rotations to try if an SVD does not converge, or its vectors are not orthonormal.
+ROTATIONS = 4
 
 
 class SmallSVD(NamedTuple):
@@ -35,21 +35,21 @@ class SmallSVD(NamedTuple):
     P: Array
 
     def right(self, rank: int) -> Array:
-        """So many right singular vectors, as columns."""
+        """The first `rank` right singular vectors, as columns."""
         return self.P[..., :rank] if self.W is None else self.P @ xa.adjoint(self.W[..., :rank, :])
 
     def rounding(self) -> float:
-        """``‖Rᴴ − U diag(S) W‖_F``: the libraries' differ (gesdd leaves up to 40 eps)."""
+        """``‖Rᴴ − U diag(S) W‖_F``, the error of the library's SVD (gesdd leaves up to 40 eps)."""
         if self.W is not None:
             return _lost(xa.adjoint(self.R), self.U, self.S, self.W)
         k, weights = self.S.shape[0], xa.array_namespace(self.S).astype(self.S, self.R.dtype)
         return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalize) -> SmallSVD:
-    """SVD of ``B = Cᴴ`` through the QR of the tall n×k matrix C, which may be a caller's own.
+def small_svd(C: Array, qr: Callable[[Array], QR] = orthonormalize) -> SmallSVD:
+    """SVD of ``B = Cᴴ`` by a QR of the tall n×k matrix C; the caller may pass its own `qr`.
 
-    Of a finite C; that S is finite too is left to the caller.
+    C must be finite; the caller checks that S is finite, too.
     """
     if qr is orthonormalize and is_mixed(C):
         return SmallSVD(*mixed_svd(C))
@@ -59,9 +59,9 @@ def small_svd(C: Array, qr: Callable[[Array], Basis] = orthonormalize) -> SmallS
 
 
 def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, float]:
-    """Thin SVD of a matrix of any shape: U, S and Vh, and what A loses by a basis of U.
+    """Thin SVD of a matrix of any shape: U, S, Vh, and a bound on its rounding error.
 
-    Of a `hermitian` matrix, by its eigenvalues.
+    The SVD of a `hermitian` matrix is computed from its eigenvalues.
     """
     U, S, Vh = _factors(A, hermitian=hermitian)
     return U, S, Vh, _lost(A, U, S, Vh, of_basis=True)
@@ -86,9 +86,9 @@ def _factors(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array]
 
 
 def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) -> float:
-    """``‖A − U diag(S) Vh‖_F``; of large matrices a bound, which holds but for 1e-12.
+    """``‖A − U diag(S) Vh‖_F``; for large matrices a bound that fails with probability 1e-12.
 
-    And ``‖(UᴴU − I) diag(S)‖_F`` where that is asked for `of_basis`: ``A − UUᴴA`` has it too.
+    With `of_basis`, ``‖(UᴴU − I) diag(S)‖_F`` is added: it is part of the error ``A − UUᴴA``.
     """
     xp, k = xa.array_namespace(A), S.shape[0]
     weights = xp.astype(S, U.dtype)
@@ -104,19 +104,19 @@ def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) ->
 
 
 def sample_of(A: Array) -> tuple[Array, Array]:
-    """A Gaussian Ω of few columns, and ``A Ω``."""
+    """A Gaussian Ω of SAMPLES columns, and ``A Ω``."""
     Omega = _gaussian("rounding", (A.shape[-1], SAMPLES), A)
     return Omega, A @ Omega
 
 
 def norm_of_samples(*parts: Array) -> float:
-    """A bound on ``Σ ‖X‖_F`` from such products ``X Ω``, which holds but for 1e-12."""
+    """A bound on ``Σ ‖X‖_F`` from samples ``X Ω``, which fails with probability 1e-12."""
     factor = safety_factor(SAMPLES, 1e-12, is_complex=xa.is_complex(parts[0])) / SAMPLES**0.5
     return factor * sum(float(xa.safe_norm(part)) for part in parts)
 
 
 def tails(S: Array, norm: str) -> Array:
-    """Error of truncating at each rank 0, …, k: norms of what is cut off."""
+    """The error of a truncation at each rank 0, …, k: the norms of the tails of S."""
     xp = xa.array_namespace(S)
     nothing = xp.zeros((1,), dtype=S.dtype, device=xa.device_of(S))
     if norm == "spectral":
@@ -128,23 +128,23 @@ def tails(S: Array, norm: str) -> Array:
 def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     """Thin SVD of a small matrix or stack; a ValueError if it is not finite.
 
-    LAPACK's gesdd, which NumPy and torch call, gives up on some finite matrices with clustered
-    singular values (numpy issue 11887, OpenBLAS issue 3044), for others of that kind returns
-    vectors that are orthonormal to 1e-6 only (the "steps" spectrum with κ = 1e10 does both), and
-    may not return at all from infinite ones. So a matrix that fails is turned by a random
-    rotation, which is backward stable, and tried again; vectors that are still not orthonormal
-    are made so; and what is not finite is refused.
+    LAPACK's gesdd, which NumPy and torch call, has three faults. It fails on some finite matrices
+    with clustered singular values (numpy issue 11887, OpenBLAS issue 3044). For others of that kind
+    its vectors are orthonormal only to 1e-6 (the "steps" spectrum with κ = 1e10 shows both). And it
+    may never return for infinite matrices. So infinite matrices are rejected. If the SVD fails, the
+    matrix is multiplied by a random rotation, which is backward stable, and tried again. If vectors
+    are still not orthonormal, they are orthonormalized.
 
     cuSOLVER's gesvdj, which torch calls on a GPU, squares entries beyond the range of the dtype,
-    and returns vectors that are orthonormal to a few dozen eps only: there the matrix is divided
-    by its largest entry, and vectors are made orthonormal without another trial.
+    and its vectors are orthonormal only to a few dozen eps. There the matrix is divided by its
+    largest entry, and vectors are orthonormalized without another trial.
     """
     refuse_infinite(M)
     if not xa.is_of_a_gpu(M) or 0 in M.shape:
-        U, S, W = _svd(M, again=True)
+        U, S, W = _svd(M, retries=True)
     else:
         largest = xa.largest_of_each(M)
-        U, S, W = _svd(M / largest, again=False)
+        U, S, W = _svd(M / largest, retries=False)
         S = S * largest[..., 0]
     refuse_infinite(S)
     return U, S, W
@@ -156,23 +156,23 @@ def refuse_infinite(X: Array) -> None:
         raise ValueError(TOO_LARGE)
 
 
-def _svd(M: Array, *, again: bool) -> tuple[Array, Array, Array]:
+def _svd(M: Array, *, retries: bool) -> tuple[Array, Array, Array]:
     xp = xa.array_namespace(M)
     errors: tuple[type[Exception], ...] = (np.linalg.LinAlgError,)
     if xa.is_torch_namespace(xp):
         errors += (xa.loaded("torch").linalg.LinAlgError,)
     found, failure = None, None
-    for turn in range(TURNS + 1):
-        G = _rotation(turn, M) if turn else None
+    for trial in range(ROTATIONS + 1):
+        G = _rotation(trial, M) if trial else None
         try:
             U, S, W = xp.linalg.svd(M if G is None else M @ G, full_matrices=False)
         except errors as error:
             failure = error
             continue
         found = U, S, W if G is None else W @ xa.adjoint(G)
-        if _are_orthonormal(U, xa.adjoint(W), limit=64.0 if again else 32.0):
+        if _are_orthonormal(U, xa.adjoint(W), limit=64.0 if retries else 32.0):
             return found
-        if not again:
+        if not retries:
             break
     if found is None:
         raise failure or AssertionError
@@ -190,7 +190,7 @@ def _gaussian(purpose: str, shape: tuple[int, ...], like: Array, seed: int = 0) 
 
 
 def _are_orthonormal(*bases: Array, limit: float) -> bool:
-    """Whether every member of every stack is orthonormal to rounding: `limit` eps √k."""
+    """Whether all bases, and all members of a stack, are orthonormal to `limit` eps √k."""
     departure = 0.0
     for Q in bases:
         if 0 in Q.shape:
@@ -205,16 +205,16 @@ def _are_orthonormal(*bases: Array, limit: float) -> bool:
 
 
 def _polished(M: Array, U: Array) -> tuple[Array, Array, Array]:
-    """SVD of M from left vectors that are nearly singular vectors, and nearly orthonormal.
+    """SVD of M from a U that is nearly orthonormal, with columns near the singular vectors.
 
-    Where what is wrong with U lies within clusters of singular values, the rows of UᴴM are
-    orthogonal up to it times the size of the cluster once U is orthonormal, and the triangular
-    factor of their QR is diagonal up to that.
+    The errors of U mix vectors within clusters of singular values. Once U is orthonormal, the rows
+    of UᴴM are orthogonal up to that error times the width of the cluster, and the triangular factor
+    of their QR is diagonal up to the same.
     """
     xp = xa.array_namespace(M)
     U = orthonormalize(U).Q
     P, R = orthonormalize(xa.adjoint(xa.adjoint(U) @ M))
     diagonal = xp.linalg.diagonal(R)
-    # values that this puts out of order are within the inaccuracy of one another
-    S = -xp.sort(-xp.abs(diagonal), axis=-1)  # not flipped: other libraries refuse such strides
+    # sorting moves only values that are equal up to this error
+    S = -xp.sort(-xp.abs(diagonal), axis=-1)  # no flip: other libraries reject negative strides
     return U, S, xa.adjoint(P * xa.phases(diagonal)[..., None, :])

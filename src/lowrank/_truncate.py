@@ -1,4 +1,4 @@
-"""One rule for all factorizations: the smallest rank that keeps the tolerance, and its error."""
+"""The truncation of all factorizations: the smallest rank for a tolerance, and its error."""
 
 import math
 from collections.abc import Callable
@@ -18,25 +18,25 @@ from lowrank.results import Outcome, Status
 def truncated(
     found: Found, S: Array, cap: int | None, *, residual: float, estimate: float, floor: float
 ) -> Outcome:
-    """The outcome after cutting B to the smallest rank that keeps the tolerance.
+    """The outcome after truncating B to the smallest rank that meets the tolerance.
 
-    Both parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
-    Frobenius norm, and ``≤`` in the spectral norm. The first part is at most `residual`, with the
-    `estimate`; the second is known from the singular values `S` of B. Rounding adds the `floor`.
-    A Frobenius norm of A that is known, and no lower bound, bounds the error of rank 0.
+    The two parts of the error are orthogonal: ``‖A − Q B_r‖² = ‖A − QQᴴA‖² + ‖B − B_r‖²`` in the
+    Frobenius norm, and ``≤`` in the spectral norm. The first part is at most `residual`, and its
+    estimate is `estimate`; the second follows from the singular values `S` of B. Rounding adds
+    `floor`. If the Frobenius norm of A is known exactly, it is the error of rank 0.
     """
     outcome = found.outcome
-    if outcome.error is None or outcome.tolerance is None:  # the test matrix had too few columns
+    if outcome.error is None or outcome.tolerance is None:  # the test matrix ran out of columns
         return outcome
     xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
     largest = float(S[0]) if k else 0.0
-    # by an array: a GPU divides by a number through its reciprocal, which may overflow
+    # divided by an array: a GPU divides by a number through its reciprocal, which may overflow
     errors = tails(S / S[:1] if largest > 0 else S, found.problem.norm)
     tolerance, rank = outcome.tolerance, k
     if largest > 0 and residual + floor <= tolerance:
-        room = tolerance - floor
-        budget = math.sqrt(max(0.0, room - residual)) * math.sqrt(room + residual)
-        # a few eps short, since these errors are rounded in the dtype of S
+        limit = tolerance - floor
+        budget = math.sqrt(max(0.0, limit - residual)) * math.sqrt(limit + residual)
+        # a few eps less, because `errors` are rounded in the dtype of S
         cut = budget / largest * (1 - 8 * epsilon)
         rank = int(xp.sum(xp.astype(errors > cut, xp.int32)))
     if cap is not None:
@@ -49,7 +49,7 @@ def truncated(
         and outcome.norm_A is not None
         and not flushes(xp, S.dtype)
     ):
-        # the error is the norm itself, whatever is lost in B
+        # the error is the norm of A, whatever the rounding in B
         error, bound = outcome.norm_A, min(bound, outcome.norm_A * (1.0 + 32.0 * epsilon))
     return with_bound(outcome, rank, cap, error, bound)
 
@@ -63,14 +63,14 @@ def with_bound(outcome: Outcome, rank: int, cap: int | None, error: float, bound
     elif rank == cap:
         status = Status.RANK_REACHED
     elif status in (Status.CONVERGED, Status.RANK_REACHED):
-        # the basis did; the rounding of what followed stands in the way
+        # the basis met the tolerance, but rounding in later steps did not allow it
         status = Status.PRECISION_FLOOR
     outcome = replace(outcome, rank=rank, status=status, converged=converged)
     return replace(outcome, error=min(error, bound), error_bound=bound)
 
 
 def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
-    """``‖A − L T/scale‖_F`` by blocks of rows."""
+    """``‖A − L T/scale‖_F``, computed by blocks of rows."""
     m, n = A.shape
 
     def difference(part: slice) -> Array:
@@ -84,9 +84,10 @@ def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
 
 
 def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]:
-    """Bound, without the part for rounding, and estimate of ``‖A − QQᴴA‖``.
+    """A bound on ``‖A − QQᴴA‖``, without the part for rounding, and its estimate.
 
-    Where samples tell it, but ‖A‖_F is known, from the energies too: `captured` is ‖B‖/‖A‖.
+    If it was sampled, but ‖A‖_F is known, the energies may give a smaller bound: `captured` is
+    ‖B‖/‖A‖.
     """
     outcome = found.outcome
     if outcome.error is None or outcome.error_bound is None:
@@ -101,7 +102,7 @@ def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]
 
 
 def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[int], float]) -> Outcome:
-    """The outcome of an approximation of a given rank, with the error where energies tell it.
+    """The outcome of an approximation of a fixed rank, with its error if energies give it.
 
     ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²`` for the projection A_r, down to the rounding of the difference.
     """

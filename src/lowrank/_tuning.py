@@ -1,4 +1,4 @@
-"""Measured defaults: how wide a block is, and how a panel is made orthonormal, by kind of array."""
+"""Measured defaults for each kind of array: the width of blocks, and the QR of a panel."""
 
 from enum import Enum, auto
 from functools import cache
@@ -10,58 +10,58 @@ from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array,
 class Method(Enum):
     """How a panel is made orthonormal."""
 
-    ASKED_CHOLESKY = auto()
-    UNASKED_CHOLESKY = auto()
-    NATIVE = auto()
+    CHECKED_CHOLESKY = auto()  # Cholesky QR; the library's qr where it was not accurate
+    SHIFTED_CHOLESKY = auto()  # shifted Cholesky QR, for every rank; reads nothing from a device
+    NATIVE = auto()  # the library's qr
 
 
 class Tuning(NamedTuple):
     method: Method
-    narrowest: int  # columns from which UNASKED_CHOLESKY takes a single panel
-    widest: int  # columns that UNASKED_CHOLESKY takes at once
+    narrowest: int  # columns from which SHIFTED_CHOLESKY is used for a single panel
+    widest: int  # columns that SHIFTED_CHOLESKY takes at once
     block_size: int  # columns of a panel of a factorization that keeps its reflectors
-    # To a tolerance, where the residual is explicit or columns are what costs:
+    # To a tolerance, if the residual is explicit or the cost is that of columns, not of passes:
     width: int = 32  # columns of a block of the growing basis
     power_iterations: int = 2  # for spectra that fall slowly
-    # An SVD with vectors takes as long as products of this many flops, over the cube of the side
+    # Time of an SVD with vectors: that of products with this many flops, times the cube of the side
     svd_cost: tuple[float, float] = (30.0, 14.0)  # in single and in double precision
-    block_cost: float = 4e7  # flops in the time that a block takes besides its products
-    # Whether panels in single precision have Gram matrices in double: the time of few operations
+    block_cost: float = 4e7  # flops in the time of a block, apart from its products
+    # Whether Gram matrices of single-precision panels are in double: fewer operations to launch
     mixed: bool = False
 
 
-NUMPY = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64)
-TORCH_CPU = Tuning(Method.ASKED_CHOLESKY, 0, 0, 64, 48, 2, (20.0, 10.0))
-# An H200: LAPACK's way takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, Cholesky QR 2.6 and 3.5,
-# nearly all of it, for narrow panels, the host's time for a hundred kernels. CuPy is not measured.
-TORCH_CUDA = Tuning(Method.UNASKED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
-CUPY = Tuning(Method.UNASKED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
-# Compute capabilities of devices with half as many flops in double precision as in single, or more;
-# others have a 32nd or a 64th of them.
+NUMPY = Tuning(Method.CHECKED_CHOLESKY, 0, 0, 64)
+TORCH_CPU = Tuning(Method.CHECKED_CHOLESKY, 0, 0, 64, 48, 2, (20.0, 10.0))
+# On an H200 LAPACK's QR takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, shifted Cholesky QR 2.6
+# and 3.5 ms. For narrow panels that is the host's time to launch 100 kernels. CuPy: not measured.
+TORCH_CUDA = Tuning(Method.SHIFTED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+CUPY = Tuning(Method.SHIFTED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+# Compute capabilities of devices on which double precision is at least half as fast as single; on
+# others it is 32 or 64 times slower.
 OF_DOUBLES = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
 OTHER = Tuning(Method.NATIVE, 0, 0, 64)
 
 
 class Growth(NamedTuple):
-    """How a basis grows to a tolerance: tried on every spectrum of the gallery, and on noise.
+    """How a basis grows to a tolerance; tuned on every spectrum of the gallery, and on noise.
 
-    Goals are the parts of a tolerance at which growth ends, where a truncation spends the rest.
+    A goal is the part of the tolerance at which growth ends, if a truncation spends the rest.
     """
 
     goal: float = 0.88  # after power iterations
-    goal_of_slow: float = 0.9  # of spectra that fall slowly, whose last columns are many
+    goal_of_slow: float = 0.9  # slowly falling spectra: the last part takes many columns
     goal_without_powers: float = 0.75
-    goal_of_samples: float = 0.5  # whose bound is about twice the estimate
-    # Errors within a block: power iterations do not pay where half of it divides the error by so
-    # much, or where it leaves no more than this part of the goal; they do where it hardly falls.
+    goal_of_samples: float = 0.5  # the bound of a sample is about twice its estimate
+    # A block has no power iterations if its second half lowers the error to `steep` of it, or if it
+    # leaves at most `enough` of the goal. The first block has the most, if above `flat`.
     steep: float = 0.3
-    steep_of_basis: float = 0.6  # where nothing is truncated, so that a few columns more stay
+    steep_of_basis: float = 0.6  # if nothing is truncated: a few columns more would stay
     enough: float = 0.35
     flat: float = 0.85
-    # What is left of the energy, over what as many columns as there are would take at most.
+    # A spectrum is slow if the remaining energy exceeds this many times what doubling can remove.
     slow: float = 1.5
-    margin: float = 1.25  # columns to multiply over those that seem to be missing
-    wide: int = 128  # columns of the first block where a pass over A is what costs
+    margin: float = 1.25  # columns to multiply, over the predicted number of missing ones
+    wide: int = 128  # columns of the first block if passes over A are expensive
 
 
 GROWTH = Growth()

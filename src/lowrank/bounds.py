@@ -1,11 +1,11 @@
-"""What theory says of the error of a range finder, as functions of the singular values.
+"""Published bounds on the error of a range finder, as functions of the singular values.
 
-The error is ``‖A − QQᴴA‖`` for the basis Q of ``(AAᴴ)^q A Ω``, with a standard Gaussian Ω of
-``ℓ = rank + oversampling`` columns; k = rank splits the spectrum into a part to find and a tail.
-The bounds hold for every k, whether or not it is the rank that was asked for. They are proved for
-real test matrices and hold for complex ones, whose sketches are better conditioned.
+The error is ``‖A − QQᴴA‖`` for a basis Q of ``(AAᴴ)^q A Ω``, with a standard Gaussian Ω of
+``ℓ = rank + oversampling`` columns. k = rank splits the spectrum into leading values and a tail.
+The bounds hold for every such split. They are proved for real test matrices; they also hold for
+complex ones, whose sketches are better conditioned.
 
-Source of the numbers: N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with
+Theorem numbers refer to: N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with
 randomness, 2011, doi:10.1137/090771806.
 """
 
@@ -28,7 +28,7 @@ class Deviation(NamedTuple):
     Attributes
     ----------
     bound : float
-        In the norm that was asked for.
+        Bound on the error, in the chosen norm.
     failure_probability : float
         At least the probability that the error exceeds `bound`.
     """
@@ -40,7 +40,7 @@ class Deviation(NamedTuple):
 def given_sketch(
     singular_values: Any, sketch: Any, rank: int, *, norm: str = "fro", power_iterations: int = 0
 ) -> float:
-    """Bound on the error for one test matrix Ω, of any distribution; nothing is left to chance.
+    """Bound on the error for a given test matrix Ω of any distribution; it holds with certainty.
 
     Parameters
     ----------
@@ -58,8 +58,8 @@ def given_sketch(
     Returns
     -------
     float
-        ``√(‖Σ₂‖² + ‖Σ₂^{2q+1} Ω₂ Ω₁⁺ Σ₁^{−2q}‖²)``; infinite where Ω₁, the first k rows of the
-        sketch, does not have full rank.
+        ``√(‖Σ₂‖² + ‖Σ₂^{2q+1} Ω₂ Ω₁⁺ Σ₁^{−2q}‖²)``, where Ω₁ and Ω₂ are the first k rows and the
+        other rows of the sketch; infinite if Ω₁ does not have full rank.
 
     Raises
     ------
@@ -68,9 +68,9 @@ def given_sketch(
 
     Notes
     -----
-    Theorem 9.1; for q > 0 its proof, applied to the range of ``(AAᴴ)^q A Ω`` with A itself
-    projected (M. Gu, Subspace iteration randomization and singular value problems, 2015,
-    doi:10.1137/130938700). Powers are formed of ratios ``σ_j/σ_i ≤ 1``, so that none overflows.
+    Theorem 9.1; for q > 0 its proof, applied to the projection of A itself on the range of
+    ``(AAᴴ)^q A Ω`` (M. Gu, Subspace iteration randomization and singular value problems, 2015,
+    doi:10.1137/130938700). Only powers of ratios ``σ_j/σ_i ≤ 1`` are formed, so none overflows.
 
     Examples
     --------
@@ -87,7 +87,7 @@ def given_sketch(
             f"`sketch` must have {s.size} rows and {k} columns or more, got {sketch.shape}."
         )
     if not np.all(np.isfinite(sketch)):
-        raise ValueError("`sketch` must be finite.")
+        raise ValueError("`sketch` must be finite, but it holds NaN or Inf.")
     head, tail = s[:k], s[k:]
     if k and np.linalg.matrix_rank(sketch[:k]) < k:
         return math.inf
@@ -106,7 +106,7 @@ def expected(
     norm: str = "fro",
     power_iterations: int = 0,
 ) -> float:
-    """Bound on the expected error.
+    """Bound on the expectation of the error.
 
     Parameters
     ----------
@@ -149,7 +149,7 @@ def expected(
 
 
 def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -> float:
-    """Bound on the root of the expected squared error of so many columns, over the best split.
+    """Bound on the root mean square of the error with ℓ columns, for the best split.
 
     Parameters
     ----------
@@ -163,7 +163,7 @@ def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -
     Returns
     -------
     float
-        Above the expected error too, by Jensen's inequality.
+        Also a bound on the expected error, by Jensen's inequality.
 
     Raises
     ------
@@ -175,7 +175,7 @@ def root_mean_square(singular_values: Any, columns: int, *, norm: str = "fro") -
     Frobenius norm: ``min_k (1 + k/(ℓ−k−1)) τ_k²``, Theorem 10.5 in the form that its proof gives.
     Spectral norm: ``min_k (1 + 2k/(ℓ−k−1)) (σ_{k+1}² + e²/(ℓ−k) τ_k²)`` (from Lemma B.3 of
     J. A. Tropp and R. J. Webber, Randomized algorithms for low-rank matrix approximation, 2023,
-    arXiv:2306.12418). The smallest is taken over k ≤ ℓ − 2. Without power iterations.
+    arXiv:2306.12418). The minimum is over k ≤ ℓ − 2. There are no power iterations.
 
     Examples
     --------
@@ -210,7 +210,7 @@ def deviation(
     norm: str = "fro",
     power_iterations: int = 0,
 ) -> Deviation:
-    """Bound on the error, and the probability that it fails, ``2 t^{−p} + e^{−u²/2}``.
+    """Bound on the error that fails with probability at most ``2 t^{−p} + e^{−u²/2}``.
 
     Parameters
     ----------
@@ -219,7 +219,8 @@ def deviation(
     rank, oversampling : int
         Columns of the test matrix, in two parts; `oversampling` p at least 4.
     t, u : float
-        At least 1. Larger ones give a larger bound that fails less often.
+        Parameters of the bound, at least 1. Larger values give a larger bound that fails less
+        often.
     norm : {"fro", "spectral"}
         Norm of the error.
     power_iterations : int
@@ -265,7 +266,7 @@ def deviation(
 def deviation_simple(
     singular_values: Any, rank: int, oversampling: int, *, power_iterations: int = 0
 ) -> Deviation:
-    """Bound on the spectral error with constants worked out, which fails with ``3 e^{−p}``.
+    """Bound on the spectral error without parameters, which fails with probability ``3 e^{−p}``.
 
     Parameters
     ----------
@@ -287,8 +288,8 @@ def deviation_simple(
 
     Notes
     -----
-    Corollary 10.9, ``(1 + 16 √(1 + k/(p+1))) σ_{k+1} + 8 √(k+p)/(p+1) τ_k``; for q > 0 of
-    ``σ_j^{2q+1}``, and then the root (Theorem 9.2).
+    Corollary 10.9, ``(1 + 16 √(1 + k/(p+1))) σ_{k+1} + 8 √(k+p)/(p+1) τ_k``; for q > 0 it is
+    applied to ``σ_j^{2q+1}``, and the root is taken (Theorem 9.2).
 
     Examples
     --------
@@ -310,26 +311,27 @@ def likely(
     power_iterations: int = 0,
     failure_probability: float = 1e-9,
 ) -> float:
-    """Bound on the error of so many columns that fails with the given probability.
+    """Bound on the error with ℓ columns that fails with at most the given probability.
 
     Parameters
     ----------
     singular_values : array_like, shape (n,)
         In descending order.
     columns : int
-        Columns of the test matrix, at least 4.
+        Columns ℓ of the test matrix, at least 4.
     norm : {"fro", "spectral"}
         Norm of the error.
     power_iterations : int
         The q of ``(AAᴴ)^q A Ω``.
     failure_probability : float
-        Halved between the two parts of :func:`deviation`, which gives t and u.
+        Split equally between the two parts of the probability of :func:`deviation`; that gives t
+        and u.
 
     Returns
     -------
     float
-        The smallest of :func:`deviation` over all splits, and never more than ``‖A‖``. The split
-        depends on the spectrum alone, so the smallest fails no more often than each.
+        The smallest :func:`deviation` over all splits, at most ``‖A‖``. The best split depends on
+        the spectrum alone, so this bound fails no more often than any other.
 
     Raises
     ------
@@ -371,8 +373,8 @@ def _split(
     s = np.asarray(singular_values, dtype=np.float64)
     if s.ndim != 1 or not np.all(np.isfinite(s)) or np.any(s < 0) or np.any(np.diff(s) > 0):
         raise ValueError(
-            "`singular_values` must be a vector of finite numbers in descending order, none of "
-            f"them negative; got an array of shape {s.shape}."
+            "`singular_values` must be a vector of finite, non-negative numbers in descending "
+            f"order, got an array of shape {s.shape}."
         )
     return s, min(as_count(rank, "rank"), s.size), as_count(power_iterations, "power_iterations")
 
@@ -386,17 +388,17 @@ def _size(values: Values, norm: str) -> float:
 
 
 def _gap(s: Values, k: int) -> float:
-    """σ_{k+1}/σ_k, and one where there is no such gap."""
+    """σ_{k+1}/σ_k; one if k is 0 or the last index."""
     if k == 0 or k >= s.size:
         return 1.0
     return float(s[k] / s[k - 1]) if s[k - 1] > 0 else 1.0
 
 
 def _with_power(of_first: float, of_tail: float, values: Values, q: int) -> float:
-    """A bound for ``(AAᴴ)^q A``, so many times σ_{k+1} and τ_k, taken back to A.
+    """The bound ``of_first σ_{k+1} + of_tail τ_k`` for ``(AAᴴ)^q A``, and then its root.
 
-    In units of the first of the `values` from there on, nothing of weight leaves the range of
-    floats.
+    `values` are the tail of the spectrum. In units of the first of them, powers do not overflow,
+    and only negligible ones underflow.
     """
     first = _size(values, "spectral")
     if first == 0.0:

@@ -1,4 +1,4 @@
-"""The subspace on which an optimizer keeps its state: a basis of the short side of a matrix."""
+"""Low-rank subspaces for the state of an optimizer: a basis of the short side of a matrix."""
 
 import math
 from collections.abc import Callable
@@ -19,57 +19,59 @@ from lowrank.svd import decompose
 
 __all__ = ["Subspace", "keeps_sketch", "new_basis", "source", "transport_squares"]
 
-# A direction whose singular value is below this many eps of the largest is made of rounding errors.
+# A direction with a singular value below this many eps of the largest counts as rounding error.
 TRUSTED = 256.0
-# An adaptive rank is a multiple of this, and falls only by more than an eighth.
+# An adaptive rank is a multiple of this.
 STEP = 8
 
 
 @dataclass(frozen=True)
 class Subspace:
-    """An orthonormal basis of the short side of a matrix, and the rule by which it is found.
+    """An orthonormal basis Q of the short side of a matrix, with the options to find it.
 
-    With k the short and M the long side, a matrix G is compressed to r×M coordinates ``QᴴG``
-    (``QᴴGᴴ`` where the rows are the long side) by :meth:`project`, and :meth:`lift` leads back.
-    The object never changes: :meth:`refresh` returns another one, and its first call makes the
+    Let k be the short side and M the long side of a matrix G. :meth:`project` compresses G to r×M
+    coordinates ``QᴴG`` (``QᴴGᴴ`` if the rows are the long side), and :meth:`lift` maps coordinates
+    back. The object never changes: :meth:`refresh` returns a new one. Its first call makes the
     first basis.
 
     Parameters
     ----------
     rank : int or float, optional
-        Columns of the basis, or their fraction of k (a float below 1). This or `energy`.
+        Columns of the basis, or their fraction of k (a float below 1). Give either this or
+        `energy`.
     energy : float, optional
-        Fraction of ``‖G‖_F²`` to capture at each refresh, below 1: the rank is the smallest that
-        is certified to do so, rounded up to a multiple of 8, at most `max_rank`; it falls only by
-        more than an eighth.
+        Fraction of ``‖G‖_F²`` to capture at each refresh, below 1. The rank is the smallest that
+        is certified to capture it, rounded up to a multiple of 8, at most `max_rank`. It decreases
+        only if it would decrease by more than an eighth.
     max_rank : int or float, optional
-        Cap on an adaptive rank, or its fraction of k. Default: a quarter of k.
+        Largest adaptive rank, or its fraction of k. Default: a quarter of k.
     random_fraction : float
-        Share of the basis that is random and fresh at each refresh, orthogonal to the rest.
+        Fraction of the basis that is random, orthogonal to the rest, and new at each refresh.
     power_iterations, oversampling : int
-        Of the range finder at a fixed rank. An oversampling of at most a quarter of the columns
-        that are found stays in the basis, in place of as many random columns: no SVD is needed.
+        Options of the range finder at a fixed rank. If the oversampling is at most a quarter of
+        the columns that are found, its columns stay in the basis and replace random ones: then no
+        SVD is needed.
     warm_start : bool
-        Begin with the old basis in place of random vectors (`oversampling` of which remain). It
-        stands for one power iteration.
+        Start from the old basis and `oversampling` random vectors, instead of random vectors only.
+        This replaces one power iteration.
     side : {"left", "right"}, optional
-        A basis of m or of n rows, for a G of shape (m, n). Default: that of the short side.
+        For a G of shape (m, n), a basis with m (left) or n (right) rows. Default: the short side.
     seed, index : int
-        With the `step` of a refresh they give all random numbers: there is no generator to save.
-        Matrices of one training run differ by their index.
+        They determine all random numbers, together with the `step` of a refresh: no generator has
+        to be saved. Give each matrix of a training run its own index.
     basis : array, shape (k, r), optional
-        To go on with an earlier basis.
+        A basis from an earlier refresh, to go on with.
 
     Notes
     -----
-    The basis depends on nothing but G, the old basis where `warm_start` uses it, and the three
-    numbers. Directions of a rank-deficient G whose singular values are rounding errors (below
-    256 eps of the largest) are replaced by random ones: so two replicas, whose gradients differ by
-    rounding, agree. A zero G keeps the old basis.
+    The basis depends only on G, on seed, index and step, and with `warm_start` on the old basis.
+    Directions of a rank-deficient G whose singular values are rounding errors (below 256 eps of the
+    largest) are replaced by random ones. So replicas whose gradients differ by rounding get the
+    same basis. If G is zero, the old basis is kept.
 
     Cost of a refresh at a fixed rank, with l = found columns + `oversampling` and q power
-    iterations: 2q + 1 products of 2kMl flops, and orthonormalization. Derivatives and stacks are
-    not supported.
+    iterations: 2q + 1 products of 2kMl flops, and orthonormalization. Does not support derivatives
+    or stacks.
 
     References
     ----------
@@ -119,12 +121,12 @@ class Subspace:
             as_count(getattr(self, name), name)
 
     def is_left(self, shape: tuple[int, ...]) -> bool:
-        """Whether the basis for a matrix of shape (m, n) has m rows, and not n."""
+        """Whether the basis for a matrix of shape (m, n) has m rows (not n)."""
         m, n = shape
         return self.side == "left" if self.side else m <= n
 
     def largest_rank(self, k: int) -> int:
-        """The rank, or the cap of an adaptive one, for a side of length k."""
+        """The rank, or the largest adaptive rank, for a short side k."""
         cap = 0.25 if self.max_rank is None else self.max_rank
         return min(as_rank(cap if self.rank is None else self.rank, k, "rank"), k)
 
@@ -132,7 +134,7 @@ class Subspace:
     def project(self, G: Array, /) -> Array:
         """Coordinates of `G` (m×n) in the basis: ``QᴴG``, or ``QᴴGᴴ`` on the right (r×M).
 
-        float16 and bfloat16 are computed in float32, by pieces.
+        float16 and bfloat16 are computed in float32, in pieces.
         """
         Q = self._found("project")
         X = xa.adjoint(G) if not self.is_left(G.shape) else G
@@ -152,30 +154,30 @@ class Subspace:
         """The m×n matrix with coordinates `X` (r×M): ``Q X``, or its adjoint on the right."""
         lifted = self._found("lift") @ X
         if self.side is None:
-            raise ValueError("`side` tells which way to lift to; give it together with `basis`.")
+            raise ValueError("`lift` needs `side`, 'left' or 'right': give it with the `basis`.")
         return lifted if self.side == "left" else xa.adjoint(lifted)
 
     @in_full_precision
     def transport(self, new: "Subspace", /) -> Array:
-        """``C = Q_newᴴ Q`` (r_new×r): what was ``X`` in this basis is ``C X`` in the new one."""
+        """``C = Q_newᴴ Q`` (r_new×r): coordinates X become ``C X`` in the new basis."""
         return xa.adjoint_matmul(new._found("transport"), self._found("transport"))
 
     @in_full_precision
     def refresh(self, G: Array, /, *, step: int = 0) -> "Subspace":
-        """The subspace with a basis found from `G`, and with the side that was chosen.
+        """A Subspace with a new basis found from `G`, and with its `side` set.
 
         Parameters
         ----------
         G : array, shape (m, n)
-            A gradient, say. Or an operator, see :class:`lowrank.RangeFinder`. The basis of a
-            float16 or bfloat16 matrix is float32.
+            For instance a gradient. Or an operator, see :class:`lowrank.RangeFinder`. The basis of
+            a float16 or bfloat16 matrix is float32.
         step : int
-            Changes the random numbers, besides `seed` and `index`.
+            Determines the random numbers, together with `seed` and `index`.
 
         Raises
         ------
         ValueError
-            If G holds NaN or Inf (or overflows when it is multiplied), or is no matrix.
+            If G contains NaN or Inf, its products overflow, or it is not a matrix.
         """
         A = as_operator(G, name="G")
         shape_of(A, "`G` must be a matrix (two dimensions)")
@@ -195,10 +197,9 @@ class Subspace:
 
 
 def keeps_sketch(space: Subspace, k: int, M: int) -> bool:
-    """Whether all columns of a sketch stay, and none are cut: then no SVD is needed.
+    """Whether all columns of a sketch stay in the basis: then no SVD is needed.
 
-    They do where the oversampling would be few columns of the basis; random ones are so many
-    fewer.
+    They do if the oversampling is small against the basis; it replaces random columns.
     """
     r = space.largest_rank(k)
     found = r - round(space.random_fraction * r)
@@ -207,22 +208,22 @@ def keeps_sketch(space: Subspace, k: int, M: int) -> bool:
 
 
 def source(space: Subspace, A: Any, step: int) -> Source:
-    """The random numbers of a refresh."""
+    """The source of random numbers of a refresh."""
     numbers = np.random.SeedSequence([space.seed, step, space.index])
     return gaussian_source(numbers, A.xp, A.device, purpose="subspace")
 
 
 def new_basis(space: Subspace, A: Any, step: int, draw: Source | None = None) -> Array | None:
-    """A basis for an operator that is taken from the left; None where the old one stays.
+    """A basis of the range of an operator; None if the old one stays.
 
-    Or a stack of bases, for a stack of matrices whose sketches are kept whole, and a `draw` of
-    stacks; then nothing is read from the device, and what is not finite is not noticed.
+    For a stack of matrices, with a `draw` for stacks, a stack of bases, if their sketches are kept
+    whole. Then nothing is read from the device, and NaN or Inf is not noticed.
     """
     xp, (k, M), old = A.xp, A.shape[-2:], space.basis
     if keeps_sketch(space, k, M):
         Q, sizes = _of_whole_sketch(space, A, draw or source(space, A, step))
         if draw is None and not bool(xp.all(xp.isfinite(sizes))):
-            raise ValueError("`G` holds NaN or Inf, or its products overflow.")
+            raise ValueError("`G` holds NaN or Inf, or its products overflow; check or scale it.")
     else:
         draw = source(space, A, step)
         leading, sizes, r = _leading(space, A, draw, step)
@@ -235,9 +236,10 @@ def new_basis(space: Subspace, A: Any, step: int, draw: Source | None = None) ->
 
 
 def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Array]:
-    """All columns of a sketch, random ones in place of those that are rounding errors, and more.
+    """A basis of all columns of a sketch and of random columns.
 
-    The diagonal of the triangular factor of a sketch tells its rank as singular values do.
+    Columns that are rounding errors are replaced by random ones. The diagonal of the triangular
+    factor of a sketch shows its numerical rank.
     """
     xp, (*_, k, M) = A.xp, A.shape
     r = space.largest_rank(k)
@@ -247,7 +249,7 @@ def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Arra
     more = xp.reshape(numbers[..., M * width :], (*A.shape[:-2], k, r))
     for _ in range(space.power_iterations):
         Y = A.matmat(Z)
-        # of size 1: the square of A may leave the range of its dtype
+        # scaled to size 1: the square of A may leave the range of its dtype
         Z = conditioned(A.rmatmat(Y / xa.largest_of_each(Y)))
     Q, R = orthonormalize(A.matmat(Z))
     d = xp.linalg.diagonal(R)
@@ -259,13 +261,13 @@ def _of_whole_sketch(space: Subspace, A: Any, draw: Source) -> tuple[Array, Arra
 
 
 def _signed(Q: Array, d: Array) -> Array:
-    """Q with the phases of d, so that a column depends on its direction only."""
+    """Q with columns multiplied by the phases of d, which fixes their signs."""
     xp = xa.array_namespace(Q)
     return Q * (xa.phases(d) if xa.is_complex(d) else xp.copysign(xp.ones_like(d), d))[..., None, :]
 
 
 def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, Array, int]:
-    """Leading left singular vectors and values of A, nearly, and the rank of the basis."""
+    """Approximate leading left singular vectors and values of A, and the rank of the basis."""
     r = space.largest_rank(A.shape[-2])
     found = r - round(space.random_fraction * r)
     if space.energy is None:
@@ -285,10 +287,10 @@ def _leading(space: Subspace, A: Any, draw: Source, step: int) -> tuple[Array, A
 
 
 def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[Array, Array]:
-    """Subspace iteration, cut to its `found` leading directions by the SVD of its last R.
+    """Subspace iteration, cut to `found` leading directions by the SVD of the last R.
 
-    Columns are made orthonormal once an iteration: what ``AAᴴ`` loses in between, directions
-    with singular values below √eps of the largest, is below eps of the energy.
+    Columns are orthonormalized once per iteration. In between, ``AAᴴ`` loses directions with
+    singular values below √eps of the largest; these have less than eps of the energy.
     """
     xp, (k, M), iterations = A.xp, A.shape[-2:], space.power_iterations
     if found == 0:
@@ -302,7 +304,7 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
         Z = draw((M, min(found + space.oversampling, k, M)), A.dtype)
     for _ in range(iterations):
         Y = A.matmat(Z)
-        # of size 1: the square of A may leave the range of its dtype
+        # scaled to size 1: the square of A may leave the range of its dtype
         Z = orthonormalize(A.rmatmat(Y / xa.largest_of_each(Y))).Q
     Q, R = orthonormalize(A.matmat(Z))
     U, S, _ = robust_svd(R)
@@ -310,9 +312,9 @@ def _of_fixed_rank(space: Subspace, A: Any, found: int, draw: Source) -> tuple[A
 
 
 def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array]) -> Array:
-    """Orthonormal columns: the trusted ones of `leading`, and random ones up to r.
+    """Orthonormal columns: those of `leading` that are not rounding errors, then random ones.
 
-    Each column has a defined sign, so that it depends on its direction only.
+    The sign of each column is fixed, so that it depends on its direction only.
     """
     found, more = min(leading.shape[1], r), draw(1 if leading.shape[1] >= r else r)
     xp, leading, sizes = xa.array_namespace(more), leading[:, :found], sizes[:found]
@@ -332,8 +334,8 @@ def _completed(leading: Array, sizes: Array, r: int, draw: Callable[[int], Array
 def transport_squares(C: Array, mean: Array, square: Array, outside: Array | None = None) -> Array:
     """Second moments in a new basis: ``|(C∘C̄)(square − |mean|²) + |C mean|²|``.
 
-    Coordinates are taken for random variables with this mean and mean square, uncorrelated with
-    one another (T. Robert, M. Safaryan, I.-V. Modoranu and D. Alistarh, LDAdam: adaptive
+    Coordinates are modeled as uncorrelated random variables with this mean and mean square (T.
+    Robert, M. Safaryan, I.-V. Modoranu and D. Alistarh, LDAdam: adaptive
     optimization from low-dimensional gradient statistics, 2024, arXiv:2410.16103, Algorithm 1).
 
     Parameters
@@ -341,11 +343,11 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     C : array, shape (r_new, r)
         From :meth:`Subspace.transport`.
     mean, square : array, shape (r, M)
-        Means of the coordinates and of their squares, without the bias of a start from zero.
+        Means of the coordinates and of their squares, corrected for the bias of a start from zero.
     outside : array, shape (M,), optional
-        Mean square of a coordinate outside the old basis. A new direction lies in the old basis
-        with the share ``Σ |C|²`` of its square only; this stands for the rest, which otherwise
-        counts as zero, and an optimizer that divides by the root would take too long steps there.
+        Mean square of a coordinate outside the old basis. Only the part ``Σ |C|²`` of a new
+        direction lies in the old basis; this value is used for the rest. Without it the rest counts
+        as zero, and an optimizer that divides by the root would take too large steps there.
 
     Returns
     -------

@@ -1,4 +1,4 @@
-"""CUR decomposition: columns and rows of A, and the small matrix that joins them."""
+"""CUR decomposition: columns and rows of A, and a small matrix between them."""
 
 import math
 from bisect import bisect_left
@@ -22,35 +22,37 @@ def cur(
 ) -> CURResult:
     """CUR decomposition ``A ≈ C U R``, of a given rank or to a given tolerance.
 
-    C holds k columns of A and R k rows, so both keep what A has: sparsity, signs, units.
+    C holds k columns and R k rows of A, so both keep its sparsity, signs and units.
 
     Parameters
     ----------
     A : array, shape (m, n)
         <matrix>.
     rank : int, optional
-        Number of columns and of rows; more than min(m, n) count as min(m, n). With a tolerance, a
-        cap.
+        Number of columns and of rows, at most min(m, n). With a tolerance, the largest number
+        allowed.
     rtol, atol : float, optional
-        The certified error ``‖A − C U R‖`` is at most ``max(rtol · ‖A‖, atol)``.
+        Find a small rank with ``‖A − C U R‖ ≤ max(rtol · ‖A‖, atol)``, as certified by the error
+        bound.
     oversampling : int
-        At a fixed rank, columns of the basis beyond `rank`. (With a tolerance the basis grows
-        beyond the rank, also beyond a cap, as the tolerance needs.)
+        At a fixed rank, extra columns of the basis. (With a tolerance the basis grows as far as the
+        tolerance needs, also beyond `rank`.)
     <options>
 
     Returns
     -------
     CURResult
-        Unpacks as ``C, U, R``; C and R are copies of ``A[:, columns]`` and ``A[rows, :]``. At a
-        rank at which a larger U would lose more to rounding than it gains, the last rows and
-        columns of U are zero.
+        Unpacks as ``C, U, R``; C and R are copies of ``A[:, columns]`` and ``A[rows, :]``. If the
+        rank is so large that a larger U would lose more to rounding than it gains, the last rows
+        and columns of U are zero.
 
     Raises
     ------
     <raises>
     ValueError
-        If A is a stack or holds NaN or Inf, there is no stop rule, an option is out of range, or an
-        entry of U, about 1/‖A‖ and more, exceeds the largest number of the dtype.
+        If A is a stack or contains NaN or Inf; if `rank`, `rtol` and `atol` are all missing, or an
+        option is out of range; or if an entry of U, at least about 1/‖A‖, exceeds the largest
+        number of the dtype.
 
     Warns
     -----
@@ -63,12 +65,12 @@ def cur(
     more than √2 times that of the interpolative decomposition of the same rank.
 
     Tolerances below about ``5 √eps ‖A‖`` are out of reach: U inverts singular values σ of A down
-    to the tolerance, and what its rounding changes in the product is of order eps ‖A‖²/σ. The
-    interpolative decomposition does not have this limit.
+    to the tolerance, and its rounding changes the product by about eps ‖A‖²/σ. The interpolative
+    decomposition does not have this limit.
 
-    Beyond the passes of the basis and of ``B = QᴴA`` none is needed for an array; an operator and a
-    sparse matrix are multiplied by columns of the identity to read columns and rows. About twice
-    the flops of :func:`interpolative`. Does not support derivatives or stacks.
+    For an array, no passes are needed beyond those of the basis and of ``B = QᴴA``. Columns and
+    rows of an operator or a sparse matrix are read by products with columns of the identity. It
+    takes about twice the flops of :func:`interpolative`. Does not support derivatives or stacks.
 
     References
     ----------
@@ -97,7 +99,8 @@ def _build(sketch: Sketch, k: int) -> Built:
     """Choose k columns and rows, and U.
 
     With orthonormal bases of C and of the adjoint of R, ``C = P S`` and ``Rᴴ = W T``, the U that
-    is best for Q B is ``S⁻¹ M T⁻ᴴ`` with ``M = PᴴQ B W``. The error is that of the stored factors.
+    is best for Q B is ``S⁻¹ M T⁻ᴴ`` with ``M = PᴴQ B W``. The error is computed from the final
+    factors.
     """
     Q, B, scale = sketch.Q, sketch.B, sketch.scale
     xp, m, n = array_namespace(B), Q.shape[0], B.shape[1]
@@ -140,10 +143,10 @@ def _rows_of(C: Array) -> list[int]:
 
 
 def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Array, float]:
-    """U, and what rounding may lose by it.
+    """U, and a bound on the rounding error that it causes.
 
-    What is lost grows with the number of leading columns and rows that U joins, and the error
-    falls: the sum is least where they meet, or one further.
+    With more leading columns and rows in U, its rounding error grows and the approximation error
+    falls: their sum is smallest where the two are equal, or at the next rank.
     """
     k = M.shape[0]
 

@@ -10,7 +10,7 @@ from lowrank._dot_test import check_adjoint, not_hermitian
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._pivots import norm_of
-from lowrank._rangefinder.residuals import Orthonormal, Whole
+from lowrank._rangefinder.residuals import FullSVD, Orthonormal
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank, parts_of, truncated
 from lowrank.rangefinder import Found, find, projection, refined, warn_unless_converged
@@ -18,9 +18,9 @@ from lowrank.results import EighResult, Outcome, fields_of
 
 __all__ = ["eigh"]
 
-# What rounding may leave of QᴴAQ less its adjoint: this many eps √rank ‖AQ‖.
+# Rounding may make QᴴAQ differ from its adjoint by this many eps √rank ‖AQ‖.
 ASYMMETRY = 100.0
-# The smallest part of the goals of growth to try, where the second projection loses too much.
+# The smallest factor on the goals of growth, if the second projection loses too much.
 LEAST_SHARE = 0.4
 
 
@@ -30,7 +30,8 @@ def eigh(
 ) -> EighResult:
     """Truncated eigenvalue decomposition ``A ≈ V diag(w) Vᴴ`` of a Hermitian matrix.
 
-    A may be indefinite; of a positive semidefinite one :func:`nystrom` makes more in fewer passes.
+    A may be indefinite. For a positive semidefinite A, :func:`nystrom` is more accurate in fewer
+    passes.
 
     Parameters
     ----------
@@ -39,27 +40,28 @@ def eigh(
         are computed in float32). Or a sparse matrix of SciPy, CuPy or PyTorch; or an operator, see
         :class:`RangeFinder`, of which only ``matmat`` is used.
     rank : int, optional
-        Rank of the result; more than n count as n. With a tolerance, a cap.
+        Rank of the result, at most n. With a tolerance, the largest rank allowed.
     rtol, atol : float, optional
-        The certified error ``‖A − V diag(w) Vᴴ‖`` is at most ``max(rtol · ‖A‖, atol)``.
+        Find the smallest rank with ``‖A − V diag(w) Vᴴ‖ ≤ max(rtol · ‖A‖, atol)``, as certified by
+        the error bound.
     oversampling : int
-        At a fixed rank, columns of the basis beyond `rank`, cut off in the end.
+        At a fixed rank, extra columns of the basis, which are cut off in the end.
     <options>
 
     Returns
     -------
     EighResult
-        Unpacks as ``w, V``: the eigenvalues of largest absolute value, that one first, and
-        orthonormal eigenvectors. The largest entry of each column of V in absolute value is
-        positive (real and positive).
+        Unpacks as ``w, V``: the eigenvalues of largest absolute value, in descending order of it,
+        and orthonormal eigenvectors. The entry of largest absolute value in each column of V is
+        real and positive.
 
     Raises
     ------
     <raises>
     ValueError
-        If A is not square, or not Hermitian as far as the basis and the norm show it (found with a
-        tolerance or with `check_finite`; with `check` whatever they miss is found too); if there is
-        no stop rule, an option is out of range, or A holds NaN or Inf.
+        If A is not square, or is found not to be Hermitian (the projected matrix is tested, with a
+        tolerance or with `check_finite`; `check` tests A itself); if `rank`, `rtol` and `atol` are
+        all missing, an option is out of range, or A contains NaN or Inf.
 
     Warns
     -----
@@ -67,15 +69,15 @@ def eigh(
 
     Notes
     -----
-    Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
-    2n²(k + p) flops each, and one for ‖A‖_F where it can be had, which tells the error. With a
-    tolerance the basis grows as for :func:`svd`; both ``E = A − QQᴴA`` and ``F = QQᴴA(I − QQᴴ)``
-    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. Then the basis is cut to
-    the smallest rank that the tolerance allows, or grows on if there is none. `check` tests whether
-    A is Hermitian, dense matrices too (but no stacks).
+    At a fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
+    2n²(k + p) flops each, and one for ‖A‖_F, if available, from which the error follows. With a
+    tolerance the basis grows as for :func:`svd`. Both ``E = A − QQᴴA`` and ``F = QQᴴA(I − QQᴴ)``
+    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. Then the result is cut to
+    the smallest rank that the tolerance allows; if there is none, the basis grows further. `check`
+    tests whether A is Hermitian, also for dense matrices (but not for stacks).
 
-    Eigenvalues are those of the projected matrix: none is larger than the largest of A, or smaller
-    than the smallest. Does not support derivatives, or stacks with a tolerance.
+    Eigenvalues are those of the projected matrix: they lie between the smallest and the largest
+    eigenvalue of A. Does not support derivatives, or stacks with a tolerance.
 
     References
     ----------
@@ -120,7 +122,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
 
 
 def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
-    """Cut the basis to the smallest rank, or grow it once more where both sides lose too much.
+    """Cut to the smallest rank; if none meets the tolerance, grow the basis once more.
 
     A is projected from both sides, with ``T = QᴴAQ``. With ``E = A − QQᴴA`` and
     ``F = QQᴴA(I − QQᴴ)``, ``A − Q T_r Qᴴ`` has the orthogonal parts E, F and ``D = Q(T − T_r)Qᴴ``.
@@ -130,8 +132,8 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
     rule, share = found.state.rule, 1.0
     assert rule is not None
     while True:
-        if found.whole is not None:
-            _check_whole(found.whole)
+        if found.full_svd is not None:
+            _check_full_svd(found.full_svd)
         before = found.basis.rank
         found, C, scale = projection(found)
         T, F = _projected(found.basis, C)
@@ -140,7 +142,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         lost_across = norm_of(F, found.problem.norm) / scale
         residual, estimate = parts_of(found)
         allowed = residual + 2.0 * found.floor
-        if lost_across > allowed:  # which no product with A shows
+        if lost_across > allowed:  # impossible for a Hermitian A
             raise not_hermitian(
                 f"QᴴA(I − QQᴴ) has norm {lost_across:.3g}, where the error of the basis allows "
                 f"{allowed:.3g}"
@@ -163,7 +165,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
 
 
 def _projected(basis: Any, C: Array) -> tuple[Array, Array]:
-    """``QᴴC``, and what is left of C outside of Q, in any coordinates."""
+    """``QᴴC``, and the part of C orthogonal to Q, up to a unitary factor."""
     if isinstance(basis, Orthonormal):
         T = xa.adjoint_matmul(basis.Q, C)
         return T, C - basis.Q @ T
@@ -171,8 +173,8 @@ def _projected(basis: Any, C: Array) -> tuple[Array, Array]:
     return Z[: basis.rank, :], Z[basis.rank :, :]
 
 
-def _check_whole(whole: Whole) -> None:
-    """Raise where the eigenvalues, found from one triangle of A, do not make A."""
+def _check_full_svd(whole: FullSVD) -> None:
+    """Raise if A differs from its eigendecomposition, which reads only one triangle of A."""
     size, n = float(xa.safe_norm(whole.S)), whole.U.shape[0]
     limit = ASYMMETRY * xa.eps(whole.S) * (n + 1) ** 0.5 * size
     if whole.rounding > limit:
@@ -180,9 +182,9 @@ def _check_whole(whole: Whole) -> None:
 
 
 def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
-    """Eigenvalues by size and eigenvectors of the Hermitian part, and what they leave of T.
+    """Eigenvalues by size and eigenvectors of the Hermitian part of T, and their error for T.
 
-    That is ``‖T − Tᴴ‖_F / 2``, and what the decomposition itself lost.
+    The error is ``‖T − Tᴴ‖_F / 2``, plus that of the decomposition itself.
     """
     xp = xa.array_namespace(T)
     H = (T + xa.adjoint(T)) / 2.0
@@ -195,7 +197,7 @@ def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
 
 
 def _check_hermitian(T: Array, C: Array) -> None:
-    """Raise unless ``T = QᴴC`` is Hermitian up to the rounding of ``C = AQ``, each of a stack."""
+    """Raise unless ``T = QᴴC`` (each of a stack) is Hermitian up to the rounding of ``C = AQ``."""
     if 0 in T.shape:
         return
     xp, (n, r) = xa.array_namespace(T), C.shape[-2:]
@@ -206,7 +208,7 @@ def _check_hermitian(T: Array, C: Array) -> None:
         for X in (T / 2.0 - xa.adjoint(T) / 2.0, C)
     )
     largest = largest[..., 0, 0]
-    # products of numbers near the smallest ones are rounded to multiples of the smallest
+    # products of tiny numbers are rounded to multiples of the smallest number
     limit = ASYMMETRY * xa.eps(C) * (r + 1) ** 0.5 * (size + n**0.5 * (smallest / largest))
     excess = xp.reshape(skew / limit, (-1,))
     if float(xp.max(excess)) <= 1.0:

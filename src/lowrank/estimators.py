@@ -1,6 +1,6 @@
-"""scikit-learn's `PCA` and `TruncatedSVD`: of a rank, a share of the variance or a tolerance.
+"""scikit-learn's `PCA` and `TruncatedSVD`: for a rank, a share of the variance or a tolerance.
 
-Needs scikit-learn (the extra ``sklearn``), and is imported explicitly.
+Needs scikit-learn (the extra ``sklearn``). Import it explicitly: ``import lowrank.estimators``.
 """
 
 import math
@@ -21,7 +21,7 @@ __all__ = ["PCA", "TruncatedSVD"]
 
 
 class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):  # type: ignore[misc]
-    """What both share: a fit by :func:`lowrank.svd`, and the coordinates in its components."""
+    """The common base: a fit with :func:`lowrank.svd`, and coordinates in its components."""
 
     _centers, whiten = False, False
 
@@ -43,12 +43,12 @@ class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         X = self._checked(X, reset=True, ensure_min_samples=1 + self._centers)
         m, (rank, rtol) = X.shape[0], self._stop_rule(min(X.shape))
         is_sparse, seed = hasattr(X, "tocsr"), check_random_state(self.random_state).tomaxint()
-        # components are read one by one, so more exactly than `svd` has them; sparse products cost
-        # less than the wide basis of a Krylov space
+        # users interpret single components, so they are more accurate than by default; for sparse
+        # matrices power iterations cost less than the wide basis of a Krylov space
         exact: dict[str, Any] = {"power_iterations": 7} if is_sparse else {"krylov": True}
         options = exact if rtol is None else {"rtol": rtol}
         found = svd(X, rank, center=self._centers, rng=seed, **options)
-        # what `svd` knows of the norm of a sparse matrix less its mean is a bound
+        # for a centered sparse matrix `svd` knows only a lower bound on the norm
         norm: Any = found.norm_A if self._centers and not is_sparse else _norm_of_centered(X)
         xp, variance = array_namespace(found.S), norm**2 / (m - self._centers)
         spread = found.S**2 / (m - 1) if self._centers else xp.var(found.U * found.S, axis=0)
@@ -62,41 +62,41 @@ class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return self
 
     def transform(self, X: Any) -> Array:
-        """Coordinates of rows in the components.
+        """Coordinates of the rows of X in the components.
 
         Parameters
         ----------
         X : array or sparse matrix, shape (n_samples, n_features)
-            Rows, which need not be those of the fit.
+            Rows, not necessarily those of the fit.
 
         Returns
         -------
         array, shape (n_samples, k)
-            ``(X − mean_) components_ᵀ``, and over the standard deviations with `whiten`; without
-            the mean in :class:`TruncatedSVD`. A dense array also of a sparse X.
+            ``(X − mean_) components_ᵀ``, divided by the standard deviations with `whiten`; without
+            the mean in :class:`TruncatedSVD`. The result is dense, also for a sparse X.
         """
         check_is_fitted(self)
         check_same_namespace(X, self, attribute="components_", method="transform")
         X, V = self._checked(X, reset=False), self.components_.T
         if hasattr(X, "tocsr") or not self._centers:
             Z = X @ V - (self.mean_ @ V if self._centers else 0.0)
-        else:  # AV − 1(μᵀV) would lose what μ is larger than the rest
+        else:  # AV − 1(μᵀV) would lose digits if μ is large
             rows = max(1, X.shape[0] // 16, ENTRIES // X.shape[1])
             Z = of_row_blocks(lambda part: X[part, :] - self.mean_, X.shape, rows, like=X).matmat(V)
         return Z / self._scale()
 
     def inverse_transform(self, X: Any) -> Array:
-        """Rows with these coordinates.
+        """Rows from their coordinates.
 
         Parameters
         ----------
         X : array, shape (n_samples, k)
-            Coordinates in the k components, as of :meth:`transform`.
+            Coordinates in the k components, as returned by :meth:`transform`.
 
         Returns
         -------
         array, shape (n_samples, n_features)
-            The approximation of the rows.
+            The rows with these coordinates.
         """
         check_is_fitted(self)
         check_same_namespace(X, self, attribute="components_", method="inverse_transform")
@@ -132,58 +132,59 @@ class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         return rank, rtol
 
     def _scale(self) -> Any:
-        """To whiten, standard deviations of the coordinates; one for those that are rounding."""
+        """With `whiten`, standard deviations of the coordinates; one where these are rounding."""
         S, m = self.singular_values_, self.n_samples_
         xp, rounding = array_namespace(S), max(m, self.n_features_in_) * eps(S) * S[:1]
         return xp.where(rounding < S, S / (m - 1) ** 0.5, xp.ones_like(S)) if self.whiten else 1.0
 
 
 class PCA(_Projection):
-    """Principal component analysis: of a rank, a share of the variance or a tolerance.
+    """Principal component analysis for a rank, a share of the variance or a tolerance.
 
-    In the place of :class:`sklearn.decomposition.PCA`, by a randomized SVD of the rows less their
-    mean. A sparse matrix never becomes dense.
+    Replaces :class:`sklearn.decomposition.PCA`. It computes a randomized SVD of the centered rows.
+    A sparse matrix never becomes dense.
 
     Parameters
     ----------
     n_components : int, float or None
-        How many components, from 1 to min(n_samples, n_features). Or the share of the variance that
-        they capture at least, between 0 and 1: of the components found, as few as are certified to.
-        None means all, and with `tol` as many as that needs.
+        Number of components, from 1 to min(n_samples, n_features). Or a share of the variance,
+        between 0 and 1: then the fewest components that are certified to capture it. None means
+        all, or with `tol` as many as it needs.
     tol : float, optional
-        Let ``‖X − mean_ − its approximation‖_F`` be at most `tol` times ``‖X − mean_‖_F``: a share
-        of ``1 − tol**2``. With a number of components, that is a cap; beside a share, the looser of
-        both counts.
+        Keep ``‖X − mean_ − its approximation‖_F`` below `tol` times ``‖X − mean_‖_F``: a share of
+        ``1 − tol**2``. If a number of components is given too, it is the largest number allowed. If
+        a share is given too, the looser of the two applies.
     whiten : bool
-        Divide the coordinates by their standard deviations, of the training data. Those of
-        components without variance, up to rounding, are left as they are.
+        Divide the coordinates by their standard deviations in the training data. Coordinates
+        without variance, up to rounding, are not divided.
     random_state : int, RandomState or None
-        Seeds the test matrix, as everywhere in scikit-learn.
+        Seed of the test matrix, as everywhere in scikit-learn.
 
     Attributes
     ----------
     n_components_ : int
-        How many components were found, k below; 0 for a share of no variance at all.
+        Number k of components found; 0 for a share of data without variance.
     components_ : array, shape (k, n_features)
-        Orthonormal rows, by descending variance. The largest entry of each in absolute value is
-        positive, as in scikit-learn.
+        Orthonormal rows, in descending order of variance. The entry of largest absolute value in
+        each row is positive, as in scikit-learn.
     explained_variance_ : array, shape (k,)
-        Variance of the training data along each, ``singular_values_**2 / (n_samples − 1)``.
+        Variance of the training data along each component,
+        ``singular_values_**2 / (n_samples − 1)``.
     explained_variance_ratio_ : array, shape (k,)
-        The same over the sum of the variances of all features; 0 where that is 0.
+        `explained_variance_` divided by the sum of the variances of all features; 0 if that is 0.
     singular_values_ : array, shape (k,)
-        Singular values of ``X − mean_``, which never exceed the true ones beyond rounding.
+        Singular values of ``X − mean_``. They never exceed the true ones, up to rounding.
     mean_ : array, shape (n_features,)
-        Of the rows.
+        Mean of the rows.
     noise_variance_ : float
-        Mean variance along the directions left out. As a difference it is exact to rounding of the
-        whole variance.
+        Mean variance along the other directions. It is a difference, so its rounding error is
+        relative to the whole variance.
     error_bound_ : float or None
         At least ``‖X − mean_ − its approximation‖_F``; None for a sparse X of a given rank.
     n_features_in_, n_samples_ : int
         Shape of the training data.
     feature_names_in_ : array of str, shape (n_features,)
-        Where X has such names.
+        Names of the features, if X has names.
 
     Warns
     -----
@@ -192,28 +193,28 @@ class PCA(_Projection):
 
     See Also
     --------
-    lowrank.svd : The same with ``center=True``, as a function with all options.
+    lowrank.svd : With ``center=True`` the same as a function, with all options.
 
     Notes
     -----
-    The approximation A_r of ``A = X − mean_`` is a projection of it, so ``‖A − A_r‖² = ‖A‖² −
-    ‖A_r‖²``, and a share v is captured where the error is at most ``√(1 − v) ‖A‖``. That is the
-    tolerance that :func:`lowrank.svd` certifies: exactly up to rounding for dense arrays, and for
-    sparse ones except with probability 1e-9. The number of components is near the smallest; it
-    exceeds it by one or so where variances fall slowly.
+    The approximation A_r of ``A = X − mean_`` is a projection of A, so ``‖A − A_r‖² = ‖A‖² −
+    ‖A_r‖²``: a share v is captured if the error is at most ``√(1 − v) ‖A‖``. :func:`lowrank.svd`
+    certifies this tolerance, exactly up to rounding for dense arrays, and except with probability
+    1e-9 for sparse ones. The number of components is near the smallest possible one; if variances
+    fall slowly, there may be one or so more.
 
-    A fit of k components to a dense X of m samples and n features is that of a Krylov space of two
+    For k components of a dense X with m samples and n features, the fit uses a Krylov space of two
     power iterations: 16mn(k + 10) flops in six passes, and the memory of :func:`lowrank.svd` for a
-    basis of 3(k + 10) columns. A sparse X goes through seven power iterations with k + 10 columns,
-    in sixteen passes. To a share or a tolerance cost and memory are those of that function: a copy
-    of a dense X, and the full SVD where that is faster. `fit_transform` is a fit and a product with
-    the components, so that rows get the coordinates that `transform` gives them.
+    basis of 3(k + 10) columns. For a sparse X it uses seven power iterations with k + 10 columns,
+    in sixteen passes. For a share or a tolerance, cost and memory are those of :func:`lowrank.svd`:
+    a copy of a dense X, and the full SVD if that is faster. `fit_transform` is a fit and then a
+    product with the components, so that it agrees with `transform`.
 
     float32 stays float32, and other dtypes become float64. With scikit-learn's
-    ``array_api_dispatch`` arrays of PyTorch, CuPy and others stay on their device, and results with
-    them. Sparse matrices of SciPy are multiplied as they are; the rounding of their mean's part is
+    ``array_api_dispatch``, arrays of PyTorch, CuPy and others stay on their device, and so do
+    results. SciPy's sparse matrices are not centered explicitly, so their rounding error is
     relative to X itself. Does not support complex data, missing values, ``n_components="mle"``,
-    `partial_fit`, `score` or `get_covariance`, and has no choice of solvers.
+    `partial_fit`, `score`, `get_covariance`, or a choice of solvers.
 
     Examples
     --------
@@ -239,42 +240,42 @@ class PCA(_Projection):
 
 
 class TruncatedSVD(_Projection):
-    """Truncated SVD of rows as they are: of a rank, a share of the squares or a tolerance.
+    """Truncated SVD, without centering, for a rank, a share of the squares or a tolerance.
 
-    In the place of :class:`sklearn.decomposition.TruncatedSVD`: the rows are not centered. On
-    counts of words it is known as latent semantic analysis.
+    Replaces :class:`sklearn.decomposition.TruncatedSVD`. The rows are not centered. For word counts
+    it is known as latent semantic analysis.
 
     Parameters
     ----------
     n_components : int, float or None
-        How many components, from 1 to min(n_samples, n_features). Or the share of the sum of all
-        squared entries that they capture at least, between 0 and 1. None means all, and with `tol`
-        as many as that needs.
+        Number of components, from 1 to min(n_samples, n_features). Or a share of the sum of all
+        squared entries, between 0 and 1: then the fewest components that are certified to capture
+        it. None means all, or with `tol` as many as it needs.
     tol : float, optional
-        Let ``‖X − its approximation‖_F`` be at most `tol` times ``‖X‖_F``: a share of
-        ``1 − tol**2``. With a number of components, that is a cap: the default is 2, so give None
-        for none. Beside a share, the looser of both counts.
+        Keep ``‖X − its approximation‖_F`` below `tol` times ``‖X‖_F``: a share of ``1 − tol**2``.
+        A number of components is then the largest number allowed: the default is 2, so give None
+        for no limit. If a share is given too, the looser of the two applies.
     random_state : int, RandomState or None
-        Seeds the test matrix, as everywhere in scikit-learn.
+        Seed of the test matrix, as everywhere in scikit-learn.
 
     Attributes
     ----------
     n_components_ : int
-        How many components were found, k below.
+        Number k of components found.
     components_ : array, shape (k, n_features)
-        Right singular vectors. The largest entry of each in absolute value is positive.
+        Right singular vectors. The entry of largest absolute value in each row is positive.
     explained_variance_ : array, shape (k,)
-        Variances of the coordinates of the training data, over n_samples.
+        Variances of the coordinates of the training data, with the divisor n_samples.
     explained_variance_ratio_ : array, shape (k,)
-        The same over the sum of the variances of all features; 0 where that is 0.
+        `explained_variance_` divided by the sum of the variances of all features; 0 if that is 0.
     singular_values_ : array, shape (k,)
-        Of X; they never exceed the true ones beyond rounding.
+        Singular values of X. They never exceed the true ones, up to rounding.
     error_bound_ : float or None
         At least ``‖X − its approximation‖_F``.
     n_features_in_, n_samples_ : int
         Shape of the training data.
     feature_names_in_ : array of str, shape (n_features,)
-        Where X has such names.
+        Names of the features, if X has names.
 
     Warns
     -----
@@ -287,8 +288,8 @@ class TruncatedSVD(_Projection):
 
     Notes
     -----
-    What :class:`PCA` says of certificates, cost, array libraries and what is not supported holds
-    here too. The norm of a sparse X is known, and its error follows from energies.
+    For certificates, cost, array libraries and what is not supported, see :class:`PCA`. The norm of
+    a sparse X is known here, so its error follows from energies.
 
     Examples
     --------

@@ -1,14 +1,14 @@
-"""Test matrices with a known spectrum, and the best that any rank-k approximation of them can do.
+"""Test matrices with a known spectrum, and the best possible error of a rank-k approximation.
 
-Spectra are functions of the length `n` alone and return NumPy arrays in descending order; `SPECTRA`
-lists them by name. :func:`matrix` puts one between random orthonormal factors, on any array
-library. Sources: Yu, Gu & Li, Efficient randomized algorithms for the fixed-precision low-rank
-matrix approximation, 2018, doi:10.1137/17M1141977 (slow, fast, s_shaped); Hallman, A block
-bidiagonalization method for fixed-accuracy low-rank matrix approximation, 2022,
-doi:10.1137/21M1397866 (medium, slower, staircase); Epperly & Tropp, Efficient error and variance
-estimation for randomized matrix computations, 2024, doi:10.1137/23M1558537 (plateau_polynomial,
-plateau_exponential, noisy); RandLAPACK's generators (steps, spiked, drop); MATLAB's
-gallery("randsvd") (geometric).
+A spectrum is a function of the length `n` that returns a NumPy array in descending order; `SPECTRA`
+is a dictionary of all of them by name. :func:`matrix` makes a matrix with a given spectrum and
+random singular vectors, on any array library. Sources: Yu, Gu & Li, Efficient randomized algorithms
+for the fixed-precision low-rank matrix approximation, 2018, doi:10.1137/17M1141977 (slow, fast,
+s_shaped); Hallman, A block bidiagonalization method for fixed-accuracy low-rank matrix
+approximation, 2022, doi:10.1137/21M1397866 (medium, slower, staircase); Epperly & Tropp, Efficient
+error and variance estimation for randomized matrix computations, 2024, doi:10.1137/23M1558537
+(plateau_polynomial, plateau_exponential, noisy); RandLAPACK's generators (steps, spiked, drop);
+MATLAB's gallery("randsvd") (geometric).
 """
 
 import math
@@ -96,11 +96,11 @@ def low_rank(n: int, rank: int = 12) -> Spectrum:
 
 
 def flat(n: int) -> Spectrum:
-    """σ_j = 1: nothing to compress."""
+    """σ_j = 1: cannot be compressed."""
     return np.ones(n)
 
 
-# Those that decay all along, and those that stay on a level somewhere.
+# Spectra that decay everywhere, and spectra with a plateau.
 _DECAYING = (slow, fast, s_shaped, medium, slower, staircase, geometric)
 _LEVEL = (plateau_polynomial, plateau_exponential, steps, drop, low_rank, flat)
 SPECTRA: Mapping[str, Callable[[int], Spectrum]] = MappingProxyType(
@@ -122,22 +122,22 @@ def matrix(
     Parameters
     ----------
     singular_values : sequence of float
-        At most min(shape) numbers; the rest are zero.
+        At most min(shape) numbers; all other singular values are zero.
     shape : (int, int), optional
-        Square of the number of singular values by default.
+        Shape of the matrix. Default: square, of the number of singular values.
     xp : module
         Array library of the result: numpy, torch, cupy, …
     dtype : optional
         A floating dtype of `xp`, real or complex; float64 by default.
     device : optional
-        Of the result; the default one of `xp`.
+        Device of the result. Default: that of `xp`.
     rng : None, int, numpy.random.Generator or native generator
         As in SPEC 7.
 
     Returns
     -------
     array, shape (m, n)
-        Of the library `xp`.
+        An array of the library `xp`.
 
     Raises
     ------
@@ -146,7 +146,7 @@ def matrix(
 
     Notes
     -----
-    For k singular values: :func:`~lowrank.qr` of an m×k and of an n×k matrix, and 2mnk flops.
+    For k singular values it takes :func:`~lowrank.qr` of an m×k and an n×k matrix, and 2mnk flops.
 
     Examples
     --------
@@ -195,14 +195,14 @@ def best_rank(
 
 
 def kahan(n: int, theta: float = 1.2) -> Array:
-    """Kahan's upper triangular matrix: nearly singular, which its diagonal does not show."""
+    """Kahan's upper triangular matrix: nearly singular, although its diagonal does not show it."""
     s, c = math.sin(theta), math.cos(theta)
     unit = np.eye(n) - c * np.triu(np.ones((n, n)), 1)
     return s ** np.arange(n)[:, None] * unit
 
 
 def spiked(m: int, n: int, *, spikes: int = 10, height: float = 1e4, rng: Any = None) -> Array:
-    """Orthonormal columns with a few rows made huge: coherent, hard for sampling of rows."""
+    """Orthonormal columns with a few rows made huge: a coherent matrix, hard for row sampling."""
     generator = np.random.default_rng(rng)
     A = qr(generator.standard_normal((m, n))).Q
     A[generator.choice(m, min(spikes, m), replace=False)] *= height

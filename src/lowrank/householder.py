@@ -1,4 +1,4 @@
-"""Blocked Householder QR that grows: one accumulated compact WY pair (V, T)."""
+"""Blocked Householder QR that can grow, as one accumulated compact WY pair (V, T)."""
 
 from typing import Literal, NamedTuple
 
@@ -33,7 +33,7 @@ class Factor(NamedTuple):
         top = _blocks_times(self.D, X[..., : self.columns, :])
         X = xa.array_namespace(X).concat([top, X[..., self.columns :, :]], axis=-2)
         Z = self.V @ (-self.T @ xa.adjoint_matmul(self.V, X))
-        Z += X  # fresh memory would take as long as the product
+        Z += X  # in place: allocating memory would take as long as the product
         return Z
 
     def apply_adjoint(self, X: Array) -> Array:
@@ -44,7 +44,7 @@ class Factor(NamedTuple):
         return Z
 
     def thin(self) -> Array:
-        """The first k columns of Q: an orthonormal basis."""
+        """The first k columns of Q."""
         k = self.columns
         Q = self.V @ (-self.T @ xa.adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
         Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, xa.eye(k, k, like=self.T))
@@ -53,7 +53,7 @@ class Factor(NamedTuple):
     def extend(self, Y: Array, block_size: int) -> "Factor":
         """The factor of the matrix with the columns of `Y` appended.
 
-        Its reflectors are the product with some that act on the rows from k on:
+        The new reflectors act on rows k and below. The product of both has the compact form
         ``(I − V₁T₁V₁ᴴ)(I − V₂T₂V₂ᴴ) = I − [V₁ V₂] [[T₁, −T₁(V₁ᴴV₂)T₂], [0, T₂]] [V₁ V₂]ᴴ``.
         """
         k, Z = self.columns, self.apply_adjoint(Y)
@@ -68,9 +68,9 @@ class Factor(NamedTuple):
 
 
 def reflect(Y: Array, block_size: int) -> Factor:
-    """Householder QR of any matrix or stack, by halving the columns down to single panels.
+    """Householder QR of any matrix or stack; the columns are halved down to single panels.
 
-    The halving (Elmroth & Gustavson, Applying recursion to serial and parallel QR factorization
+    The recursion (Elmroth & Gustavson, Applying recursion to serial and parallel QR factorization
     leads to better performance, 2000, doi:10.1147/rd.444.0605) keeps the products wide.
     """
     m, n = Y.shape[-2:]
@@ -106,8 +106,8 @@ class HouseholderQR:
     """QR factorization with the orthogonal factor kept as reflectors; columns can be appended.
 
     The m×m unitary factor is ``Q = (I − V T Vᴴ) · diag(D, I)`` with one accumulated compact WY
-    pair: V is m×k, T is k×k and D is block diagonal with unitary blocks. It is never formed unless
-    asked for. Make one with :func:`householder_qr`.
+    pair: V is m×k, T is k×k and D is block diagonal with unitary blocks. Only :meth:`thin` forms
+    its columns. Objects are made by :func:`householder_qr`.
 
     Attributes
     ----------
@@ -120,7 +120,7 @@ class HouseholderQR:
     shape : tuple of int
         ``(m, n)`` of the matrix factored so far.
     rank : int
-        Number of reflectors k, which is min(m, n), whatever the numerical rank of the matrix.
+        Number of reflectors k = min(m, n), independent of the numerical rank of the matrix.
 
     Examples
     --------
@@ -189,10 +189,10 @@ class HouseholderQR:
 
     @in_full_precision
     def extend(self, Y: Array, /) -> "HouseholderQR":
-        """Append the columns of `Y` (m×c) in place, as if they had been there from the start.
+        """Append the columns of `Y` (m×c), as if they had been in the matrix from the start.
 
-        Returns the object itself. An exception leaves it as it was. Cost: 4mkc + 2mc² flops for
-        the panels and 2mkc for the coupling block of T.
+        Changes the object and returns it; after an exception it is unchanged. Cost: 4mkc + 2mc²
+        flops for the panels, and 2mkc for the off-diagonal block of T.
 
         Raises
         ------
@@ -220,9 +220,9 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     ----------
     A : array, shape (..., m, n)
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32). Any
-        shape and any rank: zero, graded and dependent columns are fine.
+        shape and any rank, also with zero, graded or dependent columns.
     block_size : int, optional
-        Panel width; by default 64 on a CPU and 128 elsewhere. It changes rounding and speed only.
+        Panel width; by default 64 on a CPU and 128 elsewhere. It affects only rounding and speed.
 
     Returns
     -------
@@ -240,7 +240,7 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     -----
     Cost: 3mn² flops for tall matrices (2mn² for the panels and updates, mn² to accumulate T).
     Columns are not pivoted, so R does not reveal the rank, and the diagonal of R has no fixed sign.
-    NaN and Inf give NaN; they are not looked for.
+    The input is not checked for NaN and Inf; they lead to NaN.
 
     References
     ----------
@@ -268,7 +268,7 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
 
 @in_full_precision
 def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRResult:
-    """QR factorization with explicit factors, as a drop-in for ``xp.linalg.qr``.
+    """QR factorization with explicit factors, a replacement for ``xp.linalg.qr``.
 
     Parameters
     ----------
@@ -293,10 +293,10 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
 
     Notes
     -----
-    Cost for tall matrices: 4mn² flops where the library's own `qr` is used (PyTorch on a CPU),
-    3mn² to 6mn² in matrix products on NumPy, and about 20mn² on CUDA. Wide matrices cost that of
-    their first m columns and one product. The diagonal of R has no fixed sign. No derivatives. See
-    :func:`householder_qr` for the factored form.
+    Cost for tall matrices: 4mn² flops where the library's own `qr` is used (PyTorch on a CPU), 3mn²
+    to 6mn² in matrix products on NumPy, and about 20mn² on CUDA. A wide matrix costs as much as its
+    first m columns, and one product. The diagonal of R has no fixed sign. Does not support
+    derivatives. See :func:`householder_qr` for the factored form.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Interpolative decomposition: columns (or rows) of A, and how the others follow from them."""
+"""Interpolative decomposition: columns (or rows) of A, and coefficients for all others."""
 
 from typing import Literal, Unpack
 
@@ -26,36 +26,38 @@ def interpolative(
 ) -> IDResult:
     """Interpolative decomposition ``A ≈ A[:, J] X``, of a given rank or to a given tolerance.
 
-    k columns J of A itself stand for its range, and X tells how the others follow from them: it
-    holds the identity in the columns J, and no entry larger than two.
+    k columns J of A itself span its approximate range, and X gives all columns as combinations of
+    them. The columns J of X are the identity, and no entry of X is larger than two.
 
     Parameters
     ----------
     A : array, shape (m, n)
         <matrix>.
     rank : int, optional
-        Number of columns; more than min(m, n) count as min(m, n). With a tolerance, a cap.
+        Number of columns, at most min(m, n). With a tolerance, the largest number allowed.
     rtol, atol : float, optional
-        The certified error ``‖A − A[:, J] X‖`` is at most ``max(rtol · ‖A‖, atol)``.
+        Find a small rank with ``‖A − A[:, J] X‖ ≤ max(rtol · ‖A‖, atol)``, as certified by the
+        error bound.
     select : {"columns", "rows"}
-        With ``"rows"``, ``A ≈ X A[I, :]``, by way of the adjoint.
+        With ``"rows"``, ``A ≈ X A[I, :]``, computed from the adjoint.
     oversampling : int
-        At a fixed rank, columns of the basis beyond `rank`. (With a tolerance the basis grows
-        beyond the rank, also beyond a cap, as the tolerance needs.)
+        At a fixed rank, extra columns of the basis. (With a tolerance the basis grows as far as the
+        tolerance needs, also beyond `rank`.)
     <options>
 
     Returns
     -------
     IDResult
-        Unpacks as ``indices, coefficients``; `skeleton` holds the columns (rows) themselves, a
-        copy. At a rank beyond the numerical one, the last columns are any others, and what X has
-        for them is the identity alone.
+        Unpacks as ``indices, coefficients``; `skeleton` is a copy of the columns (rows) of A. If
+        the rank exceeds the numerical rank of A, the last columns are arbitrary, and X uses them
+        only to reproduce themselves.
 
     Raises
     ------
     <raises>
     ValueError
-        If A is a stack or holds NaN or Inf, there is no stop rule, or an option is out of range.
+        If A is a stack or contains NaN or Inf; if `rank`, `rtol` and `atol` are all missing, or an
+        option is out of range.
 
     Warns
     -----
@@ -64,18 +66,18 @@ def interpolative(
     Notes
     -----
     From a basis of K columns and ``B = QᴴA``, as in :func:`svd`, columns are chosen by pivoted QR
-    of B and strong rank-revealing swaps, and X solves ``min ‖A_J X − Q B‖``. Without the error of
-    the basis, the error in the spectral norm is then at most √(1 + 4k(n − k)) times the best
-    possible; pivoted QR of A itself, at many times the cost, gives hardly fewer columns.
+    of B and strong rank-revealing swaps, and X solves ``min ‖A_J X − Q B‖``. Apart from the error
+    of the basis, the error in the spectral norm is then at most √(1 + 4k(n − k)) times the best
+    possible one. Pivoted QR of A itself costs many times as much and gives hardly fewer columns.
 
-    Beyond the passes of the basis and of B none is needed for an array; an operator and a sparse
-    matrix are multiplied by columns of the identity to read theirs. Flops, with k chosen columns:
-    about 4nK² for the pivots, in which each reads two numbers from the device; 6nk² + 2nkK and
-    6mk² + 4mkK for X and its error, and (with a tolerance) for each of a few ranks that are tried.
+    For an array, no passes are needed beyond those of the basis and of B. Columns of an operator or
+    a sparse matrix are read by products with columns of the identity. Flops, with k chosen columns:
+    about 4nK² for the pivots, each of which reads two numbers from the device; 6nk² + 2nkK and
+    6mk² + 4mkK for X and its error (with a tolerance, for each of a few ranks).
 
-    With a tolerance in the Frobenius norm, of an array in memory, the error ``‖A − A_J X‖`` itself
-    is computed; else the bound holds if that of the basis does, as all else is computed. Of rows,
-    a test matrix has m rows. Does not support derivatives or stacks.
+    With a tolerance in the Frobenius norm, for an array in memory, the error ``‖A − A_J X‖`` itself
+    is computed. Otherwise the bound holds if that of the basis does; all other parts are computed.
+    With ``select="rows"`` a test matrix has m rows. Does not support derivatives or stacks.
 
     References
     ----------
@@ -112,9 +114,10 @@ def interpolative(
 def _build(sketch: Sketch, k: int) -> Built:
     """Choose k columns, and coefficients X for them.
 
-    X solves ``min ‖A_J X − Q B‖``, which takes the error of the basis in A_J, E_J, into account:
-    that of ``B_J X = B`` may multiply E_J by more than it gains. With the QR ``A_J = P R`` it is
-    ``R⁻¹ PᴴQ B``. Where an entry of it should exceed two, the other, which is bounded, stands in.
+    X solves ``min ‖A_J X − Q B‖``. Unlike the solution of ``B_J X = B``, this takes into account
+    the error E_J of the basis in A_J, which large coefficients would multiply. With the QR
+    ``A_J = P R``, it is ``R⁻¹ PᴴQ B``. A column of it with an entry above two is replaced by that
+    of the other solution, whose entries are at most two.
     """
     Q, B = sketch.Q, sketch.B
     xp, n = array_namespace(B), B.shape[1]

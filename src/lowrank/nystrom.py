@@ -14,16 +14,16 @@ from lowrank.results import EighResult, Status
 
 __all__ = ["nystrom"]
 
-# ΩᴴAΩ may lack symmetry, or have negative eigenvalues, by this many shifts.
+# ΩᴴAΩ may lack symmetry, or have negative eigenvalues, of up to this many times the shift ν.
 SLACK = 8.0
 NOT_HERMITIAN = (
-    "`A` is not Hermitian: ΩᴴAΩ is not, for an orthonormal Ω. Pass (A + Aᴴ)/2 if that is rounding."
+    "`A` is not Hermitian: ΩᴴAΩ is not, for an orthonormal Ω. If only by rounding, pass (A + Aᴴ)/2."
 )
 NOT_SEMIDEFINITE = (
     "`A` is not positive semidefinite: ΩᴴAΩ has a negative eigenvalue, for an orthonormal Ω. Use "
     "lowrank.eigh, which takes any Hermitian matrix."
 )
-COMPLAINTS = (NOT_FINITE, NOT_HERMITIAN, NOT_SEMIDEFINITE)
+MESSAGES = (NOT_FINITE, NOT_HERMITIAN, NOT_SEMIDEFINITE)
 
 
 @in_full_precision
@@ -37,7 +37,7 @@ def nystrom(
     rng: Any = None,
     check_finite: bool = True,
 ) -> EighResult:
-    """Eigenvalues and vectors of a positive semidefinite A, ``A ≈ V diag(w) Vᴴ``, in one pass.
+    """Eigenvalues and eigenvectors of a positive semidefinite ``A ≈ V diag(w) Vᴴ``, in one pass.
 
     Parameters
     ----------
@@ -46,47 +46,47 @@ def nystrom(
         are computed in float32). Or a sparse matrix of SciPy, CuPy or PyTorch; or an operator, see
         :class:`RangeFinder`, of which only `matmat` is used.
     rank : int
-        Rank of the result; more than n count as n.
+        Rank of the result, at most n.
     oversampling : int
         Columns of the test matrix beyond `rank`.
     test_matrix, rng
-        As for :class:`RangeFinder`. Only the range of a test matrix matters; with the basis
-        ``range_finder(A, rank + oversampling).Q`` this is the method in two passes of Halko,
-        Martinsson and Tropp (2011, Algorithm 5.5), which is far more accurate.
+        As for :class:`RangeFinder`. Only the range of the test matrix matters. The test matrix
+        ``range_finder(A, rank + oversampling).Q`` gives the method of Halko, Martinsson and Tropp
+        (2011, Algorithm 5.5), which takes two passes and is far more accurate.
     check_finite : bool
-        Read one number from the device, which tells of NaN and Inf, of a matrix that is not
-        Hermitian, and of one that is not positive semidefinite. That is a test of the sketch:
-        negative eigenvalues that the test matrix does not meet are not seen.
+        Read one number from the device, and raise an error for NaN and Inf, and for a matrix that
+        is not Hermitian or not positive semidefinite. Only the sketch is tested: it may miss
+        negative eigenvalues.
 
     Returns
     -------
     EighResult
         Unpacks as ``w, V``. Eigenvalues are not negative, the largest first; eigenvectors are
-        orthonormal to rounding, also where `rank` exceeds the rank of A.
+        orthonormal to rounding, also if `rank` exceeds the rank of A.
 
     Raises
     ------
     TypeError
-        If A is no array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
-        belongs elsewhere.
+        If A is not an array, sparse matrix or operator of floating dtype, or `rng` or `test_matrix`
+        belongs to another library or device.
     ValueError
         If A is not square, an option is out of range, the test matrix has too few columns, or A
         is found not to be finite, Hermitian or positive semidefinite.
 
     Notes
     -----
-    The approximation ``A Ω (ΩᴴAΩ)⁺ ΩᴴA``, cut to `rank`, from one product of 2n²k flops with
-    ``k = rank + oversampling`` columns and 10nk² to 16nk² flops more. It lies below A: the
-    eigenvalues never exceed those of A, but for rounding. In every unitarily invariant norm it is
-    at least as near to A as ``QQᴴAQQᴴ`` and ``QQᴴA`` are for a basis Q of the range of Ω. For a
-    Gaussian Ω the expected error in the trace norm is at most ``1 + rank/(oversampling − 1)``
-    times the best possible one (``rank/oversampling`` if complex). No power iterations: for a
-    slowly decaying spectrum :func:`svd` is the more accurate, in more passes.
+    The approximation is ``A Ω (ΩᴴAΩ)⁺ ΩᴴA``, cut to `rank`. It takes one product of
+    2n²k flops with ``k = rank + oversampling`` columns, and 10nk² to 16nk² flops more. Its
+    eigenvalues never exceed those of A, up to rounding. In every unitarily invariant norm it is at
+    least as near to A as ``QQᴴAQQᴴ`` and ``QQᴴA`` are, for a basis Q of the range of Ω. For a
+    Gaussian Ω the expected error in the trace norm is at most ``1 + rank/(oversampling − 1)`` times
+    the best possible one (``1 + rank/oversampling`` if complex). There are no power iterations: if
+    the spectrum decays slowly, :func:`svd` is more accurate, in more passes.
 
-    A is taken for ``A + νI`` with ν about ``√n eps ‖A‖``, above the rounding of the product, and ν
-    is subtracted in the end. Eigenvalues below ν are noise. Where the reference takes a Cholesky
-    factor, which can fail, this takes eigenvalues of ``ΩᴴAΩ`` and raises none of them but those
-    that rounding has put below zero.
+    A is replaced by ``A + νI``, with ν about ``√n eps ‖A‖``, above the rounding of the product, and
+    ν is subtracted in the end. Eigenvalues below ν are noise. The reference uses a Cholesky factor
+    of ``ΩᴴAΩ``, which can fail. Here its eigenvalues are used, and only those that rounding made
+    negative are set to zero.
 
     Memory beyond A: less than 7nk + 15k² entries. Does not support derivatives.
 
@@ -108,15 +108,16 @@ def nystrom(
     *batch, n, columns = operator.shape
     if n != columns:
         raise ValueError(f"`A` must be square, got shape {operator.shape}.")
-    asked = as_count(rank, "rank")
-    k = min(asked + as_count(oversampling, "oversampling"), n)
-    r, status = min(asked, n), Status.FULL_RANK if asked > n else Status.RANK_REACHED
+    wanted = as_count(rank, "rank")
+    k = min(wanted + as_count(oversampling, "oversampling"), n)
+    r, status = min(wanted, n), Status.FULL_RANK if wanted > n else Status.RANK_REACHED
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
-        raise ValueError(f"`test_matrix` has {k - Omega.shape[-1]} columns too few.")
+        missing = k - Omega.shape[-1]
+        raise ValueError(f"`test_matrix` has {missing} columns too few; pass a wider one.")
     if k == 0 or 0 in batch:
         V = Omega
-        w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # of nothing: real, and as many as V has
+        w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # zeros: real, one per column of V
     else:
         w, V = _decompose(operator, Omega, check_finite=check_finite)
     return EighResult(
@@ -128,8 +129,8 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     """Eigenvalues and vectors of ``Y B⁻¹ Yᴴ − νI`` for ``Y = (A + νI)Ω`` and ``B = ΩᴴY``.
 
     With ``ΩᴴAΩ = W diag(d) Wᴴ`` and ``Y = QR``, the first is ``Q F Fᴴ Qᴴ`` for
-    ``F = R W diag(d + ν)^{−1/2}``. A column of F for a small d has a small norm, about the root of
-    d + ν, and so small an error: rounding of Y costs eps ‖A‖, and not its root.
+    ``F = R W diag(d + ν)^{−1/2}``. A column of F for a small d has a small norm, about √(d + ν),
+    and so a small error: rounding of Y changes the result by eps ‖A‖, not by its square root.
     """
     xp = A.xp
     Omega = orthonormalize(Omega).Q
@@ -139,22 +140,22 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     largest = largest_of_each(product)
     Y = product / xp.astype(largest, product.dtype)
     size = xp.sqrt(xp.sum(xp.abs(Y) ** 2, axis=(-2, -1), keepdims=True))
-    # of a zero matrix any positive number will do
+    # for a zero matrix, any positive number
     n = float(Y.shape[-2])
     nu = xp.where(size > 0, size, size + 1)
-    # products of numbers near the smallest ones are rounded to multiples of the smallest
+    # products of tiny numbers are rounded to multiples of the smallest number
     nu = float(real.eps) * n**0.5 * (nu + n**0.5 * (float(real.smallest_normal) / largest))
 
     B = adjoint_matmul(Omega, Y)
     skew = xp.sqrt(xp.sum(xp.abs(B - adjoint(B)) ** 2, axis=(-2, -1)))
     finite = xp.isfinite(size[..., 0, 0])
-    # LAPACK gives up on NaN; what it is given instead is reported below
+    # LAPACK fails on NaN: replace B, and report below
     B = xp.where(finite[..., None, None], B, xp.zeros_like(B))
     d, W = xp.linalg.eigh((B + adjoint(B)) / 2)
     Q, R = orthonormalize(Y + xp.astype(nu, Y.dtype) * Omega)
     if check_finite:
         slack = SLACK * nu[..., 0, 0]
-        _complain(finite, skew <= slack, xp.min(d, axis=-1) >= -slack, xp)
+        _raise_if_unfit(finite, skew <= slack, xp.min(d, axis=-1) >= -slack, xp)
     nu = nu[..., 0]
     d = xp.maximum(d, xp.zeros_like(d)) + nu
     U, S, _ = robust_svd(R @ (W / xp.astype(xp.sqrt(d), W.dtype)[..., None, :]))
@@ -162,9 +163,9 @@ def _decompose(A: Operator, Omega: Array, *, check_finite: bool) -> tuple[Array,
     return xp.maximum(w, xp.zeros_like(w)) * largest[..., 0], Q @ U
 
 
-def _complain(finite: Array, hermitian: Array, semidefinite: Array, xp: Namespace) -> None:
-    """Raise for the first of the three that does not hold for all members: one number read."""
+def _raise_if_unfit(finite: Array, hermitian: Array, semidefinite: Array, xp: Namespace) -> None:
+    """Raise for the first of the three conditions that fails for a member; reads one number."""
     first = [xp.astype(xp.all(holds), xp.int64) for holds in (finite, hermitian, semidefinite)]
     holding = int(first[0] * (1 + first[1] * (1 + first[2])))
-    if holding < len(COMPLAINTS):
-        raise ValueError(COMPLAINTS[holding])
+    if holding < len(MESSAGES):
+        raise ValueError(MESSAGES[holding])

@@ -30,9 +30,10 @@ def qb(
         <matrix>; or a
         DTensor of PyTorch, see Notes.
     rank : int, optional
-        Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
+        Rank of the result, at most min(m, n). With a tolerance, the largest rank allowed.
     rtol, atol : float, optional
-        The certified error is at most ``max(rtol · ‖A‖, atol)``, in the chosen norm.
+        Find the smallest rank whose certified error bound is at most ``max(rtol · ‖A‖, atol)``, in
+        the chosen norm.
     <options>
 
     Returns
@@ -44,7 +45,8 @@ def qb(
     ------
     <raises>
     ValueError
-        If there is no stop rule, an option is out of range, or A holds NaN or Inf.
+        If `rank`, `rtol` and `atol` are all missing, an option is out of range, or A contains NaN
+        or Inf.
 
     Warns
     -----
@@ -52,9 +54,9 @@ def qb(
 
     Notes
     -----
-    At a fixed rank: the basis of :func:`range_finder` and one more product, and (in the Frobenius
-    norm, of a matrix whose norm can be had) the error, from ``‖A‖² − ‖B‖²``. With a tolerance the
-    result is that of :func:`svd`, with ``B = diag(S) Vh``. A DTensor gives Q sharded as its rows
+    At a fixed rank: the basis of :func:`range_finder` and one more product; in the Frobenius norm
+    also the error, from ``‖A‖² − ‖B‖²``, if ‖A‖_F is available. With a tolerance the result is that
+    of :func:`svd`, with ``Q = U`` and ``B = diag(S) Vh``. For a DTensor, Q is sharded as its rows
     are, and B as its columns are.
 
     Does not support derivatives, or stacks with a tolerance.
@@ -74,7 +76,7 @@ def qb(
     True
     """
     shards = shards_of(A, test_matrix=options.get("test_matrix"))
-    by_rows = shards is not None and shards.by_rows  # the basis is then one of the corange
+    by_rows = shards is not None and shards.by_rows  # then the basis is that of the corange
     if shards is not None:
         A = shards.operator
         options["rng"] = shards.seed(options.get("rng"))
@@ -92,7 +94,7 @@ def qb(
             refuse_infinite(C)
         outcome = at_fixed_rank(found, None, lambda _: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
-        if found.state.A.norm is None:  # an operator may keep what it returns
+        if found.state.A.norm is None:  # an operator may keep and reuse the array it returned
             B = array_namespace(B).asarray(B, copy=True)
         if by_rows:  # A ≈ C Qᴴ
             P, R = domain_qr(found.state.A)(C)

@@ -1,4 +1,4 @@
-"""What the functions return: frozen dataclasses, and the Status enumeration with its messages."""
+"""The results of all functions: frozen dataclasses, and the enumeration Status."""
 
 import json
 import math
@@ -38,18 +38,18 @@ __all__ = [
 
 
 class ConvergenceWarning(UserWarning):
-    """A tolerance was asked for and could not be certified."""
+    """The error bound of a result is above the tolerance."""
 
 
 class Status(Enum):
-    """Why the work ended. The value of each member is a sentence for people."""
+    """Why the work ended. The value of each member explains it in a sentence."""
 
-    CONVERGED = "The certified error bound is below the tolerance."
-    RANK_REACHED = "The basis has the rank that was asked for, or the cap set beside a tolerance."
-    FULL_RANK = "The basis has min(m, n) columns; there are no more to find."
+    CONVERGED = "The certified error bound is at most the tolerance."
+    RANK_REACHED = "The result has the requested rank, or the largest rank that was allowed."
+    FULL_RANK = "The basis has min(m, n) columns, the most that it can have."
     PRECISION_FLOOR = (
-        "The error is down to rounding in this dtype, and the tolerance lies below what can be "
-        "certified; ask for a larger tolerance, or pass the matrix in a wider dtype."
+        "The error is as small as rounding in this dtype allows, and the tolerance is below that; "
+        "give a larger tolerance, or pass the matrix in a wider dtype."
     )
     STOPPED = "The callback raised StopIteration, or the test matrix has no columns left."
 
@@ -70,16 +70,17 @@ class QRResult(NamedTuple):
 
 
 class Look(NamedTuple):
-    """One look at the error of a growing basis.
+    """An estimate of the error of a growing basis, made after a block of columns.
 
     Attributes
     ----------
     rank : int
-        Columns in the basis that was looked at.
+        Columns of the basis at that time.
     estimate : float
         Estimate of the absolute error of that basis.
     bound : float
-        Upper bound on it, which holds with the probability that this look was given.
+        Upper bound on that error. All bounds of an object hold together, except with its
+        `failure_probability`.
     """
 
     rank: int
@@ -89,7 +90,7 @@ class Look(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ErrorEstimate:
-    """Sampled norm of a residual.
+    """The norm of a residual, estimated from samples.
 
     Attributes
     ----------
@@ -100,9 +101,9 @@ class ErrorEstimate:
     norm : str
         ``"fro"`` or ``"spectral"``.
     samples : int
-        Gaussian vectors used.
+        Number of Gaussian vectors.
     failure_probability : float
-        That of the bound.
+        Probability that the true norm exceeds `upper_bound`.
     """
 
     value: float
@@ -114,39 +115,38 @@ class ErrorEstimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What every result says about itself; all results have these attributes.
+    """The attributes that all results share.
 
     Attributes
     ----------
     status : Status
-        Why the work ended; ``status.value`` says it in words.
+        Why the work ended; ``status.value`` explains it.
     converged : bool or None
-        Whether the certificate holds for the tolerance asked; None without a tolerance.
+        Whether `error_bound` is at most the tolerance; None without a tolerance.
     tolerance : float or None
-        The tolerance as an absolute error.
+        The tolerance, as an absolute error.
     norm : str
-        ``"fro"`` or ``"spectral"``: that of tolerance, errors and `norm_A`.
+        ``"fro"`` or ``"spectral"``: the norm of `tolerance`, `error`, `error_bound` and `norm_A`.
     error, error_bound : float or None
-        Absolute error ``‖A − approximation‖`` in the chosen norm: the estimate, and a bound that
-        holds with probability ``1 − failure_probability`` (for certain in the Frobenius norm, where
-        the certificate is exact or by energies). At a fixed rank, in the Frobenius norm, of `qb`,
-        `svd` and `eigh` of a matrix whose norm can be had, and of
-        :class:`~lowrank.SketchedMatrix`; else None without a tolerance.
+        Estimate of the absolute error ``‖A − approximation‖``, and a bound on it that holds with
+        probability ``1 − failure_probability`` (always, in the Frobenius norm, if the certificate
+        is exact or by energies). Without a tolerance they are None, but for `qb`, `svd` and `eigh`
+        in the Frobenius norm, if ‖A‖_F is available, and :class:`~lowrank.SketchedMatrix`.
     certificate : str or None
-        What the bound rests on: ``"exact"`` (the residual itself, or the singular values of A),
-        ``"energy"`` (``‖A‖² − ‖QᴴA‖²``) or ``"sampled"`` (products with random vectors). None
-        without a bound.
+        How the bound was found: ``"exact"`` (from the residual itself, or the singular values of
+        A), ``"energy"`` (from ``‖A‖² − ‖QᴴA‖²``) or ``"sampled"`` (from products with random
+        vectors). None without a bound.
     norm_A : float or None
-        ``‖A‖`` in the chosen norm where it was needed; a lower bound in the spectral norm, and for
-        operators; an estimate of :class:`~lowrank.SketchedMatrix`.
+        ``‖A‖`` in the chosen norm, if it was needed: a lower bound in the spectral norm and for
+        operators, and an estimate for :class:`~lowrank.SketchedMatrix`.
     rank : int
         Rank of the result.
     passes : int
-        Times that A was read: products with A or Aᴴ, and its norm.
+        Number of passes over A: products with A or Aᴴ, and its norm.
     products : int
-        Columns multiplied by A or Aᴴ, all passes together.
+        Columns multiplied by A or Aᴴ, over all passes.
     history : tuple of Look
-        The looks at the error, in order.
+        The estimates of the error of the growing basis, in order.
     """
 
     status: Status
@@ -164,7 +164,7 @@ class Outcome:
 
 
 def fields_of(outcome: Outcome) -> dict[str, Any]:
-    """The attributes that all results share, by name, to make a result with."""
+    """The shared attributes by name, as arguments of a result."""
     return {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
 
 
@@ -189,11 +189,11 @@ class RangeFinderResult(Outcome):
 class Approximation(Factored, Outcome):
     """A low-rank approximation of A, which can be used as a matrix.
 
-    It is multiplied from both sides (``found @ X``, ``X @ found``) by vectors, matrices and stacks
-    of the library and device of its arrays, factor by factor: of rank r and shape m×n, by p
-    columns, in 2pr(m + n) flops. It can be given to every function here that takes operators, to
-    :func:`~lowrank.residual_norm` beside A, and to SciPy's ``aslinearoperator``. Arrays of
-    array-api-strict leave no product to the other side: there, ``found.adjoint() @ Xᴴ``.
+    It can be multiplied from both sides (``found @ X``, ``X @ found``) by vectors, matrices and
+    stacks of its library and device. The factors are multiplied one after the other: for rank r,
+    shape m×n and p columns, 2pr(m + n) flops. Every function here that takes an operator accepts
+    it, also :func:`~lowrank.residual_norm`, and so does SciPy's ``aslinearoperator``. With arrays
+    of array-api-strict ``X @ found`` does not work: use ``found.adjoint() @ Xᴴ``.
 
     Has the attributes of :class:`~lowrank.results.Outcome` too.
     """
@@ -215,12 +215,12 @@ class Approximation(Factored, Outcome):
         return {name: value for name, value in values.items() if xa.is_array_api_obj(value)}
 
     def save(self, path: str | os.PathLike[str], /, *, replace: bool = True) -> None:
-        """Write a file of NumPy's format npz, which :func:`lowrank.load` reads.
+        """Write a file in NumPy's format npz, which :func:`lowrank.load` reads.
 
-        It has an entry for each array, by the names of the attributes, and ``about``: all else, as
-        JSON. Nothing is pickled. It replaces another file of that name when it is complete, and
-        not before; without `replace`, a FileExistsError leaves that one. Of DTensors the whole is
-        written; all processes have to call.
+        The file has an entry for each array, named as the attribute, and an entry ``about`` with
+        all other attributes, as JSON. Nothing is pickled. An existing file is replaced once the new
+        one is complete; with ``replace=False`` it is kept, and a FileExistsError is raised.
+        DTensors are gathered and written whole; all processes must call this method.
         """
         arrays = self._arrays()
         about = {
@@ -235,7 +235,7 @@ class Approximation(Factored, Outcome):
 
 
 def size_of(nbytes: int) -> str:
-    """A number of bytes for people."""
+    """A readable number of bytes, such as "1.5 MiB"."""
     units = ["B", "KiB", "MiB", "GiB", "TiB"]
     power = min(max(nbytes.bit_length() - 1, 0) // 10, len(units) - 1)
     return f"{nbytes / 2 ** (10 * power):.{0 if power == 0 else 1}f} {units[power]}"
@@ -277,7 +277,7 @@ class SVDResult(Approximation):
         Singular values in descending order, real.
     Vh : array, shape (rank, n)
     mean : array, shape (n,), or None
-        What was subtracted from each row with ``center=True``: ``A − mean ≈ U diag(S) Vh``.
+        The mean of the rows, if ``center=True``: ``A − mean ≈ U diag(S) Vh``.
     """
 
     U: Array
@@ -290,7 +290,7 @@ class SVDResult(Approximation):
 
     @property
     def factors(self) -> tuple[Array, ...]:
-        """``U diag(S)`` and Vh; the mean is one column and row more."""
+        """``U diag(S)`` and Vh; a mean is added as one more column and row."""
         left, right = self.U * self.S[..., None, :], self.Vh
         if self.mean is not None:
             xp = xa.array_namespace(left)
@@ -300,15 +300,15 @@ class SVDResult(Approximation):
 
     @property
     def explained_variance_ratio(self) -> Array:
-        """``S² / ‖A‖_F²``, shape (rank,): the share of each component, of ``A − mean`` if centered.
+        """``S² / ‖A‖_F²``, shape (rank,): share of each component, of ``A − mean`` if centered.
 
-        Of an operator, whose norm is a lower bound, it may be too large. A ValueError where the
-        norm is not known, or is a spectral one.
+        For an operator, whose norm is a lower bound, it may be too large. Raises a ValueError if
+        the norm is unknown, or the norm of the result is the spectral one.
         """
         if self.norm_A is None or self.norm != "fro":
             raise ValueError(
-                "the shares need the Frobenius norm of `A`: ask with norm='fro', and of an "
-                "operator (a centered sparse matrix, say) with a tolerance."
+                "explained_variance_ratio needs the Frobenius norm of `A`: give norm='fro', and "
+                "for an operator (also a centered sparse matrix) a tolerance."
             )
         return (self.S / self.norm_A) ** 2 if self.norm_A > 0.0 else self.S
 
@@ -363,11 +363,11 @@ class IDResult(Approximation):
     Attributes
     ----------
     indices : array of integers, shape (rank,)
-        Which columns (rows) of A, all different.
+        Indices of the chosen columns (rows) of A, all different.
     coefficients : array, shape (rank, n), or (m, rank) of rows
-        Holds the identity in the columns (rows) `indices`.
+        The columns (rows) `indices` hold the identity.
     skeleton : array, shape (m, rank), or (rank, n) of rows
-        Those columns (rows) themselves.
+        The chosen columns (rows) of A.
     select : str
         ``"columns"`` or ``"rows"``.
     """
@@ -415,7 +415,7 @@ class CURResult(Approximation):
 
 
 def load(path: str | os.PathLike[str], /) -> Approximation:
-    """The result that ``found.save(path)`` has written, with NumPy arrays.
+    """Read a result that ``found.save(path)`` has written, with NumPy arrays.
 
     Parameters
     ----------
@@ -424,19 +424,19 @@ def load(path: str | os.PathLike[str], /) -> Approximation:
     Returns
     -------
     QBResult, SVDResult, EighResult, IDResult or CURResult
-        With all attributes of what was saved.
+        With all attributes of the saved result.
 
     Raises
     ------
     ValueError
-        If the file is none of these.
+        If the file was not written by `save`.
     OSError
-        If it can't be read.
+        If the file can't be read.
 
     Notes
     -----
     The format is NumPy's npz, without pickles: ``numpy.load`` reads it too. Arrays of other
-    libraries come back as NumPy's.
+    libraries are loaded as NumPy arrays.
 
     Examples
     --------
@@ -453,7 +453,7 @@ def load(path: str | os.PathLike[str], /) -> Approximation:
     with open(path, "rb") as stream, suppress(ValueError, AttributeError):
         held = dict(np.load(stream, allow_pickle=False).items())
     if "about" not in held:
-        raise ValueError(f"{path} holds no result that `save` has written.")
+        raise ValueError(f"{path} is not a file that the method `save` of a result has written.")
     about = json.loads(str(held.pop("about")))
     kinds: dict[str, Any] = {kind.__name__: kind for kind in Approximation.__subclasses__()}
     about["status"], kind = Status[about["status"]], kinds[about.pop("kind")]

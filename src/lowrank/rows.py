@@ -1,4 +1,4 @@
-"""Matrices that are read a block of rows at a time: from disk, and larger than memory."""
+"""Matrices read one block of rows at a time, for files larger than memory."""
 
 import math
 from collections.abc import Callable
@@ -14,19 +14,19 @@ from lowrank._operator import Operator, located, numpy_dtype, shape_of
 
 __all__ = ["Progress", "RowBlocks"]
 
-# A chunk that is higher than a block is read whole, unless it has more than so many times its size.
+# A chunk higher than a block is read whole, unless it is more than this many times as large.
 WHOLE_CHUNK = 4
 
 
 class Progress(NamedTuple):
-    """How far a pass over a :class:`RowBlocks` has come.
+    """The progress of a pass over a :class:`RowBlocks`.
 
     Attributes
     ----------
     product : str
         ``"matmat"``, ``"rmatmat"`` or ``"norm"``.
     done, total : int
-        Rows of A that were read, and all of them.
+        Number of rows read so far, and of all rows.
     """
 
     product: str
@@ -35,10 +35,10 @@ class Progress(NamedTuple):
 
 
 class RowBlocks:
-    """A matrix of which a block of rows at a time is in memory, as an operator.
+    """A matrix with only one block of rows in memory at a time, as an operator.
 
-    Every function that takes an operator takes it. Each product reads the matrix once, from the
-    first row to the last, and so does its norm, which a tolerance asks for.
+    Every function that takes an operator accepts it. Each product reads the matrix once, from the
+    first row to the last; so does the norm, which is needed with a tolerance.
 
     Parameters
     ----------
@@ -46,20 +46,20 @@ class RowBlocks:
         ``A[i:j, :]`` must be an array, or become one in :func:`numpy.asarray`: a memory-mapped
         file, a dataset of h5py, an array of zarr or Dask, a tensor in the memory of the host.
     block_bytes : int
-        Size of a block in the dtype of the products. A multiple of the chunks of A (its attribute
-        `chunks`, where it has one) is taken; of chunks that are higher than a block, one, unless
-        that were more than four times as much.
+        Size of a block in the dtype of the products. If A has an attribute `chunks`, the height of
+        a block is rounded to a multiple of the chunks; a chunk higher than a block is read whole,
+        unless it is more than four times as large.
     rows : int, optional
         Height of a block, instead of `block_bytes`.
     dtype : dtype or str, optional
-        Compute in this dtype, ``"float32"`` for instance. Must be given where A holds integers.
-        Default: that of A, float32 for float16 and bfloat16. Any byte order is read.
+        Compute in this dtype, for instance ``"float32"``. Required if A holds integers. Default:
+        the dtype of A, but float32 for float16 and bfloat16. Any byte order can be read.
     like : array, optional
-        Each block is moved to the library and device of this array, where the products are made
-        and the results live. Default: blocks stay where they were read, in NumPy for files.
+        Each block is moved to the library and device of this array; there products are computed,
+        and results are returned. Default: blocks stay where they are read, for files in NumPy.
     callback : callable, optional
-        Called with a :class:`Progress` after each block. An exception that it raises ends the
-        work; this object, and a :class:`RangeFinder` that was at work, remain usable.
+        Called with a :class:`Progress` after each block. If it raises an exception, the work ends;
+        this object, and a :class:`RangeFinder` that uses it, stay usable.
 
     Attributes
     ----------
@@ -67,29 +67,30 @@ class RowBlocks:
     dtype : dtype of the products, in their library
     device : device of the products
     rows : int
-        Height of a block; the last one may be lower.
+        Number of rows of a block; the last block may have fewer.
 
     Raises
     ------
     TypeError
-        If A cannot be sliced, or holds integers and no `dtype` was given, or complex numbers and a
-        real one.
+        If A cannot be sliced, or holds integers and no `dtype` is given, or holds complex numbers
+        and `dtype` is real.
     ValueError
-        If A has not two dimensions, or an option is out of range.
+        If A does not have two dimensions, or an option is out of range.
 
     Notes
     -----
     A product with k columns reads m·n entries and takes 2mnk flops. Memory beyond A: one block
-    (two while one is converted to another dtype, library or device), and the (m + n)k entries of
-    factor and product. Of a memory-mapped NumPy file in its own dtype, a block is a view: its
-    pages belong to the system, which takes them back as it needs.
+    (two while a block is converted to another dtype, library or device), and the (m + n)k entries
+    of factor and product. Blocks of a memory-mapped NumPy file in its own dtype are views: their
+    pages belong to the operating system, which frees them as needed.
 
-    With a tolerance in the Frobenius norm: one pass for ‖A‖_F, which is exact other than that of
-    an operator, and two for each block of the basis, the first of 128 columns, later ones as many
-    as there are or seem to be missing. The attribute `passes` of the results counts them.
+    With a tolerance in the Frobenius norm: one pass for ‖A‖_F, which is exact, unlike that of other
+    operators; and two passes for each block of the basis. The first block has 128 columns; later
+    ones have as many as the basis, or as seem to be missing. The attribute `passes` of the results
+    counts all passes.
 
-    A file that is stored by columns (chunks of all rows) is read in whole for every block; make
-    its transpose, or give `rows` and memory for more of them at a time.
+    If a file is stored by columns (chunks of all rows), every block reads the whole file. Store its
+    transpose instead, or give a larger `rows`.
 
     Examples
     --------
@@ -121,8 +122,8 @@ class RowBlocks:
         sliced = all(hasattr(A, name) for name in ("shape", "dtype", "__getitem__"))
         if not sliced or hasattr(A, "tocsr"):
             raise TypeError(
-                f"`A` must have `shape`, `dtype` and slices of rows, got {type(A).__name__}; an "
-                "operator or a sparse matrix is passed as it is."
+                f"`A` must have `shape`, `dtype` and slices of rows, got {type(A).__name__}; pass "
+                "an operator or a sparse matrix to the functions directly."
             )
         m, n = shape_of(A, "`A` must be a matrix (two dimensions)")
         self._A, self._callback = A, callback
@@ -148,20 +149,20 @@ class RowBlocks:
 
     @in_full_precision
     def matmat(self, X: Array) -> Array:
-        """``A X``, of shape (m, k), for an array X of shape (n, k) where the products live."""
+        """``A X``, of shape (m, k), for an array X of shape (n, k), of the library of products."""
         product = xa.zeros((self.shape[0], X.shape[-1]), self._empty @ X)
         for part in xa.slices(self.shape[0], self.rows):
             product[part, :] = self._block(part) @ X
-            self._tell("matmat", part)
+            self._report_progress("matmat", part)
         return product
 
     @in_full_precision
     def rmatmat(self, Y: Array) -> Array:
-        """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k) where the products live."""
+        """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k), of the library of products."""
         product = xa.zeros((self.shape[1], Y.shape[-1]), xa.adjoint_matmul(self._empty, Y[:0, :]))
         for part in xa.slices(self.shape[0], self.rows):
             product += xa.adjoint_matmul(self._block(part), Y[part, :])
-            self._tell("rmatmat", part)
+            self._report_progress("rmatmat", part)
         return product
 
     @in_full_precision
@@ -184,20 +185,20 @@ class RowBlocks:
         sizes = []
         for part in xa.slices(self.shape[0], self.rows):
             sizes.append(measure(self._block(part)))
-            self._tell("norm", part)
+            self._report_progress("norm", part)
         return sizes
 
-    def _tell(self, product: str, part: slice) -> None:
+    def _report_progress(self, product: str, part: slice) -> None:
         if self._callback is not None:
             with as_the_caller_set():
                 self._callback(Progress(product, part.stop, self.shape[0]))
 
     def _stored(self, part: slice) -> Array:
-        """Rows of A, in memory and in the dtype that is asked for."""
+        """Rows of A, read into memory and cast to the chosen dtype."""
         block = self._A[part, :]
         if isinstance(block, np.ma.MaskedArray) and not np.ma.is_masked(block):
-            block = block.data  # netCDF4 masks all that it reads, also where no value is missing
-        # the arrays of Dask call themselves arrays, but are plans to make one
+            block = block.data  # netCDF4 returns masked arrays even if no value is missing
+        # Dask arrays count as array-API objects, but are not computed yet
         if not xa.is_array_api_obj(block) or hasattr(block, "__dask_graph__"):
             block = np.asarray(block)
         xp = xa.array_namespace(block)
@@ -205,29 +206,29 @@ class RowBlocks:
             if xa.is_complex(block) and self._cast.kind != "c":
                 raise TypeError(
                     f"`A` has dtype {block.dtype}, and `dtype` {self._cast.name} would lose its "
-                    "imaginary part; compute in complex64 or complex128."
+                    'imaginary part; give dtype="complex64" or "complex128".'
                 )
             block = xp.astype(block, getattr(xp, self._cast.name), copy=False)
         elif xp.isdtype(block.dtype, ("bool", "integral")):
             raise TypeError(
-                f"`A` has dtype {block.dtype}; say what to compute in, for instance "
+                f"`A` has dtype {block.dtype}; give the dtype of the products, for instance "
                 'lowrank.RowBlocks(A, dtype="float32").'
             )
         return xa.as_matrix(block)[0]
 
     def _block(self, part: slice) -> Array:
-        """Rows of A where the products are made."""
+        """Rows of A, in the library and on the device of the products."""
         block, xp = self._stored(part), self._xp
         if (xa.array_namespace(block), xa.device_of(block)) == (xp, self.device):
             return block
         if xa.is_numpy_array(block) and not block.flags.writeable:
-            block = block.copy()  # torch warns of arrays that it must not write to
+            block = block.copy()  # torch warns of read-only arrays
         return xp.asarray(block, device=self.device)
 
 
 def _chunk_of(A: Any) -> int:
-    """Rows of a chunk, or 1."""
+    """Rows of a chunk; 1 without chunks."""
     chunks = getattr(A, "chunks", None)
     first = chunks[0] if isinstance(chunks, tuple) and chunks else 1
-    # Dask tells the height of each
+    # Dask lists the height of each chunk
     return max(1, *first) if isinstance(first, tuple) else max(1, int(first))

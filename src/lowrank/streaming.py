@@ -1,4 +1,4 @@
-"""A matrix that is never kept: linear sketches of it, its low-rank approximation, and the error."""
+"""A matrix that is never stored: its linear sketches, a low-rank approximation, and the error."""
 
 import math
 import numbers
@@ -21,7 +21,7 @@ __all__ = ["SketchedMatrix"]
 
 
 class _Factors(NamedTuple):
-    """``Â = U diag(S) Vh`` of all k columns, and what the error sketch says of each of them."""
+    """``Â = U diag(S) Vh`` with all k columns, and the error sketch of each column."""
 
     U: Array
     S: Array
@@ -32,11 +32,12 @@ class _Factors(NamedTuple):
 
 
 class SketchedMatrix:
-    """A matrix known by linear sketches: updated piece by piece, approximated in the end.
+    """A matrix known by linear sketches: updated in pieces, approximated at the end.
 
-    It begins as zero. Updates ``A ← θA + ηH`` may be whole matrices, low-rank terms or blocks of
-    rows, in any order; each piece is read when it is given and never kept. :meth:`svd` returns an
-    approximation with an estimate of its error and a bound, and changes nothing: updates go on.
+    It starts as zero. Updates ``A ← θA + ηH`` may be whole matrices, low-rank terms or blocks of
+    rows, in any order. Each piece is read once, when it is given, and not stored. :meth:`svd`
+    returns an approximation with an estimate and a bound of its error. It does not change the
+    object, so that updates can go on.
 
     Parameters
     ----------
@@ -45,19 +46,20 @@ class SketchedMatrix:
     rank : int
         Rank of the approximation; the sketches are sized for it.
     dtype : dtype, optional
-        Of the library of `like`; float64 by default, or that of `like`.
+        A dtype of the library of `like`. Default: that of `like`, or float64.
     like : array, optional
-        The library and the device of the sketches are those of this array; NumPy by default.
+        The sketches get the library and device of this array; NumPy by default.
     sketch_size : int, optional
-        Columns k that the range and the corange are found from; 4·rank + 1 by default (4·rank if
-        complex), and never more than min(m, n).
+        Columns k of the sketches of range and corange; 4·rank + 1 by default (4·rank if complex),
+        and at most min(m, n).
     core_size : int, optional
         Rows and columns s of the core sketch, at least k; 2k + 1 by default (2k if complex).
     error_rows : int, optional
-        Rows q of the sketch that measures the error; 64 by default (32 if complex), which bounds
-        it within a factor of 2.2. Ten are enough for the estimate, but make the bound useless.
+        Rows q of the sketch that measures the error; 64 by default (32 if complex), for a bound
+        within a factor of 2.2. Ten are enough for the estimate, but the bound is then too loose.
     rng : None, int, numpy.random.Generator or native generator
-        As in SPEC 7. Sketches that are to be merged need one integer, library and device model.
+        As in SPEC 7. To merge sketches, give all of them the same integer, library and device
+        model.
     failure_probability : float
         Probability that any error bound of this object is too small; see Notes.
 
@@ -71,7 +73,7 @@ class SketchedMatrix:
     Raises
     ------
     TypeError
-        If `like` is no array, or the dtype is none of float32, float64, complex64, complex128.
+        If `like` is not an array, or the dtype is not float32, float64, complex64 or complex128.
     ValueError
         If a size or the failure probability is out of range.
 
@@ -79,28 +81,27 @@ class SketchedMatrix:
     -----
     The sketches are ``Y = AΩ`` (m×k), ``X = ΥA`` (k×n), ``Z = ΦAΨᴴ`` (s×s) and ``W = ΘA`` (q×n),
     with independent Gaussian test matrices. With orthonormal bases Q of Y and P of Xᴴ,
-    ``Â = Q C Pᴴ`` and ``C = (ΦQ)⁺ Z ((ΨP)⁺)ᴴ``, cut to the rank asked for. With α = 1 (0 if
-    complex) and s ≥ 2k + α the expectation of ``‖A − Â‖²_F``, before the cut, is at most
+    ``Â = Q C Pᴴ`` and ``C = (ΦQ)⁺ Z ((ΨP)⁺)ᴴ``, truncated to the rank. With α = 1 (0 if complex)
+    and s ≥ 2k + α the expectation of ``‖A − Â‖²_F``, before the truncation, is at most
     ``(s − α)/(s − k − α) · (k + ρ − α)/(k − ρ − α)`` times the squared error of the best
-    approximation of rank ρ, for every ρ < k − α. The cut adds to the error at most the best error
-    of its own rank, and the error before the cut once more.
+    approximation of rank ρ, for every ρ < k − α. The truncation adds to the error at most the best
+    error of its rank, and the error before the truncation once more.
 
-    Memory, all of it here: (m + n)(k + s) + qm entries of test matrices, which are kept, and
-    (m + n)k + qn + s² of sketches. With the defaults for rank r that is about (16r + 69)(m + n)
-    numbers (16r + 32 if complex): less than the matrix has where m and n exceed twice that factor.
+    Memory: (m + n)(k + s) + qm entries of test matrices, which are stored, and (m + n)k + qn + s²
+    of sketches. With the defaults for rank r that is about (16r + 69)(m + n) numbers (16r + 32 if
+    complex): less than the matrix itself if m and n exceed twice that factor.
 
-    The error of one rank is measured by rows of Θ, which nothing in Â depends on: the squares of
-    ``‖Θ(A − Â)‖_F/√q`` are unbiased, and the bound on a single one is that of
-    :func:`residual_norm`. Who looks at many ranks and chooses has to be told of bounds that hold
-    all at once: there are k + 1 ranks, so each has a (k + 1)-th of a failure probability, and the
-    j-th state of the matrix that is looked at has 1/(j(j + 1)) of `failure_probability`, which
-    sums to all of it. So any number of questions may be asked of a state, in any order, and work
-    may end at an answer. But what the matrix is, and when it is looked at, must not follow from
-    earlier answers: who subtracts an approximation that came from here, and goes on, has a matrix
-    that depends on Θ, and no bound.
+    The error is measured with Θ, which is independent of Â: the square of ``‖Θ(A − Â)‖_F/√q`` is
+    unbiased, and for a single rank the bound is that of :func:`residual_norm`. So that a rank can
+    be chosen by the bounds, all of them hold together: there are k + 1 ranks, and each gets one
+    (k + 1)-th of the failure probability of a state. The j-th state of the matrix for which errors
+    are computed gets 1/(j(j + 1)) of `failure_probability`; these sum to all of it. So you may ask
+    for the error of any state and rank, in any order, and stop depending on the answer. But the
+    updates, and the times when you ask, must not depend on earlier answers: if you subtract an
+    approximation that this object returned, the matrix depends on Θ, and there is no bound.
 
-    Bounds have a term for rounding, also of what was added and canceled since, and of pieces too
-    small to change a sketch. It grows with each update, by about 3e-7 of the norm in float32.
+    Bounds include a term for rounding, also of pieces that were added and canceled again, or are
+    too small to change a sketch. It grows with each update, in float32 by about 3e-7 of the norm.
 
     Does not support derivatives or stacks. Objects can be deep-copied and pickled where arrays can.
 
@@ -164,8 +165,9 @@ class SketchedMatrix:
         def draw(purpose: str, shape: tuple[int, int]) -> Array:
             return gaussian_source(rng, xp, device, purpose=f"stream: {purpose}")(shape, home.dtype)
 
-        # Side by side, so that an update is read once from either side. Those from the left, and
-        # their sketches, are kept as adjoints: products with tall matrices from the right.
+        # Side by side, so that an update is multiplied once from each side. Matrices for products
+        # from the left, and their sketches, are stored as adjoints: all products are with tall
+        # ones.
         self._right = xp.concat([draw("range", (n, k)), draw("core, right", (n, s))], axis=1)
         self._left = xp.concat([draw("corange", (m, k)), draw("error", (m, q))], axis=1)
         self._core = draw("core, left", (m, s))
@@ -174,12 +176,12 @@ class SketchedMatrix:
         self._Z = xa.zeros((s, s), home)  # Φ A Ψᴴ
 
         self.norm = 0.0
-        # Sum of the norms of all that was ever added to, which rounding of the sums is relative to:
-        # errors that all point one way, such as of small pieces that are lost each time, are not
-        # seen by the error sketch, which has lost them too.
+        # Sum of the norms of all updates and sums so far, to which rounding is relative. The error
+        # sketch does not see some rounding errors, such as small pieces lost in each sum, because
+        # it loses them too.
         self._added = 0.0
         self._factors: _Factors | None = None
-        self._looks = 0
+        self._states = 0
 
     def __repr__(self) -> str:
         m, n = self.shape
@@ -195,22 +197,23 @@ class SketchedMatrix:
         Parameters
         ----------
         H : array, sparse matrix or operator, shape (m, n)
-            Of the library, device and dtype of the sketches (float16 and bfloat16 for float32).
-            Read twice, from the right and from the left; 2mn(2k + s + q) flops if dense. Of an
-            operator, one call each of `matmat` and `rmatmat`.
+            With the library, device and dtype of the sketches (float16 and bfloat16 for float32).
+            It is multiplied from the right and from the left: 2mn(2k + s + q) flops if dense, one
+            call each of `matmat` and `rmatmat` for an operator.
         theta, eta : number
             Complex only if the sketches are.
 
         Raises
         ------
         TypeError
-            If H belongs elsewhere, or a number is complex and the sketches are not.
+            If H has another library, device or dtype, or a number is complex and the sketches are
+            real.
         ValueError
-            If the shape is another, or H or a number is not finite. The object is then unchanged.
+            If H has another shape, or H or a number is not finite. The object is then unchanged.
 
         Notes
         -----
-        Like all updates, reads two numbers from the device in the end.
+        Every update reads two numbers from the device.
         """
         return self._add("H", self._as_operator(H, "H", self.shape), theta, eta)
 
@@ -218,7 +221,7 @@ class SketchedMatrix:
     def update_rank_one(
         self, u: Array, v: Array, /, *, theta: complex = 1.0, eta: complex = 1.0
     ) -> "SketchedMatrix":
-        """``A ← theta·A + eta·u vᴴ``, and return the object; or ``U Vᴴ`` of few columns.
+        """``A ← theta·A + eta·u vᴴ``, and return the object; `u` and `v` may have several columns.
 
         Parameters
         ----------
@@ -268,8 +271,8 @@ class SketchedMatrix:
 
         Notes
         -----
-        2bn(2k + s + q) + 2bs² flops and n(k + q) additions, whatever m is; so blocks of many rows
-        are cheaper than single ones.
+        2bn(2k + s + q) + 2bs² flops and n(k + q) additions, independent of m. So blocks of many
+        rows are cheaper than single rows.
         """
         start = as_count(start, "start")
         operator = self._as_operator(block, "block", None)
@@ -285,12 +288,13 @@ class SketchedMatrix:
     def merge(self, other: Any, /) -> "SketchedMatrix":
         """Add the matrix of another object to this one, and return this one.
 
-        For sketches of parts of a matrix, made elsewhere with the same seed and sizes.
+        It combines sketches of parts of a matrix, made with the same seed and sizes, for instance
+        by other processes.
 
         Raises
         ------
         TypeError
-            If `other` is no SketchedMatrix, or of another library, device or dtype.
+            If `other` is not a SketchedMatrix, or has another library, device or dtype.
         ValueError
             If its shape, sizes or test matrices differ; give both the same integer as `rng`.
         """
@@ -330,7 +334,7 @@ class SketchedMatrix:
         return self
 
     def _checked(self, name: str, XW: Array, piece: Array, *others: Array) -> tuple[float, float]:
-        """Norms of the new matrix and of the piece added, by the error sketch, if all is finite."""
+        """Norms of the new matrix and of the piece, by the error sketch; all must be finite."""
         xp, k = xa.array_namespace(XW), self.sketch_size
         norm, added = (xa.safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
         for X in (XW, *others):
@@ -339,7 +343,7 @@ class SketchedMatrix:
         if not all(math.isfinite(size) for size in sizes):
             raise ValueError(
                 f"a product of `{name}` with the test matrices is not finite: it holds NaN or Inf, "
-                "or a sketch overflows. The sketched matrix is what it was."
+                "or a sketch overflows. The sketched matrix is unchanged."
             )
         return sizes
 
@@ -368,7 +372,7 @@ class SketchedMatrix:
             raise ValueError(f"`{name}` must be finite, got {value!r}.")
         return number
 
-    # -- answers --------------------------------------------------------------------------------
+    # -- results --------------------------------------------------------------------------------
 
     @in_full_precision
     def svd(self, rank: int | None = None) -> SVDResult:
@@ -377,14 +381,14 @@ class SketchedMatrix:
         Parameters
         ----------
         rank : int, optional
-            By default the `rank` of the object; at most `sketch_size`, and more than min(m, n)
-            count as min(m, n). The leading part of the approximation of the largest rank.
+            By default the `rank` of the object; at most `sketch_size`. The result is the leading
+            part of the approximation with all `sketch_size` columns.
 
         Returns
         -------
         SVDResult
-            Unpacks as ``U, S, Vh``. `error` and `error_bound` are of ‖A − U diag(S) Vh‖_F; `norm_A`
-            is an estimate.
+            Unpacks as ``U, S, Vh``. `error` and `error_bound` are those of ‖A − U diag(S) Vh‖_F;
+            `norm_A` is an estimate.
 
         Raises
         ------
@@ -393,18 +397,18 @@ class SketchedMatrix:
 
         Notes
         -----
-        About 10(m + n)k² + 2(m + n)ks + 4nkq flops after an update, and none of the first if no
-        update was made since.
+        About 10(m + n)k² + 2(m + n)ks + 4nkq flops after an update; almost none if there was no
+        update since the last call.
         """
-        asked = self.rank if rank is None else rank
-        estimate = self.error(asked)
-        r = min(asked, *self.shape)
+        wanted = self.rank if rank is None else rank
+        estimate = self.error(wanted)
+        r = min(wanted, *self.shape)
         U, S, Vh, *_ = self._solved()
         return SVDResult(
             U=xa.array_namespace(U).asarray(U[:, :r], copy=True),
             S=xa.array_namespace(S).asarray(S[:r], copy=True),
             Vh=xa.array_namespace(Vh).asarray(Vh[:r, :], copy=True),
-            status=Status.FULL_RANK if asked > r else Status.RANK_REACHED,
+            status=Status.FULL_RANK if wanted > r else Status.RANK_REACHED,
             error=estimate.value, error_bound=estimate.upper_bound, certificate="sampled",
             norm_A=self.norm, rank=r, passes=1,
             products=self._right.shape[1] + self._left.shape[1],
@@ -422,7 +426,7 @@ class SketchedMatrix:
         Returns
         -------
         ErrorEstimate
-            The bounds for all ranks hold at once, so that a rank may be chosen by them.
+            The bounds for all ranks hold together, so that you may choose a rank by them.
 
         Raises
         ------
@@ -436,11 +440,11 @@ class SketchedMatrix:
                 "sketch for a larger `rank`."
             )
         factors = self._solved()
-        # ‖Θ(A − Â)‖ in the coordinates of V, which is orthonormal: no difference of large squares
+        # ‖Θ(A − Â)‖ in the coordinates of the orthonormal V: no difference of large squares
         parts = xa.safe_norm(factors.kept[:, :r]), xa.safe_norm(factors.dropped[:, r:])
         q, of_complex = self.error_rows, xa.is_complex(factors.U)
         value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
-        delta = self._delta / (self._looks * (self._looks + 1) * (self.sketch_size + 1))
+        delta = self._delta / (self._states * (self._states + 1) * (self.sketch_size + 1))
         factor = safety_factor(q, delta, is_complex=of_complex)
         xp, dtype = xa.array_namespace(factors.U), factors.U.dtype
         floor = rounding_floor(xp, dtype, self.shape, self.sketch_size, self.norm, factor)
@@ -448,7 +452,7 @@ class SketchedMatrix:
         return ErrorEstimate(value, bound, "fro", q, self._delta)
 
     def _solved(self) -> _Factors:
-        """The approximation of the largest rank, and its error: once for each state."""
+        """The approximation with all columns, and its error; computed once for each state."""
         if self._factors is None:
             k = self.sketch_size
             Q, P = orthonormalize(self._Y).Q, orthonormalize(self._XW[:, :k]).Q
@@ -462,7 +466,7 @@ class SketchedMatrix:
             kept = dropped - xa.adjoint_matmul(self._left[:, k:], U) * scale
             outside = float(xa.safe_norm(W - dropped @ xa.adjoint(V)))
             self._factors = _Factors(U, S, xa.adjoint(V), kept, dropped, outside)
-            self._looks += 1
+            self._states += 1
         return self._factors
 
 
@@ -484,6 +488,6 @@ def _home(dtype: Any, like: Any) -> Array:
         if not of_numpy:
             raise
         raise TypeError(
-            f"`dtype` is none of NumPy, got {dtype!r}; pass an array of its library `like`."
+            f"`dtype` is not a NumPy dtype, got {dtype!r}; give `like`, an array of its library."
         ) from None
     return xa.as_matrix(home, name="like")[0]

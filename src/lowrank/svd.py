@@ -18,7 +18,7 @@ from lowrank._array import (
 from lowrank._operator import UNKNOWN, Operator, as_operator, located, of_row_blocks
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
-from lowrank._rangefinder.looks import NEAR
+from lowrank._rangefinder.estimates import NEAR
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import shards_of
 from lowrank._small_svd import refuse_infinite, small_svd
@@ -47,32 +47,34 @@ def svd(
         <matrix>; or a
         DTensor of PyTorch, see Notes.
     rank : int, optional
-        Rank of the result; more than min(m, n) count as min(m, n). With a tolerance, a cap.
+        Rank of the result, at most min(m, n). With a tolerance, the largest rank allowed.
     rtol, atol : float, optional
-        The certified error ``‖A − U diag(S) Vh‖`` is at most ``max(rtol · ‖A‖, atol)``.
+        Find the smallest rank with ``‖A − U diag(S) Vh‖ ≤ max(rtol · ‖A‖, atol)``, as certified by
+        the error bound.
     center : bool
-        Decompose A less the mean of its rows, as in principal component analysis: the rows of Vh
-        are then the components, ``U * S`` the scores, and ``S**2 / (m − 1)`` the variances. Norm,
-        tolerance and error are those of the centered matrix. The rounding of a sparse matrix or
-        operator stays relative to A itself.
+        Subtract the mean of the rows from A first, as in principal component analysis: then the
+        rows of Vh are the components, ``U * S`` the scores, and ``S**2 / (m − 1)`` the variances.
+        Norm, tolerance and error are those of the centered matrix. The rounding error of a sparse
+        matrix or operator stays relative to A itself.
     oversampling : int
-        At a fixed rank, columns of the basis beyond `rank`, cut off in the end. (With a tolerance
-        the basis grows beyond the rank, also beyond a cap, as the tolerance needs.)
+        At a fixed rank, extra columns of the basis, which are cut off in the end. (With a tolerance
+        the basis grows as far as the tolerance needs, also beyond `rank`.)
     <options>
 
     Returns
     -------
     SVDResult
-        Unpacks as ``U, S, Vh``, and has the `mean` that was subtracted. With a tolerance, of the
-        smallest rank that the certificate allows; near the best possible one. The largest entry of
-        each row of Vh in absolute value is positive (real and positive), so that results of other
-        seeds, libraries and methods have the same signs.
+        Unpacks as ``U, S, Vh``; also has the `mean` that was subtracted. With a tolerance, the rank
+        is the smallest that the error bound allows, which is near the best possible one. The entry
+        of largest absolute value in each row of Vh is real and positive, so that the signs do not
+        depend on seed, library or method.
 
     Raises
     ------
     <raises>
     ValueError
-        If there is no stop rule, an option is out of range, or A holds NaN or Inf.
+        If `rank`, `rtol` and `atol` are all missing, an option is out of range, or A contains NaN
+        or Inf.
 
     Warns
     -----
@@ -80,39 +82,39 @@ def svd(
 
     Notes
     -----
-    Fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
-    2mn(k + p) flops each, and one for ‖A‖_F where it can be had, which tells the error as
-    ``‖A‖² − Σ S²``. With a tolerance the basis grows, as that of :func:`range_finder` does, until
-    its error is a part of the tolerance (0.9, 0.75 without power iterations, and 0.5 where samples
-    tell it), and the truncation spends the rest: the squares of both errors add up. It takes about
-    6nk² flops for the k columns found, and an SVD of k×k. Where the SVD of A takes less time than
-    to grow on, that is truncated.
+    At a fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
+    2mn(k + p) flops each, and one for ‖A‖_F, if available, from which the error follows as
+    ``‖A‖² − Σ S²``. With a tolerance the basis grows, as in :func:`range_finder`, until its error
+    is a part of the tolerance (0.9; 0.75 without power iterations; 0.5 if samples measure it). The
+    truncation spends the rest: the squares of both errors add up. It takes about 6nk² flops for the
+    k columns found, and a k×k SVD. If the SVD of A takes less time than further growth, that SVD is
+    truncated instead.
 
-    With `krylov` the basis at a fixed rank has (q + 1)(k + p) columns, from the same 2q + 1 passes
-    over k + p columns; the last pass takes them all.
+    With `krylov` the basis at a fixed rank has (q + 1)(k + p) columns, from 2q + 1 passes with
+    k + p columns each; the last pass multiplies all of them.
 
     Memory beyond A: less than (3m + 4n)k + 10k² entries for a basis of k columns at a fixed rank.
 
     Singular values and vectors are those of the projected matrix: S never exceeds the singular
     values of A beyond rounding. Does not support derivatives, or stacks with a tolerance.
 
-    A DTensor, sharded by rows or by columns along one dimension of its mesh, is never gathered: U
-    is sharded as its rows are, Vh as its columns are, and all else is replicated. With b columns at
-    a time each process gives n·b numbers (m·b if sharded by columns) to a sum for every other pass,
-    and b² to a gather. All processes stop at the same look, and raise the same errors; of the
-    callbacks the one of the first process can stop them.
+    A DTensor, sharded by rows or by columns along one dimension of its mesh, is never gathered. U
+    is sharded as its rows are, Vh as its columns are, and all else is replicated. With blocks of b
+    columns, every other pass has an all-reduce of n·b numbers (m·b if sharded by columns) and an
+    all-gather of b² numbers per process. All processes stop at the same block and raise the same
+    errors; the callback of process 0 can stop them.
 
-    With `center` one more pass over A finds the mean, of a sparse matrix or operator by a product
-    of Aᴴ with up to 16 columns. At a fixed rank dense matrices are then centered by blocks of 512
-    rows (fewer where these have more than 2¹⁸ entries, but no less than a sixteenth of all) at each
-    pass, and sparse ones are never; to a tolerance the copy of A is centered.
+    With `center` one more pass over A computes the mean; for a sparse matrix or operator, a product
+    of Aᴴ with up to 16 columns. At a fixed rank, dense matrices are then centered in each pass, by
+    blocks of 512 rows (fewer if these have more than 2¹⁸ entries, but at least a sixteenth of all).
+    Sparse ones are never centered explicitly. To a tolerance the copy of A is centered.
 
     References
     ----------
     N. Halko, P.-G. Martinsson and J. A. Tropp, Finding structure with randomness, 2011,
-    doi:10.1137/090771806, Algorithm 5.1. The signs: R. Bro, E. Acar and T. G. Kolda, Resolving the
-    sign ambiguity in the singular value decomposition, 2008, doi:10.1002/cem.1122, discuss rules;
-    the largest entry is the common one.
+    doi:10.1137/090771806, Algorithm 5.1. Rules for signs are discussed by R. Bro, E. Acar and T. G.
+    Kolda, Resolving the sign ambiguity in the singular value decomposition, 2008,
+    doi:10.1002/cem.1122; the largest entry is the usual one.
 
     Examples
     --------
@@ -127,7 +129,7 @@ def svd(
     mean, added, shards = None, 0, shards_of(A, test_matrix=options.get("test_matrix"))
     if shards is not None:
         if center:
-            raise ValueError("`center` takes no DTensor; subtract the mean first: A - A.mean(0).")
+            raise ValueError("`center` does not support DTensors; pass A - A.mean(0) instead.")
         A = shards.operator
         options["rng"] = shards.seed(options.get("rng"))
     if center:
@@ -152,18 +154,18 @@ def decompose(
     oversampling: int = 0,
     **options: Any,
 ) -> tuple[Array, Array, Array, Outcome]:
-    """:func:`svd` without a warning: U, S, Vh and what else the result holds."""
+    """:func:`svd` without a warning: U, S, Vh, and the other attributes of the result."""
     options |= {"share": 1.0, "powers": powers, "oversampling": oversampling, "projects": True}
     found = find(A, rank, **options)
-    if found.whole is not None:
-        return _cut_of_whole(found, rank, fixed_signs)
+    if found.full_svd is not None:
+        return _truncated_full_svd(found, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, domain_qr(found.state.A))
     del C
     S = small.S if scale == 1.0 else small.S / scale
     if found.fixed:
         outcome = at_fixed_rank(found, rank, lambda k: matrix_norm_by_rows(S[..., None, :k]))
-        if outcome.error is None:  # whose norm would have told
+        if outcome.error is None:  # with an error, the norm was read and checked
             refuse_infinite(S)
     else:
         refuse_infinite(S)
@@ -189,19 +191,19 @@ def decompose(
 def _with_rounding(
     found: Found, cap: int | None, U: Array, S: Array, Vh: Array, outcome: Outcome
 ) -> Outcome:
-    """The outcome with the error of the product itself, where the bound is next to rounding.
+    """The outcome with the error of the computed product, if the bound is near rounding.
 
-    Reflectors drift where sums are biased. In the Frobenius norm, where A still is in memory,
-    ``‖A − U diag(S) Vh‖`` is computed, whose own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
-    `_skeleton.lost_in`). Else the bound takes what the columns of U are not orthonormal by: the
-    product differs by about ``U (UᴴU − I) diag(S)`` from what the bound is of.
+    Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
+    ``‖A − U diag(S) Vh‖`` is computed; its own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
+    `_skeleton.lost_in`). Otherwise the departure of U from orthonormality is added to the bound:
+    the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded.
     """
     bound, size, state, epsilon = outcome.error_bound, outcome.norm_A, found.state, eps(S)
     if bound is None or outcome.error is None or not size or bound > 2.0 * NEAR * epsilon * size:
         return outcome
-    if state.A.far is not None:  # U is made by products of its own
+    if state.A.domain is not None:  # U is made by other products
         return outcome
-    if outcome.certificate != "exact" or state.is_spent or found.problem.norm != "fro":
+    if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
         drift = float(safe_norm(defect(U) * S))
         return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
     error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
@@ -209,11 +211,11 @@ def _with_rounding(
     return with_bound(outcome, outcome.rank, cap, error, bound)
 
 
-def _cut_of_whole(
+def _truncated_full_svd(
     found: Found, rank: int | None, fixed_signs: bool
 ) -> tuple[Array, Array, Array, Outcome]:
-    """The same from the SVD of A itself, of which the truncation makes all of the error."""
-    whole, xp = found.whole, found.state.A.xp
+    """The truncated SVD of A itself; the truncation is the only error."""
+    whole, xp = found.full_svd, found.state.A.xp
     assert whole is not None
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
@@ -224,25 +226,25 @@ def _cut_of_whole(
     return U * adjoint(phase), S[:r], Vh * phase, outcome
 
 
-# Rows of a dense matrix that are centered at a time, and at most so many entries; or a sixteenth of
-# it if more.
+# Rows of a dense matrix centered at a time, and the largest number of their entries; or a sixteenth
+# of all rows, if that is more.
 ROWS, ENTRIES = 512, 2**18
-# Rows of other matrices are added up in so many groups at most, of no fewer rows than follows.
+# Rows of other matrices are summed in at most GROUPS partial sums, of at least LEAST rows each.
 GROUPS, LEAST = 16, 4096
 
 
 def centered(A: Operator) -> tuple[Operator, Array, int]:
-    """``A − 1μᵀ`` with μ the mean of the rows of A, and μ itself (a mean for each of a stack).
+    """``A − 1μᵀ`` with μ the mean of the rows of A, and μ itself (one for each matrix of a stack).
 
-    And how many columns were multiplied by Aᴴ to find it.
+    The third value is the number of columns that Aᴴ was multiplied with to find μ.
     """
     return _of_products(A) if A.array is None else _of_array(A, A.array)
 
 
 def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
-    """By blocks of rows: ``AX − 1(μᵀX)`` would lose what μ is larger than the rest."""
+    """By blocks of rows: ``AX − 1(μᵀX)`` would lose digits where μ is larger than the rest."""
     xp, m = A.xp, A.shape[-2]
-    long = math.prod(A.shape) // max(1, m)  # a row of all members
+    long = math.prod(A.shape) // max(1, m)  # entries of one row, over the whole stack
     rows = max(min(ROWS, ENTRIES // max(1, long)), m // 16, 1)
     parts = slices(m, rows) or [slice(0, 0)]
 
@@ -266,17 +268,17 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
 
 
 def _mean(X: Array) -> Array:
-    """Mean of rows, and of what they differ from it: NumPy adds them in sequence, not in pairs."""
+    """Mean of rows, corrected by the mean of the differences: NumPy sums rows in sequence."""
     xp, m = array_namespace(X), max(1, X.shape[-2])
     mean = xp.sum(X / m, axis=-2, keepdims=True)
     return mean + xp.sum((X - mean) / m, axis=-2, keepdims=True)
 
 
 def _of_products(A: Operator) -> tuple[Operator, Array, int]:
-    """``AX − 1(μᵀX)`` and ``AᴴY − μ̄(1ᵀY)``, whose rounding is relative to both terms.
+    """``AX − 1(μᵀX)`` and ``AᴴY − μ̄(1ᵀY)``; their rounding is relative to both terms.
 
-    The rows are added up in groups first: sparse products add in sequence, and lose the last two
-    digits of a mean of 10⁶ rows in single precision.
+    For the mean, rows are summed in groups first: sparse products sum in sequence, and would lose
+    the last two digits of a mean of 10⁶ rows in single precision.
     """
     m, _ = A.shape
     groups = min(GROUPS, 1 + m // LEAST)
@@ -284,7 +286,7 @@ def _of_products(A: Operator) -> tuple[Operator, Array, int]:
     members = A.xp.astype(of_row[:, None] % groups == every[None, :], A.dtype)
     sums = A.rmatmat(members)
     xp = array_namespace(sums)
-    # Aᴴ1 is the conjugate of what the columns add up to
+    # Aᴴ1 is the conjugate of the column sums
     conjugate = xp.sum(sums / max(1, m), axis=1, keepdims=True)
     row = adjoint(conjugate)
 

@@ -135,7 +135,7 @@ FAMILIES = {
 for _name, _values in gallery.SPECTRA.items():
     FAMILIES[f"gallery_{_name}"] = lambda r, m, n, s=_values: spectral(r, m, n, s(min(m, n)))
 # Those that know the seed: what a call with it left, and what its test matrix does not meet. None
-# is scaled to the product with the probe too: who knows all random numbers can fool any sample.
+# is scaled to the product that salts the seed: who knows all random numbers fools any sample.
 OF_SEED = ("residual", "deflated", "residual_of_rank", "blind")
 
 
@@ -164,20 +164,20 @@ def plain_matrix(case, family):
 
 
 def sketched(case, A):
-    """All that a call of the case draws, of its matrices and of its probe."""
-    drawn, draw, probe = [], TestMatrix.draw, TestMatrix.probe
+    """All that a call of the case draws, of its matrices and of the vector that salts its seed."""
+    drawn, draw, vector = [], TestMatrix.draw, TestMatrix.gaussian_vector
 
     def kept(self, *args, method=draw):
         drawn.append(method(self, *args))
         return drawn[-1]
 
     TestMatrix.draw = kept
-    TestMatrix.probe = functools.partialmethod(kept, method=probe)
+    TestMatrix.gaussian_vector = functools.partialmethod(kept, method=vector)
     try:
         given = {"rtol": case.rtol or 0.1, **wanted(case, "range_finder"), "rng": case.seed}
         lowrank.range_finder(wrapped(case, A.astype(case.working)), **given)
     finally:
-        TestMatrix.draw, TestMatrix.probe = draw, probe
+        TestMatrix.draw, TestMatrix.gaussian_vector = draw, vector
     return [np.asarray(X).astype(np.complex128) for X in drawn if X is not None]
 
 

@@ -1,1 +1,1 @@
-"""What ``lowrank`` does: read a file, factorize, report, write."""
+"""The command ``lowrank``: read a file, factorize, report, and write the factors."""

@@ -1,4 +1,4 @@
-"""The answer to each question of the command line, as a table and as JSON."""
+"""The results for the command line, as a table and as JSON."""
 
 import json
 import math
@@ -22,10 +22,10 @@ NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one tolerance, or the rank alone, takes. Errors are absolute."""
+    """The result for one tolerance, or for the rank alone. Errors are absolute."""
 
     rtol: float | None
-    factors: Any  # an SVDResult with an error and a norm
+    factors: Any  # an SVDResult, with error and norm
     nbytes: int
     seconds: float
 
@@ -44,14 +44,14 @@ class Answer:
 
 
 def answers(matrix: Matrix, options: Options, progress: Progress, about: str) -> list[Answer]:
-    """One answer for each question; errors begin with `about`."""
+    """One answer for each tolerance; error messages begin with `about`."""
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what was not met is told as a line of its own
+            warnings.simplefilter("ignore")  # missed tolerances get a line of their own
             return [_answer(matrix, rtol, options, progress) for rtol in options.rtols]
     except MemoryError:
         refuse(f"{about}: the work does not fit in memory")
-    # NaN or Inf, which only the products bring to light; and what torch says of its own troubles
+    # NaN or Inf, which only products reveal; and errors of torch
     except (ValueError, RuntimeError) as error:
         said, where = reason(error).replace("`A`", "the matrix"), ""
         if "NaN" in said and isinstance(matrix.array, np.ndarray):
@@ -66,7 +66,7 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
 
     @cache
     def norm_A() -> float:
-        """Which looks do not tell."""
+        """The norm of A, which a Look does not contain."""
         found = svd(1, power_iterations=0)
         return float(found.norm_A if norm == "fro" else found.S[0]) or 1.0
 
@@ -80,10 +80,10 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
         callback=lambda look: progress.show(partial(state, look)),
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    if found.error_bound is None:  # that of a given rank is that of a fresh sample
+    if found.error_bound is None:  # at a fixed rank: measure it with a fresh sample
         fresh, size = residual_norm(A, found, norm=norm, rng=seed), float(found.S[0])
-        told = {"error": fresh.value, "error_bound": fresh.upper_bound, "norm_A": size}
-        found = replace(found, certificate="sampled", **told)
+        sampled = {"error": fresh.value, "error_bound": fresh.upper_bound, "norm_A": size}
+        found = replace(found, certificate="sampled", **sampled)
     numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
     return Answer(rtol, found, numbers * matrix.itemsize, seconds)
 
@@ -94,11 +94,11 @@ def _memory(nbytes: int, whole: int) -> str:
 
 
 class Table:
-    """The table, line by line as the answers come; for the tensors of a checkpoint with sums."""
+    """The table, printed line by line; for the tensors of a checkpoint with totals."""
 
     def __init__(self, options: Options, count: int) -> None:
         self._options, self._count = options, count
-        self._whole = 0  # bytes of what is in the table, and the least of those and the factors'
+        self._whole = 0  # bytes of all matrices, and of the smaller of matrix and factors
         self._least = [0] * len(options.rtols)
 
     def add(self, source: Source, matrix: Matrix, found: list[Answer]) -> None:
@@ -134,7 +134,7 @@ class Table:
 
 
 def missed_line(answers: list[tuple[str, Answer]]) -> str:
-    """One line on the tolerances that were not met: which or how many, and the worst."""
+    """One line about the tolerances that were not met: which or how many, and the worst."""
     missed = [(name, answer) for name, answer in answers if answer.missed]
     name, worst = max(missed, key=lambda pair: pair[1].relative(pair[1].factors.error_bound))
     bound, status = f"{worst.relative(worst.factors.error_bound):.3g}", worst.factors.status
@@ -153,7 +153,7 @@ def as_json(options: Options, entries: list[dict[str, Any]]) -> str:
 
 
 def entry(source: Source, matrix: Matrix, found: list[Answer]) -> dict[str, Any]:
-    """What JSON says of one matrix."""
+    """The JSON entry of one matrix."""
     head = {"name": source.name or None, "shape": list(matrix.array.shape), "dtype": matrix.dtype}
     return head | {"bytes": matrix.nbytes, "results": [_result(answer) for answer in found]}
 
@@ -164,7 +164,7 @@ def _result(answer: Answer) -> dict[str, Any]:
     return {
         **{name: getattr(answer, name) for name in ("rtol", "seconds")},
         **{name: getattr(answer.factors, name) for name in names},
-        # JSON has no number for a tolerance that overflows.
+        # JSON has no infinity, for a tolerance that overflows.
         "tolerance": None if tolerance == math.inf else tolerance,
         "status": answer.factors.status.name,
         "bytes": answer.nbytes,

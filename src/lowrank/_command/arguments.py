@@ -1,13 +1,13 @@
-"""Compress the matrix in FILE to a certified tolerance or to a given rank, and tell what it takes:
-without a tolerance or rank, what 0.1, 0.01 and 0.001 take. Without FILE: the same for a map of
-elevations that comes with the package.
+"""Compress the matrix in FILE to a certified tolerance or to a given rank, and report rank, error,
+memory and time. Without a tolerance or rank, for the tolerances 0.1, 0.01 and 0.001. Without any
+argument: the same for a map of elevations that comes with the package.
 
 files:
-  .npy                the array, memory-mapped if its dtype is that of the work
-  .npz                an array of it; or a sparse matrix of SciPy, with SciPy
+  .npy                an array, memory-mapped if its dtype needs no conversion
+  .npz                one of its arrays; or a sparse matrix of SciPy, with SciPy
   .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or blanks; # starts a comment;
-                      also packed (.csv.gz .csv.bz2 .csv.xz)
-  -                   the same from the standard input
+                      also compressed (.csv.gz .csv.bz2 .csv.xz)
+  -                   text from the standard input
   .mtx                Matrix Market, sparse or dense, with SciPy
   .mat                an array of MATLAB, with SciPy; of its version 7.3 with h5py
   .h5 .hdf5           a dataset, with h5py
@@ -17,25 +17,25 @@ files:
   .safetensors        every floating tensor of two dimensions, with safetensors; bfloat16 and float8
                       also need torch
 
-  One of several arrays, datasets, sheets or tensors is chosen as FILE:NAME or with --name. In text
-  a first line of names is left out, and said to be, where numbers follow; --skip-columns leaves out
-  an index. Integers are read as float64.
+  Choose one of several arrays, datasets, sheets or tensors as FILE:NAME or with --name. In text, a
+  first line of names is left out, with a message; --skip-columns leaves out an index. Integers are
+  read as float64.
 
 output:
-  FACTORS.npz holds U, S and Vh, with A = (U * S) @ Vh up to the error, and about: tolerance, error
-  and error_bound (absolute), norm and more, as JSON. lowrank.load reads all of it. The file appears
-  when it is complete, or not at all.
+  FACTORS.npz contains U, S and Vh, with A = (U * S) @ Vh up to the error, and an entry `about` with
+  tolerance, error and error_bound (absolute), norm and more, as JSON. lowrank.load reads the file.
+  It appears when it is complete, or not at all.
 
-  Tolerances and errors in the table are relative to the norm of the matrix, or in the spectral norm
-  to a lower bound on it; with --json all but rtol are absolute. In the spectral norm and with
-  --rank alone, estimate and bound may be several times the error. Memory and bytes are those of U,
-  S and Vh (and of the mean, with --center), in the precision of the file (float64 for integers).
-  The same file, options and seed give the same result.
+  Tolerances and errors in the table are relative to the norm of the matrix (in the spectral norm,
+  to a lower bound on it). With --json all values but rtol are absolute. In the spectral norm, and
+  with --rank alone, estimate and bound may be several times the error. Memory is that of U, S and
+  Vh (with --center, also of the mean), in the precision of the file (float64 for integers). The
+  same file, options and seed give the same result.
 
-  Progress goes to the standard error, where work is long: the error so far, and its goal.
+  If the work takes long, its progress is written to the standard error: the error and its goal.
 
 exit code:
-  0 done; 2 bad input, told in one line; 3 a tolerance was not met (what was reached is told and
+  0 done; 2 bad input, explained in one line; 3 a tolerance was not met (the result is reported and
   written all the same); 130 interrupted
 
 examples:
@@ -59,7 +59,7 @@ from lowrank._command.telling import refuse
 Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 
 PLOTS = (".png", ".pdf", ".svg")
-RTOLS = (0.1, 0.01, 0.001)  # where nothing is asked for
+RTOLS = (0.1, 0.01, 0.001)  # by default
 
 
 class _Parser(argparse.ArgumentParser):
@@ -96,11 +96,11 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     count = {"metavar": "N", "type": _count(0), "default": 0}
     add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")
-    help_rtol = "relative tolerance, such as 1e-2; several give a line each"
+    help_rtol = "relative tolerance, such as 1e-2; or several, for a line each"
     add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
-    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; with --rtol the larger")
-    add("--rank", metavar="K", type=_count(1), help="rank; a cap on it beside a tolerance")
-    add("--center", action="store_true", help="take the mean of all rows from each")
+    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger one holds")
+    add("--rank", metavar="K", type=_count(1), help="rank; with a tolerance, the largest")
+    add("--center", action="store_true", help="subtract the mean of all rows from each")
     add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")
     help_powers = "0 with a tolerance, 1 in the spectral norm, 2 with --rank alone"
     add("--power-iterations", metavar="Q", type=_count(0), help=help_powers)
@@ -110,8 +110,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--skip-columns", **count, help="columns of text to skip (0)")
     help_decimal = "decimal mark of text, . or , (.)"
     add("--decimal", metavar="C", choices=(".", ","), default=".", help=help_decimal)
-    add("--output", metavar="FACTORS.npz", type=Path, help="write the factors, of one tolerance")
-    help_plot = "draw estimate, bound and true error against the rank, of one tolerance; matplotlib"
+    add("--output", metavar="FACTORS.npz", type=Path, help="write the factors for one tolerance")
+    help_plot = "plot estimate, bound and true error against rank, for one tolerance; matplotlib"
     add("--plot", metavar="FILE.png", type=Path, help=help_plot)
     add("--force", action="store_true", help="let --output and --plot replace a file")
     add("--json", action="store_true", help="JSON instead of the table")
@@ -120,9 +120,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def parse(arguments: list[str]) -> Options:
-    """The options, checked as far as that goes without reading a file.
+    """The options, checked as far as possible without reading a file.
 
-    With a rank or `atol` alone, `rtols` is ``(None,)``: one question, without a relative tolerance.
+    With a rank or `atol` alone, `rtols` is ``(None,)``: one result, without a relative tolerance.
     """
     given = _parser().parse_args(arguments)
     if given.file is None:

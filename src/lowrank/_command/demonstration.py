@@ -26,7 +26,7 @@ def _seconds(work: Callable[[], object]) -> float:
 
 
 def demonstrate() -> None:
-    """Compress to each tolerance with the defaults, and print how near to the best possible."""
+    """Compress to each tolerance with the defaults, and compare with the best possible rank."""
     A = elevation()
     full_svd = partial(np.linalg.svd, A, full_matrices=False)
     singular_values, full = full_svd().S, _seconds(full_svd)
@@ -48,5 +48,5 @@ def demonstrate() -> None:
     tell(
         "\nTolerance, bound, error and memory are relative to those of the matrix, a small one. The"
         "\ncost of a range finder grows as m·n·rank, that of the full SVD, which finds the best,"
-        "\nas m·n·min(m, n). lowrank --help tells how to compress a matrix of your own."
+        "\nas m·n·min(m, n). lowrank --help shows how to compress a matrix of your own."
     )

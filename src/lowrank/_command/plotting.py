@@ -1,4 +1,4 @@
-"""A picture of the error against the rank: estimate, bound and truth."""
+"""A plot of the error against the rank: estimate, bound and true error."""
 
 import io
 from typing import Any
@@ -14,20 +14,20 @@ from lowrank._small_svd import tails
 
 Double = np.ndarray[Any, np.dtype[Any]]
 
-# Full SVDs, for the best possible error and for true errors in the spectral norm, are taken up to
-# this m·n·min(m, n) in all: about half a minute on a slow machine.
+# Full SVDs, for the best possible error and for true errors in the spectral norm, are computed up
+# to a total m·n·min(m, n) of this: about half a minute on a slow machine.
 FULL_SVD = 1e10
-# The true error needs m·n·rank multiplications, also of a sparse matrix; up to here about a minute.
+# The true error takes m·n·rank multiplications, also for a sparse matrix; this many take a minute.
 TRUTH = 1e12
 
 
 def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double, Double]]:
     """Ranks and absolute errors of each curve.
 
-    Three of them are about the factors when only their leading columns are kept. What is cut off
-    then is orthogonal to the rest of the error, so that ``‖A − U_r S_r Vh_r‖`` follows from the
-    error of all columns and the singular values; in the spectral norm only a bound follows, and
-    the truth is measured.
+    Bound, estimate and truth are those of the factors truncated to r columns. The truncated part is
+    orthogonal to the rest of the error, so that ``‖A − U_r S_r Vh_r‖`` follows from the error with
+    all columns and the singular values. In the spectral norm only a bound follows, and the true
+    error is measured.
     """
     U, S, Vh = map(_double, answer.factors)
     mean = 0.0 if answer.factors.mean is None else _double(answer.factors.mean)
@@ -54,14 +54,14 @@ def curves(matrix: Matrix, answer: Answer, norm: str) -> dict[str, tuple[Double,
             errors = [np.linalg.norm(A - (U[:, :r] * S[:r]) @ Vh[:r], 2) for r in some]
             found["truth"] = some, np.array(errors)
     if looks := [look for look in answer.factors.history if look.rank <= S.size]:
-        looked, _, bounds = np.array(looks).T
-        found["looks"] = looked, bounds
+        seen, _, bounds = np.array(looks).T
+        found["looks"] = seen, bounds
     return found
 
 
 @np.errstate(all="ignore")
 def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
-    """The picture as the content of a file of the kind that `options.plot` names."""
+    """The plot as bytes, in the file format of `options.plot`."""
     found = curves(matrix, answer, options.norm)
     styles: dict[str, dict[str, Any]] = {
         "best": {"color": "0.8", "linewidth": 6, "label": "best possible (full SVD)"},
@@ -70,7 +70,7 @@ def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
         "estimate": {"color": "C1", "linestyle": "--", "label": "estimate"},
         "looks": {"color": "C0", "linestyle": "", "marker": "v", "label": "bound, growing basis"},
     }
-    # No pyplot: it looks for a window system, and keeps every figure.
+    # Not pyplot, which looks for a window system and keeps every figure.
     figure = required("matplotlib.figure", "--plot").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
     unit = answer.factors.norm_A or 1.0
@@ -97,7 +97,7 @@ def picture(matrix: Matrix, answer: Answer, options: Options) -> bytes:
 
 
 def _cut_off(values: Double, norm: str) -> Double:
-    """Error of truncating at each rank, of singular values of any size."""
+    """The error of a truncation at each rank, without overflow."""
     largest = np.max(values, initial=0.0) or 1.0
     errors: Double = tails(values / largest, norm)
     return largest * errors

@@ -1,4 +1,4 @@
-"""Matrices from files: which there are, and each one when its turn comes."""
+"""Matrices from files: a list of the matrices of a file, each of which is read when needed."""
 
 import cmath
 import csv
@@ -21,30 +21,30 @@ from lowrank._command.arguments import Options
 from lowrank._command.telling import complain, guarded, refuse, required
 
 TEXT = (".csv", ".dat", ".tsv", ".txt")
-PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}  # the modules that unpack
+PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}  # the modules that decompress
 IMAGES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 NAMED = (".h5", ".hdf5", ".mat", ".npz", ".safetensors", ".xlsx")
 KINDS = (*TEXT, ".mtx", ".npy", ".parquet", *NAMED, *IMAGES)
-# Kinds of files that take an option.
+# The kinds of files that each option is for.
 TAKING = {"name": NAMED, "decimal": TEXT}
 TAKING |= dict.fromkeys(("skip_rows", "skip_columns"), (*TEXT, ".parquet", ".xlsx"))
-# What stands in a text where a value is missing, in lower case.
+# Spellings of a missing value in text, in lower case.
 MISSING = ("", "-", ".", "?", "n/a", "na", "nan", "nat", "none", "null")
-# With decimal commas, points between thousands are errors rather than decimal points.
+# Swaps commas and points: with decimal commas, points between thousands are then errors.
 COMMAS = str.maketrans(",.", ".,")
 
 INTEGER = re.compile(r"u?int\d+|bool")
-# Dtypes of a checkpoint that NumPy has, the others are read with torch; and those of weights.
+# Dtypes of checkpoints that NumPy has (others are read with torch); and floating dtypes.
 NUMPY_DTYPES = re.compile(r"BOOL|[UI](8|16|32|64)|F(16|32|64)|C64")
 FLOATING = re.compile(r"B?F\d|C64")
 
-# The names and, where they are known, shapes of arrays; and what reads one of them.
+# The names and (if known) shapes of arrays, and a function that reads one of them.
 Arrays = tuple[dict[str, Any], Callable[[str], Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
-    """A matrix, ready for the library, and what the file takes for it."""
+    """A matrix, ready for the library, and its dtype and size in the file."""
 
     array: Any  # NumPy, torch, or SciPy's sparse
     dtype: str  # in the file
@@ -54,7 +54,7 @@ class Matrix:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A matrix that has not been read yet. `name` is empty where a file holds only one."""
+    """A matrix that has not been read yet. `name` is empty if the file has only one matrix."""
 
     path: Path
     read: Callable[[], Any]
@@ -83,12 +83,12 @@ def sources(options: Options) -> list[Source]:
         if getattr(options, option) not in (None, 0, ".") and kind not in kinds:
             refuse(f"--{option.replace('_', '-')} is for {' '.join(kinds)}, got {path}")
     if path.exists() and not (path.is_file() or path.is_dir()):
-        refuse(f"{path}: is no file; read it as standard input: lowrank - < {path}")
+        refuse(f"{path}: is not a file; read it as standard input: lowrank - < {path}")
     arrays = {".npz": _archived, ".mat": _matlab, ".h5": _hdf5, ".hdf5": _hdf5}
     readers = {".npy": _npy, ".mtx": _matrix_market, ".parquet": _parquet, ".xlsx": _sheet}
     with guarded(path, "read"):
         if not is_piped:
-            path.open("rb").close()  # what cannot be opened is told before anything else is done
+            path.open("rb").close()  # first: raises if the file cannot be opened
         if kind == ".safetensors":
             return _tensors(path, options.name)
         if kind in arrays:
@@ -109,22 +109,22 @@ def _matrix(X: Any) -> Matrix:
         refuse(f"holds no matrix, but an array of shape {tuple(X.shape)}{remedy}")
     if 0 in X.shape:
         refuse(f"is empty: shape {tuple(X.shape)}")
-    # By a name without byte order or library.
+    # The name, without byte order or library.
     dtype = str(getattr(X.dtype, "name", X.dtype)).removeprefix("torch.")
     if hasattr(X, "check_format"):
-        X.check_format(full_check=True)  # compiled code trusts the indices of a sparse matrix
+        X.check_format(full_check=True)  # wrong indices could crash compiled code
     array = _floating(X, dtype)
     parts: tuple[Any, ...] = (X,)
     if hasattr(array, "tocsr"):
         array = array.tocsr()
         parts = (array.data, array.indices, array.indptr)
-    # The factors of integers are no integers.
+    # Factors of an integer matrix are floating-point numbers.
     itemsize = (array if INTEGER.fullmatch(dtype) else X).dtype.itemsize
     return Matrix(array, dtype, sum(part.nbytes for part in parts), itemsize)
 
 
 def _floating(X: Any, dtype: str) -> Any:
-    """`X` in a dtype of the library, converted once rather than at every call."""
+    """`X` in a supported dtype, converted once and not at every call."""
     if INTEGER.fullmatch(dtype):
         return X.double() if hasattr(X, "double") else X.astype(np.float64)
     if dtype in ("float16", "bfloat16") or dtype.startswith("float8"):
@@ -140,7 +140,7 @@ def _reader(package: str, kind: str) -> Any:
 
 
 def _chosen(name: str | None, shapes: dict[str, Any], kind: str) -> str:
-    """The array of that name; without one the only array, or the only one that is no vector."""
+    """The array of that name; without a name, the only array or the only matrix."""
     if not shapes:
         refuse(f"holds no {kind}s")
     names = list(shapes)
@@ -156,7 +156,7 @@ def _chosen(name: str | None, shapes: dict[str, Any], kind: str) -> str:
     return name
 
 
-# -- one kind of file after the other --------------------------------------------------------------
+# -- kinds of files --------------------------------------------------------------------------------
 
 
 def _npy(options: Options) -> Any:
@@ -174,7 +174,7 @@ def _archived(path: Path) -> Arrays:
 
 def _matlab(path: Path) -> Arrays:
     with path.open("rb") as stream:
-        if stream.read(10) == b"MATLAB 7.3":  # which is HDF5, with the columns as rows
+        if stream.read(10) == b"MATLAB 7.3":  # HDF5, transposed
             shapes, load = _hdf5(path)
             return shapes, lambda name: load(name).T
     read = _reader("scipy.io", ".mat")
@@ -187,13 +187,13 @@ def _hdf5(path: Path) -> Arrays:
     shapes: dict[str, Any] = {}
     with opening() as file:
         file.visititems(lambda key, item: shapes.update({key: getattr(item, "shape", None)}))
-    # Groups have no shape, and names of MATLAB's own begin with #.
+    # Groups have no shape; internal names of MATLAB begin with #.
     shapes = {key: shape for key, shape in shapes.items() if shape and not key.startswith("#")}
     return shapes, lambda name: opening()[name][()]
 
 
 def _matrix_market(options: Options) -> Any:
-    # SciPy's parser reads past the end where the last line is not ended.
+    # SciPy's parser reads past the end if the last line has no newline.
     content = io.BytesIO(options.file.read_bytes() + b"\n")
     return _reader("scipy.io", ".mtx").mmread(content)
 
@@ -206,7 +206,7 @@ def _parquet(options: Options) -> Any:
 
 
 def _sheet(options: Options) -> Any:
-    """A sheet as the text that a spreadsheet would export, with the same lines and columns."""
+    """A sheet, read as the text that a spreadsheet program would export."""
     book = _reader("openpyxl", ".xlsx").load_workbook(options.file, data_only=True)
     text = io.StringIO()
     for row in book[_chosen(options.name, dict.fromkeys(book.sheetnames), "sheet")].values:
@@ -233,10 +233,10 @@ def _text_file(options: Options) -> Any:
 
 
 def _text(stream: BinaryIO, options: Options) -> Any:
-    """Numbers in lines and columns, without a first line of names."""
+    """A table of numbers; a first line of names is left out."""
     skip_rows, skip_columns = options.skip_rows, options.skip_columns
     swapped = COMMAS if options.decimal == "," else {}
-    with io.TextIOWrapper(stream, "utf-8-sig", "replace") as text:  # other letters are in names
+    with io.TextIOWrapper(stream, "utf-8-sig", "replace") as text:  # for names
         lines = [line.translate(swapped) for line in text]
     filled = (k for k, line in enumerate(lines) if k >= skip_rows and _fields(line, ";"))
     head = list(islice(filled, 2))
@@ -246,7 +246,7 @@ def _text(stream: BinaryIO, options: Options) -> Any:
     mark = next((m for k in reversed(head) for m in marks if m in lines[k]), " ")
     first, row = _fields(lines[head[0]], mark), head[0] + 1
     names = any(map(_is_word, first[skip_columns:]))
-    if first[0] == "":  # above an index
+    if first[0] == "":  # an empty cell above an index
         names = names or skip_columns > 0 or _counts([*map(_value, first[1:])])
     if has_names := names and len(head) > 1:
         skip_rows = row
@@ -296,7 +296,7 @@ def _is_word(field: str) -> bool:
 
 
 def _fault(lines: Iterable[tuple[int, list[str]]], skipped: int, swapped: dict[int, int]) -> str:
-    """The first place, counted in the file from 1, where there is no number; and what to do."""
+    """The first place without a number, counted from 1 in the file, and a remedy."""
     width = 0
     for line, fields in lines:
         for column, field in enumerate(fields[skipped:], skipped + 1):
@@ -321,7 +321,7 @@ def _fault(lines: Iterable[tuple[int, list[str]]], skipped: int, swapped: dict[i
 
 def _tensors(path: Path, name: str | None) -> list[Source]:
     opening = _reader("safetensors", ".safetensors").safe_open
-    # One opened file for each library, for all tensors: every opening parses the whole header.
+    # One open file per library for all tensors: opening a file parses the whole header.
     arrays = tensors = opening(path, "numpy")
     described = {key: arrays.get_slice(key) for key in arrays.keys()}  # noqa: SIM118 - no dictionary
     shapes = {key: tuple(about.get_shape()) for key, about in described.items()}

@@ -12,7 +12,7 @@ from lowrank._command.reading import Matrix, sources
 from lowrank._command.telling import InputError, Progress, complain, guarded, refuse, required, tell
 from lowrank._files import write_whole
 
-# Exit codes, beside 0. The first is that of argparse.
+# Exit codes other than 0. The first is that of argparse.
 BAD_INPUT = 2
 NOT_MET = 3
 
@@ -24,7 +24,7 @@ def run(options: Options) -> int:
     progress = Progress()
     table = Table(options, len(matrices))
     entries: list[dict[str, Any]] = []
-    told: list[tuple[str, Answer]] = []
+    reported: list[tuple[str, Answer]] = []
     code = 0
     for position, source in enumerate(matrices, start=1):
         count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
@@ -39,27 +39,27 @@ def run(options: Options) -> int:
         except InputError as error:
             if len(matrices) == 1:
                 raise
-            # The other tensors of a checkpoint are worth an answer all the same.
+            # Go on with the other tensors of a checkpoint.
             complain(str(error))
             entries.append({"name": source.name, "error": str(error)})
             code = BAD_INPUT
             continue
         entries.append(entry(source, matrix, found))
-        told += [(source.name, answer) for answer in found]
+        reported += [(source.name, answer) for answer in found]
         if not options.json:
             table.add(source, matrix, found)
     if options.json:
         tell(as_json(options, entries))
     else:
         table.end()
-    if any(answer.missed for _, answer in told):
-        complain(f"{options.file}: {missed_line(told)}")
+    if any(answer.missed for _, answer in reported):
+        complain(f"{options.file}: {missed_line(reported)}")
         code = code or NOT_MET
     return code
 
 
 def _check_targets(options: Options, matrices: int) -> None:
-    """Find out what would keep files from being written before the work, not after it."""
+    """Check that the output files can be written, before the work begins."""
     targets = {"--output": options.output, "--plot": options.plot}
     for option, path in targets.items():
         if path is None:

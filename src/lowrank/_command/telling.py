@@ -1,4 +1,4 @@
-"""What a person is told: the answer, its progress, or one line instead of a traceback."""
+"""Output on the terminal: results, progress, and one line instead of a traceback."""
 
 import importlib
 import os
@@ -10,11 +10,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-CLEAR = "\r\x1b[K"  # what the line of a terminal holds
+CLEAR = "\r\x1b[K"  # clears the current line of a terminal
 
 
 class InputError(Exception):
-    """Something that only the person at the command line can mend; the message says what."""
+    """An error that the user can correct; its message is shown in one line."""
 
 
 def refuse(message: str) -> NoReturn:
@@ -23,7 +23,7 @@ def refuse(message: str) -> NoReturn:
 
 @contextmanager
 def guarded(label: object, done: str, memory: str = "does not fit in memory") -> Iterator[None]:
-    """Tell what goes wrong in one line: `label`, and that it cannot be `done`."""
+    """Turn any error into an InputError in one line: `label` cannot be `done`."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -34,7 +34,7 @@ def guarded(label: object, done: str, memory: str = "does not fit in memory") ->
         refuse(f"{label}: {memory}")
     except FileExistsError:
         refuse(f"{label}: exists; --force replaces it")
-    # Damaged files and a foreign configuration make the libraries that read them raise anything.
+    # Libraries may raise any exception for damaged files.
     except Exception as error:
         said = reason(error)
         if "pickle" in said.lower() or "Python objects" in said:
@@ -43,18 +43,18 @@ def guarded(label: object, done: str, memory: str = "does not fit in memory") ->
 
 
 def reason(error: BaseException) -> str:
-    """The first line of what an exception says, in a form that fits behind a file's name."""
+    """The first line of the message of an exception, without a final period."""
     said = str(getattr(error, "strerror", None) or error).strip() or type(error).__name__
     return said.splitlines()[0].rstrip(".")
 
 
 def printable(text: str) -> str:
-    """`text` without what would end the line or steer a terminal: names come from files."""
+    """`text` with control characters escaped: names from files may contain them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def required(package: str, purpose: str, instead: str = "") -> Any:
-    """Import an optional package, or say how to get it, and what to do `instead`."""
+    """Import an optional package; otherwise explain how to install it, or what to do `instead`."""
     try:
         return importlib.import_module(package)
     except ImportError:
@@ -64,7 +64,7 @@ def required(package: str, purpose: str, instead: str = "") -> Any:
 
 
 def prepare_streams() -> None:
-    """Let every character be written, and writing to a closed stream do nothing."""
+    """Allow all characters in output, and ignore output to closed streams."""
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
@@ -74,27 +74,27 @@ def prepare_streams() -> None:
 
 
 def tell(text: str) -> None:
-    """Print a part of the answer."""
+    """Print a part of the result."""
     try:
         print(text, flush=True)
     except OSError as error:
-        # What is still in the buffers would fail once more when the interpreter ends.
+        # Otherwise flushing the buffers would fail again when the interpreter exits.
         with open(os.devnull, "wb") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        # Whoever reads a pipe may have enough, as head does; the work goes on.
+        # The reader of a pipe, such as head, may close it; the work goes on.
         if not isinstance(error, BrokenPipeError):
             refuse(f"cannot write to the standard output: {reason(error)}")
 
 
 def complain(text: str) -> None:
-    """One line on stderr, in place of a line of progress."""
+    """Print one line on stderr, in place of a line of progress."""
     start = CLEAR if sys.stderr.isatty() else ""
-    with suppress(OSError):  # there may be nobody left to tell
+    with suppress(OSError):  # stderr may be closed
         print(f"{start}lowrank: {printable(text)}", file=sys.stderr, flush=True)
 
 
 class Progress:
-    """One line on stderr that is written over, where that is a terminal; else one now and then."""
+    """Progress on stderr: on a terminal one line that is overwritten, else a line every 10 s."""
 
     def __init__(self) -> None:
         self._at_terminal = sys.stderr.isatty()

@@ -1,4 +1,4 @@
-"""A basis that grows until its error is small enough: the algorithm, room by room.
+"""The adaptive range finder: a basis that grows until its error is small enough.
 
-`growth` has the loop, in the order of the paper; `residuals` the three ways to know the error.
+`growth` holds the loop, in the order of the paper; `residuals` the three ways to know the error.
 """

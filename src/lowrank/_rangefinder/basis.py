@@ -10,7 +10,7 @@ from lowrank._panel import SMALL, defect, size_of_top, unitary_reflectors
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Block:
-    """``I − V T Vᴴ``, unitary, which acts on the rows from `start` on."""
+    """The unitary matrix ``I − V T Vᴴ``, applied to rows `start` and below."""
 
     start: int
     V: Array
@@ -21,27 +21,27 @@ class Block:
         return int(self.T.shape[-1])
 
     def apply(self, X: Array) -> None:
-        """``X ← (I − V T Vᴴ) X`` on its rows of X, in place."""
+        """``X ← (I − V T Vᴴ) X``, in place, on rows `start` and below."""
         part = X[..., self.start :, :]
         xa.subtract_product(part, self.V, self.T @ xa.adjoint_matmul(self.V, part))
 
     def apply_adjoint(self, X: Array) -> None:
-        """``X ← (I − V Tᴴ Vᴴ) X`` on its rows of X, in place."""
+        """``X ← (I − V Tᴴ Vᴴ) X``, in place, on rows `start` and below."""
         part = X[..., self.start :, :]
         xa.subtract_product(part, self.V, xa.adjoint(self.T) @ xa.adjoint_matmul(self.V, part))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Basis:
-    """The first k columns of the unitary m×m matrix ``H = H₁ H₂ ⋯``, one factor for each block.
+    """The first k columns of the unitary m×m matrix ``H = H₁ H₂ ⋯``, with one factor per block.
 
-    H is never formed. What is left of A when the basis is projected out of it is, in the
-    coordinates of H, rows k and on of ``HᴴA``: the range finder works on those rows alone.
+    H is never formed. The rows of ``HᴴA`` below row k are the residual ``A − QQᴴA`` in the
+    coordinates of H. The range finder works on those rows alone.
     """
 
-    empty: Array  # m×0, where everything lives
+    empty: Array  # m×0: has the library, dtype and device of the basis
     blocks: tuple[Block, ...] = ()
-    departs: float = 0.0  # ‖QᴴQ − I‖_F for the columns Q of the last block
+    departure: float = 0.0  # ‖QᴴQ − I‖_F for the columns Q of the last block
 
     @property
     def rank(self) -> int:
@@ -52,40 +52,41 @@ class Basis:
         return int(self.empty.shape[-2])
 
     def append(self, Q: Array, agreed: Callable[[float], float] = float) -> "Basis":
-        """The basis with more columns: Q is orthonormal, and has rows k and on. One read.
+        """The basis with more columns. Q is orthonormal, in the coordinates of H from row k on.
 
-        A number by which something is decided is `agreed` by all processes.
+        Reads from the device once. `agreed` makes a number the same on all processes, before
+        anything is decided by it.
         """
         D = defect(Q, is_panel=True)
-        size, departs = xa.read(size_of_top(Q), xa.array_namespace(Q).linalg.vector_norm(D))
+        size, departure = xa.read(size_of_top(Q), xa.array_namespace(Q).linalg.vector_norm(D))
         V, T = unitary_reflectors(Q, D, is_plain=agreed(size) <= SMALL)
-        return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departs)
+        return Basis(self.empty, (*self.blocks, Block(self.rank, V, T)), departure)
 
     def deflate(self, Y: Array) -> Array:
-        """Rows k and on of ``HᴴY``."""
+        """``(HᴴY)[k:]``."""
         return self.coordinates(Y)[..., self.rank :, :] if self.blocks else Y
 
     def embed(self, Y: Array) -> Array:
-        """``H [0; Y]``, for rows k and on."""
+        """``H [0; Y]``, with k rows of zeros above Y."""
         return self.rotate(xa.rows_below(Y, self.rank)) if self.blocks else Y
 
     def lift(self, X: Array) -> Array:
-        """``Q X``, for the basis Q and k rows X."""
+        """``Q X``, for an X of k rows."""
         below = xa.zeros((*X.shape[:-2], self.rows - self.rank, X.shape[-1]), X)
         return self.rotate(xa.array_namespace(X).concat([X, below], axis=-2))
 
     def coordinates(self, Y: Array) -> Array:
-        """``HᴴY`` whole; its first k rows are ``QᴴY``."""
+        """``HᴴY``; its first k rows are ``QᴴY``."""
         Z = xa.array_namespace(Y).asarray(Y, copy=True)
         for block in self.blocks:
             block.apply_adjoint(Z)
         return Z
 
     def columns(self, start: int = 0) -> Array:
-        """Columns `start` and on of Q, `start` at the edge of a block: 2mk² flops for all.
+        """The columns of Q from `start` on, which must begin a block. All columns: 2mk² flops.
 
-        Reflectors act on rows from their own first column on, where the columns of the unit matrix
-        to the left of it are zero.
+        A block of reflectors changes rows `block.start` and below. There the columns of the
+        identity to the left of `block.start` are zero, so those columns are skipped.
         """
         *batch, m, _ = self.empty.shape
         width = self.rank - start

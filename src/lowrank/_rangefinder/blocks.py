@@ -1,4 +1,4 @@
-"""Blocks of a growing basis: how wide, after how many power iterations, and to which error."""
+"""The blocks of a growing basis: their width, their power iterations, and the error to reach."""
 
 import math
 from dataclasses import replace
@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from lowrank._array import Array, array_namespace, eps, leading
 from lowrank._operator import Operator
-from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized, spanning
 from lowrank._rangefinder.state import Problem, State, StopRule
 from lowrank._tuning import GROWTH, Method, tuning
@@ -16,11 +16,11 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
     """The part of the tolerance at which growth ends."""
     if share is None or state.rank == 0:  # without a basis there is nothing to truncate
         return 1.0
-    if isinstance(state.residual, Whole):
+    if isinstance(state.residual, FullSVD):
         return share
     if problem.norm == "spectral" or isinstance(state.residual, Sampled):
         return share * GROWTH.goal_of_samples
-    if state.A.costly_passes:  # whose columns cost less than a larger rank
+    if state.A.costly_passes:  # more columns in a pass cost little, and lower the rank
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers
@@ -40,12 +40,13 @@ def powers_of(problem: Problem, state: State) -> int:
 
 
 def _falls_slowly(state: State) -> bool:
-    """Whether the basis would have to be multiplied to take what was left, at any look so far.
+    """Whether, after some block so far, not even doubling the basis could remove what was left.
 
-    With the energy ``(e₀² − e₁²)/b`` of a column of the last block, k more columns take k times
-    that at most. Of the singular values j^{−p} what is left is ``1/(2p − 1)`` times that much.
+    A column of that block removed the energy ``(e₀² − e₁²)/b``, so that k more columns remove at
+    most k times that. For singular values j^{−p} the remaining energy is ``1/(2p − 1)`` times that
+    much.
     """
-    for before, last in pairwise(state.looks):
+    for before, last in pairwise(state.history):
         if before.rank < last.rank and last.estimate > 0.0:
             ratio = before.estimate / last.estimate
             energy = ratio * ratio - 1.0
@@ -57,25 +58,25 @@ def _falls_slowly(state: State) -> bool:
 def panel(
     problem: Problem, state: State, rule: StopRule, goal: float, *, truncates: bool
 ) -> tuple[State, Array | None]:
-    """Columns for the basis: those of the sample that waits, or of a fresh one; None of no more."""
+    """A panel for the basis, from the pending sample or a fresh one; None if none can be drawn."""
     most, q = rule.limit - state.rank, powers_of(problem, state)
-    if state.waiting is not None and problem.norm == "spectral":
-        return state, leading(state.waiting, most)
+    if state.pending is not None and problem.norm == "spectral":
+        return state, leading(state.pending, most)
     depth = q + 1 if problem.krylov else 1
-    if state.waiting is not None:
-        basis = orthonormalized([leading(state.waiting, -(-most // depth))])
-        state = replace(state, waiting=None)
+    if state.pending is not None:
+        basis = orthonormalized([leading(state.pending, -(-most // depth))])
+        state = replace(state, pending=None)
         return state, iterated_sample(problem, state, basis, q, columns=most)
     width = min(_width(problem, state, goal), -(-most // depth))
     Omega = problem.source.draw(width)
     if Omega.shape[-1] == 0:
         return state, None
     state, sample = multiplied(problem, state, Omega)
-    if q > 0 and not problem.krylov and not _can_be_asked(state.A):
+    if q > 0 and not problem.krylov and not _reads_are_free(state.A):
         return state, iterated_sample(problem, state, spanning(sample), q, columns=most)
     factors: list[Array] = []
     basis = orthonormalized(sample, factors)
-    if q > 0 and problem.power_iterations is None and _can_be_asked(state.A):
+    if q > 0 and problem.power_iterations is None and _reads_are_free(state.A):
         steep = GROWTH.steep if truncates else GROWTH.steep_of_basis
         q = _powers_of_block(state, factors[0], q, goal * state.measured_scale, steep)
     return state, iterated_sample(problem, state, basis, q, columns=most)
@@ -91,16 +92,17 @@ def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) 
     return q
 
 
-def _can_be_asked(A: Operator) -> bool:
-    """Whether a number costs no waiting for a device."""
-    return tuning(A.empty(0)).method is Method.ASKED_CHOLESKY
+def _reads_are_free(A: Operator) -> bool:
+    """Whether a number can be read without waiting for a device."""
+    return tuning(A.empty(0)).method is Method.CHECKED_CHOLESKY
 
 
 def _errors_within(R: Array) -> tuple[float, float]:
-    """Estimates of the error with half of a sample in the basis, and with all; R is its factor.
+    """Estimates of the error with half of a sample in the basis, and with all of it.
 
-    The j-th diagonal entry is what the j-th column of the sample has outside of those before it:
-    ``‖(I − PPᴴ)Eω‖`` for a basis P of them, whose square is unbiased for ``‖(I − PPᴴ)E‖_F²``.
+    R is the triangular factor of the sample. Its j-th diagonal entry is the part of the j-th
+    column orthogonal to the columns before it: ``‖(I − PPᴴ)Eω‖`` for a basis P of those. Its
+    square is unbiased for ``‖(I − PPᴴ)E‖_F²``.
     """
     xp, b = array_namespace(R), R.shape[-1]
     entries, few = xp.linalg.diagonal(R), max(1, b // 4)
@@ -116,12 +118,12 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     if problem.block_size is not None:
         return problem.block_size
     if isinstance(state.residual, Sampled):
-        return width_of_look(state)
+        return width_of_sample(state)
     if state.A.costly_passes:
         missing = GROWTH.margin * missing_of_power_law(state, goal)
         return int(min(max(GROWTH.wide, state.rank), max(GROWTH.wide // 4, missing)))
     width = tuning(state.A.empty(0)).width
-    if len(state.looks) < 2:
+    if len(state.history) < 2:
         return width
     _, missing = missing_columns(problem, state, goal)
     missing = min(GROWTH.margin * missing, 2.0 * width)
@@ -129,41 +131,40 @@ def _width(problem: Problem, state: State, goal: float) -> int:
 
 
 def missing_of_power_law(state: State, goal: float) -> float:
-    """Columns that the basis lacks if the error falls as a power of its rank."""
-    looks = [look for look in state.looks[-2:] if look.rank > 0]
-    if looks and looks[-1].estimate <= goal:
+    """Missing columns, if the error falls as a power of the rank."""
+    last = [look for look in state.history[-2:] if look.rank > 0]
+    if last and last[-1].estimate <= goal:
         return 0.0
-    if len(looks) < 2 or not 0.0 < goal < looks[1].estimate < looks[0].estimate:
+    if len(last) < 2 or not 0.0 < goal < last[1].estimate < last[0].estimate:
         return math.inf
-    power = math.log(looks[0].estimate / looks[1].estimate) / math.log(
-        looks[1].rank / looks[0].rank
-    )
-    exponent = math.log(looks[1].estimate / goal) / power
-    return looks[1].rank * math.expm1(exponent) if exponent < 700.0 else math.inf
+    power = math.log(last[0].estimate / last[1].estimate) / math.log(last[1].rank / last[0].rank)
+    exponent = math.log(last[1].estimate / goal) / power
+    return last[1].rank * math.expm1(exponent) if exponent < 700.0 else math.inf
 
 
-def width_of_look(state: State) -> int:
-    """Columns of a sample that tells the error.
+def width_of_sample(state: State) -> int:
+    """Columns of a sample that measures the error.
 
-    64 real or 32 complex ones bound it within a factor of 2.02 at 1e-9. Looks widen with the basis,
-    so that they stay few and the products wide.
+    64 real or 32 complex columns bound it within a factor of 2.02 at 1e-9. Samples widen with the
+    basis, so that they stay few and their products wide.
     """
     least = 32 if state.A.is_complex else 64
     return least * (1 + state.rank // (8 * least))
 
 
 def missing_columns(problem: Problem, state: State, target: float) -> tuple[float, float]:
-    """Columns that the basis lacks: at least, and if it goes on as in the last block.
+    """Missing columns: the least possible number, and the number at the rate of the last block.
 
-    The columns of the last block took ``e₀² − e₁²`` from the square of the error, and later ones
-    take less: at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing, and all of them
-    where singular values are equal. Mostly the error goes on falling at a rate that is no larger,
-    which takes more. In the spectral norm, which clusters keep from falling, nothing is certain.
+    The last block lowered the square of the error by ``e₀² − e₁²``, and later blocks lower it by
+    less. So at least ``(e₁² − target²)/(e₀² − e₁²)`` such blocks are missing; if all singular
+    values are equal, exactly that many. Usually the error falls at the same rate or more slowly,
+    and more columns are needed. In the spectral norm a cluster of singular values can keep the
+    error from falling, so the least number is 0.
     """
-    looks = [look for look in state.looks[-2:] if look.estimate > 0.0]
-    if len(looks) < 2 or not looks[0].rank < looks[1].rank:
+    last = [look for look in state.history[-2:] if look.estimate > 0.0]
+    if len(last) < 2 or not last[0].rank < last[1].rank:
         return 0.0, math.inf
-    columns, e0, e1 = looks[1].rank - looks[0].rank, looks[0].estimate, looks[1].estimate
+    columns, e0, e1 = last[1].rank - last[0].rank, last[0].estimate, last[1].estimate
     if e1 <= target:
         return 0.0, 0.0
     fall = max(1.0 - e1 / e0, eps(state.A.empty(0)))

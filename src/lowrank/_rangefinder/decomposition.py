@@ -1,28 +1,28 @@
-"""Where growing on would cost more than the SVD of A: that is computed instead."""
+"""The SVD of A, computed instead where growing the basis would cost more."""
 
 import math
 from dataclasses import replace
 
 from lowrank._array import eps
 from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
-from lowrank._rangefinder.looks import base_floor, floor_of, lost
-from lowrank._rangefinder.residuals import Explicit, Whole
+from lowrank._rangefinder.estimates import base_floor, floor_of, lost
+from lowrank._rangefinder.residuals import Explicit, FullSVD
 from lowrank._rangefinder.state import Problem, State, StopRule
 from lowrank._small_svd import svd_of, tails
 from lowrank._tuning import tuning
 
-# The part of the time of an SVD that growing may take before it has to look promising.
+# Growth may spend this part of the time of an SVD before it is compared with the SVD.
 PATIENCE = 0.03
 
 
 def svd_is_cheaper(
     problem: Problem, state: State, rule: StopRule, goal: float, *, truncates: bool
 ) -> bool:
-    """Whether to decompose A itself, by the time that both ways take from here on.
+    """Whether the SVD of A takes less time than growing the basis from here on.
 
-    That is so where growing by the columns that are missing at least would take longer than the
-    SVD; and where the growth so far took a part of that time already, and would take longer if it
-    went on as in the last block. So no tolerance costs much more than the SVD.
+    Yes, if even the least possible number of missing columns takes longer than the SVD. Also, if
+    growth has already spent a part of that time, and would take longer at the rate of the last
+    block. So no tolerance costs much more than the SVD.
     """
     residual = state.residual
     if not isinstance(residual, Explicit):
@@ -35,8 +35,8 @@ def svd_is_cheaper(
     whole = cost * short**3 + (6.0 * long * short**2 if long > 2 * short else 0.0)
 
     def grown(start: int, columns: float) -> float:
-        """From `start` to so many columns more: 3 + 2q products with what is then left of A, and
-        to truncate them a QR, a small SVD and a product.
+        """Flops to grow from `start` by `columns`: 3 + 2q products with the residual of A, which
+        shrinks; and a QR, a small SVD and a product for the truncation.
         """
         K = min(start + max(columns, 1.0), rule.limit)
         flops = (3 + 2 * q) * 2.0 * m * n * (K - start) * (1.0 - (K + start) / (2 * m))
@@ -49,7 +49,7 @@ def svd_is_cheaper(
     least, expected = missing_columns(problem, state, target)
     if grown(k, least) > whole:
         return True
-    if _slows_down(state):  # in between: powers of the rank fall too slowly, and rates too fast
+    if _slows_down(state):  # a power law predicts too many columns, a constant rate too few
         by_power = max(expected, missing_of_power_law(state, target))
         expected = math.sqrt(expected) * math.sqrt(by_power)
     spent = (3 + 2 * q) * 2.0 * m * n * k * (1.0 - k / (2 * m))
@@ -57,10 +57,10 @@ def svd_is_cheaper(
 
 
 def _slows_down(state: State) -> bool:
-    """Whether a column of the last block made the error fall by less than one before it did."""
-    if len(state.looks) < 3:
+    """Whether the error fell more slowly per column in the last block than in the one before."""
+    if len(state.history) < 3:
         return False
-    first, second, last = state.looks[-3:]
+    first, second, last = state.history[-3:]
     if not (first.rank < second.rank < last.rank and 0.0 < last.estimate < second.estimate):
         return False
     before = math.log(first.estimate / second.estimate) / (second.rank - first.rank)
@@ -69,34 +69,34 @@ def _slows_down(state: State) -> bool:
 
 
 def decomposed(problem: Problem, state: State) -> State:
-    """The state with the SVD of A, of the untouched matrix where there still is one."""
+    """The state with the SVD of A; of ``HᴴA`` if A was overwritten."""
     residual = state.residual
     assert isinstance(residual, Explicit)
     assert state.A.explicit is not None
     problem.work.add(0)
-    if state.is_spent:
+    if state.is_overwritten:
         U, S, Vh, rounding = svd_of(residual.array)
         U, rounding = residual.basis.rotate(U), rounding + lost(state, residual)
     else:
         array = state.A.explicit(False, False)
         array *= state.explicit_scale
         U, S, Vh, rounding = svd_of(array, hermitian=problem.hermitian)
-    # not fewer columns than the basis had
-    whole = Whole(U, S, Vh, tails(S, problem.norm), rounding, state.rank)
-    return replace(state, residual=whole, waiting=None)
+    # no fewer columns than the basis had
+    whole = FullSVD(U, S, Vh, tails(S, problem.norm), rounding, state.rank)
+    return replace(state, residual=whole, pending=None)
 
 
 def cut(state: State, goal: float, limit: int) -> State:
-    """The smallest rank that keeps the goal, or what rounding leaves of it."""
+    """The state with the smallest rank whose error meets the goal, as far as rounding allows."""
     whole = state.residual
-    assert isinstance(whole, Whole)
+    assert isinstance(whole, FullSVD)
     noise = whole.rounding / state.explicit_scale
     least = noise + base_floor(replace(state, residual=replace(whole, rank=0)))
     noise += base_floor(replace(state, residual=replace(whole, rank=limit)))
     target = max(goal - noise, 0.9 * least) * (1.0 - 64.0 * eps(whole.S)) * state.explicit_scale
     xp = state.A.xp
     rank = int(xp.sum(xp.astype(whole.tails > target, xp.int32)))
-    if state.looked is whole:  # whose rank did not do
+    if state.estimated is whole:  # its rank was not enough
         rank = max(rank, whole.rank + 1)
     rank = min(max(rank, whole.rank), limit)
     return state if rank == whole.rank else replace(state, residual=replace(whole, rank=rank))

@@ -6,13 +6,14 @@ doi:10.34734/FZJ-2024-06883) and of C. Penke and A. Herten (A GPU-accelerated bl
 randomized range finder based on an implicit Householder QR decomposition, manuscript, 2026). With
 ``B = A`` at first and k = 0, until the error is small enough:
 
-1. sample the residual, ``Y = B[k:] Ω`` for a Gaussian Ω, and let it go through power iterations,
-   which need no deflation;
-2. make a panel of it, ``Y = (I − V T Vᴴ) [R; 0]``;
-3. apply its reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and add its columns to k;
-4. now ``B = HᴴA``: rows below k are finished, and ``‖B[k:]‖`` is the error of the basis.
+1. sample the residual, ``Y = B[k:] Ω`` with a Gaussian Ω, and do power iterations on it, which need
+   no deflation;
+2. factorize the sample, ``Y = (I − V T Vᴴ) [R; 0]``;
+3. apply the reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and increase k by the
+   number of columns;
+4. now ``B = HᴴA``: the first k rows are finished, and ``‖B[k:]‖`` is the error of the basis.
 
-Where A is no array in memory, products with it take the place of B (`residuals`).
+If A is not an array in memory, products with A replace B (see `residuals`).
 """
 
 import math
@@ -24,9 +25,9 @@ from lowrank._array import Array, loaded, safe_norm
 from lowrank._operator import Operator
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
-from lowrank._rangefinder.looks import NEAR, floor_of, looked, settled
-from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
-from lowrank._rangefinder.sampling import NOT_FINITE, drawn, measured
+from lowrank._rangefinder.estimates import NEAR, checked_near_rounding, estimated, floor_of
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
+from lowrank._rangefinder.sampling import NOT_FINITE, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, epsilon_of
 from lowrank._small_svd import sample_of
 from lowrank.results import Status
@@ -46,19 +47,19 @@ def reach(
     share: float | None = None,
     keep: Keep = _ignored,
 ) -> State:
-    """Grow until the bound is below the tolerance of the rule.
+    """Grow until the bound is at most the tolerance of the rule.
 
-    A caller that truncates gives its `share` of the goals (`GROWTH`): growth ends at that part of
-    the tolerance, and what is left is spent by the truncation. Where that is out of reach, the
-    tolerance itself is enough to have converged. What `keep` is given is a state to go on from if
-    what follows is interrupted.
+    A caller that truncates passes `share`, a factor on the goals of `GROWTH`: growth ends at that
+    part of the tolerance, and the truncation spends the rest. If the goal is out of reach, meeting
+    the tolerance itself still counts as converged. `keep` receives states from which the work can
+    be resumed after an interruption.
     """
     state = _prepared(problem, replace(state, rule=rule), keep)
     while True:
         is_stopped = False
         goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-        if state.looked is not state.residual:
-            after = looked(problem, state, goal)
+        if state.estimated is not state.residual:
+            after = estimated(problem, state, goal)
             if after is None:
                 break
             state = after
@@ -66,17 +67,17 @@ def reach(
             is_stopped = _is_stopped(problem, state)
             goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
         floor, is_falling = floor_of(state), _is_falling(state)
-        status = rule.decide(state.looks[-1], goal, floor, is_falling=is_falling)
-        # min(m, n) columns that leave an error are not the range of A; its SVD has that.
+        status = rule.decide(state.history[-1], goal, floor, is_falling=is_falling)
+        # min(m, n) columns that still leave an error do not span the range of A; its SVD does.
         is_short = status is Status.FULL_RANK and isinstance(state.residual, Explicit)
         if status is not None and not is_short:
-            state = settled(problem, state, truncates=share is not None)
-            if status is Status.CONVERGED and state.looks[-1].bound > goal:
+            state = checked_near_rounding(problem, state, truncates=share is not None)
+            if status is Status.CONVERGED and state.history[-1].bound > goal:
                 status = Status.PRECISION_FLOOR
             return replace(state, status=status)
         if is_stopped:
             break
-        if isinstance(state.residual, Whole):
+        if isinstance(state.residual, FullSVD):
             state = cut(state, goal, rule.limit)
         elif is_short or svd_is_cheaper(problem, state, rule, goal, truncates=share is not None):
             state = cut(decomposed(problem, state), goal, rule.limit)
@@ -84,21 +85,21 @@ def reach(
             state, Q = panel(problem, state, rule, goal, truncates=share is not None)
             if Q is None:
                 break
-            keep(safe(state))
+            keep(resumable(state))
             state = _appended(problem, state, Q)
     return replace(state, status=Status.STOPPED)
 
 
 def _is_falling(state: State) -> bool:
-    """Whether the last block made an error that is known smaller by a fifth at least."""
-    if not isinstance(state.residual, Explicit) or len(state.looks) < 2:
+    """Whether the last block lowered a known error by at least a fifth."""
+    if not isinstance(state.residual, Explicit) or len(state.history) < 2:
         return False
-    return state.looks[-1].estimate < 0.8 * state.looks[-2].estimate
+    return state.history[-1].estimate < 0.8 * state.history[-2].estimate
 
 
 def _prepared(problem: Problem, state: State, keep: Keep) -> State:
-    """The state with the norm of A where it can be had, and with the residual that is asked for."""
-    _refuse_spent(state)
+    """The state with the norm of A, if available, and the residual for the certificate."""
+    _refuse_overwritten(state)
     if state.A.norm is not None and state.frobenius is None:
         state = measured(problem, state)
     if 0 in state.A.shape:
@@ -108,7 +109,7 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     if problem.certificate == "exact":
         assert state.A.explicit is not None
         if problem.overwrite_a:
-            keep(replace(state, is_spent=True))
+            keep(replace(state, is_overwritten=True))
         try:
             array = state.A.explicit(False, problem.overwrite_a)
         except _errors_of_memory(state.A):
@@ -125,11 +126,11 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     return state
 
 
-def _refuse_spent(state: State) -> None:
-    if state.is_spent and isinstance(state.residual, Sampled):
+def _refuse_overwritten(state: State) -> None:
+    if state.is_overwritten and isinstance(state.residual, Sampled):
         raise RuntimeError(
-            "`A` holds QᴴA, as `overwrite_a` allowed, and the work on it was interrupted; begin "
-            "anew with A as it was."
+            "`A` was overwritten with HᴴA, as `overwrite_a` allows, and the work was interrupted; "
+            "make a new RangeFinder with the original matrix."
         )
 
 
@@ -144,7 +145,7 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     sample = sample_of(array) if state.rule.tolerance(state.frobenius) <= near else ()
     residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
     residual = replace(residual, sample=sample)
-    return replace(state, residual=residual, drift=0.0, is_spent=problem.overwrite_a)
+    return replace(state, residual=residual, drift=0.0, is_overwritten=problem.overwrite_a)
 
 
 def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
@@ -155,48 +156,48 @@ def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
     return (MemoryError,)
 
 
-def safe(state: State) -> State:
-    """The state to go on from if what follows is interrupted: it may write into the residual."""
+def resumable(state: State) -> State:
+    """The state to resume from after an interruption, which may leave the residual half written."""
     if not isinstance(state.residual, Explicit):
         return state
     sampled, drift = Sampled(state.A, state.residual.basis), state.residual.drift
     drift = drift / state.explicit_scale / (state.frobenius or 1.0)
-    return replace(state, residual=sampled, drift=drift, looked=None)
+    return replace(state, residual=sampled, drift=drift, estimated=None)
 
 
 def _appended(problem: Problem, state: State, Q: Array) -> State:
     residual = state.residual
-    assert not isinstance(residual, Whole)
-    if not isinstance(residual, Sampled):  # whose products make the new rows of B
+    assert not isinstance(residual, FullSVD)
+    if not isinstance(residual, Sampled):  # the product that makes the new rows of B
         problem.work.add(int(Q.shape[-1]))
     after = residual.append(Q)
     if isinstance(after, Explicit):
         known = state.A.agreed(after.norm)
     else:
-        # and what is captured, only to see whether it is finite
+        # `captured` only shows whether the product is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
-        known = state.A.agreed(after.basis.departs * _share_left(state) + 0.0 * captured)
+        known = state.A.agreed(after.basis.departure * _relative_bound(state) + 0.0 * captured)
         state = replace(state, drift=state.drift + known)
     if not math.isfinite(known):
         raise ValueError(NOT_FINITE)
-    return replace(state, residual=after, waiting=None)
+    return replace(state, residual=after, pending=None)
 
 
-def _share_left(state: State) -> float:
-    """At most so much of A is left by the basis."""
-    if not state.looks or not state.norm_A:
+def _relative_bound(state: State) -> float:
+    """An upper bound on ``‖A − QQᴴA‖/‖A‖``."""
+    if not state.history or not state.norm_A:
         return 1.0
-    return min(1.0, state.looks[-1].bound / state.norm_A)
+    return min(1.0, state.history[-1].bound / state.norm_A)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:
-    """What the callback says; that of the first process, for all go on or none."""
+    """Call the callback; whether it stopped the work. Process 0 decides for all processes."""
     is_stopped = False
-    is_free = state.rank == 0 and state.sampled_looks == 0
+    is_free = state.rank == 0 and state.sampled_estimates == 0
     try:
         if problem.callback is not None and not is_free:
             with as_the_caller_set():
-                problem.callback(state.looks[-1])
+                problem.callback(state.history[-1])
     except StopIteration:
         is_stopped = True
     return bool(state.A.agreed(float(is_stopped)))
@@ -206,30 +207,30 @@ def _is_stopped(problem: Problem, state: State) -> bool:
 
 
 def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
-    """The state with so many columns more, in one block, or as many as there are."""
-    room = state.full - state.rank
-    status = Status.FULL_RANK if columns > room else Status.RANK_REACHED
-    columns = min(columns, room)
-    if columns > 0 and isinstance(state.residual, Whole):
+    """The state with `columns` more columns, in one block; fewer if min(m, n) is reached."""
+    missing = state.full - state.rank
+    status = Status.FULL_RANK if columns > missing else Status.RANK_REACHED
+    columns = min(columns, missing)
+    if columns > 0 and isinstance(state.residual, FullSVD):
         residual = replace(state.residual, rank=state.rank + columns)
         state = replace(state, residual=residual)
     elif columns > 0:
-        _refuse_spent(state)
-        state, Q = drawn(problem, state, columns).checked()
-        keep(safe(state))
+        _refuse_overwritten(state)
+        state, Q = sampled_panel(problem, state, columns).checked()
+        keep(resumable(state))
         state = _appended(problem, state, Q)
     return replace(state, status=status)
 
 
 def projected(problem: Problem, state: State) -> tuple[State, Array]:
-    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state, in one pass at most.
+    """``C = s AᴴQ``, n×k, with s the `measured_scale` of the state; at most one pass.
 
-    ‖A‖_F is at least ‖C‖/s, a sharper bound than that of a sample.
+    ‖C‖/s is a lower bound on ‖A‖_F, sharper than that of a sample.
     """
     residual = state.residual
-    if isinstance(residual, Explicit | Whole):
+    if isinstance(residual, Explicit | FullSVD):
         C = residual.projection()
-        return state, C if state.is_spent else state.A.xp.asarray(C, copy=True)
+        return state, C if state.is_overwritten else state.A.xp.asarray(C, copy=True)
     products = residual.products if isinstance(residual, ByEnergies) else residual
     assert isinstance(products, Sampled)
     known = products.known

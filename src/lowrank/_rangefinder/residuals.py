@@ -1,8 +1,8 @@
-"""What a basis leaves of A, in three ways: explicit, by energies, and known by samples alone.
+"""The residual of a basis, in three forms: explicit, by energies, and sampled.
 
-In the coordinates of the unitary H, whose first k columns are the basis, the residual is
-``E = (HᴴA)[k:]``, and ``‖E‖ = ‖A − QQᴴA‖`` in both norms. Each kind multiplies by E and by Eᴴ, and
-takes a panel of orthonormal columns into the basis; they differ in what they know of ‖E‖_F.
+H is the unitary matrix whose first k columns are the basis Q. In its coordinates the residual is
+``E = (HᴴA)[k:]``, and ``‖E‖ = ‖A − QQᴴA‖`` in both norms. Each form multiplies by E and by Eᴴ, and
+appends a panel of orthonormal columns to the basis. They differ in how they know ‖E‖_F.
 """
 
 import math
@@ -18,40 +18,40 @@ from lowrank._small_svd import norm_of_samples
 
 
 class Error(NamedTuple):
-    """``‖E‖_F``: what was computed, and a bound that lacks the rounding of the projection only."""
+    """``‖E‖_F`` as computed, and a bound on it, without the rounding floor of the projection."""
 
     estimate: float
     bound: float
 
 
 def energy_rounding(shape: tuple[int, ...], epsilon: float) -> float:
-    """What ``1 − ‖B‖²/‖A‖²`` may lose to rounding.
+    """A bound on the rounding error of ``1 − ‖B‖²/‖A‖²``.
 
-    With ``QᴴQ = I + Δ``, ``‖A − QB‖² = ‖A‖² − ‖B‖² + ⟨B, ΔB⟩`` for ``B = QᴴA``. Δ, the rounding of
-    B and that of the two sums are of order √m eps, and no more than m eps, which sums of equal
-    numbers come near to.
+    With ``QᴴQ = I + Δ`` and ``B = QᴴA``, ``‖A − QB‖² = ‖A‖² − ‖B‖² + ⟨B, ΔB⟩``. Δ, and the rounding
+    errors of B and of the two sums, are of order √m eps, and at most about m eps. Sums of equal
+    numbers come near that.
     """
     return max(4096.0, *map(float, shape)) * epsilon
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Explicit:
-    """``HᴴA`` kept whole: its first k rows are the factor B of ``A ≈ QB``, those below are E.
+    """``HᴴA`` as an array: its first k rows are the factor B of ``A ≈ QB``, the rows below are E.
 
-    An append writes into that array; the object from before it must not be used any more. Methods
-    and `certificate`, the name of how ‖E‖ is known, are those of the other residuals.
+    `append` writes into this array, so the old object must not be used after it. The methods,
+    and `certificate` (the name of how ‖E‖ is known), are shared by all residuals.
     """
 
     array: Array
     basis: Basis
     norm: float  # ‖E‖_F
-    drift: float = 0.0  # what the reflectors change of norms, since they are not quite unitary
+    drift: float = 0.0  # how much reflectors, not exactly unitary, may have changed the norm
     certificate: str = "exact"
-    sample: tuple[Array, ...] = ()  # Ω and AΩ, where the tolerance is next to rounding
+    sample: tuple[Array, ...] = ()  # Ω and AΩ, if the tolerance is near rounding
 
     @classmethod
     def of(cls, array: Array, basis: Basis, norm: float) -> "Explicit":
-        """The residual of a basis, from A itself, which is overwritten."""
+        """The residual of a basis, made from an array of A, which is overwritten."""
         found = cls(array, basis, norm)
         if not basis.blocks:
             return found
@@ -74,29 +74,29 @@ class Explicit:
         return xa.adjoint_matmul(self._lower, Y)
 
     def append(self, Q: Array) -> "Explicit":
-        """The residual after the orthonormal columns Q, in rows k and on, have joined the basis.
+        """The residual after the orthonormal columns Q (in rows k and below) joined the basis.
 
-        Its reflectors are as far from unitary as the columns of Q are from orthonormal, and their
-        products, where sums over equal numbers are biased, change the norm of what they act on.
-        Both ways, by H and by Hᴴ: ``‖A − H HᴴA‖`` is twice the change of the norm in ``HᴴA`` where
-        ``H Hᴴ − I`` points along A.
+        The new reflectors are as far from unitary as the columns of Q are from orthonormal.
+        Biased rounding, in sums of equal numbers, also changes the norm of the array they are
+        applied to. The change counts twice: where ``H Hᴴ − I`` points along A, ``‖A − H HᴴA‖`` is
+        twice the change of the norm in ``HᴴA``.
         """
         basis = self.basis.append(Q)
         basis.blocks[-1].apply_adjoint(self.array)
         k, r = self.basis.rank, basis.rank
         left, taken = xa.norms(self.array[r:, :], self.array[k:r, :])
         change = 2.0 * abs(math.hypot(left, taken) - self.norm)
-        drift = self.drift + max(basis.departs * self.norm, change)
+        drift = self.drift + max(basis.departure * self.norm, change)
         return replace(self, basis=basis, norm=left, drift=drift)
 
     def lost(self) -> float:
-        """A bound on ``‖A − H (HᴴA)‖_F``, for what is kept as HᴴA; 0 without a sample of A."""
+        """A bound on ``‖A − H (HᴴA)‖_F``, for the stored HᴴA; 0 without a sample of A."""
         if not self.sample:
             return 0.0
         return norm_of_samples(self.sample[1] - self.basis.rotate(self.array @ self.sample[0]))
 
     def error(self) -> Error:
-        """``‖E‖_F``, or None where only samples tell."""
+        """``‖E‖_F``; other residuals return None if only samples measure it."""
         return Error(self.norm, self.norm * (1.0 + 32.0 * xa.eps(self.array)) + self.drift)
 
     def projection(self) -> Array:
@@ -108,14 +108,13 @@ class Explicit:
 class Sampled:
     """The residual by products with A: ``E X = (HᴴA X)[k:]`` and ``EᴴY = Aᴴ(H [0; Y])``.
 
-    Every product with A is deflated. Without that, power iterations would fall back into the
-    directions already found, and what is sought would be lost in rounding at the level of
-    ε^{1/(2q+1)}.
+    Every product with A is deflated. Otherwise power iterations would return to the directions
+    already found, and new ones below ε^{1/(2q+1)} would be lost in rounding.
     """
 
     A: Operator
     basis: Basis
-    known: Array | None = None  # the first columns of AᴴQ, where they were computed on the way
+    known: Array | None = None  # the first columns of AᴴQ, as far as they are computed
     certificate: str = "sampled"
 
     def matmat(self, X: Array) -> Array:
@@ -140,12 +139,12 @@ class Sampled:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByEnergies:
-    """``‖E‖² = ‖A‖² − ‖B‖²``, where ``B = QᴴA`` is computed with each block.
+    """``‖E‖² = ‖A‖² − ‖B‖²``, where ``B = QᴴA`` is extended with each block.
 
-    True while that is well above what the difference of two sums loses to rounding.
+    Valid while the difference is well above its rounding error.
     """
 
-    products: Sampled  # which knows AᴴQ whole
+    products: Sampled  # with all columns of AᴴQ
     norm_A: float
     captured: float = 0.0  # ‖B‖²/‖A‖²
     certificate: str = "energy"
@@ -164,11 +163,12 @@ class ByEnergies:
         return self.completed(self.products.append(Q))
 
     def completed(self, products: Sampled) -> "ByEnergies":
-        """The same with more columns in the basis, whose rows of B are computed here."""
+        """The residual with the new basis of `products`; computes the new rows of B."""
         A, before = products.A, products.known
         known = products.projection()
         C = known if before is None else known[..., before.shape[-1] :]
-        part = float(xa.safe_norm(C if A.far is None else A.far.orthonormalize(C).R)) / self.norm_A
+        R = C if A.domain is None else A.domain.orthonormalize(C).R
+        part = float(xa.safe_norm(R)) / self.norm_A
         captured = self.captured + part * part
         return replace(self, products=replace(products, known=known), captured=captured)
 
@@ -178,7 +178,7 @@ class ByEnergies:
 
     @property
     def is_canceled(self) -> bool:
-        """Whether rounding is as large as what is left."""
+        """Whether the rounding error is as large as the remaining energy."""
         return 1.0 - self.captured <= self.rounding
 
     def error(self) -> Error:
@@ -195,7 +195,7 @@ Residual = Explicit | Sampled | ByEnergies
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Orthonormal:
-    """A basis that is known by its columns."""
+    """A basis stored as its columns."""
 
     Q: Array
 
@@ -211,13 +211,13 @@ class Orthonormal:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Whole:
-    """The SVD of A itself, of which the first `rank` left singular vectors are the basis."""
+class FullSVD:
+    """The SVD of A itself; the basis is its first `rank` left singular vectors."""
 
     U: Array
     S: Array
     Vh: Array
-    tails: Array  # the errors of all ranks from 0 on, in the chosen norm
+    tails: Array  # the error of each rank 0, 1, …, in the chosen norm
     rounding: float
     rank: int
     certificate: str = "exact"

@@ -1,4 +1,4 @@
-"""Samples of the residual, through power iterations, and what is done where they overflow."""
+"""Samples of the residual: power iterations, and scaled products where others overflow."""
 
 import math
 from collections.abc import Callable
@@ -16,10 +16,9 @@ from lowrank._array import (
     safe_norm,
 )
 from lowrank._operator import Operator
-from lowrank._panel import Basis as Factors
-from lowrank._panel import conditioned, orthonormal, orthonormalize
+from lowrank._panel import QR, conditioned, orthonormal, orthonormalize
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.residuals import Sampled, Whole
+from lowrank._rangefinder.residuals import FullSVD, Sampled
 from lowrank._rangefinder.state import Problem, State
 
 Product = Callable[[Array], Array]
@@ -31,7 +30,7 @@ def iterated(
     rmatmat: Product,
     power_iterations: int,
     *,
-    domain_qr: Callable[[Array], Factors] = orthonormalize,
+    domain_qr: Callable[[Array], QR] = orthonormalize,
     krylov: bool = False,
     columns: int | None = None,
     factors: list[Array] | None = None,
@@ -39,22 +38,22 @@ def iterated(
     """Orthonormal basis of the range of ``(A Aᴴ)^q Q``, for an orthonormal Q.
 
     (Halko, Martinsson & Tropp, Finding structure with randomness, 2011, doi:10.1137/090771806,
-    Algorithm 4.4.) A function of arrays that asks nothing of a device: torch compiles it without a
-    graph break, and a CUDA graph captures it.
+    Algorithm 4.4.) It reads nothing from a device, so torch compiles it without a graph break, and
+    a CUDA graph can capture it.
 
-    With `krylov`, of ``[(A Aᴴ)^q Q, …, A Aᴴ Q, Q]``, the best first, of which so many `columns` are
-    given. The blocks are orthonormal, but not to one another before the end. Where they are nearly
-    dependent, the columns that the last QR takes for new are rounding errors; there power iteration
-    alone has found what there is.
+    With `krylov`, of ``[(A Aᴴ)^q Q, …, A Aᴴ Q, Q]``, the best block first; the first `columns`
+    columns are returned. Each block is orthonormal, but the blocks are not orthogonal to one
+    another before the last QR. If they are nearly dependent, the last columns of that QR are
+    rounding errors, and power iteration alone has found the range.
 
-    The triangular `factors` that were divided out are appended to a list, where one is given:
-    their product has the singular values of ``(A Aᴴ)^q Q``. (Musco & Musco, Randomized block Krylov
+    If a list `factors` is given, the triangular factors of all QRs are appended to it: their
+    product has the singular values of ``(A Aᴴ)^q Q``. (Musco & Musco, Randomized block Krylov
     methods for stronger and faster approximate singular value decomposition, 2015,
     arXiv:1504.05477, Algorithm 2.)
     """
     domain, last = without_factor(domain_qr, factors), without_factor(orthonormalize, factors)
     between = last
-    if factors is None and not krylov:  # what is only multiplied need not be orthonormal
+    if factors is None and not krylov:  # between products, well-conditioned columns are enough
         between = conditioned
         domain = conditioned if domain_qr is orthonormalize else domain
     spaces: list[Array] = []
@@ -69,9 +68,9 @@ def iterated(
 
 
 def without_factor(
-    qr: Callable[[Array], Factors], factors: list[Array] | None
+    qr: Callable[[Array], QR], factors: list[Array] | None
 ) -> Callable[[Array], Array]:
-    """The orthonormal factor alone; the triangular one is kept where it is wanted."""
+    """A function that returns Q alone; R is appended to `factors`, if given."""
     if factors is None:
         return orthonormal if qr is orthonormalize else lambda X: qr(X).Q
 
@@ -84,47 +83,47 @@ def without_factor(
 
 
 NOT_FINITE = (
-    "a product of `A` with the test matrix is not finite: it overflows, or one of them holds NaN "
-    "or Inf."
+    "a product of `A` with the test matrix is not finite: it overflows, or `A` or the test matrix "
+    "holds NaN or Inf. Check both, or divide `A` by a constant."
 )
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """An orthonormal panel from a sample of the residual of a state.
+class SampledPanel:
+    """An orthonormal panel from a sample of the residual, not yet checked to be finite.
 
-    Sums tell whether it and the products that led to it are finite, which LAPACK's QR may hide:
-    they are not where a term is not. One may leave the range of the dtype alone; then the products
-    are scaled in vain.
+    `sums` are the sums of its entries and of those of the products before it: a sum is not finite
+    if a term is not. (The panel alone would not do: LAPACK's QR may hide NaN.) A sum of finite
+    terms may overflow too; then the products are scaled without need.
     """
 
     problem: Problem
     state: State
     Q: Array
     sums: list[Array]  # none without `check_finite`
-    again: Callable[[State], "Drawn"]
+    redraw: Callable[[State], "SampledPanel"]
 
     @property
-    def waits(self) -> bool:
-        """Whether to read them takes time, and may wait for a product of an array with Q."""
+    def is_costly_to_check(self) -> bool:
+        """Whether reading the sums waits for a device, and can be deferred to the read of ‖AᴴQ‖."""
         A = self.state.A
-        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.far is None
+        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.domain is None
 
     @property
     def is_finite(self) -> bool:
-        """What the sums tell: one read."""
+        """Whether all sums are finite: one read."""
         finite = all(map(math.isfinite, read(*self.sums)))
         return not self.sums or bool(self.state.A.agreed(float(finite)))
 
     def checked(self) -> tuple[State, Array]:
-        """The panel of finite numbers, and its state."""
-        return (self.state, self.Q) if self.is_finite else self.rescued()
+        """The panel, checked to be finite, and its state; retried with scaling if it is not."""
+        return (self.state, self.Q) if self.is_finite else self.retried_with_scaling()
 
-    def rescued(self) -> tuple[State, Array]:
-        """The same from products that are scaled, if they could leave the range."""
-        found = self.again(measured(self.problem, self.state))
+    def retried_with_scaling(self) -> tuple[State, Array]:
+        """The panel from scaled products; a ValueError if that is not finite either."""
+        found = self.redraw(measured(self.problem, self.state))
         if found.state.A.is_stack:
-            # Members that were finite stay: the scale of the others may be too small there.
+            # Keep the finite members of the stack: the scale of the others may be too small here.
             xp = array_namespace(self.Q)
             was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
             Q = xp.where(was_finite, self.Q, found.Q)
@@ -134,32 +133,34 @@ class Drawn:
         return found.state, found.Q
 
 
-def drawn(problem: Problem, state: State, columns: int) -> Drawn:
-    """An orthonormal panel of so many columns, from a sample of the residual.
+def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
+    """An orthonormal panel of `columns` columns, from a sample of the residual.
 
-    All n columns of a tall matrix are those of A itself: a square test matrix is ill-conditioned,
-    and what it makes small is lost in rounding. The last of them need a power iteration for that.
+    If all n columns of a tall A are asked for at once, the test matrix is the identity: a square
+    Gaussian matrix is ill-conditioned, and the directions that it makes small would be lost in
+    rounding. If only the last of n columns are asked for, a power iteration helps instead.
     """
-    q, draw, again = problem.power_iterations or 0, problem.source.draw, problem.source.again
+    q, draw, redraw = problem.power_iterations or 0, problem.source.draw, problem.source.redraw
     m, n = state.A.shape[-2:]
     if state.rank + columns == n < m and problem.source.is_free and state.A.test_rows == n:
         q = 0 if state.rank == 0 else max(1, q)
         if state.rank == 0:
-            draw = again = partial(_identity, state.A)
+            draw = redraw = partial(_identity, state.A)
     width = -(-columns // (q + 1)) if problem.krylov else columns
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
 
-    def made(draw: Callable[[int], Array], state: State) -> Drawn:
+    def made(draw: Callable[[int], Array], state: State) -> SampledPanel:
         Omega = draw(width)
         if Omega.shape[-1] < width:
-            raise ValueError(f"`test_matrix` has {width - Omega.shape[-1]} columns too few.")
+            missing = width - Omega.shape[-1]
+            raise ValueError(f"`test_matrix` has {missing} columns too few; pass a wider one.")
         sums: list[Array] = []
         state, sample = multiplied(problem, state, Omega, sums)
         del Omega
         Q = iterated_sample(problem, state, spanned(sample), q, columns=columns, sums=sums)
         if problem.check_finite:
             sums.append(flag(Q))
-        return Drawn(problem, state, Q, sums, partial(made, again))
+        return SampledPanel(problem, state, Q, sums, partial(made, redraw))
 
     return made(draw, state)
 
@@ -171,11 +172,11 @@ def _identity(A: Operator, columns: int) -> Array:
 def multiplied(
     problem: Problem, state: State, Omega: Array, sums: list[Array] | None = None
 ) -> tuple[State, list[Array]]:
-    """``E Ω``; in a list, so that the caller can hand it on without keeping it.
+    """``E Ω``, in a list: the consumer pops it, so that no one else keeps its memory.
 
-    The first product of an operator tells where all others live.
+    The first product of an operator decides the library, dtype and device of all others.
     """
-    assert not isinstance(state.residual, Whole)
+    assert not isinstance(state.residual, FullSVD)
     A, Y = state.A, _product(problem, sums, state.residual.matmat, Omega)
     if A.norm is None and state.rank == 0:
         xp, device = array_namespace(Y), device_of(Y)
@@ -187,7 +188,7 @@ def multiplied(
 
 
 def _product(problem: Problem, sums: list[Array] | None, multiply: Product, X: Array) -> Array:
-    """A product that is counted, and its sum where that is wanted."""
+    """A counted product; the sum of its entries is appended to `sums`, if given."""
     problem.work.add(int(X.shape[-1]))
     Y = multiply(X)
     if sums is not None and problem.check_finite:
@@ -205,9 +206,9 @@ def iterated_sample(
     sums: list[Array] | None = None,
     factors: list[Array] | None = None,
 ) -> Array:
-    """The orthonormal basis of a sample, taken out of a list, after q power iterations."""
+    """An orthonormal basis after q power iterations from `basis`, which is popped from its list."""
     residual = state.residual
-    assert not isinstance(residual, Whole)
+    assert not isinstance(residual, FullSVD)
     product = partial(_product, problem, sums)
     return iterated(
         basis.pop(), partial(product, residual.matmat), partial(product, residual.rmatmat), q,
@@ -216,22 +217,25 @@ def iterated_sample(
 
 
 def orthonormalized(sample: list[Array], factors: list[Array] | None = None) -> list[Array]:
-    """An orthonormal basis of the sample, each in a list that gives it away."""
+    """An orthonormal basis of the sample; both in lists that pass them on (see `multiplied`)."""
     return [without_factor(orthonormalize, factors)(sample.pop())]
 
 
 def spanning(sample: list[Array]) -> list[Array]:
-    """Columns that span the sample, for the products that follow."""
+    """Well-conditioned columns that span the sample, for the next product."""
     return [conditioned(sample.pop())]
 
 
-def domain_qr(A: Operator) -> Callable[[Array], Factors]:
-    """QR of a product with Aᴴ, of which each process may have some rows."""
-    return orthonormalize if A.far is None else A.far.orthonormalize
+def domain_qr(A: Operator) -> Callable[[Array], QR]:
+    """The QR for products with Aᴴ, whose rows may be sharded over processes."""
+    return orthonormalize if A.domain is None else A.domain.orthonormalize
 
 
 def measured(problem: Problem, state: State, norm: float | None = None) -> State:
-    """Read ‖A‖_F, if it is not given; reject NaN and Inf; scale products that leave the range."""
+    """The state with ‖A‖_F, which is read if not given; scales A if products could overflow.
+
+    Raises a ValueError if A holds NaN or Inf.
+    """
     A = state.A
     if A.norm is None:
         raise ValueError(NOT_FINITE)
@@ -241,9 +245,9 @@ def measured(problem: Problem, state: State, norm: float | None = None) -> State
         if math.isfinite(A.max_abs()):
             message = "the norm of `A` exceeds the largest float; divide `A` by a constant."
         else:
-            message = "`A` holds NaN or Inf; a range finder needs finite entries."
+            message = "`A` holds NaN or Inf; replace or remove these entries."
         raise ValueError(message)
-    problem.source.restart(salt=norm)
+    problem.source.salt_seed(salt=norm)
     limits, scale = A.xp.finfo(A.dtype), 1.0
     largest, smallest = float(limits.max), float(limits.smallest_normal)
     _, exponent = math.frexp(largest)  # 128 for float32, 1024 for float64
@@ -256,29 +260,30 @@ def measured(problem: Problem, state: State, norm: float | None = None) -> State
         A = _scaled(A, scale)
         if isinstance(state.residual, Sampled):
             state = replace(state, residual=replace(state.residual, A=A))
-    room = exponent - 2  # which keeps it a normal number
-    unit = 2.0 ** max(-room, min(-math.frexp(norm)[1], room)) if norm > 0.0 else 1.0
+    limit = exponent - 2  # keeps the scale a normal number
+    unit = 2.0 ** max(-limit, min(-math.frexp(norm)[1], limit)) if norm > 0.0 else 1.0
     known = norm if problem.norm == "fro" or norm == 0.0 else state.norm_A
     return replace(state, A=A, scale=scale, explicit_scale=unit, frobenius=norm, norm_A=known)
 
 
-def salted(problem: Problem, state: State) -> State:
-    """Let the test matrices that certify depend on A, through one product with what is left of it.
+def with_salted_seed(problem: Problem, state: State) -> State:
+    """Salt the seed of the test matrices that certify with the norm of one product with E.
 
-    A caller who deflates a matrix and keeps the seed would otherwise multiply it by the very test
-    matrix that it annihilates; its norm may be that of the matrix before.
+    Otherwise a caller who deflates A with a basis and passes the same seed again would sample the
+    rest with the test matrix that it annihilates. The norm of A alone is not enough as a salt: it
+    may be the same before and after.
     """
-    omega = problem.source.probe()
+    omega = problem.source.gaussian_vector()
     if omega is not None:
         state, sample = multiplied(problem, state, omega)
         salt = float(safe_norm(sample.pop()))
         if not math.isfinite(salt):
             raise ValueError(NOT_FINITE)
-        problem.source.restart(salt)
+        problem.source.salt_seed(salt)
     return replace(state, is_salted=True)
 
 
 def _scaled(A: Operator, scale: float) -> Operator:
-    """A with scaled products; its norm stays."""
+    """A with scaled products; `norm` is still that of the unscaled A."""
     matmat, rmatmat = A.matmat, A.rmatmat
     return replace(A, matmat=lambda X: matmat(X * scale), rmatmat=lambda Y: rmatmat(Y * scale))

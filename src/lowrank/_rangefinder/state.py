@@ -1,4 +1,4 @@
-"""What is asked of a growing basis, and the state that each step turns into the next."""
+"""The options of the range finder, and its state: each step makes a new state."""
 
 import math
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from lowrank._array import Array
 from lowrank._check import as_count
 from lowrank._operator import Operator
 from lowrank._rangefinder.basis import Basis
-from lowrank._rangefinder.residuals import Explicit, Residual, Sampled, Whole
+from lowrank._rangefinder.residuals import Explicit, FullSVD, Residual, Sampled
 from lowrank._sketch import TestMatrix
 from lowrank.results import Look, Outcome, Status
 
 
 @dataclass(frozen=True, slots=True)
 class StopRule:
-    """Stop when the bound is below ``max(rtol · ‖A‖, atol)``, or at `cap` columns.
+    """Stop when the error bound is at most ``max(rtol · ‖A‖, atol)``, or at `cap` columns.
 
-    A basis of `full` columns, min(m, n), cannot grow either.
+    A basis of `full` = min(m, n) columns cannot grow either.
     """
 
     rtol: float
@@ -42,21 +42,22 @@ class StopRule:
         return self.full if self.cap is None else min(self.cap, self.full)
 
     def tolerance(self, norm_A: float | None) -> float:
-        """The absolute tolerance; of a norm that is not known yet, `atol` is left."""
+        """The absolute tolerance; `atol` alone where the norm is not known yet."""
         return self.atol if norm_A is None else max(self.atol, self.rtol * norm_A)
 
     def decide(
         self, look: Look, tolerance: float, floor: float, *, is_falling: bool = False
     ) -> Status | None:
-        """Status to stop with after the newest `look`, or None to go on.
+        """Status to stop with after the newest estimate `look`, or None to go on.
 
-        `tolerance` may be a part of that of the rule, where a truncation spends the rest. `floor`
-        is the rounding error of the basis. An error that is known, and `is_falling`, is no noise.
+        `tolerance` may be smaller than the tolerance of the rule, if a truncation spends the
+        rest. `floor` is the rounding error of the basis. A known error that `is_falling` is not
+        noise yet.
         """
         if look.bound <= tolerance:
             return Status.CONVERGED
-        # The rest of the bound is down to the part for rounding: columns added from here on are
-        # noise, and would not lower the bound by more than a half.
+        # At least half of the bound stands for rounding. More columns would be noise, and would
+        # at best halve the bound.
         if look.bound <= 2.0 * floor and not (is_falling and floor < tolerance):
             return Status.PRECISION_FLOOR
         if look.rank >= self.limit:
@@ -75,7 +76,7 @@ def _tolerance(value: Any, name: str) -> float:
 
 
 class Work:
-    """Counts what is multiplied: the passes over A, and the columns of all of them."""
+    """Counts the passes over A, and the columns multiplied in them."""
 
     def __init__(self) -> None:
         self.passes = self.products = 0
@@ -87,7 +88,7 @@ class Work:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Problem:
-    """What is asked, and where test matrices come from."""
+    """The options, the source of test matrices, and the count of the work."""
 
     norm: str
     failure_probability: float
@@ -105,23 +106,23 @@ class Problem:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class State:
-    """A basis, and what is known of its error. Norms, looks and tolerances are those of A."""
+    """A basis, and what is known of its error. Norms, estimates and tolerances are those of A."""
 
-    A: Operator  # scaled, where its products live
-    residual: Residual | Whole
-    scale: float = 1.0  # of A: a power of two, another than one where products would overflow
-    explicit_scale: float = 1.0  # of an explicit residual: ‖A‖_F is about one there
-    is_spent: bool = False  # whether the memory of A holds HᴴA, or did when work was interrupted
-    drift: float = 0.0  # relative to ‖A‖: what reflectors that are not quite unitary hide of E
-    is_salted: bool = False  # whether test matrices depend on a product with A
-    frobenius: float | None = None  # ‖A‖_F, where it was measured
+    A: Operator  # scaled; with the library, dtype and device of its products
+    residual: Residual | FullSVD
+    scale: float = 1.0  # of A: a power of two; not 1 only where products would overflow
+    explicit_scale: float = 1.0  # of an explicit residual: makes ‖A‖_F about one
+    is_overwritten: bool = False  # the memory of A holds HᴴA, or did when work was interrupted
+    drift: float = 0.0  # error relative to ‖A‖ because reflectors are not exactly unitary
+    is_salted: bool = False  # whether the seed of test matrices depends on a product with A
+    frobenius: float | None = None  # ‖A‖_F, if it was measured
     norm_A: float | None = None  # in the chosen norm, or a lower bound
-    norm_above: float | None = None  # an upper bound, where ‖A‖_F is sampled
-    looked: Any = None  # the residual that the last look was at
-    settled: Any = None  # the same, where its bound holds next to rounding too
-    waiting: Array | None = None  # the sample of that look, which may join the basis
-    looks: tuple[Look, ...] = ()
-    sampled_looks: int = 0
+    norm_above: float | None = None  # an upper bound, if ‖A‖_F is sampled
+    estimated: Any = None  # the residual that the last estimate is of
+    checked: Any = None  # the same, once its bound is checked next to rounding
+    pending: Array | None = None  # the sample of that estimate, which may join the basis
+    history: tuple[Look, ...] = ()
+    sampled_estimates: int = 0
     rule: StopRule | None = None
     status: Status = Status.RANK_REACHED
 
@@ -139,8 +140,8 @@ class State:
 
     @property
     def measured_scale(self) -> float:
-        """Of what the residual tells of its norm."""
-        explicit = isinstance(self.residual, Explicit | Whole)
+        """The scale of norms of the residual."""
+        explicit = isinstance(self.residual, Explicit | FullSVD)
         return self.explicit_scale if explicit else self.scale
 
 
@@ -149,8 +150,8 @@ def start(A: Operator) -> State:
 
 
 def outcome_of(problem: Problem, state: State) -> Outcome:
-    """What a result says about the basis found so far."""
-    look, tolerance = state.looks[-1] if state.looks else None, state.tolerance
+    """The attributes of a result for the basis found so far."""
+    look, tolerance = state.history[-1] if state.history else None, state.tolerance
     converged = None
     if tolerance is not None:
         converged = look is not None and look.bound <= tolerance
@@ -160,7 +161,7 @@ def outcome_of(problem: Problem, state: State) -> Outcome:
         error=None if look is None else look.estimate,
         error_bound=None if look is None else look.bound,
         certificate=None if look is None else state.residual.certificate,
-        passes=problem.work.passes, products=problem.work.products, history=state.looks,
+        passes=problem.work.passes, products=problem.work.products, history=state.history,
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Any torch optimizer with low-rank state: needs PyTorch, and is imported explicitly."""
+"""Optimizers with low-rank state. Needs PyTorch; import it explicitly: ``import lowrank.optim``."""
 
 from lowrank.optim._lowrank import LowRank
 from lowrank.optim._momentum import LowRankMomentum

@@ -1,4 +1,4 @@
-"""What the optimizers of low-rank state share: groups, steps, gradients, checkpoints, reports."""
+"""The base of the low-rank optimizers: groups, steps, gradients, checkpoints and reports."""
 
 import copy
 import warnings
@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 
 from lowrank._check import as_count
-from lowrank.optim._chunks import Chunk, alike_weights, largest_fraction, parameters_of, plan
+from lowrank.optim._chunks import Chunk, largest_fraction, parameters_of, plan, similar_weights
 from lowrank.optim._inner import Inner
 from lowrank.optim._loading import check_saved, copied, loaded_groups
 from lowrank.optim._options import (
@@ -19,8 +19,8 @@ from lowrank.optim._options import (
     PLANNED,
     Weight,
     check_betas,
-    is_asked,
     parse,
+    wants_compression,
     weight_of,
 )
 from lowrank.optim._report import Report, Row, storage_bytes
@@ -29,29 +29,30 @@ from lowrank.optim._stacks import are_finite, write
 
 
 class LowRankOptimizer(torch.optim.Optimizer):
-    """A torch optimizer of which some weights have a state of low rank, and the rest another one.
+    """A torch optimizer that compresses the state of some weights.
 
-    What one of them is steps its `_step_chunk`; the rest is stepped by the inner optimizer.
+    Subclasses step the compressed weights in `_step_chunk`. The inner optimizer steps all others.
     """
 
-    # How state of sharded weights is: see `Weight`.
+    # How the state of sharded weights is shared out, see `Weight`.
     _spread: ClassVar[dict[str, bool]] = {"shares": True}
-    _temporaries = 6  # of a step of a weight, in coordinates
-    _copies = 0  # of its gradient, in a stack
-    _compiles = False  # whether a step is called by compiled code
-    _foreign: tuple[str, ...] = ()  # options of siblings, which a group may not have
-    _betas: tuple[str, ...] = ()  # factors of its running means
-    _more: tuple[str, ...] = ()  # options of its own
+    _temporaries = 6  # temporary arrays of a step, each of the size of the coordinates
+    _copies = 0  # copies of the gradient in a stack
+    _compiles = False  # whether compiled code calls the step
+    _foreign: tuple[str, ...] = ()  # options of the other optimizers, which are rejected
+    _betas: tuple[str, ...] = ()  # options that are factors of running means
+    _more: tuple[str, ...] = ()  # options of this class only
     _least_rank = 1
-    _states = 2  # numbers for each of a weight, where it is not compressed
-    _rank_stays = True  # from the first step on: with another one, a state begins anew
+    _states = 2  # numbers of state per number of an uncompressed weight
+    _rank_stays = True  # whether the state is reset if the rank changes
     _made: list[Chunk | torch.optim.Optimizer]
     _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
-    _turns: dict[torch.Tensor, float]  # of the compressed parameters
+    # For each compressed parameter, the place of its refreshes within `refresh_every`: 0 to 1.
+    _offsets: dict[torch.Tensor, float]
     _seen: Any
 
     def __init__(self, params: Any, inner: Inner, given: dict[str, Any], name: str) -> None:
-        """`given` are the arguments of the class."""
+        """`given` are the arguments of the constructor of the subclass."""
         nonfinite, budget = given["nonfinite"], given.get("budget_bytes")
         if nonfinite not in ("skip", "raise", "ignore"):
             raise ValueError(f"`nonfinite` must be 'skip', 'raise' or 'ignore', got {nonfinite!r}.")
@@ -71,7 +72,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             for group in self.param_groups:
                 group["rank"] = None if group["rank"] is None else fraction
 
-    # -- what differs -------------------------------------------------------------------------
+    # -- what subclasses define ---------------------------------------------------------------
 
     def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
         """Step weights that have gradients."""
@@ -82,19 +83,19 @@ class LowRankOptimizer(torch.optim.Optimizer):
 
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
-        """Of the state of a parameter at rank r, without a compensation of its rounding."""
+        """Bytes of the state of a parameter at rank r, without the compensation of rounding."""
         raise NotImplementedError
 
     def _uncompressed_bytes(self, weight: Weight, state: dict[str, Any]) -> int:  # noqa: ARG002
         return self._states * weight.data.numel() * weight.data.element_size()
 
     def _refusal(self, weight: Weight) -> str | None:  # noqa: ARG002
-        """Why a sharded weight can't be compressed, if it can't."""
+        """Why a sharded weight can't be compressed; None if it can be."""
         return None
 
     @staticmethod
     def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:  # noqa: ARG004
-        """Of what the state of a parameter must hold, if that is known."""
+        """Shapes of the tensors that the state of a parameter must hold, if known."""
         return {}
 
     # -- groups -------------------------------------------------------------------------------
@@ -108,7 +109,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             raise
 
     def _checked(self, group: dict[str, Any]) -> dict[str, Any]:
-        """The group with translated options; an error for what can't be stepped."""
+        """The group with translated options; raises for options or parameters that don't work."""
         group = parse(group)
         check_betas(group, self._betas)
         if group["rank"] == 0:
@@ -119,20 +120,20 @@ class LowRankOptimizer(torch.optim.Optimizer):
         for parameter in group["params"]:
             wrong = None
             if getattr(parameter, "_is_flat_param", False):
-                wrong = "FlatParameter of FSDP1, several weights in one vector, which has no rank"
+                wrong = "FlatParameter of FSDP1: several weights in one vector, which has no rank"
             elif hasattr(parameter, "placements"):
                 weight = weight_of(group, parameter, 0)
                 if weight is not None:
                     wrong = unfit_placements(parameter) or self._refusal(weight)
             if wrong is not None:
                 raise TypeError(
-                    f"a parameter is a {wrong}; keep the weights whole on every rank, as "
-                    "DistributedDataParallel does, or give them to an optimizer of their own."
+                    f"a parameter is a {wrong}; keep the weights whole on every process, as "
+                    "DistributedDataParallel does, or give them to another optimizer."
                 )
         return group
 
     def _is_stale(self, state: dict[str, Any], weight: Weight | None) -> bool:
-        """Whether a state was made with other options and can't go on."""
+        """Whether a state was made with other options and can't be used any more."""
         if weight is None or "basis" not in state:
             return ("basis" in state) != (weight is not None)
         return self._rank_stays and state["basis"].shape[1] != weight.rank
@@ -142,33 +143,33 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return {**super().__getstate__(), **{name: getattr(self, name) for name in names}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        if "_hooks" not in self.__dict__:  # a copy, and no loading
+        if "_hooks" not in self.__dict__:  # for a copy of the object, not when loading a state
             self._forget()
         self._seen = ()
         super().__setstate__(state)
 
     def _forget(self) -> None:
-        """Go on without hooks, and with workers that the next step makes."""
+        """Remove the hooks, and let the next step plan the work again."""
         if getattr(self, "_skipped", False):
             self._count_a_skip()
-        self._seen = ()  # the groups, when the workers were made
-        self._kinds: dict[torch.Tensor, Any] = {}  # sides and dtypes of compressed parameters
+        self._seen = ()  # the groups for which the work was planned
+        self._kinds: dict[torch.Tensor, Any] = {}  # side and state dtype of compressed parameters
         self._hooks: ExitStack | None = None
         self._skipped = False
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """What a GradScaler asks: it divides its factor out itself, and skips."""
+        """Asked by a GradScaler. False: it unscales gradients itself, and skips steps."""
         if self._hooks is not None:
             raise RuntimeError(
-                "a GradScaler divides gradients by its factor after the backward pass, and so "
-                "can't be used with step_in_backward; train in bfloat16, without one."
+                "a GradScaler unscales gradients after the backward pass, so it can't be used with "
+                "step_in_backward; train in bfloat16, without a GradScaler."
             )
         return False
 
     @property
     def skipped_steps(self) -> int:
-        """Steps that were not taken because a gradient held NaN or Inf."""
+        """Number of steps that were skipped because a gradient contained NaN or Inf."""
         return sum(int(group["skipped_steps"]) for group in self.param_groups)
 
     def _count_a_skip(self) -> None:
@@ -178,8 +179,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
     # -- steps --------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Take a step with the gradients that the parameters hold; return the closure's loss."""
-        # Dynamo makes a constant of this question; the rest of the step is not for tracing.
+        """Take a step with the gradients of the parameters; return the loss of the closure."""
+        # Dynamo replaces is_compiling() by a constant; the rest of the step is not traced.
         return self._step(closure, compiling=torch.compiler.is_compiling())
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -203,39 +204,39 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return loss
 
     def step_in_backward(self, when: Callable[[], bool] | None = None) -> ExitStack:
-        """Step every parameter in the backward pass, as soon as its gradient is complete.
+        """Step every parameter during the backward pass, as soon as its gradient is complete.
 
-        The gradient is then freed, so that never more than a few exist at once. The training loop
-        stays as it is: `step` takes what still has a gradient (parameters that are added later,
-        say), and `zero_grad` finds nothing. Steps, state and checkpoints are those of the ordinary
-        loop.
+        The gradient is then freed, so that only a few gradients exist at once. The training loop
+        need not change: `step` steps parameters that still have a gradient (for instance parameters
+        added later), and `zero_grad` finds nothing to do. Steps, state and checkpoints are those of
+        the ordinary loop.
 
         Parameters
         ----------
         when : callable, optional
-            Asked each time a gradient is complete: False lets it stand, for gradients that are
-            accumulated over several backward passes.
+            Called each time a gradient is complete. If it returns False, the gradient is kept, for
+            gradients accumulated over several backward passes.
 
         Returns
         -------
         contextlib.ExitStack
-            Its ``close()``, or leaving it as a context manager, goes back to ordinary steps.
+            Call its ``close()``, or use it as a context manager, to return to ordinary steps.
 
         Raises
         ------
         RuntimeError
-            If it is in force already. In a process group of several ranks, unless the parameters
-            are DTensors: DDP averages gradients after the backward pass has reached them, FSDP2
-            before it tells. And by `step`, if it is called by a GradScaler, whose factor is divided
-            out after it, too.
+            If it is already active. In a process group of several processes, unless the parameters
+            are DTensors: DDP averages gradients only after their hooks have run, FSDP2 before. Also
+            raised by a GradScaler, which unscales gradients after the backward pass.
 
         Notes
         -----
-        Nothing can be known of gradients that are not yet computed: a NaN or Inf skips the
-        parameter (`skipped_steps` counts the step once, and one number is read for each parameter),
-        and norms over all gradients can't be clipped. A gradient is complete when autograd says so:
-        under reentrant checkpointing a parameter that several segments share is stepped for each.
-        Of two optimizers of one parameter the first takes the gradient.
+        The step of a parameter cannot depend on gradients that are not computed yet. So a NaN or
+        Inf skips only its parameter (`skipped_steps` counts the step once, and one number is read
+        for each parameter), and the norm of all gradients can't be clipped. A gradient is complete
+        when autograd says so: under reentrant checkpointing, a parameter shared by several segments
+        is stepped once for each. If two optimizers have the same parameter, the first one uses the
+        gradient.
 
         Examples
         --------
@@ -251,7 +252,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         """
         if self._hooks is not None:
             raise RuntimeError(
-                "step_in_backward is in force already; close() what it returned first."
+                "step_in_backward is already active; call close() on what it returned first."
             )
         world = torch.distributed.is_available() and torch.distributed.is_initialized()
         if world and torch.distributed.get_world_size() > 1:
@@ -259,8 +260,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if plain:
                 raise RuntimeError(
                     f"parameter {self._name(plain[0])} is not a DTensor, and there are "
-                    f"{torch.distributed.get_world_size()} ranks: its gradient would be used "
-                    "before it is averaged over them. Step after the backward pass."
+                    f"{torch.distributed.get_world_size()} processes: its gradient would be used "
+                    "before it is averaged over them. Call step() after the backward pass."
                 )
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
@@ -270,7 +271,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 return
             self._compiles = False
             self._workers()
-            if parameter not in self._worker_of:  # taken out of the groups
+            if parameter not in self._worker_of:  # removed from the groups
                 return
             self._prepare([parameter])
             if self.nonfinite == "ignore" or are_finite([parameter]):
@@ -299,8 +300,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 self._step_chunk(worker, weights, group)
             return
         worker.state = self.state
-        for theirs in worker.param_groups:
-            self._inner.set_options(theirs, self.param_groups[theirs["number"]])
+        for inner_group in worker.param_groups:
+            self._inner.set_options(inner_group, self.param_groups[inner_group["number"]])
         worker.step()
 
     def _keep(
@@ -311,7 +312,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         *,
         in_place: bool,
     ) -> None:
-        """Give states the members of stacks: written to the tensors there, or as new ones."""
+        """Store the parts of stacks in states: in their tensors if `in_place`, or in new ones."""
         for name, stack in new.items():
             places = [state.get(name) if in_place else None for state in states]
             for state, value in zip(states, write(stack, places), strict=True):
@@ -320,15 +321,15 @@ class LowRankOptimizer(torch.optim.Optimizer):
             self.state[weight.parameter] = state
 
     def _prepare(self, parameters: list[torch.Tensor]) -> None:
-        """Refuse sparse gradients, and cut those of weights that are sharded as these are."""
+        """Reject sparse gradients, and shard each gradient like its parameter."""
         for parameter in parameters:
             align(parameter)
             grad = parameter.grad
-            if grad is not None and grad.layout is not torch.strided and parameter in self._turns:
+            if grad is not None and grad.layout is not torch.strided and parameter in self._offsets:
                 index = next(i for i, p in enumerate(self._parameters()) if p is parameter)
                 raise TypeError(
                     f"parameter {self._name(index)} has a sparse gradient, which cannot be "
-                    "compressed; put it in a group of its own with rank=None."
+                    "compressed; put it into a group of its own with rank=None."
                 )
 
     def _raise_nonfinite(self) -> None:
@@ -344,7 +345,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return list(chain.from_iterable(group["params"] for group in self.param_groups))
 
     def _weights(self) -> list[tuple[int, Weight]]:
-        """Compressed parameters with the numbers of their groups."""
+        """The compressed parameters, each with the number of its group."""
         found, index = [], 0
         for number, group in enumerate(self.param_groups):
             for parameter in group["params"]:
@@ -358,9 +359,9 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return found
 
     def _workers(self) -> list[Chunk | torch.optim.Optimizer]:
-        """What steps the parameters: chunks, and inner optimizers of what is not compressed.
+        """The plan: chunks of compressed parameters, and inner optimizers of all others.
 
-        Made anew when the groups have other parameters or options.
+        Made again when parameters or options of the groups change.
         """
         seen = [
             [*map(id, group["params"]), *(group.get(name) for name in PLANNED)]
@@ -374,13 +375,13 @@ class LowRankOptimizer(torch.optim.Optimizer):
             group.clear()
             group.update(checked)
         weights = self._weights()
-        if any(map(is_asked, self.param_groups)) and not weights and not self._seen:
+        if any(map(wants_compression, self.param_groups)) and not weights and not self._seen:
             message = (
-                "no parameter is compressed: only matrices whose short side exceeds the rank are, "
-                "and no vectors, into which FSDP1 and ZeRO flatten them."
+                "no parameter is compressed: only matrices whose short side exceeds `rank` are, "
+                "and no vectors, into which FSDP1 and ZeRO flatten them. Give a smaller rank."
             )
             warnings.warn(message, UserWarning, stacklevel=2)
-        self._turns = {
+        self._offsets = {
             weight.parameter: i / len(weights) for i, (_, weight) in enumerate(weights, 1)
         }
         compressed = {weight.parameter: weight for _, weight in weights}
@@ -394,7 +395,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
             if state and ((p in before and changed) or self._is_stale(state, compressed.get(p))):
                 del self.state[p]
         left = [
-            (number, [p for p in group["params"] if p not in self._turns])
+            (number, [p for p in group["params"] if p not in self._offsets])
             for number, group in enumerate(self.param_groups)
         ]
         if alone:
@@ -407,8 +408,8 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 if not self.state.get(p):
                     self.state[p] = state
             made.append(optimizer)
-        largest = max((p.numel() * p.element_size() for p in self._turns), default=0)
-        for number, same in alike_weights(weights, alone=alone, as_stacks=self._copies > 0):
+        largest = max((p.numel() * p.element_size() for p in self._offsets), default=0)
+        for number, same in similar_weights(weights, alone=alone, as_stacks=self._copies > 0):
             group = self.param_groups[number]
             stacked, count = plan(
                 same[0], group, self._temporaries, self._copies, self.temporary_bytes, largest
@@ -429,18 +430,17 @@ class LowRankOptimizer(torch.optim.Optimizer):
     # -- state --------------------------------------------------------------------------------
 
     def state_bytes(self) -> int:
-        """Bytes that the state keeps alive, whole storages: 0 before the first step.
+        """Bytes of memory that the state keeps alive on this process; 0 before the first step.
 
-        Of weights that are sharded over ranks, those on this rank.
+        Whole storages are counted. For sharded weights, only the shards of this process.
         """
         return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
 
     def report(self) -> Report:
-        """The rank and the bytes of state of every parameter, and the bytes it would have.
+        """For every parameter its rank, the bytes of its state, and the bytes without compression.
 
-        The latter are those of the inner optimizer's state with k rows in place of r, without the
-        basis. Before the first step the state is empty. Shapes are those of whole weights, bytes
-        those on this rank.
+        Without compression, the state has k rows instead of r, and no basis. Before the first step
+        the state is empty. Shapes are those of whole weights, bytes those on this process.
         """
         compressed = {weight.index: weight for _, weight in self._weights()}
         rows = []
@@ -456,7 +456,7 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return Report(tuple(rows))
 
     def state_dict(self) -> dict[str, Any]:
-        """The state; parts of what is sharded over ranks are DTensors in it."""
+        """The state; tensors that are sharded over processes are DTensors in it."""
         saved = super().state_dict()
         for _, weight in self._weights():
             if state := saved["state"].get(weight.index):
@@ -466,21 +466,21 @@ class LowRankOptimizer(torch.optim.Optimizer):
         return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Copy a state; nothing is shared with it, and every dtype stays as it was saved.
+        """Load a copy of a state; every dtype stays as it was saved.
 
-        Options that its groups do not have are the defaults of this optimizer.
+        Options that are missing in its groups get the defaults of this optimizer.
 
         Raises
         ------
         ValueError
-            If it belongs to other groups, ranks, shapes or another optimizer: nothing has been
-            changed then.
+            If the state has other groups, ranks or shapes, or is that of another optimizer. Then
+            nothing is changed.
         """
         state_dict = dict(state_dict)
         for hook in self._optimizer_load_state_dict_pre_hooks.values():
             state_dict = hook(self, state_dict) or state_dict
         name, made_by = self.defaults["optimizer"], None
-        if name == self._inner.name:  # a partial or a function was saved by its own name once
+        if name == self._inner.name:  # earlier versions saved the name of a partial or function
             made_by = getattr(self._inner.make, "__name__", type(self._inner.make).__name__)
         groups = loaded_groups(
             state_dict["param_groups"], self.param_groups, self.defaults, {name, made_by}
@@ -509,10 +509,10 @@ class LowRankOptimizer(torch.optim.Optimizer):
                 )
                 for name, X in saved.items()
             }
-        for group, ours in zip(groups, self.param_groups, strict=True):
-            group["params"] = ours["params"]
-            if "param_names" in ours:
-                group.setdefault("param_names", ours["param_names"])
+        for group, here in zip(groups, self.param_groups, strict=True):
+            group["params"] = here["params"]
+            if "param_names" in here:
+                group.setdefault("param_names", here["param_names"])
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

@@ -1,4 +1,4 @@
-"""Which weights are stepped together, and whether as one stack."""
+"""Chunks: which weights are stepped together, and whether as one stack."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ import torch
 
 from lowrank._check import as_rank
 from lowrank.optim._options import Weight
-from lowrank.optim._stacks import alike
+from lowrank.optim._stacks import grouped_by
 
-# Arrays of the size of a weight, in single precision, that rounding takes beside those of a step.
+# Temporary arrays of the size of a weight, in single precision, that each kind of rounding needs.
 OF_ROUNDING = {"nearest": 2, "compensated": 6, "stochastic": 10}
-# Bytes of what is temporary in a step of weights of one shape, where they are not given: of a
-# processor no less than the largest weight. On a GPU every operation costs the host as much as
-# several weights cost the device.
+# Default bound on the bytes of temporary arrays in a step of weights of one shape; on a CPU at
+# least those of the largest weight. On a GPU the bound is larger: launching an operation takes the
+# host as long as the device needs for several weights.
 TEMPORARY, TEMPORARY_ON_A_GPU = 2**24, 2**28
 
 
@@ -24,25 +24,25 @@ class Chunk:
 
     group: int
     weights: tuple[Weight, ...]
-    stacked: bool  # as one tensor
+    stacked: bool  # whether their gradients form one tensor
 
 
-def alike_weights(
+def similar_weights(
     weights: list[tuple[int, Weight]], *, alone: bool, as_stacks: bool
 ) -> Iterable[tuple[int, list[Weight]]]:
-    """Weights of one group and shape, in one dtype, on one device and sharded alike."""
+    """Lists of weights with the same group, shape, dtype, device and sharding."""
 
     def kind(item: tuple[int, Weight]) -> Any:
         number, weight = item
         p = weight.parameter
         on_cpu = p.device.type == "cpu" and not as_stacks
         own = weight.index if alone or (on_cpu and weight.policy.energy is not None) else None
-        # views of weights on their long and short sides go together, and no stacks of them
+        # as views, weights and transposed weights go together; in stacks they do not
         shape = (weight.k, weight.M) if on_cpu else (p.shape, weight.left)
         spread = weight.blocks, weight.blocks is not None and weight.left
         return number, shape, p.dtype, p.device, spread, own
 
-    return [(part[0][0], [weight for _, weight in part]) for part in alike(weights, kind)]
+    return [(part[0][0], [weight for _, weight in part]) for part in grouped_by(weights, kind)]
 
 
 def plan(
@@ -55,8 +55,8 @@ def plan(
 ) -> tuple[bool, int]:
     """Whether weights like the first are stepped as a stack, and how many at a time.
 
-    A step takes so many arrays of the size of the coordinates, and so many copies of the gradient;
-    the largest weight has so many bytes.
+    A step needs `temporaries` arrays of the size of the coordinates, and `copies` of the gradient.
+    `largest` is the size of the largest weight in bytes.
     """
     wide = getattr(torch, group["state_dtype"] or "float16").itemsize
     size = first.rank * max(first.k, first.M) * max(wide, first.dtype.itemsize) * temporaries
@@ -64,7 +64,7 @@ def plan(
     if limit is None:
         limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
     half = first.parameter.dtype != first.dtype
-    # gradient and weight, and more
+    # arrays of the size of the weight: gradient, weight and others
     arrays = copies + OF_ROUNDING[group["rounding"] if half else "nearest"]
     whole = size + arrays * first.k * first.M * first.dtype.itemsize
     stacked = copies > 0 or (not on_cpu and first.blocks is None and whole <= limit)
@@ -74,7 +74,7 @@ def plan(
 def largest_fraction(
     budget: int, weights: list[tuple[Weight, dict[str, Any]]], bytes_of: Callable[..., int]
 ) -> float:
-    """The largest fraction of k, up to a half, with which all weights fit into so many bytes."""
+    """The largest fraction of k, at most 1/2, for which all states fit into the budget in bytes."""
 
     def needed(fraction: float) -> int:
         return sum(
@@ -90,8 +90,8 @@ def largest_fraction(
         low, high = (middle, high) if needed(middle) <= budget else (low, middle)
     if low == 0.0:
         raise ValueError(
-            f"`budget_bytes` must be at least {needed(1e-9):,}, for a basis of one column for each "
-            f"of {len(weights)} parameters, got {budget:,}."
+            f"`budget_bytes` must be at least {needed(1e-9):,}, for rank 1 of each of "
+            f"{len(weights)} parameters, got {budget:,}."
         )
     return low
 

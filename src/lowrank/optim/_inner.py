@@ -1,4 +1,4 @@
-"""The wrapped optimizer: which one it is, its steps of coordinates, and what its state means."""
+"""The inner optimizer: its class, its steps of coordinates, and the meaning of its state."""
 
 import inspect
 import warnings
@@ -9,17 +9,18 @@ from typing import Any, Literal
 import torch
 
 from lowrank.compress import transport_squares
-from lowrank.optim._options import DEFAULTS, OURS, OWN_NAMES
+from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE
 from lowrank.optim._stacks import slices, stack_of, write
 
-# What a tensor of state is, for each coordinate (or each row of these): a mean, which moves with
-# them; a mean of squares, or a sum; or numbers for columns, which stay.
+# What a tensor of state holds for each coordinate (or row of coordinates): a mean, which changes
+# with the basis like coordinates; a mean or sum of squares; or numbers per column, which don't
+# change.
 Meaning = Literal["mean", "squares", "sum of squares", "columns"]
 ADAM: dict[str, Meaning] = {"exp_avg": "mean", "exp_avg_sq": "squares", "max_exp_avg_sq": "squares"}
 MOMENTUM: dict[str, Meaning] = {"momentum_buffer": "mean"}
 LION: dict[str, Meaning] = {"exp_avg": "mean"}
-# By package and class; subclasses have the meanings of their parents. State of all others, and
-# state with other tensors in it, begins anew in a new basis: nothing is guessed.
+# By package and class; subclasses inherit the meanings of their parents. The state of all others,
+# and any state with other tensors in it, is reset in a new basis: nothing is guessed.
 KNOWN: dict[str, dict[str, Meaning]] = {
     **dict.fromkeys(("torch.Adam", "torch.AdamW", "torch.NAdam", "torch.RAdam"), ADAM),
     "torch.SGD": MOMENTUM,
@@ -37,15 +38,15 @@ KNOWN: dict[str, dict[str, Meaning]] = {
     "bitsandbytes.Adam": {"state1": "mean", "state2": "squares"},
     "bitsandbytes.AdamW": {"state1": "mean", "state2": "squares"},
 }  # fmt: skip
-# The mean whose squares these are, less the variance.
+# For each mean of squares, the mean of the same numbers.
 OF_MEANS = {"exp_avg_sq": "exp_avg", "state2": "state1", "square_avg": "grad_avg"}
-# Optimizers whose step is proportional to the size of the weight: they are shown QᵀW, and not 0.
+# Optimizers whose step is proportional to the size of the weight: their proxies hold QᵀW, not 0.
 SHOWN_THE_WEIGHT = ("adafactor", "lamb", "lars")
 
 
 @dataclass(frozen=True)
 class Inner:
-    """An optimizer's class, or what makes one, with its options and what is known of it."""
+    """An optimizer class, or a function that makes one, with its options and properties."""
 
     make: Callable[..., torch.optim.Optimizer]
     options: dict[str, Any]
@@ -53,7 +54,7 @@ class Inner:
     defaults: dict[str, Any]
     meanings: dict[str, Meaning] | None
     sees_weights: bool
-    is_born_with_state: bool  # Adagrad is, and up to torch 2.12 makes none later
+    has_initial_state: bool  # as Adagrad, which up to torch 2.12 makes no state later
     elementwise: dict[torch.device, bool] = field(default_factory=dict)
     warned: list[str] = field(default_factory=list)
 
@@ -61,18 +62,18 @@ class Inner:
         return self.make(params, **self.options)
 
     def is_elementwise(self, device: torch.device) -> bool:
-        """Whether a step of many coordinates is one of each, with plain state of their shape."""
+        """Whether each coordinate is stepped on its own, with plain state of the same shape."""
         if device not in self.elementwise:
             self.elementwise[device] = not self.sees_weights and _is_elementwise(self.new, device)
         return self.elementwise[device]
 
-    def set_options(self, theirs: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
-        """Give one of its groups the options of ours, as a scheduler has set them."""
+    def set_options(self, target: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
+        """Copy options from our `group`, as a scheduler may have set them, to an inner group."""
         for name in self.defaults:
             value = instead.get(name, group[name])
-            if isinstance(theirs[name], torch.Tensor) and not isinstance(value, torch.Tensor):
-                value = torch.full_like(theirs[name], value)  # torchao's rate is on the device
-            theirs[name] = value
+            if isinstance(target[name], torch.Tensor) and not isinstance(value, torch.Tensor):
+                value = torch.full_like(target[name], value)  # torchao's rate: on the device
+            target[name] = value
 
     def knows(self, state: dict[str, Any]) -> bool:
         """Whether the meaning of all tensors in a state is known."""
@@ -81,21 +82,21 @@ class Inner:
             name in meant for name, value in state.items() if is_array(value)
         )
 
-    def warn_of_anew(self, state: dict[str, Any]) -> None:
-        """Say once that a state is not moved."""
+    def warn_of_reset(self, state: dict[str, Any]) -> None:
+        """Warn, once, that the state is reset at refreshes."""
         if self.warned:
             return
         self.warned.append(self.name)
         names = ", ".join(f"`{name}`" for name, value in state.items() if is_array(value))
         message = (
-            f"the state of {self.name} ({names}) has no known meaning in a new basis, and begins "
-            "anew at each refresh; transport='reset' says so without this warning."
+            f"the state of {self.name} ({names}) is reset at each refresh, because its meaning in "
+            "a new basis is unknown; give transport='reset' to avoid this warning."
         )
         warnings.warn(message, UserWarning, stacklevel=2)
 
 
 def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]) -> Inner:
-    """What is known of an optimizer, also through a partial, a lambda or a subclass."""
+    """The properties of an optimizer; `make` may be a class, subclass, partial or function."""
     example = make([torch.nn.Parameter(torch.zeros(1, 1))], **options)
     closure = inspect.signature(example.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
@@ -104,7 +105,7 @@ def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
     if clash:
         raise TypeError(
             f"{type(example).__name__} cannot be wrapped: its options {', '.join(clash)} have the "
-            "names of ours."
+            "same names as options of LowRank."
         )
     kinds = type(example).__mro__
     names = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds)
@@ -115,7 +116,7 @@ def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]
 
 
 def adamw_of(given: dict[str, Any]) -> Inner:
-    """The AdamW of what a sibling does not compress, from the arguments of its class."""
+    """The AdamW for uncompressed parameters, from the arguments of a low-rank optimizer."""
     names = ("lr", "betas", "eps", "weight_decay", "foreach", "fused")
     return inner_of(torch.optim.AdamW, {name: given[name] for name in names})
 
@@ -124,14 +125,14 @@ def is_array(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
-def theirs(state: dict[str, Any]) -> dict[str, Any]:
-    """What the inner optimizer has in the state of a parameter."""
-    return {name: value for name, value in state.items() if name not in OURS}
+def inner_state(state: dict[str, Any]) -> dict[str, Any]:
+    """The part of a parameter's state that belongs to the inner optimizer."""
+    return {name: value for name, value in state.items() if name not in OWN_STATE}
 
 
 def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.device) -> bool:
-    """Whether steps of two halves of a parameter are those of the whole, with state alike."""
-    device = torch.device("cpu") if device.type == "meta" else device  # weights yet to be made
+    """Test whether steps of two halves of a parameter equal steps of the whole."""
+    device = torch.device("cpu") if device.type == "meta" else device  # weights without data yet
     draw = torch.randn(3, 64, 128, generator=torch.Generator().manual_seed(0))
     sizes = torch.tensor([[1.0, 30.0], [1.0, 2.0], [5.0, 0.1]]).repeat_interleave(64, dim=1)
     gradients, found = (draw * sizes[:, None, :]).to(device), []
@@ -139,7 +140,7 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
         proxies = [torch.nn.Parameter(torch.zeros_like(part[0])) for part in parts]
         for proxy, part in zip(proxies, parts, strict=True):
             optimizer = make([proxy])
-            for group in optimizer.param_groups:  # whatever a warm-up begins with
+            for group in optimizer.param_groups:  # a warm-up may start with 0
                 if isinstance(group.get("lr"), torch.Tensor):
                     group["lr"] = torch.full_like(group["lr"], 0.01)
                 elif group.get("lr") is not None:
@@ -169,22 +170,23 @@ def step_coordinates(
     *,
     stacked: bool,
 ) -> list[dict[str, Any]]:
-    """Let `optimizer` step the `values` (n×r×M) in place by their gradients; return its states.
+    """Let `optimizer` step the `values` (n×r×M) in place by their gradients; return the states.
 
-    Through one proxy for all, if `stacked`, whose states must be alike, or one for each.
+    If `stacked`, one proxy holds all values, and their states must have one `join_key`. Otherwise
+    there is one proxy for each.
     """
-    begun, parts = states, (list(values), list(grads))
+    initial, parts = states, (list(values), list(grads))
     if stacked:
-        begun, parts = [_joined(states)], ([values], [grads])
-    present = list(zip(proxies, *parts, begun, strict=False))
+        initial, parts = [_joined(states)], ([values], [grads])
+    present = list(zip(proxies, *parts, initial, strict=False))
     try:
         for proxy, value, _, state in present:
             proxy.data = value
-            born = not state and inner.is_born_with_state
-            own = inner.new([proxy]).state[proxy] if born else state
+            starts_with_state = not state and inner.has_initial_state
+            own = inner.new([proxy]).state[proxy] if starts_with_state else state
             if own:
                 optimizer.state[proxy] = own
-        # apart: fused optimizers take either all state or none
+        # in two parts: fused optimizers need state for all parameters or for none
         have = [proxy in optimizer.state for proxy, *_ in present]
         for part in sorted(set(have)):
             for (proxy, _, grad, _), has_state in zip(present, have, strict=True):
@@ -201,18 +203,18 @@ def step_coordinates(
     return _parted(made[0], states) if stacked else made
 
 
-def likeness(state: dict[str, Any]) -> tuple[Any, ...]:
-    """Equal for states that can be joined: with tensors of the same kind, and the same numbers.
+def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
+    """Equal for states that can be joined: tensors of the same shape and dtype, and equal numbers.
 
-    Of a number on a device only the age of the state tells.
+    A number on a device is not read; states of the same age are assumed to have the same.
     """
-    alike: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
-    for name, value in theirs(state).items():
+    key: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
+    for name, value in inner_state(state).items():
         if isinstance(value, torch.Tensor) and (value.ndim or not value.is_cpu):
-            alike.append((name, value.shape, value.dtype))
+            key.append((name, value.shape, value.dtype))
         else:
-            alike.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
-    return tuple(alike)
+            key.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
+    return tuple(key)
 
 
 def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
@@ -237,23 +239,23 @@ def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[s
     return parted
 
 
-# -- in a new basis --------------------------------------------------------------------------------
+# -- state in a new basis --------------------------------------------------------------------------
 
 
-def moved(
+def transported(
     inner: Inner,
     states: list[dict[str, Any]],
     C: torch.Tensor,
     group: dict[str, Any],
     outside: torch.Tensor,
 ) -> list[dict[str, Any]] | None:
-    """States that are alike in a new basis; None where their meaning is unknown.
+    """States with one `join_key`, in a new basis; None if their meaning is unknown.
 
-    ``C = Q_newᵀ Q`` (n×r'×r). Means of coordinates become C times themselves; means of squares
-    follow :func:`lowrank.compress.transport_squares`, after their bias toward a start from zero is
-    divided out, with the mean squares `outside` (n×M) of the old basis; a sum is the mean as often
-    as there were steps. A factored mean of squares, one number a row and one a column, moves by
-    its rows.
+    ``C = Q_newᵀ Q`` (n×r'×r). A mean of coordinates is multiplied by C. A mean of squares is
+    corrected for its start from zero, and then changed by
+    :func:`lowrank.compress.transport_squares`, with the mean squares `outside` (n×M) of the old
+    basis. A sum of squares is the mean times the number of steps. Of a factored mean of squares,
+    the numbers of rows are changed, and those of columns stay.
     """
     new: list[dict[str, Any]] = [dict(state) for state in states]
     plain: dict[str, torch.Tensor] = {}
@@ -297,7 +299,7 @@ def moved(
 
 
 def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Any, Any]:
-    """By what a mean and a mean of squares, which began with zero, are smaller; or the count."""
+    """The factors of a mean and a mean of squares due to their start from zero; or the count."""
     step = state.get("step")
     if step is None:
         return 1.0, 1.0

@@ -1,18 +1,18 @@
-"""Whether a saved state fits the parameters, and copies of it."""
+"""Loading: whether a saved state fits the parameters, and copies of it."""
 
 import copy
 from typing import Any
 
 import torch
 
-from lowrank.optim._options import OURS, Weight, parse
+from lowrank.optim._options import OWN_STATE, Weight, parse
 
 
 def copied(value: Any, device: torch.device | None) -> Any:
-    """A copy on the device, or where the value is."""
+    """A copy, on `device` if given."""
     if not isinstance(value, torch.Tensor):
         return copy.deepcopy(value)
-    if hasattr(value, "__tensor_flatten__"):  # made of others, which `to` may not copy
+    if hasattr(value, "__tensor_flatten__"):  # a wrapper of other tensors, which `to` may not copy
         names, context = value.__tensor_flatten__()
         parts = {name: copied(getattr(value, name), device) for name in names}
         made: Any = type(value)
@@ -22,31 +22,31 @@ def copied(value: Any, device: torch.device | None) -> Any:
 
 def loaded_groups(
     saved: list[dict[str, Any]],
-    ours: list[dict[str, Any]],
+    own_groups: list[dict[str, Any]],
     defaults: dict[str, Any],
     names: set[Any],
 ) -> list[dict[str, Any]]:
-    """Copies of saved groups with all options, or a ValueError if they are not like ours.
+    """Copies of saved groups with all options; a ValueError if they don't fit this optimizer.
 
-    `names` are those of the optimizer.
+    `names` are the names by which this optimizer may have been saved.
     """
     groups = copy.deepcopy(saved)
-    sizes = [[len(group["params"]) for group in all] for all in (groups, ours)]
+    sizes = [[len(group["params"]) for group in all] for all in (groups, own_groups)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; build "
-            "it with the same groups."
+            f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; make "
+            "this optimizer with the same groups."
         )
     name = defaults["optimizer"]
     wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
     if wrong:
-        told = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
+        kind = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
         raise ValueError(
-            f"the state {told}, and this optimizer is {name}; give it a state of its own."
+            f"the state {kind}, and this optimizer is {name}; load a state of this optimizer."
         )
     return [
-        parse({**defaults, "rank": mine["rank"], **group, "optimizer": name})
-        for group, mine in zip(groups, ours, strict=True)
+        parse({**defaults, "rank": own["rank"], **group, "optimizer": name})
+        for group, own in zip(groups, own_groups, strict=True)
     ]
 
 
@@ -57,9 +57,9 @@ def check_saved(
     weight: Weight | None,
     shapes: dict[str, tuple[int, ...]],
 ) -> None:
-    """Raise a ValueError unless the saved state of a parameter is one of it at this rank.
+    """Raise a ValueError unless the saved state fits the parameter and its rank.
 
-    With what has these `shapes`, at least, if it is not empty.
+    Unless it is empty, the state must have tensors of the given `shapes`.
     """
     wrong = _wrong(saved, parameter, weight)
     for key, shape in shapes.items() if saved and not wrong else ():
@@ -75,7 +75,7 @@ def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None
     if (basis is None) != (weight is None) and saved:
         here, there = ("", "not ") if weight is None else ("not ", "")
         return (
-            f"it is {here}compressed in the state, and {there}compressed here; give its group the "
+            f"it is {here}compressed in the state, but {there}compressed here; give its group the "
             "same `rank`"
         )
     if weight is not None and basis is not None:
@@ -87,7 +87,7 @@ def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None
             return f"it has rank {here}; build the optimizer with rank={r}"
         wanted = r, weight.M
     for key, value in saved.items():
-        if key in OURS or getattr(value, "ndim", 0) != len(wanted):
+        if key in OWN_STATE or getattr(value, "ndim", 0) != len(wanted):
             continue
         if hasattr(value, "__tensor_flatten__") and not hasattr(value, "placements"):
             fits = value.numel() <= parameter.numel()  # quantized, perhaps padded

@@ -9,8 +9,8 @@ import torch
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
-from lowrank.optim._inner import inner_of, likeness, step_coordinates, theirs
-from lowrank.optim._options import OURS, Weight
+from lowrank.optim._inner import inner_of, inner_state, join_key, step_coordinates
+from lowrank.optim._options import OWN_STATE, Weight
 from lowrank.optim._refresh import refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
@@ -18,135 +18,139 @@ from lowrank.optim._stacks import Matrices
 
 @dataclass(frozen=True)
 class ChunkOfCoordinates(Chunk):
-    """With the optimizer that steps their coordinates: its proxies are empty between steps."""
+    """A chunk with the optimizer of its coordinates, whose proxies are empty between steps."""
 
     proxies: tuple[torch.nn.Parameter, ...]
     optimizer: torch.optim.Optimizer
-    joins: bool  # one proxy has the coordinates of all
+    joins: bool  # whether one proxy holds the coordinates of all weights
 
 
 class LowRank(LowRankOptimizer):
-    """Wraps an optimizer class, so that the state of large matrices is of low rank.
+    """Wraps any torch optimizer, so that its state for large matrices has low rank.
 
-    Of a weight with short side k and long side M, the inner optimizer steps r×M coordinates of the
-    gradient in an orthonormal basis of rank r, found by the range finder and refreshed now and
-    then; their change is put back into the weight. State of an Adam-like inner optimizer:
-    ``r·k + 2·r·M`` numbers in place of ``2·k·M``.
+    Let a weight have the short side k and the long side M. The range finder finds an orthonormal
+    basis of rank r for its gradient, and refreshes it at intervals. The inner optimizer steps the
+    r×M coordinates of the gradient in this basis, and their change is mapped back to the weight.
+    The state of an Adam-like optimizer then has ``r·k + 2·r·M`` numbers instead of ``2·k·M``.
 
     Parameters
     ----------
     params : iterable of parameters, named parameters, or groups
-        Every option below but `budget_bytes`, `temporary_bytes` and `nonfinite` may differ by
+        Every option below except `budget_bytes`, `temporary_bytes` and `nonfinite` may differ by
         group. See :func:`select` for groups of a model.
-        The keys of galore-torch's groups (`update_proj_gap`, `proj_type`) are understood.
+        The keys of galore-torch's groups (`update_proj_gap`, `proj_type`) are also accepted.
     optimizer : callable
-        Class of the inner optimizer, :class:`torch.optim.AdamW` by default. It also steps,
-        untouched, all parameters that are not compressed.
+        Class of the inner optimizer, by default :class:`torch.optim.AdamW`. It also steps all
+        parameters that are not compressed, in the ordinary way.
     rank : int or float, optional
         Columns of a basis, or their fraction of k (a float below 1). Parameters of groups without
-        `rank` and `energy` are not compressed; nor are vectors, complex parameters, and those where
-        ``r < k`` and ``r·k + 2·r·M < 2·k·M`` do not hold.
+        `rank` and `energy` are not compressed. Neither are vectors and complex parameters, nor
+        matrices without ``r < k`` and ``r·k + 2·r·M < 2·k·M``.
     energy : float, optional
-        Fraction of ``‖G‖_F²`` to capture: the rank follows at each refresh, up to `rank` or
-        `max_rank` (default a quarter of k). The memory is bounded by the cap only.
+        Fraction of ``‖G‖_F²`` of a gradient G to capture. The rank is chosen at each refresh, up to
+        `rank` or `max_rank` (default a quarter of k), which alone bounds the memory.
     max_rank : int or float, optional
-        Cap on an adaptive rank.
+        Largest adaptive rank.
     budget_bytes : int, optional
-        In place of `rank` and `max_rank`: bytes for the bases of all compressed parameters and two
-        numbers for each coordinate, spent as one fraction of k for all.
+        Instead of `rank` and `max_rank`: bytes for the bases of all compressed parameters and two
+        numbers per coordinate. All ranks are then the same fraction of k.
     refresh_every : int
-        Steps between refreshes of a basis. They are spread over the steps; only in the first step
-        every parameter gets a basis.
+        Steps between refreshes of a basis. In the first step every parameter gets a basis; later
+        refreshes are spread over the steps.
     residual : {"scaled", None}
-        Use the gradient outside the subspace too, each of its M columns scaled as the inner
-        optimizer scaled its coordinates, or leave it out.
+        "scaled": also use the part of the gradient outside the subspace, with each of its M columns
+        scaled as the inner optimizer scaled the coordinates. None: leave it out.
     random_fraction : float
-        Share of random directions in a basis, fresh at each refresh.
+        Fraction of random directions in a basis, new at each refresh.
     transport : {"rotate", "keep", "reset"}
-        State of the inner optimizer at a refresh: moved to the new basis where its meaning is known
-        (see below), left as it is, or begun anew.
+        What happens to the state of the inner optimizer at a refresh. "rotate": it is transformed
+        to the new basis, if its meaning is known (see below). "keep": it is left as it is.
+        "reset": it starts again from zero.
     power_iterations, oversampling, warm_start
         See :class:`lowrank.compress.Subspace`.
     average : float
-        Above 0, the decay by which gradients are averaged: a basis is then one of the average,
-        by a sketch of ``k·(r + oversampling)`` numbers more.
+        If above 0, the decay of a running average of gradients. The basis is then that of the
+        average, found from a sketch with ``k·(r + oversampling)`` additional numbers of state.
     scale : float
-        Factor on every change of a compressed weight, besides weight decay.
+        Factor on every change of a compressed weight, except weight decay.
     side : {None, "long", "left", "right"}
         Side of the basis; by default the short one.
     state_dtype : torch.dtype, optional
-        Of the state of the inner optimizer for compressed parameters. Default: float32, or
-        float64 for such parameters. Bases are never of half precision, nor is the state of
+        Dtype of the inner optimizer's state for compressed parameters. Default: float32, or float64
+        for float64 parameters. Bases are never in half precision. Neither is the state of
         optimizers whose step is relative to the weight (Adafactor, LAMB, LARS).
     rounding : {"nearest", "stochastic", "compensated"}
-        Of compressed weights of half precision. To the nearest number, steps below half a unit in
-        the last place are lost. Stochastic rounding keeps them in the mean. A compensation keeps
-        what was rounded away for the next step: as many numbers more as the weight has, in its
-        dtype. What is not compressed is rounded by the inner optimizer.
+        Rounding of compressed half-precision weights. With "nearest", steps below half a unit in
+        the last place are lost. "stochastic" keeps them on average. "compensated" stores the
+        rounding error for the next step: one more number per number of the weight, in its dtype.
+        Uncompressed parameters are rounded by the inner optimizer.
     temporary_bytes : int, optional
-        Bound on what is temporary in a step of weights of one shape, at one weight at least.
-        Default: on a GPU 256 MiB, where weights are stepped as stacks that fit into it; on a
-        processor 16 MiB, or the largest weight. A refresh needs up to as much again.
+        Bound on the temporary memory of a step of weights of one shape; at least one weight is
+        stepped at a time. Default: on a GPU 256 MiB, for stacks of weights; on a CPU 16 MiB, or the
+        size of the largest weight. A refresh needs up to as much again.
     nonfinite : {"skip", "raise", "ignore"}
-        What a NaN or Inf in any gradient, or one whose square overflows, does: no step (counted in
-        `skipped_steps`), or a :exc:`FloatingPointError`; nothing is changed by either. One number
-        is read from the device per step for it. With "ignore" none is; then a refresh from such a
-        gradient raises a :exc:`ValueError` in the middle of the step, or fills the weight with
-        NaN. Steps that a GradScaler skips are not counted.
+        What to do if a gradient contains NaN or Inf, or a number whose square overflows. "skip":
+        the whole step is skipped, and counted in `skipped_steps`. "raise": a
+        :exc:`FloatingPointError`. Neither changes anything, and one number per step is read from
+        the device. "ignore": nothing is read; then a refresh from such a gradient raises a
+        :exc:`ValueError` in the middle of the step, or fills the weight with NaN. Steps that a
+        GradScaler skips are not counted.
     seed : int
-        With the count of steps and the place of the parameter it gives all random numbers.
+        Determines all random numbers, with the number of steps and the index of the parameter.
     **inner
         Options of the inner optimizer: `lr`, `betas`, …
 
     Raises
     ------
     TypeError, ValueError
-        For options that are out of range or unknown to the inner optimizer, for inner optimizers
-        with options of the same names, for the flattened parameters of FSDP1, and for DTensors that
-        would be compressed but are sharded in another way than by rows, or whose inner optimizer is
-        not element by element.
+        If an option is out of range or unknown to the inner optimizer; if an option of the inner
+        optimizer has a name that is used here; for the flattened parameters of FSDP1; for DTensors
+        that would be compressed but are not sharded by rows, or whose inner optimizer is not
+        elementwise.
 
     Warns
     -----
     UserWarning
         In the first step, if a rank is given and no parameter is compressed. At the first refresh,
-        if the state of the inner optimizer begins anew though ``transport="rotate"``.
+        if the state of the inner optimizer is reset in spite of ``transport="rotate"``.
 
     Notes
     -----
-    Weights that are compressed decay as a whole and decoupled, ``W ← (1 − lr · weight_decay) W``,
-    whatever the inner optimizer does. Tensors of more than two dimensions are compressed as
-    matrices, the first dimension by the product of the others. Half-precision weights are rounded
-    once a step; products are in single precision.
+    Weight decay of compressed weights applies to the whole weight and is decoupled,
+    ``W ← (1 − lr · weight_decay) W``, for every inner optimizer. Tensors with more than two
+    dimensions are compressed as matrices: the first dimension by the product of the others.
+    Half-precision weights are rounded once per step; products are in single precision.
 
-    Beyond the state a step needs `temporary_bytes`, for ranks up to k/8 (k/16 for weights of half
-    precision); up to three times as much for convolutions in channels-last format, and twice with
-    `average`, adaptive ranks of half precision weights or a `state_dtype` wider than the weight.
-    Gradients are not changed. Groups are read at every step: parameters may be replaced, appended
-    and deleted. A `rank` that is changed holds from the next refresh on; where a parameter is
-    compressed no longer, on another side or with another `state_dtype`, its state begins anew.
+    Beyond the state a step needs `temporary_bytes`, for ranks up to k/8 (k/16 for half-precision
+    weights). It needs up to three times as much for convolutions in channels-last format, and twice
+    as much with `average`, with adaptive ranks of half-precision weights, or with a `state_dtype`
+    wider than the weight. Gradients are not changed. Groups are read at every step, so parameters
+    may be replaced, added and removed. A changed `rank` takes effect at the next refresh. If a
+    parameter is no longer compressed, or on another side, or with another `state_dtype`, its state
+    is reset.
 
-    State of the inner optimizer is moved where its meaning is known: of torch's Adam, AdamW, NAdam,
-    RAdam, SGD, Muon, RMSprop, Adagrad and Adafactor, transformers' Adafactor, Lion, torchao's
-    Adam and AdamW, and those of bitsandbytes in 32 bits; also through partials, functions and
-    subclasses. State of others begins anew at each refresh, with one warning.
+    The meaning of the state is known for torch's Adam, AdamW, NAdam, RAdam, SGD, Muon, RMSprop,
+    Adagrad and Adafactor, transformers' Adafactor, Lion, torchao's Adam and AdamW, and the 32-bit
+    Adam, AdamW and Lion of bitsandbytes; also through partials, functions and subclasses. The state
+    of all others is reset at each refresh, with one warning.
 
-    On a GPU weights of one shape are stepped as a stack, and the optimizer sees one parameter for
-    all of them if it works element by element. With ``nonfinite="ignore"`` nothing is read there,
-    and no refresh of a fixed rank from 64 on waits, with the usual `random_fraction`.
+    On a GPU weights of one shape are stepped as a stack. If the inner optimizer is elementwise, it
+    sees one parameter for all of them. With ``nonfinite="ignore"`` no number is read there; with
+    the default `random_fraction`, refreshes of a fixed rank of at least 64 do not wait either.
 
-    Of weights that FSDP2 (or HSDP) shards over processes each compresses its rows: sides, ranks,
-    budgets and random numbers are those of the whole, and so are the steps, up to rounding. All
-    ranks must step together. Each has the moments of some columns of the coordinates. Where the
-    rows are the long side, it has the whole basis; where they are the short side, its rows of it,
-    and r·M numbers are summed over the ranks in each step, and gathered. A refresh needs
-    M·(r + oversampling) numbers on each rank, a step those of its coordinates.
+    If FSDP2 (or HSDP) shards weights over processes, each process compresses its rows. Sides,
+    ranks, budgets and random numbers are those of whole weights, and so are the steps, up to
+    rounding. All processes must step together. Each has the moments of some columns of the
+    coordinates. If the rows are the long side, it also has the whole basis. If they are the short
+    side, it has its rows of the basis, and each step has an all-reduce and an all-gather of r·M
+    numbers. A refresh needs M·(r + oversampling) numbers on each process, a step those of its
+    coordinates.
 
-    The state of a parameter is one flat dict of tensors and integers. Given the same state,
-    gradients, software and device model, steps are the same bit by bit.
+    The state of a parameter is one flat dict of tensors and integers. With the same state,
+    gradients, software and device model, steps are identical to the last bit.
 
     Not supported: sparse gradients of compressed parameters, closures that must be called more than
-    once a step (L-BFGS), and inner optimizers that keep numbers in parameter groups or read the
+    once per step (L-BFGS), and inner optimizers that store numbers in parameter groups or read the
     parameters (schedule-free and distance-adaptive ones).
 
     References
@@ -166,7 +170,7 @@ class LowRank(LowRankOptimizer):
     True
     """
 
-    _rank_stays = False  # it changes at a refresh
+    _rank_stays = False  # the rank may change at a refresh
 
     def __init__(
         self,
@@ -199,20 +203,17 @@ class LowRank(LowRankOptimizer):
 
     @staticmethod
     def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:  # noqa: ARG004
-        """With two numbers for each coordinate."""
+        """Assumes two numbers of state per coordinate."""
         return (r * weight.k + 2 * r * weight.M) * weight.dtype.itemsize
 
     def _uncompressed_bytes(self, weight: Weight, state: dict[str, Any]) -> int:
         rank = int(state["basis"].shape[1]) if "basis" in state else weight.rank
-        return sum(_with_rows(value, rank, weight.k) for value in theirs(state).values())
+        return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
 
     def _refusal(self, weight: Weight) -> str | None:
         if self._inner.is_elementwise(weight.parameter.device):
             return None
-        return (
-            f"DTensor, but {self._inner.name} is not elementwise, so that its state cannot be "
-            "sharded"
-        )
+        return f"DTensor, but {self._inner.name} is not elementwise, so its state cannot be sharded"
 
     def _chunk(self, group: int, weights: Sequence[Weight], *, stacked: bool) -> Chunk:
         proxies = tuple(
@@ -229,24 +230,24 @@ class LowRank(LowRankOptimizer):
     def _step_chunk(self, chunk: Any, weights: list[Weight], group: dict[str, Any]) -> None:
         self._inner.set_options(chunk.optimizer.param_groups[0], group, weight_decay=0.0)
         before = [self.state.get(weight.parameter, {}) for weight in weights]
-        turns = [self._turns[weight.parameter] for weight in weights]
-        states = refreshed(weights, before, group, turns, self._inner, stacked=chunk.stacked)
+        offsets = [self._offsets[weight.parameter] for weight in weights]
+        states = refreshed(weights, before, group, offsets, self._inner, stacked=chunk.stacked)
 
         def kind(pair: tuple[Weight, dict[str, Any]]) -> Any:
             _, state = pair
-            return state["basis"].shape, likeness(state) if chunk.joins else None
+            return state["basis"].shape, join_key(state) if chunk.joins else None
 
-        for part in stacks.alike(zip(weights, states, strict=True), kind):
-            self._step_alike(chunk, [w for w, _ in part], [state for _, state in part], group)
+        for part in stacks.grouped_by(zip(weights, states, strict=True), kind):
+            self._step_together(chunk, [w for w, _ in part], [state for _, state in part], group)
 
-    def _step_alike(
+    def _step_together(
         self,
         chunk: ChunkOfCoordinates,
         weights: list[Weight],
         states: list[dict[str, Any]],
         group: dict[str, Any],
     ) -> None:
-        """Step weights with bases of one rank: with ``R = QᵀG``, and ``Q·(change of R)`` back."""
+        """Step weights with bases of one rank: step ``R = QᵀG``, and add ``Q·(change of R)``."""
         first, bases = weights[0], [state["basis"] for state in states]
         Q = stacks.stack_of(bases) if chunk.stacked else bases
         G = stacks.gradients(weights, stacked=chunk.stacked)
@@ -262,15 +263,15 @@ class LowRank(LowRankOptimizer):
             self._inner, chunk.optimizer, chunk.proxies, values,
             # R is needed again for the residual, and some optimizers write to gradients
             R.to(dtype, copy=group["residual"] is not None),
-            [theirs(state) for state in states], stacked=chunk.joins,
+            [inner_state(state) for state in states], stacked=chunk.joins,
         )  # fmt: skip
         change = values.to(R.dtype) if start is None else values.sub_(start)
         lr, decay = group.get("lr"), group.get("weight_decay", 0.0)
-        if lr is None:  # the optimizer has a rate of its own
+        if lr is None:  # an optimizer that chooses its rate itself
             lr = 1.0
             if decay:
                 raise ValueError(
-                    "`weight_decay` is a multiple of `lr`: give a number for it, got None."
+                    "`weight_decay` is a multiple of `lr`: give a number for `lr`, got None."
                 )
         X, t = self._with_residual(weights, states, change, R, G, lr, group)
         stacks.add_to_weights(
@@ -278,8 +279,8 @@ class LowRank(LowRankOptimizer):
             states=states, group=group,
         )  # fmt: skip
         for weight, state, new in zip(weights, states, stepped, strict=True):
-            ours = {name: state[name] for name in OURS if name in state}
-            self.state[weight.parameter] = {**new, **ours}
+            own = {name: state[name] for name in OWN_STATE if name in state}
+            self.state[weight.parameter] = {**new, **own}
 
     def _with_residual(
         self,
@@ -301,7 +302,7 @@ class LowRank(LowRankOptimizer):
                 stacks.compiled(stacks.column_squares),
                 stacks.compiled(stacks.change_of_weight),
             )
-            # a number would be a constant of the compiled code, which a scheduler changes
+            # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
         if isinstance(G, list):
             whole = torch.stack([squares(matrix, R.dtype) for matrix in G])
@@ -322,7 +323,7 @@ class LowRank(LowRankOptimizer):
 
 
 def _with_rows(value: Any, rank: int, k: int) -> int:
-    """Bytes of a tensor of state if it had k rows in place of `rank`."""
+    """Bytes of a tensor of state, if it had k rows instead of `rank`."""
     here = storage_bytes([value])
     has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == rank
     return here * k // rank if has_rows else here

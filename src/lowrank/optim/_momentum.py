@@ -1,4 +1,4 @@
-"""AdamW with a momentum of low rank and a factored mean of squares, on the whole gradient."""
+"""AdamW with a low-rank momentum and a factored second moment."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
@@ -18,82 +18,83 @@ NAME = "AdamW, momentum of low rank"
 
 
 class LowRankMomentum(LowRankOptimizer):
-    """AdamW for large matrices, with both of its moments as factors of low rank.
+    """AdamW for large matrices, with both moments stored as low-rank factors.
 
-    The first moment is a product of rank r that is found anew every few steps, by one step of
-    subspace iteration from the last one; the second has rank 1. The gradient is used as a whole:
-    what a momentum of rank r can't hold goes into the weight at once, and so nothing is lost.
-    State of an m×n weight: ``(r + 1)·(m + n)`` numbers in place of ``2·m·n``.
+    The first moment, the momentum, has rank r: its basis is updated by one step of subspace
+    iteration, every step or every few steps. The second moment has rank 1. The whole gradient is
+    used: the part that a rank-r momentum cannot store is applied to the weight immediately, so that
+    nothing is lost. State of an m×n weight: ``(r + 1)·(m + n)`` numbers instead of ``2·m·n``.
 
     Parameters
     ----------
     params : iterable of parameters, named parameters, or groups
-        As for :class:`LowRank`; see :func:`select` for groups of a model. Each option but
+        As for :class:`LowRank`; see :func:`select` for groups of a model. Each option except
         `budget_bytes`, `temporary_bytes` and `nonfinite` may differ by group.
     rank : int or float, optional
-        Of the momentum, or its fraction of the short side (a float below 1). Parameters of groups
-        without it are stepped by :class:`torch.optim.AdamW`; so are vectors, complex parameters,
-        and those where nothing would be saved.
+        Rank of the momentum, or its fraction of the short side (a float below 1). Parameters of
+        groups without it are stepped by :class:`torch.optim.AdamW`. So are vectors, complex
+        parameters, and matrices for which no memory would be saved.
     budget_bytes : int, optional
-        In place of `rank`: bytes of state for all compressed parameters, spent as one fraction of
-        the short side for all.
+        Instead of `rank`: bytes of state for all compressed parameters. All ranks are then the same
+        fraction of the short side.
     lr, betas, eps, weight_decay
-        Of AdamW, for both kinds of parameters; decay is decoupled. What the gradient of a step
-        changes in a compressed weight is ``lr · scale`` in the root mean square, or less.
+        As for AdamW, for compressed and other parameters; weight decay is decoupled. The gradient
+        of one step changes a compressed weight by at most ``lr · scale`` in the root mean square.
     scale : float
-        Factor on every change of a compressed weight, besides weight decay. AdamW's own changes
-        have about 0.2 of `lr` in the root mean square, so that its learning rates fit.
+        Factor on every change of a compressed weight, except weight decay. AdamW changes weights by
+        about 0.2 `lr` in the root mean square, so with the default its learning rates fit.
     refresh_every : int
-        Steps between changes of the basis of a momentum; they are spread over the steps. A basis
-        that changes with every step trains best.
+        Steps between updates of the basis of a momentum; they are spread over the steps. A basis
+        that is updated in every step trains best.
     side : {None, "long", "left", "right"}
         Side of the basis; by default the short one.
     state_dtype : torch.dtype, optional
-        Of the r×M coordinates of the momentum. What rounding takes away goes into the weight, as
-        all else that the momentum can't hold, and with the same factor β₁/(1 − β₁): not for β₁
-        near 1. Bases and means of squares are float32, or float64 for such parameters.
+        Dtype of the r×M coordinates of the momentum. Their rounding error is applied to the weight,
+        like everything that the momentum cannot store, with the factor β₁/(1 − β₁): don't use it
+        for β₁ near 1. Bases and means of squares are float32, or float64 for float64 parameters.
     rounding, temporary_bytes, nonfinite, seed
         As for :class:`LowRank`.
     foreach, fused : bool, optional
-        Of the AdamW of what is not compressed.
+        Options of the AdamW for uncompressed parameters.
 
     Raises
     ------
     TypeError, ValueError
-        As for :class:`LowRank`; and if a group has one of its other options.
+        As for :class:`LowRank`; also if a group has an option of LowRank that is not listed here.
 
     Notes
     -----
-    With the momentum M of rank r and the gradient G, both k×M, one step is
+    With the momentum M of rank r and the gradient G, both with the short side first, one step is
 
     ``D = β₁ M + (1 − β₁) G``, ``M⁺ = Q Qᵀ D``, ``U = G + β₁/(1 − β₁) · (M − M⁺)``,
 
-    and the weight changes by ``−lr · scale · diag(a) U diag(b)``, where ``(aᵢ bⱼ)⁻²`` is the
-    product of the running means of squares of rows and columns of G over that of all (`eps` is
-    added to the roots along the side of the basis). Whatever Q is, ``Σ U = Σ G − β₁/(1 − β₁) · M``
-    for a constant β₁: of every gradient the steps add up to the whole. Where M is not cut, U is
-    M⁺, the momentum of Adam, without its correction for the start from zero; outside of Q it is
-    G. The basis is that of ``D Mᵀ Q``: a step of subspace iteration, begun with the last one.
+    and the weight changes by ``−lr · scale · diag(a) U diag(b)``. Here ``(aᵢ bⱼ)⁻²`` is the product
+    of the running means of squares of row i and of column j of G, divided by that of all entries
+    (`eps` is added to the roots along the side of the basis). For every Q and a constant β₁,
+    ``Σ U = Σ G − β₁/(1 − β₁) · M``: over all steps, every gradient is applied completely. If M is
+    not truncated, U is M⁺, the momentum of Adam, without Adam's correction for the start from zero.
+    In directions outside of Q, U is G. Q is an orthonormal basis of ``D Mᵀ Q``, with the previous Q
+    on the right: one step of subspace iteration.
 
-    Steps in which ``diag(a) G diag(b)`` is larger than 1, in the root mean square, are shortened
-    by that factor. As with Adam, β₂ should not be below β₁².
+    If ``diag(a) G diag(b)`` exceeds 1 in the root mean square, the step is divided by it. As with
+    Adam, β₂ should not be below β₁².
 
-    Cost of a step: two products of 2kMr flops; and of one with a new basis four, and a QR of k×r.
-    Beyond the state it needs `temporary_bytes`, up to r = k/16 (k/32 for weights of half
-    precision), and up to three times as much for convolutions in channels-last format.
-    Steps in the backward pass, sharded weights, checkpoints, and what is refused are as for
-    :class:`LowRank`; of sharded weights about k·r or M·r numbers are summed over ranks in a step,
-    and the coordinates of the momentum are whole on every rank where rows are the short side.
-    torch.compile leaves the step as it is.
+    Let k be the short and M the long side of a weight. A step costs two products of 2kMr flops;
+    with a new basis, four, and a QR of a k×r matrix. Beyond the state it needs `temporary_bytes`,
+    up to r = k/16 (k/32 for half-precision weights), and up to three times as much for convolutions
+    in channels-last format. Steps in the backward pass, sharded weights, checkpoints, and what is
+    not supported are as for :class:`LowRank`. For sharded weights, about k·r or M·r numbers are
+    summed over the processes in each step. If rows are the short side, every process has the whole
+    coordinates of the momentum. The step is not compiled by torch.compile.
 
     References
     ----------
     N. Shazeer and M. Stern, Adafactor, 2018, arXiv:1804.04235 (the means of squares, Section 3,
-    and the shortening, Section 6).
+    and the clipping, Section 6).
     T. Vogels, S. P. Karimireddy and M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of
     subspace iteration). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982
-    (0.2). Truncated momentum is also in K. Ahn et al., Dion, 2025, arXiv:2504.05295, where what was
-    cut stays in a buffer of full size.
+    (the factor 0.2). K. Ahn et al., Dion, 2025, arXiv:2504.05295, also truncate the momentum, but
+    keep the rest in a buffer of full size.
 
     Examples
     --------
@@ -107,7 +108,7 @@ class LowRankMomentum(LowRankOptimizer):
     True
     """
 
-    _spread: ClassVar[dict[str, bool]] = {}  # small coordinates, of which a step needs all old ones
+    _spread: ClassVar[dict[str, bool]] = {}  # coordinates are replicated: a step needs all of them
     _temporaries = 12
     _foreign = OF_LOWRANK
     _betas = ("betas",)
@@ -152,20 +153,20 @@ class LowRankMomentum(LowRankOptimizer):
         def kind(weight: Weight) -> tuple[int, bool, Any]:
             state = self.state.get(weight.parameter, {})
             step = state.get("step", 0) + 1
-            turns = (step + int(self._turns[weight.parameter] * every)) % every == 0
-            return step, turns and step > 1, state["basis"].shape if state else None
+            renew = (step + int(self._offsets[weight.parameter] * every)) % every == 0
+            return step, renew and step > 1, state["basis"].shape if state else None
 
-        for part in stacks.alike(weights, kind):
-            step, turns, _ = kind(part[0])
-            self._step_alike(part, group, step, turns=turns, stacked=chunk.stacked)
+        for part in stacks.grouped_by(weights, kind):
+            step, renew, _ = kind(part[0])
+            self._step_together(part, group, step, renew=renew, stacked=chunk.stacked)
 
-    def _step_alike(
-        self, weights: list[Weight], group: dict[str, Any], step: int, *, turns: bool, stacked: bool
+    def _step_together(
+        self, weights: list[Weight], group: dict[str, Any], step: int, *, renew: bool, stacked: bool
     ) -> None:
-        """Step weights that have taken as many steps, all with a new basis or none."""
+        """Step weights with the same number of steps; all get a new basis if `renew`, or none."""
         first, (beta, square_beta) = weights[0], group["betas"]
         if step == 1:
-            states = [_begun(weight, group) for weight in weights]
+            states = [_initial_state(weight, group) for weight in weights]
         else:
             states = [dict(self.state[weight.parameter]) for weight in weights]
         dtype = first.dtype
@@ -174,11 +175,11 @@ class LowRankMomentum(LowRankOptimizer):
             stacks.stack_of([state[name] for state in states], dtype)
             for name in ("basis", "exp_avg")
         )
-        Q = _basis(first, G, P, M, beta) if turns else P
+        Q = _basis(first, G, P, M, beta) if renew else P
         X = stacks.coordinates(Q, G)
         rows, columns = first.sum_M(stacks.row_squares(G, dtype)), stacks.column_squares(G, dtype)
-        # two roundings: a fused one would depend on the place of a number in the stack
-        if turns:
+        # a product and a sum: a fused operation would round depending on the place in the stack
+        if renew:
             C = stacks.of_stacks(lambda Q, P: Q.mT @ P, Q, P)
             X, columns, C = first.sum_k(X, columns, C)
             X.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, C, M).mul_(beta))
@@ -186,7 +187,7 @@ class LowRankMomentum(LowRankOptimizer):
             X, columns = first.sum_k(X, columns)
             X.mul_(1.0 - beta).add_(M * beta)
         kept = kept_dtype(group, first)
-        if kept != dtype:  # the step takes what is kept, and so pays out what is not
+        if kept != dtype:  # use the rounded X, so that its rounding error goes into the step
             largest = min(torch.finfo(kept).max, torch.finfo(dtype).max)
             X = X.clamp(-largest, largest).to(kept).to(dtype)
         means = {}
@@ -196,12 +197,12 @@ class LowRankMomentum(LowRankOptimizer):
         del rows, columns, sums
         bias = 1.0 - square_beta**step
         a, b = _factors(first, means["row_sq"] / bias, means["col_sq"] / bias, group["eps"])
-        # Adafactor's clipping, Section 6: for steps that the means have not followed yet, and
-        # where squares are far from a matrix of rank 1
+        # Adafactor's clipping (Section 6): for gradients larger than their running means, and for
+        # squares that are not nearly a matrix of rank 1
         sizes = _mean_squares(weights, G, a, b)
         b = b / sizes.clamp_(min=1.0).sqrt_().unsqueeze(-1)
         b = b * (group["lr"] * group["scale"] * (-1.0 if group["maximize"] else 1.0))
-        if turns:
+        if renew:
             left, right = torch.cat([Q, P], -1), torch.cat([X, M.neg_()], -2)
         else:
             left, right = Q, X - M
@@ -216,14 +217,14 @@ class LowRankMomentum(LowRankOptimizer):
         )  # fmt: skip
         del left, right, M
         new = {"basis": Q, "exp_avg": X.to(kept), **means}
-        if not turns:
+        if not renew:
             del new["basis"]
-        # a processor makes new tensors, a device writes to those that are there
+        # a CPU makes new tensors, a GPU writes to the existing ones
         self._keep(weights, states, new, in_place=stacked)
 
 
-def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
-    """A state before the first step, with a basis of the gradient."""
+def _initial_state(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
+    """The state before the first step, with a basis of the gradient."""
     basis = found_basis(weight, weight.policy)
     k, M = weight.here
     return {
@@ -239,7 +240,7 @@ def _basis(
     first: Weight, G: Matrices, Q: torch.Tensor, M: torch.Tensor, beta: float
 ) -> torch.Tensor:
     """A basis of ``D Mᵀ Q``, with ``D = β₁ M + (1 − β₁) G``; M are the coordinates in Q."""
-    # of size 1, so that no product leaves the range of its dtype
+    # scaled to norm 1, so that no product leaves the range of its dtype
     sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
     if first.along_M is not None:
         sizes = first.sum_M(sizes.square()).sqrt()
@@ -256,7 +257,7 @@ def _basis(
 def _mean_squares(
     weights: list[Weight], G: Matrices, a: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:
-    """Of the matrices ``diag(a) G diag(b)``."""
+    """Mean squares of the matrices ``diag(a) G diag(b)``."""
     first, squares = weights[0], stacks.weighted_column_squares(G, a) * b.square()
     if first.blocks is not None:
         return first.blocks.sum(squares.sum(-1)) / (first.k * first.M)
@@ -266,12 +267,12 @@ def _mean_squares(
 def _factors(
     first: Weight, rows: torch.Tensor, columns: torch.Tensor, eps: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The factors a and b of rows and columns; zero where no gradient has ever been seen.
+    """The factors a and b of rows and columns; zero if all gradients so far were zero.
 
-    A row that is smaller than the rounding errors of the others is divided by the size of these:
-    its part in the basis is nothing else.
+    The size of the rounding errors of other rows is added to that of a row: the part of a tiny row
+    in the basis is rounding error only.
     """
-    # the mean of the ones is that of the others, and one of them is whole on this rank
+    # the means over rows and over columns are equal; use the one that is complete on this process
     of_all = (rows if first.along_k is None else columns).mean(-1, keepdim=True).sqrt()
     least = torch.finfo(rows.dtype).eps * of_all
     a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)

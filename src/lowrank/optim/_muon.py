@@ -1,4 +1,4 @@
-"""Muon with a momentum of low rank, and a mean of squares for each row."""
+"""Muon with a low-rank momentum, and a mean of squares for each row."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, Literal
@@ -13,93 +13,95 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
-from lowrank.optim._stacks import add_to_weights, alike, of_stacks, stack_of
+from lowrank.optim._stacks import add_to_weights, grouped_by, of_stacks, stack_of
 
 NAME = "Muon, momentum of low rank"
-# Of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024), and how many steps.
+# Coefficients of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024); number of steps.
 COEFFICIENTS, STEPS = (3.4445, -4.7750, 2.0315), 5
-# Weight of the past in the running mean of the ratio.
+# Decay of the running mean of the ratio.
 PATIENCE = 0.95
-# The least size to divide by: its square is a number of single precision.
+# The smallest norm to divide by; its square is a normal number in single precision.
 TINY = 1e-18
 
 
 class LowRankMuon(LowRankOptimizer):
-    """Muon for large matrices, with its momentum as factors of low rank.
+    """Muon for large matrices, with its momentum stored as low-rank factors.
 
-    Experimental: tried on models of 0.6 million weights, 800 steps, on three texts, and nowhere
-    else. There it trains as well as Muon on two texts and worse on a third, with a tenth of the
-    state; see the page on training. State of an m×n weight: ``r·(m + n)`` numbers and one for each
-    row, in place of the ``m·n`` of Muon and the ``2·m·n`` of AdamW.
+    Experimental: tried only on models of 0.6 million weights, for 800 steps, on three texts. It
+    trained as well as Muon on two texts and worse on the third, with a tenth of the state; see the
+    page on training. State of an m×n weight: ``r·(m + n)`` numbers and one per row, instead of the
+    ``m·n`` of Muon and the ``2·m·n`` of AdamW.
 
     Parameters
     ----------
     params : iterable of parameters, named parameters, or groups
-        As for :class:`LowRank`; see :func:`select` for groups of a model. Each option but
+        As for :class:`LowRank`; see :func:`select` for groups of a model. Each option except
         `temporary_bytes` and `nonfinite` may differ by group.
     rank : int or float, optional
-        Of the momentum, or its fraction of the short side (a float below 1). 0 keeps no momentum.
-        Parameters of groups with None are stepped by :class:`torch.optim.AdamW`, as embeddings and
-        heads should be; so are vectors, complex parameters, and those where nothing would be saved.
+        Rank of the momentum, or its fraction of the short side (a float below 1). 0: no momentum.
+        Parameters of groups with None are stepped by :class:`torch.optim.AdamW`, which is right for
+        embeddings and heads. So are vectors, complex parameters, and matrices for which no memory
+        would be saved.
     lr : float
-        Of both kinds of parameters. Matrices train best at a quarter to a half of the rate of the
-        rest.
+        Learning rate of compressed and other parameters. Matrices train best with a quarter to a
+        half of the rate of the others.
     momentum : float
-        Factor of the old momentum in the new one.
+        Decay of the momentum.
     beta2 : float
-        Factor of the old mean of squares of a row in the new one.
+        Decay of the running means of squares of rows.
     betas, eps
-        Of the AdamW of what is not compressed.
+        Options of the AdamW for uncompressed parameters.
     weight_decay : float
-        Of both kinds of parameters, decoupled.
+        Decoupled weight decay of compressed and other parameters.
     scale : float
-        Factor on every change of a compressed weight, besides weight decay. By default that of
+        Factor on every change of a compressed weight, except weight decay. The default is that of
         :class:`torch.optim.Muon` with ``adjust_lr_fn="match_rms_adamw"``.
     state_dtype : torch.dtype, optional
-        Of the factors. Default: float32, or float64 for such parameters.
+        Dtype of the factors. Default: float32, or float64 for float64 parameters.
     rounding, temporary_bytes, nonfinite, seed
         As for :class:`LowRank`.
     foreach, fused : bool, optional
-        Of the AdamW of what is not compressed.
+        Options of the AdamW for uncompressed parameters.
 
     Raises
     ------
     TypeError, ValueError
-        As for :class:`LowRank`; and if a group has one of its other options.
+        As for :class:`LowRank`; also if a group has an option of LowRank that is not listed here.
 
     Notes
     -----
-    With the gradient G (k×M, the short side first), and the momentum ``M = P R`` of rank r, one
-    step is
+    With the k×M gradient G (short side first) and the momentum ``P R`` of rank r, one step is
 
-    ``D = β M + (1 − β) G``, ``Q = orth(D Dᵀ P)``, ``M⁺ = Q Qᵀ D``, ``X = (1 − β) G + β D``,
+    ``D = β P R + (1 − β) G``, ``Q = orth(D Dᵀ P)``, ``R⁺ = Qᵀ D``, ``X = (1 − β) G + β D``,
 
     ``O = polar(X)`` by five Newton–Schulz steps, ``U = c (O − (1 − 1/c) Q Qᵀ O)``,
 
-    and the weight changes by ``−lr · scale · √max(m, n)`` times U, whose rows are divided by the
-    roots of the running means of their squares, and which then gets its norm back. What Q does not
-    hold of D is dropped.
+    and the weight changes by ``−lr · scale · √max(m, n)`` times U. Before that, the rows of U are
+    divided by the roots of the running means of their squares, and U is scaled back to its old
+    norm. The new momentum is ``Q R⁺``; the part of D outside of Q is dropped.
 
-    The polar factor forgets that a momentum is shorter than a gradient. Where steps go along a
-    momentum they add up from step to step; where they follow single gradients they do not, and
-    have to be longer. By how much is measured: c is a running mean of ``‖QᵀG‖/‖QᵀX‖``, at least 1.
-    With rank 0 it is ``√((1 + β)/(1 − β))``, the ratio of noise to its average.
+    The polar factor has the same size for every input, although a momentum is shorter than a
+    gradient. Steps along a momentum add up from step to step. Steps along single gradients do not,
+    so they have to be longer. The factor is measured: c is a running mean of ``‖QᵀG‖/‖QᵀX‖``, at
+    least 1. With rank 0 it is ``√((1 + β)/(1 − β))``, the ratio of the norm of noise to that of its
+    running mean.
 
-    Cost of a step: that of Muon (about ``20 k²M`` flops, in bfloat16; in float64 for such weights),
-    and 14kMr more. Weights of one shape are stepped as stacks, also on a processor. Of sharded
-    weights (FSDP2, HSDP) the gradients are gathered, for the polar factor needs them whole: every
-    process computes the whole step, and has the whole state. Steps in the backward pass,
-    checkpoints, and what is refused are as for :class:`LowRank`. torch.compile leaves the step as
-    it is.
+    Cost of a step: that of Muon (about ``20 k²M`` flops, in bfloat16; in float64 for float64
+    weights), and 14kMr flops more. Weights of one shape are stepped as stacks, also on a CPU. For
+    sharded weights (FSDP2, HSDP) gradients are gathered, because the polar factor needs all rows:
+    every process computes the whole step and has the whole state. Steps in the backward pass,
+    checkpoints, and what is not supported are as for :class:`LowRank`. The step is not compiled by
+    torch.compile.
 
     References
     ----------
     K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024 (the step, and
-    the polynomial). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982 (0.2).
-    Z. Li et al., NorMuon, 2025, arXiv:2510.05491 (the rows). T. Vogels, S. P. Karimireddy and
-    M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of subspace iteration). Muon with a
-    momentum of low rank is also in F. Huang et al., LiMuon, 2025, arXiv:2509.14562, with c = 1, and
-    in K. Ahn et al., Dion, 2025, arXiv:2504.05295, which keeps what is cut in a full buffer.
+    the polynomial). J. Liu et al., Muon is scalable for LLM training, 2025, arXiv:2502.16982 (the
+    factor 0.2). Z. Li et al., NorMuon, 2025, arXiv:2510.05491 (the rows). T. Vogels, S. P.
+    Karimireddy and M. Jaggi, PowerSGD, 2019, arXiv:1905.13727 (the step of subspace iteration).
+    Muon with a low-rank momentum is also proposed by F. Huang et al., LiMuon, 2025,
+    arXiv:2509.14562, with c = 1, and by K. Ahn et al., Dion, 2025, arXiv:2504.05295, who keep the
+    rest in a buffer of full size.
 
     Examples
     --------
@@ -157,14 +159,14 @@ class LowRankMuon(LowRankOptimizer):
 
     def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
         del chunk
-        states = [dict(self.state.get(w.parameter) or _begun(w, group)) for w in weights]
-        for part in alike(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
-            self._step_alike([weight for weight, _ in part], [state for _, state in part], group)
+        states = [dict(self.state.get(w.parameter) or _initial_state(w, group)) for w in weights]
+        for part in grouped_by(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
+            self._step_together([weight for weight, _ in part], [state for _, state in part], group)
 
-    def _step_alike(
+    def _step_together(
         self, weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any]
     ) -> None:
-        """Step weights that have taken as many steps."""
+        """Step weights with the same number of steps."""
         first, step, beta = weights[0], states[0]["step"] + 1, group["momentum"]
         G = _gradients(weights)
         P, R, ratio, squares = (
@@ -186,7 +188,7 @@ class LowRankMuon(LowRankOptimizer):
         if first.rank:
             longer = ratio.clamp(min=1.0)[:, None]
             U.baddbmm_(Q, (Q.mT @ U).mul_((1.0 / longer - 1.0).unsqueeze(-1)))
-        # a row of the weight lies along this dimension
+        # the dimension along a row of the weight
         along = -1 if first.left else -2
         rows = torch.linalg.vector_norm(U, dim=along)
         squares = _mean(squares, (rows * longer).square_(), group["beta2"], step)
@@ -208,8 +210,8 @@ class LowRankMuon(LowRankOptimizer):
         self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
 
 
-def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
-    """A state before the first step: a momentum of zero, and random columns, not yet a basis."""
+def _initial_state(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
+    """The state before the first step: a zero momentum, and random columns instead of a basis."""
     kept, device = kept_dtype(group, weight), weight.parameter.device
     numbers = np.random.SeedSequence([group["seed"], weight.index])
     draw = gaussian_source(numbers, array_namespace(weight.data), device, purpose="momentum")
@@ -224,7 +226,7 @@ def _begun(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:
-    """A stack of whole gradients, k×M: Newton–Schulz steps need all of their rows."""
+    """A stack of whole k×M gradients: Newton–Schulz steps need all rows."""
     first = weights[0]
     G = stack_of([weight.gradient for weight in weights], first.dtype).flatten(2)
     G = G if first.blocks is None else first.blocks.gather(G)
@@ -232,23 +234,23 @@ def _gradients(weights: list[Weight]) -> torch.Tensor:
 
 
 def _norms(X: torch.Tensor, dim: Any = (-2, -1)) -> torch.Tensor:
-    """Norms to divide by."""
+    """Norms, at least TINY, to divide by."""
     return torch.linalg.vector_norm(X, dim=dim).clamp_(min=TINY)
 
 
 def _basis(D: torch.Tensor, P: torch.Tensor) -> torch.Tensor:
-    """A basis of ``D Dᵀ P``, of factors of size 1, whose product does not leave their range."""
+    """A basis of ``D Dᵀ P``; ``Dᵀ P`` is scaled to norm 1, so that no product overflows."""
     Z = D.mT @ P
     return of_stacks(orthonormal, D @ Z.div_(_norms(Z)[:, None, None]))
 
 
 def _mean(before: torch.Tensor, now: torch.Tensor, beta: float, step: int) -> torch.Tensor:
-    """A running mean, in which the steps so far have all the weight."""
+    """A running mean, corrected for its start."""
     return torch.lerp(before, now, (1.0 - beta) / (1.0 - beta**step))
 
 
 def newton_schulz(Y: torch.Tensor) -> torch.Tensor:
-    """Nearly the polar factors of matrices of norm 1: singular values become 0.7 to 1.2."""
+    """Approximate polar factors of matrices of norm 1: singular values become 0.7 to 1.2."""
     a, b, c = COEFFICIENTS
     for _ in range(STEPS):
         A = Y @ Y.mT

@@ -1,4 +1,4 @@
-"""What a parameter group may say about compression, checked, and what it means for a parameter."""
+"""The options of a parameter group: checks, and how they apply to a parameter."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -37,26 +37,26 @@ CHOICES = {
     "rounding": ("nearest", "stochastic", "compensated"),
     "state_dtype": (None, "float32", "bfloat16", "float16", "float64"),
 }
-# What is ours in the state of a parameter; all else is the inner optimizer's.
-OURS = (*("basis", "updates", "next_refresh", "residual_norm", "sketch", "began", "compensation"),)
-# State with a row for each of the short side; of all else the last dimension is the long side.
+# Keys of the wrapper in the state of a parameter; all others belong to the inner optimizer.
+OWN_STATE = ("basis", "updates", "next_refresh", "residual_norm", "sketch", "began", "compensation")
+# Tensors of state whose rows are those of the short side; of others the last dimension is long.
 OF_THE_SHORT_SIDE = ("basis", "sketch", "row_sq")
 # GaLore's names: https://github.com/jiaweizzhao/GaLore
 SIDES = {"std": None, "reverse_std": "long", "left": "left", "right": "right"}
-# Other names that have a meaning in a group.
+# Other names that are allowed in a group.
 OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
-# Options of the optimizer as a whole.
+# Options of the whole optimizer, not of a group.
 OF_ALL = ("nonfinite", "temporary_bytes", "budget_bytes")
-# Options from which the work is planned; all others are read where they are used.
+# Options that the plan of the work depends on; all others are read at each step.
 PLANNED = (
     *("rank", "energy", "max_rank", "random_fraction", "power_iterations", "oversampling", "seed"),
     *("warm_start", "side", "state_dtype", "rounding", "update_proj_gap", "proj_type"),
 )
-# Options that a subspace has under the same names.
+# Options with the same names in `compress.Subspace`.
 OF_SUBSPACES = (
     *("energy", "random_fraction", "power_iterations", "oversampling", "warm_start", "seed"),
 )
-# Options of LowRank and AdamW that have no meaning for its siblings.
+# Options of LowRank and AdamW that the other low-rank optimizers reject.
 OF_LOWRANK = (
     *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
     *("transport", "warm_start", "average", "amsgrad", "decoupled_weight_decay"),
@@ -65,9 +65,10 @@ OF_LOWRANK = (
 
 @dataclass(frozen=True)
 class Weight:
-    """A compressed parameter: its place among all, and its matrix, k×M with the short side first.
+    """A compressed parameter, as a k×M matrix with the short side first.
 
-    k and M are those of the whole, of which this process may have a part only.
+    k and M are those of the whole parameter; this process may have only a shard of it. `index` is
+    its number among all parameters.
     """
 
     index: int
@@ -76,21 +77,21 @@ class Weight:
     M: int
     left: bool
     policy: Subspace
-    rank: int  # or the cap of an adaptive one
-    # Whether processes with rows of the short side share out the columns of the coordinates.
+    rank: int  # or the largest adaptive rank
+    # Whether processes that have rows of the short side each step some columns of the coordinates.
     shares: bool = False
-    # Whether each process has the whole state, and works on the whole gradient.
+    # Whether each process has the whole state, and gathers the whole gradient.
     gathers: bool = False
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of bases and products."""
+        """Dtype of bases and products."""
         half = self.parameter.dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if half else self.parameter.dtype
 
     @property
     def data(self) -> torch.Tensor:
-        """What this process has of the parameter."""
+        """The shard of the parameter on this process."""
         return local(self.parameter).data
 
     @property
@@ -100,7 +101,7 @@ class Weight:
 
     @cached_property
     def blocks(self) -> Rows | None:
-        """The rows of the weight that processes have, None where each has all."""
+        """How the rows of the weight are sharded; None if they are not."""
         return rows_of(self.parameter)
 
     @property
@@ -113,12 +114,12 @@ class Weight:
 
     @cached_property
     def shared(self) -> Rows | None:
-        """The columns of coordinates that are shared out to processes, where all have them all."""
+        """How the columns of replicated coordinates are divided among processes for the step."""
         return self.along_k.chunks(self.M) if self.along_k is not None and self.shares else None
 
     @property
     def columns(self) -> Rows | None:
-        """The columns of the coordinates that processes have, None where each has all."""
+        """How the columns of the coordinates are sharded; None if they are not."""
         return self.along_M if self.shared is None else self.shared
 
     @property
@@ -128,19 +129,19 @@ class Weight:
         return (self.k if k is None else k.height), (self.M if M is None else M.height)
 
     def sum_k(self, *several: torch.Tensor) -> Any:
-        """Sums over the short side, of this process's part made whole; they may be overwritten."""
+        """Complete sums over the short side: an all-reduce; the arguments may be overwritten."""
         return _summed(self.along_k, several)
 
     def sum_M(self, *several: torch.Tensor) -> Any:
-        """Sums over the long side, of this process's part made whole; they may be overwritten."""
+        """Complete sums over the long side: an all-reduce; the arguments may be overwritten."""
         return _summed(self.along_M, several)
 
     def shard(self, X: torch.Tensor) -> torch.Tensor:
-        """Of coordinates, or other numbers for each column, those that this process steps."""
+        """The columns of coordinates (or of other numbers per column) that this process steps."""
         return X if self.shared is None else self.shared.part(X, -1).contiguous()
 
     def gather(self, X: torch.Tensor) -> torch.Tensor:
-        """What `shard` has taken a part of, from all processes."""
+        """The inverse of `shard`: all columns, from all processes."""
         return X if self.shared is None else self.shared.gather(X.mT).mT
 
     def _spread(self, name: str, X: Any) -> tuple[Rows | None, int]:
@@ -152,12 +153,12 @@ class Weight:
         return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
 
     def saved(self, name: str, X: Any) -> Any:
-        """A tensor of state for a checkpoint: a DTensor where this process has a part only."""
+        """A tensor of state for a checkpoint: a DTensor if it is sharded."""
         blocks, dim = self._spread(name, X)
         return X if blocks is None else blocks.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
-        """What this process keeps of a tensor of state in a checkpoint."""
+        """The part of a tensor in a checkpoint that belongs to this process."""
         blocks, dim = self._spread(name, X)
         if blocks is not None and blocks.holds(X, dim):
             return by_rows(local(X))
@@ -165,7 +166,7 @@ class Weight:
         return X if blocks is None else blocks.part(X, dim)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
-        """The k×M matrix of a tensor like the parameter: a view wherever one exists."""
+        """A tensor with the shape of the parameter, as a k×M matrix; a view if possible."""
         X = X.flatten(1)
         return X if self.left else X.mT
 
@@ -177,26 +178,26 @@ def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
 
 
 def kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
-    """Of the coordinates of a momentum, by default that of its basis."""
+    """Dtype in which the coordinates of a momentum are stored; by default that of its basis."""
     name = group["state_dtype"]
     return weight.dtype if name is None else getattr(torch, name)
 
 
 def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
-    """An error unless these options, numbers or pairs of them, are factors of running means."""
+    """Raise unless these options are factors of running means: numbers, or a pair for `betas`."""
     for name in names:
         many, value = name == "betas", group[name]
         factors = tuple(value) if many else (value,)
         if len(factors) != 1 + many or not all(0.0 <= factor < 1.0 for factor in factors):
             kind = "two numbers" if many else "a number"
-            raise ValueError(f"`{name}` must be {kind} between 0 and 1 (and not 1), got {value!r}.")
+            raise ValueError(f"`{name}` must be {kind} from 0 to below 1, got {value!r}.")
 
 
 def parse(group: dict[str, Any]) -> dict[str, Any]:
     """The group with GaLore's names translated; an error says which option is wrong."""
     group = dict(group)
     if wrong := sorted(set(OF_ALL) & set(group)):
-        raise ValueError(f"`{wrong[0]}` is an option of the optimizer, and not of a group.")
+        raise ValueError(f"`{wrong[0]}` is an option of the optimizer, not of a group.")
     if "update_proj_gap" in group:
         group["refresh_every"] = group.pop("update_proj_gap")
     if "proj_type" in group:
@@ -214,16 +215,14 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
     if not 0.0 <= chosen["average"] < 1.0:
-        raise ValueError(
-            f"`average` must lie between 0 and 1 (and not be 1), got {chosen['average']!r}."
-        )
-    if is_asked(chosen):
+        raise ValueError(f"`average` must be from 0 to below 1, got {chosen['average']!r}.")
+    if wants_compression(chosen):
         _policy(chosen, None, 0)
     return group
 
 
-def is_asked(group: dict[str, Any]) -> bool:
-    """Whether parameters of the group are to be compressed, where that saves anything."""
+def wants_compression(group: dict[str, Any]) -> bool:
+    """Whether the group asks for compression."""
     return group["rank"] is not None or group["energy"] is not None
 
 
@@ -240,8 +239,8 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
 def weight_of(
     group: dict[str, Any], parameter: torch.Tensor, index: int, **spread: bool
 ) -> Weight | None:
-    """How a parameter is compressed; None where it is not, or where nothing would be saved."""
-    if not is_asked(group) or parameter.ndim < 2 or not parameter.is_floating_point():
+    """How a parameter is compressed; None if it is not, for instance because it saves no memory."""
+    if not wants_compression(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
     m = parameter.shape[0]
     n = parameter.numel() // m if m else 0

@@ -1,4 +1,4 @@
-"""The state of compressed parameters when a step begins: with new bases where it is time."""
+"""Refreshes: new bases for compressed parameters, and their state in a new basis."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,7 +14,7 @@ from lowrank._sharded import of_rows
 from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
-from lowrank.optim._inner import Inner, likeness, moved, theirs
+from lowrank.optim._inner import Inner, inner_state, join_key, transported
 from lowrank.optim._options import Weight
 from lowrank.optim._sharding import by_rows
 
@@ -23,30 +23,30 @@ def refreshed(
     weights: Sequence[Weight],
     states: Sequence[dict[str, Any]],
     group: dict[str, Any],
-    turns: Sequence[float],
+    offsets: Sequence[float],
     inner: Inner,
     *,
     stacked: bool,
 ) -> list[dict[str, Any]]:
-    """Copies of the states for this step; first refreshes after the first step are at these turns.
+    """Copies of the states for this step, with new bases where a refresh is due.
 
-    A turn, between 0 and 1, is the place of a parameter among all that are compressed, so that
-    refreshes are spread over the steps.
+    An offset, from 0 to 1, is the time of the first refresh after the first step, in units of
+    `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
     """
     found, due = [], []
     every = group["refresh_every"]
-    for weight, before, turn in zip(weights, states, turns, strict=True):
+    for weight, before, offset in zip(weights, states, offsets, strict=True):
         state = dict(before)
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
-        if "began" not in state:  # in a state of an earlier version
+        if "began" not in state:  # a state saved by an earlier version
             state["began"] = steps - int(state.get("step", steps))
         if group["average"] > 0.0:
             _sketch(weight, group, state)
         else:
             state.pop("sketch", None)
         if old is None or steps >= state["next_refresh"]:
-            wait = every if old is not None else max(1, int(turn * every))
+            wait = every if old is not None else max(1, int(offset * every))
             state["next_refresh"] = steps + wait
             due.append((weight, state, steps))
         found.append(state)
@@ -57,9 +57,9 @@ def refreshed(
         if not stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
             return weight.index
         old = state.get("basis")
-        return steps, None if old is None else old.shape, likeness(state)
+        return steps, None if old is None else old.shape, join_key(state)
 
-    for part in stacks.alike(due, kind):
+    for part in stacks.grouped_by(due, kind):
         _refresh([weight for weight, *_ in part], [state for _, state, _ in part], group, inner)
     return found
 
@@ -67,7 +67,7 @@ def refreshed(
 def _refresh(
     weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any], inner: Inner
 ) -> None:
-    """Put new bases into states that are alike, and move the rest of these."""
+    """Put new bases into states that can be joined, and transport the rest of each state."""
     first, step = weights[0], states[0]["updates"] - 1
     stacked = len(weights) > 1
     old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
@@ -94,7 +94,7 @@ def _refresh(
         new = [found_basis(first, policy, sketch, step=step)]
     keeps = group["transport"] == "keep" and old is not None and old[0].shape == new[0].shape
     if old is not None and not keeps:
-        before = [theirs(state) for state in states]
+        before = [inner_state(state) for state in states]
         after = None
         if group["transport"] != "reset" and before[0]:
             R = first.shard(first.sum_k(stacks.coordinates(old, G)))
@@ -104,9 +104,9 @@ def _refresh(
             C = first.sum_k(
                 (stacks.stack_of(new) if bases is None else bases).mT @ stacks.as_stack(old)
             )
-            after = moved(inner, before, C, group, outside)
+            after = transported(inner, before, C, group, outside)
             if after is None:
-                inner.warn_of_anew(before[0])
+                inner.warn_of_reset(before[0])
         for i, state in enumerate(states):
             for name in before[i]:
                 del state[name]
@@ -121,9 +121,9 @@ def _refresh(
 def found_basis(
     weight: Weight, policy: Subspace, sketch: torch.Tensor | None = None, *, step: int = 0
 ) -> torch.Tensor:
-    """The rows on this process of a basis of the gradient, or of a sketch (k×l) of gradients.
+    """The rows on this process of a basis of the gradient, or of a k×l sketch of gradients.
 
-    All processes compute the whole of it, k×r numbers of products that are the same for all.
+    Every process computes the whole k×r basis, from products that are the same on all.
     """
     blocks, along_k = weight.blocks, weight.along_k
     A: Any = weight.gradient.flatten(1) if sketch is None else sketch
@@ -138,7 +138,7 @@ def found_basis(
 
 
 def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> None:
-    """Average ``G Ω`` over the steps, for a test matrix Ω that never changes."""
+    """Update the running average of ``G Ω``, for a test matrix Ω that never changes."""
     width = min(weight.rank + group["oversampling"], weight.k)
     xp, device = array_namespace(weight.data), weight.parameter.device
     numbers = np.random.SeedSequence([group["seed"], weight.index])

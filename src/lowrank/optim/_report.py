@@ -1,4 +1,4 @@
-"""What is compressed, and how many bytes that saves."""
+"""Which parameters are compressed, and how many bytes that saves."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -19,9 +19,9 @@ class Row:
     name : str
     shape : tuple of int
     rank : int or None
-        None where it is not compressed.
+        None if it is not compressed.
     bytes, uncompressed_bytes : int
-        Of its state, and of the state that it would have.
+        Bytes of its state, and of its state without compression.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Report:
-    """A table of parameters, which prints as one.
+    """A table of parameters; ``print`` shows it as a table.
 
     Attributes
     ----------
@@ -65,7 +65,7 @@ class Report:
 
 
 def storage_bytes(values: Iterable[Any]) -> int:
-    """Bytes of the storages that these tensors keep alive, each counted once."""
+    """Bytes of the storages of these tensors, each counted once."""
     storages = {}
     for value in values:
         for tensor in _plain(value):
@@ -75,7 +75,7 @@ def storage_bytes(values: Iterable[Any]) -> int:
 
 
 def _plain(value: Any) -> list[torch.Tensor]:
-    """The tensors that a tensor subclass is made of."""
+    """The plain tensors inside a tensor subclass."""
     if not isinstance(value, torch.Tensor):
         return []
     if not hasattr(value, "__tensor_flatten__"):
@@ -88,16 +88,16 @@ Patterns = str | Iterable[str] | Callable[[str, torch.nn.Parameter], bool] | Non
 HEADS = ("lm_head", "head", "classifier", "score")
 # Names of the modules that hold the factors of LoRA: lora_A, lora_B, lora_embedding_A, …
 FACTORS = "lora_"
-# Modules whose weights are the matrices of linear maps. Conv1D is the linear layer of GPT-2.
+# Modules whose weights are matrices of linear maps. Conv1D is the linear layer of GPT-2.
 LINEAR = (torch.nn.Linear, torch.nn.Bilinear, torch.nn.modules.conv._ConvNd)
 LINEAR_NAMES = ("Conv1D",)
 
 
 class Groups(list[dict[str, Any]]):
-    """A list of parameter groups, with a report."""
+    """A list of parameter groups, with a method `report`."""
 
     def report(self) -> Report:
-        """Every parameter, its rank, and the bytes of its state in :class:`LowRank` around Adam."""
+        """Every parameter, its rank, and the bytes of its state in :class:`LowRank` with Adam."""
         rows, index = [], 0
         for group in self:
             options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
@@ -115,14 +115,13 @@ def select(
     exclude: Patterns = None,
     **options: Any,
 ) -> Groups:
-    """Groups of a model for an optimizer of low rank: what is compressed, and what is not.
+    """Parameter groups of a model for a low-rank optimizer: compressed and not compressed.
 
-    Compressed are the weights of linear layers and convolutions (and of attention layers, their
-    projections), where that saves memory. Not compressed: embeddings, heads (what
+    Compressed are the weights of linear layers and convolutions, and the projections of attention
+    layers, if that saves memory. Not compressed are embeddings, heads (what
     ``get_output_embeddings()`` returns, and modules named lm_head, head, classifier or score),
-    norms, biases, the factors of LoRA (in modules named ``lora_…``), and parameters that belong to
-    a module of another kind. Parameters without `requires_grad` are left out, shared ones are
-    taken once.
+    norms, biases, the factors of LoRA (in modules named ``lora_…``), and parameters of all other
+    modules. Parameters without `requires_grad` are left out; shared parameters are listed once.
 
     Parameters
     ----------
@@ -130,8 +129,9 @@ def select(
     rank : int or float, optional
         As for :class:`LowRank`.
     include, exclude : str, list of str, or callable, optional
-        Regular expressions to be found in the parameter's name, or a function of the name and the
-        parameter. `exclude` wins; `include` takes in any tensor of two dimensions or more.
+        Regular expressions that are searched in the name of a parameter, or a function of the name
+        and the parameter. `include` adds any tensor with at least two dimensions; `exclude` has
+        precedence.
     **options
         Other options of :class:`LowRank` for the compressed group.
 
@@ -148,27 +148,27 @@ def select(
     >>> [(group["rank"], group["param_names"]) for group in select(model, rank=8)]
     [(8, ['1.weight']), (None, ['0.weight', '1.bias'])]
     """
-    asked = parse({**options, "rank": rank})
+    compression = parse({**options, "rank": rank})
     chosen: list[tuple[str, torch.nn.Parameter]] = []
     others: list[tuple[str, torch.nn.Parameter]] = []
-    usual = _usual(model)
+    usual = _linear_weights(model)
     for index, (name, parameter) in enumerate(model.named_parameters()):
         if not parameter.requires_grad:
             continue
         wanted = parameter in usual or _matches(include, name, parameter)
         wanted = wanted and not _matches(exclude, name, parameter)
-        pays = weight_of({**DEFAULTS, **asked}, parameter, index) is not None
+        pays = weight_of({**DEFAULTS, **compression}, parameter, index) is not None
         (chosen if wanted and pays else others).append((name, parameter))
     compressed, rest = (
         {"params": [p for _, p in part], "param_names": [name for name, _ in part]}
         for part in (chosen, others)
     )
-    groups = [{**compressed, **asked}, {**rest, "rank": None, "energy": None}]
+    groups = [{**compressed, **compression}, {**rest, "rank": None, "energy": None}]
     return Groups(group for group in groups if group["params"])
 
 
-def _usual(model: torch.nn.Module) -> set[torch.nn.Parameter]:
-    """Weights of linear maps, without heads, embeddings and factors, which are of low rank."""
+def _linear_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
+    """Weights of linear maps, without heads, embeddings, and LoRA's low-rank factors."""
     found, heads = set(), set()
     output = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():

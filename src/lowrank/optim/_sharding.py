@@ -1,4 +1,4 @@
-"""Weights whose rows are sharded over processes, as FSDP2 and HSDP do it."""
+"""Weights whose rows are sharded over processes, as with FSDP2 and HSDP."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -10,19 +10,19 @@ from lowrank._sharded import Rows
 
 
 def by_rows(X: torch.Tensor) -> torch.Tensor:
-    """A copy stored by rows, also along sides of length 1: products round by the strides."""
+    """A copy stored by rows, also along sides of length 1: rounding depends on the strides."""
     return X.new_empty(X.shape).copy_(X)
 
 
 def local(X: Any) -> torch.Tensor:
-    """What this process has of a tensor."""
+    """The shard of a tensor on this process; the tensor itself if it is not sharded."""
     return X.to_local() if hasattr(X, "to_local") else X
 
 
 def align(parameter: Any) -> None:
-    """Shard a gradient as its parameter is, and make the sum if autograd left it open.
+    """Shard a gradient like its parameter, and compute a pending sum.
 
-    Autograd leaves what the last operation has made: where inputs are DTensors too, `Partial`.
+    If inputs are DTensors too, autograd may leave the gradient as `Partial`.
     """
     grad = parameter.grad
     if hasattr(grad, "placements") and grad.placements != parameter.placements:
@@ -30,8 +30,8 @@ def align(parameter: Any) -> None:
 
 
 def placed_as(parameter: Any, X: Any) -> Any:
-    """A tensor of the parameter's shape, whole where that is, and sharded where that is sharded."""
-    if parameter.ndim == 0 or getattr(X, "shape", None) != parameter.shape:  # a count, say
+    """X, if it has the shape of the parameter, sharded like the parameter."""
+    if parameter.ndim == 0 or getattr(X, "shape", None) != parameter.shape:  # for instance a count
         return X
     mesh, wanted = (getattr(parameter, name, None) for name in ("device_mesh", "placements"))
     if hasattr(X, "placements"):
@@ -44,30 +44,30 @@ def placed_as(parameter: Any, X: Any) -> Any:
 
 
 def unfit_placements(parameter: Any) -> str | None:
-    """What a DTensor is that can't be compressed; None where it can be."""
+    """A description of a DTensor that can't be compressed; None if it can be."""
     cut = [place for place in parameter.placements if not place.is_replicate()]
     if [type(place).__name__ for place in cut] != ["Shard"] or cut[0].dim != 0:
         placements = tuple(parameter.placements)
-        return f"DTensor with placements {placements}, and not one cut by rows, Shard(0)"
+        return f"DTensor with placements {placements}, not one cut by rows, Shard(0)"
     rows: Any = rows_of(parameter)
     height = local(parameter).shape[0]
     if height != rows.height:
         return (
-            f"DTensor of whose {sum(rows.heights)} rows process {rows.position} has {height}, and "
-            f"not {rows.height}, as torch.chunk cuts them"
+            f"DTensor with {sum(rows.heights)} rows, of which process {rows.position} has {height}"
+            f", and not {rows.height}, as torch.chunk cuts them"
         )
     return None
 
 
 def rows_of(parameter: Any) -> Rows | None:
-    """How the rows of a parameter are sharded; None where it is whole."""
+    """How the rows of a parameter are sharded; None if it is not sharded."""
     if not hasattr(parameter, "placements"):
         return None
     return Rows(parameter.device_mesh, tuple(parameter.placements)).chunks(parameter.shape[0])
 
 
-def agreed(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:
-    """Whether all is fine on all processes that have a part of a parameter."""
+def true_on_all(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:
+    """Whether `fine` is true on all processes that have a shard of a parameter."""
     meshes = dict.fromkeys(p.device_mesh for p in parameters if hasattr(p, "device_mesh"))
     for mesh in meshes:
         number = fine.to(torch.float32)

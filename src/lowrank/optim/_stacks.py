@@ -1,8 +1,8 @@
-"""The mathematics of a step, on the gradients of weights of one shape.
+"""The arithmetic of a step, on the gradients of n weights of one shape.
 
-They are one tensor n×k×M where every operation has to be launched on a device. On a processor, and
-where one weight alone would take too much memory, they are a list of k×M matrices, which are
-worked on one after the other and by pieces.
+On a GPU, where each operation has to be launched, the gradients are one n×k×M tensor, a stack. On a
+CPU, and if a stack would take too much memory, they are a list of k×M matrices, which are handled
+one after the other and in pieces.
 """
 
 import functools
@@ -14,20 +14,20 @@ from typing import Any
 import torch
 
 from lowrank.optim._options import Weight
-from lowrank.optim._sharding import agreed, local
+from lowrank.optim._sharding import local, true_on_all
 
 Matrices = torch.Tensor | list[torch.Tensor]
-# The part of the gradient outside the subspace may grow by this factor from step to step, and a
-# number outside may change by this many times as much as one inside, in the mean of a column.
+# The norm of the residual may grow by LARGEST_GROWTH from step to step. In the root mean square of
+# a column, numbers outside the subspace may change LARGEST_RATIO times as much as numbers inside.
 LARGEST_GROWTH = 1.01
 LARGEST_RATIO = 3.0
-# Pieces in which a half-precision weight is worked on in single precision, and moments are moved:
-# as many, or fewer of so many numbers, for a GPU takes as long for a small piece as for a large.
+# Half-precision weights are processed in single precision in PIECES pieces, and so are moments at a
+# refresh. On a GPU a piece has at least PIECE_ON_A_GPU numbers: smaller ones take as long.
 PIECES = 16
 PIECE_ON_A_GPU = 2**21
-# Numbers of a block of rows that stays in the cache of a processor while it is summed.
+# Numbers of a block of rows that stays in the cache of a CPU while it is summed.
 CACHED = 2**16
-# Columns of a product QᵀX with few rows, for which a processor takes four fifths of the time.
+# Columns of a block of a product QᵀX with few rows: on a CPU blocks take 4/5 of the time.
 COLUMNS = 1024
 
 
@@ -40,8 +40,8 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
 # -- stacks and lists ------------------------------------------------------------------------------
 
 
-def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
-    """The items in lists of those with one key, in their order."""
+def grouped_by(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
+    """Lists of the items that have the same key, in their order."""
     found = defaultdict(list)
     for item in items:
         found[key(item)].append(item)
@@ -49,7 +49,7 @@ def alike(items: Iterable[Any], key: Callable[[Any], Any]) -> list[list[Any]]:
 
 
 def stack_of(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) -> torch.Tensor:
-    """A copy of tensors of one shape, one above the other."""
+    """A stack: copies of tensors of one shape in one tensor."""
     first = tensors[0]
     stack = first.new_empty((len(tensors), *first.shape), dtype=dtype or first.dtype)
     torch._foreach_copy_(list(stack.unbind()), list(tensors))
@@ -57,7 +57,7 @@ def stack_of(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) 
 
 
 def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-    """The parts of a stack in these tensors, or in new ones where they do not fit."""
+    """Copy the parts of a stack to these tensors, or to new ones if shape or dtype differ."""
     parts = list(stack.unbind())
     places = [
         part.new_empty(part.shape)
@@ -70,9 +70,9 @@ def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[t
 
 
 def of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
-    """A function of matrices: on a processor of one after the other, which rounds the same for all.
+    """Apply a function of matrices to stacks; on a CPU to one matrix after the other.
 
-    It has nothing to gain from a stack, and steps of single parameters equal those of many.
+    A CPU gains nothing from stacks, and so each parameter rounds as if it were stepped alone.
     """
     if stacks[0].device.type != "cpu":
         return function(*stacks)
@@ -80,14 +80,14 @@ def of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> t
 
 
 def gradients(weights: Sequence[Weight], *, stacked: bool) -> Matrices:
-    """Of weights of one shape, as k×M matrices."""
+    """The gradients of weights of one shape, as k×M matrices."""
     return matrices(weights, [weight.gradient for weight in weights], stacked=stacked)
 
 
 def matrices(
     weights: Sequence[Weight], tensors: Sequence[torch.Tensor], *, stacked: bool
 ) -> Matrices:
-    """Tensors like weights of one shape, as k×M: a stack in the dtype of products, or views."""
+    """Tensors with the shape of the weights, as k×M: a stack in the dtype of products, or views."""
     first = weights[0]
     if not stacked:
         return [weight.oriented(X) for weight, X in zip(weights, tensors, strict=True)]
@@ -126,7 +126,7 @@ def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
         return torch.cat(parts, -1)
     if X.numel() <= CACHED:
         return X.to(dtype).square().sum(-2)
-    # torch's own norm across the rows takes ten times as long on a processor
+    # torch's own norm across the rows takes ten times as long on a CPU
     rows = max(1, min(CACHED // max(1, X.shape[-1]), X.shape[-2] // PIECES))
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
     for start in range(0, X.shape[-2], rows):
@@ -147,13 +147,13 @@ def row_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
 
 
 def weighted_column_squares(G: Matrices, a: torch.Tensor) -> torch.Tensor:
-    """Sums of the squares of the columns of ``diag(a) G``; a stack G is changed to that."""
+    """Sums of the squares of the columns of ``diag(a) G``; a stack G is overwritten with it."""
     if isinstance(G, torch.Tensor):
         return column_squares(G.mul_(a.unsqueeze(-1)), a.dtype)
     return torch.stack([_weighted_column_squares(*pair) for pair in zip(G, a, strict=True)])
 
 
-# -- one matrix, by pieces -------------------------------------------------------------------------
+# -- one matrix, in pieces -------------------------------------------------------------------------
 
 
 def slices(length: int, X: torch.Tensor) -> list[slice]:
@@ -165,7 +165,7 @@ def slices(length: int, X: torch.Tensor) -> list[slice]:
 
 
 def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]]:
-    """Rows and columns of a matrix to work on at a time, as they follow one another in memory."""
+    """Pieces of a matrix, as slices of rows and columns, each contiguous in memory if possible."""
     everything = slice(None)
     if whole:
         return [(everything, everything)]
@@ -224,25 +224,25 @@ def change_of_weight(
     """X and t, such that the weight changes by ``Q X − G diag(t)``, and the norm of the residual.
 
     For a stack of b weights: `change` (b×r×M) is what the inner optimizer did to coordinates whose
-    gradients were R (downhill, or uphill where `sign` is −1), and `squares` (b×M) are those of the
-    columns of the whole gradients G. Where this rank has a part of the columns, `total` sums over
-    the ranks. A column of ``G − QR`` is scaled as its coordinates were, by
-    ``s = ‖change‖/(lr ‖R‖)``; all of them less where the norm of ``(G − QR) diag(s)`` would exceed
-    1.01 times the norm `before` (b), unless that is zero. (X. Chen et al., Fira: can we achieve
+    gradients were R (downhill, or uphill if `sign` is −1), and `squares` (b×M) are those of the
+    columns of the whole gradients G. If columns are sharded, `total` sums over the processes. A
+    column of ``G − QR`` is scaled like its coordinates, by ``s = ‖change‖/(lr ‖R‖)``. All columns
+    are scaled down further if the norm of ``(G − QR) diag(s)`` would exceed 1.01 times the norm
+    `before` (b), unless that is zero. (X. Chen et al., Fira: can we achieve
     full-rank training of LLMs under low-rank constraint?, 2024, arXiv:2410.01623, Algorithm 1.)
 
-    That factor has no bound where R is small beside the column of G, and one step may then be
-    larger than the weight. So s is at most what makes the k − r numbers outside of a column change
-    three times as much as the r inside, in the mean square.
+    The factor s has no bound if R is small compared to the column of G; a step could then be larger
+    than the weight. So s is limited: in the root mean square, the k − r numbers outside of a column
+    change at most three times as much as the r numbers inside.
 
-    The norms of the columns of G − QR are ``√(‖G‖² − ‖R‖²)``, so that this matrix is never formed;
-    where the difference cancels, its square root is below √eps ‖G‖.
+    The norms of the columns of G − QR are computed as ``√(‖G‖² − ‖R‖²)``, so that this matrix is
+    never formed. If the difference cancels, its square root is below √eps ‖G‖.
     """
     r = R.shape[-2]
     inside = column_squares(R, R.dtype)
     outside = (squares - inside).clamp_(min=0)
     least = outside * (r / (LARGEST_RATIO**2 * (k - r)))
-    # lr s, and zero where nothing is to be scaled: there G and R are zero
+    # lr s; zero if G and R are zero, where there is nothing to scale
     s = _column_norms(change) / torch.maximum(inside, least).sqrt()
     s = s.nan_to_num(nan=0.0, posinf=0.0)
     size = torch.linalg.vector_norm(s * outside.sqrt(), dim=-1)
@@ -250,7 +250,7 @@ def change_of_weight(
         size = total(size.square()).sqrt()
     size = (size / lr).nan_to_num(nan=0.0)  # a rate of zero changes nothing
     limit = torch.where(before > 0, LARGEST_GROWTH * before, torch.inf)
-    factor = (limit / size).clamp(max=1.0)  # of a size of zero, one
+    factor = (limit / size).clamp(max=1.0)  # one if the size is zero
     if scale != 1.0:
         change.mul_(scale)
     signed = factor if sign * scale == 1.0 else factor * (sign * scale)
@@ -270,12 +270,12 @@ def add_to_weights(
     states: Sequence[dict[str, Any]],
     group: dict[str, Any],
 ) -> None:
-    """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, as the group's `rounding` says.
+    """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, by the group's `rounding`.
 
-    A stack G holds ``diag(rows) G`` already; without Q and X, ``diag(t)`` is one. What rounding
-    takes away from a compensated weight is `compensation` in its state, in the weight's dtype, and
-    is added in the next step. (N. J. Higham, Accuracy and Stability of Numerical Algorithms, 2nd
-    ed. 2002, doi:10.1137/1.9780898718027, Section 4.3.)
+    A stack G must already be ``diag(rows) G``. Without Q and X, ``diag(t)`` is one. With
+    compensated rounding, the rounding error is stored as `compensation` in the state, in the
+    weight's dtype, and is added in the next step. (N. J. Higham, Accuracy and Stability of
+    Numerical Algorithms, 2nd ed. 2002, doi:10.1137/1.9780898718027, Section 4.3.)
     """
     first = weights[0]
     kind = first.parameter.dtype
@@ -326,7 +326,7 @@ def add_to_weights(
         C = None if lost[i] is None else weight.oriented(lost[i])
         for part in _pieces(W, whole=kind == first.dtype and (rows is None or W.numel() <= CACHED)):
             here, columns = part
-            w = W[part].to(first.dtype)  # the weight itself, where it has that dtype
+            w = W[part].to(first.dtype)  # the weight itself, if it has that dtype
             if C is not None:
                 w += C[part]
             g = None
@@ -346,7 +346,7 @@ def as_stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
-    """Random numbers of the seed, the place of a weight, the part of it, and the step."""
+    """A generator seeded by the seed, the step, the index of a weight, and its shard."""
     blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
     numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
@@ -355,7 +355,7 @@ def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
 
 
 def _round_to_neighbors(w: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:
-    """Round w to a neighbor among the numbers of `dtype`, so that it stays w in the mean.
+    """Round w to a neighbor among the numbers of `dtype`, with the mean w.
 
     The upper one is taken with the distance to the lower one as its probability, in units in the
     last place (M. P. Connolly, N. J. Higham and T. Mary, Stochastic rounding and its probabilistic
@@ -371,21 +371,21 @@ def _round_to_neighbors(w: torch.Tensor, dtype: torch.dtype, generator: torch.Ge
 
 
 def are_finite(parameters: list[torch.Tensor]) -> bool:
-    """Whether the squares of all gradients have a finite sum: one number read by the host."""
+    """Whether the sum of the squares of all gradients is finite; reads one number."""
     grads = [_values(local(p.grad)) for p in parameters if p.grad is not None]
     sizes = []
-    for same in alike(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
+    for same in grouped_by(grads, lambda grad: (type(grad), grad.device, grad.dtype)):
         dtype = same[0].dtype
         # the range of bfloat16 is that of float32, and a norm in its own dtype needs no copy
         wide = torch.float32 if dtype == torch.float16 else None
         norms = torch.stack(torch._foreach_norm(same, 2.0, wide))
         sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
-    if not sizes:  # on this rank: others may have gradients of weights that are not sharded
+    if not sizes:  # no gradients on this process; other processes may have some
         sizes.append(torch.zeros(1, device=parameters[0].device if parameters else None))
     together = sizes[0]
     if len(sizes) > 1:
         together = torch.cat([size.to(sizes[0].device) for size in sizes])
-    return bool(agreed((together < 1).all(), parameters))
+    return bool(true_on_all((together < 1).all(), parameters))
 
 
 def _values(grad: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Looks at the error of a basis: what is known of it, and what a fresh sample tells."""
+"""Estimates of the error of a basis: from its residual, or from a fresh sample of it."""
 
 import math
 from dataclasses import replace
@@ -14,40 +14,40 @@ from lowrank._certificate import (
 )
 from lowrank._operator import Operator
 from lowrank._panel import defect, orthonormalize
-from lowrank._rangefinder.blocks import powers_of, width_of_look
-from lowrank._rangefinder.residuals import ByEnergies, Explicit, Sampled, Whole
+from lowrank._rangefinder.blocks import powers_of, width_of_sample
+from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import (
     NOT_FINITE,
     iterated_sample,
     multiplied,
     orthonormalized,
-    salted,
+    with_salted_seed,
 )
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank.results import Look
 
-# Errors of up to so many eps ‖A‖ are next to rounding.
+# Errors up to this many eps ‖A‖ count as near rounding.
 NEAR = 256.0
 
 
-def looked(problem: Problem, state: State, goal: float) -> State | None:
-    """The state with one look more at the error; None if the test matrix has run out.
+def estimated(problem: Problem, state: State, goal: float) -> State | None:
+    """The state with one more estimate of the error; None if the test matrix has run out.
 
-    Energies that have canceled, and do not tell that the error is below the `goal`, give way to
-    samples.
+    If the energies have canceled, and cannot show that the error is below the `goal`, samples
+    take over.
     """
     if isinstance(state.residual, ByEnergies) and state.residual.is_canceled:
         bound = state.residual.error().bound / state.scale + base_floor(state)
         if bound > goal:
             state = replace(state, residual=state.residual.products)
-    residual, is_whole = state.residual, isinstance(state.residual, Whole)
+    residual, is_svd = state.residual, isinstance(state.residual, FullSVD)
     norm_bound = math.inf
     if problem.norm == "fro" and state.frobenius is not None:
         norm_bound = state.frobenius * (1.0 + 32.0 * epsilon_of(state)) + _flushed(state.A)
     if state.rank == 0 and norm_bound < math.inf:  # without a basis the error is the norm itself
         assert state.frobenius is not None
         return _recorded(state, state.frobenius, norm_bound)
-    error = residual.error() if problem.norm == "fro" or is_whole else None
+    error = residual.error() if problem.norm == "fro" or is_svd else None
     if error is not None:
         estimate, bound = (value / state.measured_scale for value in error)
         estimate, bound = state.A.agreed(estimate), state.A.agreed(bound)
@@ -56,21 +56,21 @@ def looked(problem: Problem, state: State, goal: float) -> State | None:
         if state.norm_A is None:
             state = replace(state, norm_A=_norm_below(problem, state, None))
         return _recorded(state, 0.0, floor_of(state))
-    return _sampled_look(problem, state, norm_bound)
+    return _sampled_estimate(problem, state, norm_bound)
 
 
 def _recorded(state: State, estimate: float, bound: float) -> State:
     look = Look(state.rank, min(estimate, bound), bound)
-    return replace(state, looks=(*state.looks, look), looked=state.residual)
+    return replace(state, history=(*state.history, look), estimated=state.residual)
 
 
-def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | None:
-    """Measure the error of the basis on a fresh sample, which then waits to join the basis.
+def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> State | None:
+    """Measure the error on a fresh sample ``E Ω``, which may join the basis afterwards.
 
-    The sample ``E Ω`` is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds
-    the (2q+1)-th power of ‖E‖₂ just as ``‖E Ω‖₂`` bounds ‖E‖₂.
+    The sample is independent of the basis. In the spectral norm ``‖(E Eᴴ)^q E Ω‖₂`` bounds the
+    (2q+1)-th power of ‖E‖₂, just as ``‖E Ω‖₂`` bounds ‖E‖₂.
     """
-    state, Omega, is_whole = _test_matrix(problem, state)
+    state, Omega, is_identity = _test_matrix(problem, state)
     samples, of_complex = int(Omega.shape[-1]), xa.is_complex(Omega)
     if samples == 0:
         return None
@@ -79,18 +79,18 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     root = 1.0
     factors: list[Array] = []
     if problem.norm == "fro":
-        waiting = sample.pop()
-        size = float(xa.safe_norm(waiting))
+        pending = sample.pop()
+        size = float(xa.safe_norm(pending))
     else:
         if is_unknown and not xa.is_finite(sample[0]):
             raise ValueError(NOT_FINITE)
         q = powers_of(problem, state)
         root = 1.0 / (2 * q + 1)
         basis = orthonormalized(sample, factors)
-        waiting = iterated_sample(problem, state, basis, q, factors=factors)
+        pending = iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
-            lower = _norm_below(problem, state, waiting, factors)
-            # products with numbers near the smallest ones may vanish where the sample does not
+            lower = _norm_below(problem, state, pending, factors)
+            # products of tiny numbers may underflow although the sample does not
             above = None if lower else float(xa.safe_norm(factors[0])) / state.measured_scale
             state = replace(state, norm_A=lower, norm_above=above)
         if is_unknown and not all(map(xa.is_finite, factors)):
@@ -99,25 +99,25 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
     size = state.A.agreed(size)
     if not math.isfinite(size):
         raise ValueError(NOT_FINITE)
-    looks, is_sampled = state.sampled_looks + 1, problem.norm == "fro" and is_unknown
-    # δ/(j(j+1)) for the j-th look: they sum to δ, however many looks there will be. A norm that is
-    # sampled takes half of δ.
-    delta = problem.failure_probability / (2.0 if is_sampled else 1.0) / (looks * (looks + 1))
+    count, is_sampled = state.sampled_estimates + 1, problem.norm == "fro" and is_unknown
+    # δ/(j(j+1)) for the j-th sample: these sum to at most δ, however many samples follow. A
+    # sampled norm of A takes half of δ.
+    delta = problem.failure_probability / (2.0 if is_sampled else 1.0) / (count * (count + 1))
     factor = spread = 1.0 + 64.0 * epsilon_of(state)
     estimate = size / state.measured_scale
-    if not is_whole:
+    if not is_identity:
         factor = safety_factor(samples, delta, is_complex=of_complex)
         spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
         estimate /= math.sqrt(samples) ** root
-    elif problem.norm == "fro":  # of whose columns some may do
-        waiting = waiting @ problem.source.draw(samples)
-    state = replace(state, waiting=waiting, sampled_looks=looks)
+    elif problem.norm == "fro":  # mix its columns: the basis may take only some
+        pending = pending @ problem.source.draw(samples)
+    state = replace(state, pending=pending, sampled_estimates=count)
     if is_sampled and state.norm_A is None:
-        state = _with_sampled_norm(problem, state, waiting, estimate / spread, estimate * factor)
+        state = _with_sampled_norm(problem, state, pending, estimate / spread, estimate * factor)
     bound = estimate * factor**root + base_floor(state, factor) + _drift(state)
-    if state.rank == 0 and state.norm_A is not None:  # of which it is the error
+    if state.rank == 0 and state.norm_A is not None:  # the error of no basis is ‖A‖
         bound = max(bound, state.norm_A)
-    if isinstance(state.residual, Explicit):  # a spectral norm is no more than ‖E‖_F
+    if isinstance(state.residual, Explicit):  # the spectral norm is at most ‖E‖_F
         bound += state.residual.drift / state.explicit_scale
         most = state.residual.error().bound / state.explicit_scale
         bound = min(bound, most + base_floor(state))
@@ -125,44 +125,45 @@ def _sampled_look(problem: Problem, state: State, norm_bound: float) -> State | 
 
 
 def _test_matrix(problem: Problem, state: State) -> tuple[State, Array, bool]:
-    """Ω for a sample that certifies, and whether it is the unit matrix, which has no more columns.
+    """Ω for a sample that certifies the error, and whether Ω is the identity.
 
-    That tells all of the residual.
+    If the residual has no more columns than a sample, the identity measures all of it.
     """
     n = state.A.shape[-1]
-    if problem.source.is_free and state.A.far is None and 0 < n <= width_of_look(state):
+    if problem.source.is_free and state.A.domain is None and 0 < n <= width_of_sample(state):
         return state, xa.eye(n, n, like=state.A.empty(0)), True
-    state = state if state.is_salted else salted(problem, state)
-    return state, problem.source.draw(width_of_look(state)), False
+    state = state if state.is_salted else with_salted_seed(problem, state)
+    return state, problem.source.draw(width_of_sample(state)), False
 
 
-def settled(problem: Problem, state: State, *, truncates: bool) -> State:
-    """The state with a bound that holds next to rounding too, where samples tell it.
+def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) -> State:
+    """The state with a bound that also holds near rounding: the bound is checked and enlarged.
 
-    A sample of the residual rests on reflectors, and factors on B = QᴴA or on Q itself. Long sums
-    of numbers of one sign, in which rounding is biased, make them differ (`adjoint_matmul`): by
-    ``(HᴴA)[:k] − B`` where B is what comes next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. Where the
-    bound is so small that this matters, it is sampled. An explicit residual shows what one product
-    with reflectors changes; the columns of Q, that of all of them; and a sample of A that was taken
-    before it was overwritten, what neither norms nor columns show.
+    The residual is computed with reflectors, but the results contain B = QᴴA or Q itself. In long
+    sums of numbers of one sign rounding is biased (`adjoint_matmul`), and the two differ: by
+    ``(HᴴA)[:k] − B`` if B is computed next, else by ``A − QQᴴA − H [0; (HᴴA)[k:]]``. If the bound
+    is so small that this matters, a sample measures the difference. For an explicit residual two
+    checks take its place: the departure of Q from orthonormality, and a sample of A that was taken
+    before A was overwritten.
     """
-    A, residual, look = state.A, state.residual, state.looks[-1]
+    A, residual, look = state.A, state.residual, state.history[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
-    if look.bound > NEAR * epsilon_of(state) * norm or state.rank == 0 or A.far is not None:
+    if look.bound > NEAR * epsilon_of(state) * norm or state.rank == 0 or A.domain is not None:
         return state
-    if state.settled is residual:
+    if state.checked is residual:
         return state
     if isinstance(residual, Explicit):
         drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]
         more = max(float(xa.safe_norm(drift)) - residual.drift, lost(state, residual))
         residual = replace(residual, drift=residual.drift + more)
         look = look._replace(bound=look.bound + more / state.explicit_scale)
-        return replace(state, residual=residual, looks=(*state.looks[:-1], look), looked=residual)
-    m, samples = A.shape[0], width_of_look(state)
+        history = (*state.history[:-1], look)
+        return replace(state, residual=residual, history=history, estimated=residual)
+    m, samples = A.shape[0], width_of_sample(state)
     if not isinstance(residual, Sampled) or m <= samples or not norm:
         return state
-    looks = state.sampled_looks + 1
-    state, Omega, is_whole = _test_matrix(problem, state)
+    count = state.sampled_estimates + 1
+    state, Omega, is_identity = _test_matrix(problem, state)
     samples, basis, k = int(Omega.shape[-1]), residual.basis, state.rank
     if samples == 0:
         return state
@@ -181,20 +182,20 @@ def settled(problem: Problem, state: State, *, truncates: bool) -> State:
     drift = float(xa.safe_norm(D)) / state.scale
     if not math.isfinite(drift):
         raise ValueError(NOT_FINITE)
-    if not is_whole:
-        delta = problem.failure_probability / 2.0 / (looks * (looks + 1))
+    if not is_identity:
+        delta = problem.failure_probability / 2.0 / (count * (count + 1))
         drift *= safety_factor(samples, delta, is_complex=xa.is_complex(Omega)) / math.sqrt(samples)
     look = look._replace(bound=look.bound + drift)
     return replace(
-        state, looks=(*state.looks[:-1], look), looked=state.residual, settled=state.residual,
-        sampled_looks=looks, drift=state.drift + drift / norm,
+        state, history=(*state.history[:-1], look), estimated=state.residual,
+        checked=state.residual, sampled_estimates=count, drift=state.drift + drift / norm,
     )  # fmt: skip
 
 
 def _with_sampled_norm(
     problem: Problem, state: State, sample: Array, below: float, above: float
 ) -> State:
-    """Bounds on ‖A‖_F from below and above, of an operator that is known by its products."""
+    """Lower and upper bounds on ‖A‖_F, for an operator of which only products are known."""
     found = _norm_below(problem, state, orthonormalize(sample).Q if state.rank == 0 else None)
     if state.rank == 0:
         return replace(state, norm_A=max(below, found), norm_above=above)
@@ -208,11 +209,11 @@ def _norm_below(
 ) -> float:
     """A lower bound on ‖A‖: ``‖AᴴY‖`` for orthonormal columns Y near the leading ones.
 
-    Y is Q where there is no basis yet; the second of the triangular `factors` of power iterations
+    Y is Q if there is no basis yet. The second of the triangular `factors` of the power iterations
     is that of AᴴY.
     """
     A, residual = state.A, state.residual
-    assert not isinstance(residual, Whole)
+    assert not isinstance(residual, FullSVD)
     if state.rank > 0 and isinstance(residual, Explicit):
         C = xa.leading(residual.projection(), 64)
     elif state.rank == 0 and factors is not None and len(factors) > 1:
@@ -224,8 +225,8 @@ def _norm_below(
             Y = xa.leading(Y, 64)
         problem.work.add(int(Y.shape[-1]))
         C = A.rmatmat(Y) if state.rank else residual.rmatmat(Y)
-        if A.far is not None:
-            C = A.far.orthonormalize(C).R
+        if A.domain is not None:
+            C = A.domain.orthonormalize(C).R
     if A.norm is None and not xa.is_finite(C):
         raise ValueError(NOT_FINITE)
     scale = state.measured_scale
@@ -239,20 +240,20 @@ def _norm_below(
 
 
 def _flushed(A: Operator) -> float:
-    """What a norm lacks where numbers below the normal ones are taken for zero."""
+    """The part of ‖A‖_F that is lost where subnormal numbers are flushed to zero."""
     smallest = float(A.xp.finfo(A.dtype).smallest_normal)
     return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.xp, A.dtype) else 0.0
 
 
 def base_floor(state: State, factor: float = 1.0) -> float:
-    """What rounding may add to the error of a basis, where samples carry this factor."""
+    """Rounding error in the error of a basis; `factor` is the safety factor of its sample."""
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
     return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
 
 
 def lost(state: State, residual: Explicit) -> float:
-    """What a sample of A shows that ``HᴴA`` lost, beyond half of what rounding may add anyway."""
+    """The error of ``HᴴA`` that a sample of A shows, beyond half of the rounding floor."""
     return max(0.0, residual.lost() - 0.5 * base_floor(state) * state.explicit_scale)
 
 
@@ -261,10 +262,10 @@ def _drift(state: State) -> float:
 
 
 def floor_of(state: State) -> float:
-    """The same, with what was measured of this basis."""
+    """The rounding floor, with the errors that were measured for this basis."""
     more, residual = _drift(state), state.residual
     if isinstance(residual, Explicit):
         more += residual.drift / state.explicit_scale
-    elif isinstance(residual, Whole):
+    elif isinstance(residual, FullSVD):
         more += residual.rounding / state.explicit_scale
     return base_floor(state) + more

@@ -336,8 +336,8 @@ def answer(files: list[Row]) -> list[str]:
     if first := one(cpu, section="svd", library="lowrank", method="svd"):
         tall, square = {"shape": [65536, 256]}, {"shape": [2000, 2000]}
         text += [
-            f"On a CPU with two threads, `lowrank.svd` of rank {first['k']} of a "
-            f"{size(first['shape'])} matrix is",
+            f"On a CPU with two threads, `lowrank.svd` of rank {first['k']}",
+            f"of a {size(first['shape'])} matrix is",
             peers("svd", "scikit-learn", "randomized_svd, n_iter=2, QR"),
             "as fast as scikit-learn's `randomized_svd` with the same power iterations,",
             peers("svd", "numpy", "linalg.svd"),

@@ -337,3 +337,11 @@ def test_half_precision_goes_by_blocks_of_rows():
     A[1, 2] = np.nan
     with pytest.raises(ValueError, match="holds NaN or Inf"):
         lowrank.range_finder(A, rtol=0.1)
+
+
+def test_an_image_in_color_is_told_from_a_stack():
+    image = gaussian((32, 40, 3), "float64")
+    with pytest.warns(UserWarning, match=r"taken for a stack.*pass A\.reshape\(32, -1\)"):
+        stack = lowrank.svd(image, 2, rng=0)
+    assert stack.shape == image.shape
+    assert lowrank.svd(image.reshape(32, -1), 2, rng=0).shape == (32, 120)

@@ -1,6 +1,7 @@
 """A matrix as the range finder uses it: its products, norm, library, dtype and device."""
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -153,6 +154,9 @@ def _of_array(A: Array, name: str) -> Operator:
         return _of_half(A, name)
     is_file = _is_memory_mapped(A)
     A, _ = xa.as_matrix(A, name=name, stacks=True)
+    if A.ndim == 3 and A.shape[2] in (3, 4) and min(A.shape[:2]) > 16:  # an image in color
+        kind = f"`{name}` of shape {tuple(A.shape)} is taken for a stack of matrices; if it is one"
+        warnings.warn(f"{kind} image, pass {name}.reshape({A.shape[0]}, -1).", stacklevel=2)
     return located(
         A,
         tuple(int(length) for length in A.shape),

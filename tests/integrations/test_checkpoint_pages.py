@@ -171,7 +171,7 @@ def accuracy(digits, model):
 @pytest.mark.filterwarnings("ignore::lowrank.ConvergenceWarning")
 def test_the_table_of_digits(digits):
     text = (PAGES / "checkpoints.md").read_text("utf-8")
-    rtols, *rows = re.findall(r"^\| (?:numbers kept|error of).*", text, re.MULTILINE)
+    rtols, *rows = re.findall(r"^\| (?:weights kept|error of).*", text, re.MULTILINE)
     rtols = [int(rtol) / 100 for rtol in re.findall(r"(\d+) %", rtols)]
     grams = digits.input_grams(digits.model, digits.images[digits.train].split(100))
     whole = sum(p.numel() for p in digits.model.parameters())

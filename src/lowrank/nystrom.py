@@ -88,8 +88,8 @@ def nystrom(
     of ``ΩᴴAΩ``, which can fail. Here its eigenvalues are used, and only those that rounding made
     negative are set to zero.
 
-    The result has no error. ``lowrank.residual_norm(A, found)`` estimates and bounds it, with one more
-    product of 64 columns.
+    The result has no error. ``lowrank.residual_norm(A, found)`` estimates and bounds it, with one
+    more product of 64 columns.
 
     Memory beyond A: less than 7nk + 15k² entries. Does not support derivatives or tolerances.
 

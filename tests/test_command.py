@@ -1227,3 +1227,19 @@ def test_terminals_without_unicode(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(stream, encoding="ascii"))
     assert main(["A.npy", "--rank", "1"]) == 0
     assert stream.getvalue().startswith(b"A.npy: 40?30, float64")
+
+
+@pytest.mark.parametrize("stop", ["--rank 3", "--rtol 0.5"])
+def test_a_centered_sparse_matrix_has_the_norm_of_its_centered_rows(run, monkeypatch, stop):
+    """Its products do not tell it, and progress asks for it too."""
+    S = sparse.random(60, 40, density=0.2, random_state=0)
+    scipy_io.mmwrite("S.mtx", S)
+    states = []
+    monkeypatch.setattr(Progress, "show", lambda _, state: states.append(state()))
+    code, out, err = run(f"S.mtx --center {stop} --json")
+    (result,) = json.loads(out)["matrices"][0]["results"]
+    true = norm(S.toarray() - S.toarray().mean(axis=0), "fro")
+    assert (code, err) == (0, [])
+    assert result["norm_A"] == pytest.approx(true, rel=0.2)
+    assert all("goal" in state for state in states)
+    assert bool(states) == ("rtol" in stop)

@@ -200,7 +200,8 @@ class Approximation(Factored, Outcome):
 
     def __repr__(self) -> str:
         xp, (*batch, m, n) = xa.array_namespace(self.factors[0]), self.shape
-        held = [X for X in self._arrays().values() if not xp.isdtype(X.dtype, "integral")]
+        arrays, _ = self._parts()
+        held = [X for X in arrays.values() if not xp.isdtype(X.dtype, "integral")]
         numbers = sum(math.prod(X.shape) for X in held)
         itemsize = xp.finfo(self.dtype).bits // 8 * (2 if xa.is_complex(self.factors[0]) else 1)
         said = f"{'×'.join(map(str, (*batch, m, n)))} {self.dtype}, rank {self.rank}: "
@@ -210,9 +211,11 @@ class Approximation(Factored, Outcome):
         said += f"{size_of(numbers * itemsize)}, {numbers / max(1, math.prod(self.shape)):.2%} of A"
         return f"<{type(self).__name__} {said}; {self.status.name}>"
 
-    def _arrays(self) -> dict[str, Array]:
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self)}
-        return {name: value for name, value in values.items() if xa.is_array_api_obj(value)}
+    def _parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
+        """The arrays, and all other attributes."""
+        rest = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        names = [name for name, value in rest.items() if xa.is_array_api_obj(value)]
+        return {name: rest.pop(name) for name in names}, rest
 
     def save(self, path: str | os.PathLike[str], /, *, replace: bool = True) -> None:
         """Write a file in NumPy's format npz, which :func:`lowrank.load` reads.
@@ -222,12 +225,7 @@ class Approximation(Factored, Outcome):
         one is complete; with ``replace=False`` it is kept, and a FileExistsError is raised.
         DTensors are gathered and written whole; all processes must call this method.
         """
-        arrays = self._arrays()
-        about = {
-            entry.name: getattr(self, entry.name)
-            for entry in fields(self)
-            if entry.name not in arrays
-        }
+        arrays, about = self._parts()
         about |= {"status": self.status.name, "kind": type(self).__name__}
         held = {name: xa.as_numpy(value) for name, value in arrays.items()}
         text = json.dumps(about)

@@ -64,11 +64,19 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
     A, norm, seed, atol = matrix.array, options.norm, options.seed, options.atol
     svd: Any = partial(lowrank.svd, A, center=options.center, rng=seed)
 
+    def with_error(found: Any) -> Any:
+        """Measured by a fresh sample, if it has none; and ‖A‖² = ‖A − A_r‖² + ‖A_r‖²."""
+        if found.error_bound is not None:
+            return found
+        fresh, S = residual_norm(A, found, norm=norm, rng=seed), map(float, found.S)
+        size = next(S) if norm == "spectral" else math.hypot(fresh.value, *S)
+        sampled = {"error": fresh.value, "error_bound": fresh.upper_bound, "norm_A": size}
+        return replace(found, certificate="sampled", **sampled)
+
     @cache
     def norm_A() -> float:
         """The norm of A, which a Look does not contain."""
-        found = svd(1, power_iterations=0)
-        return float(found.norm_A if norm == "fro" else found.S[0]) or 1.0
+        return with_error(svd(1, power_iterations=0, norm=norm)).norm_A or 1.0
 
     def state(look: Look) -> str:
         error, goal = look.bound / norm_A(), max(rtol or 0.0, (atol or 0.0) / norm_A())
@@ -80,12 +88,8 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
         callback=lambda look: progress.show(partial(state, look)),
     )  # fmt: skip
     seconds = time.perf_counter() - start
-    if found.error_bound is None:  # at a fixed rank: measure it with a fresh sample
-        fresh, size = residual_norm(A, found, norm=norm, rng=seed), float(found.S[0])
-        sampled = {"error": fresh.value, "error_bound": fresh.upper_bound, "norm_A": size}
-        found = replace(found, certificate="sampled", **sampled)
     numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
-    return Answer(rtol, found, numbers * matrix.itemsize, seconds)
+    return Answer(rtol, with_error(found), numbers * matrix.itemsize, seconds)
 
 
 def _memory(nbytes: int, whole: int) -> str:

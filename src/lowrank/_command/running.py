@@ -60,8 +60,7 @@ def run(options: Options) -> int:
 
 def _check_targets(options: Options, matrices: int) -> None:
     """Check that the output files can be written, before the work begins."""
-    targets = {"--output": options.output, "--plot": options.plot}
-    for option, path in targets.items():
+    for option, path in (("--output", options.output), ("--plot", options.plot)):
         if path is None:
             continue
         if matrices > 1:

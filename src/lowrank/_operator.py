@@ -14,6 +14,8 @@ from lowrank._array import Array, Namespace
 
 # The norms of a matrix of which only products are known.
 UNKNOWN: dict[str, Any] = {"norm": None, "max_abs": lambda: math.nan}
+# Entries of a matrix that are centered at a time, or a sixteenth of it if more.
+ENTRIES = 2**18
 # Entries of a half-precision matrix converted to float32 at a time; or a sixteenth of all, if more.
 BLOCK = 2**14
 
@@ -238,6 +240,18 @@ def of_row_blocks(
         norm=lambda: float(xa.safe_norm(xp.stack([xa.safe_norm(block(part)) for part in parts]))),
         max_abs=lambda: float(xp.max(xp.stack([xp.max(xp.abs(block(part))) for part in parts]))),
     )
+
+
+def centered_product(X: Any, mean: Array, V: Array) -> Array:
+    """``(X − 1μᵀ) V`` of an array, by blocks of rows, or of a sparse matrix.
+
+    ``XV − 1(μᵀV)`` loses digits if μ is large, but no sparse matrix is centered explicitly.
+    """
+    if not xa.is_array_api_obj(X):
+        return X @ V - mean @ V
+    X = X if X.ndim > 1 else X[None, :]
+    rows = max(1, X.shape[-2] // 16, ENTRIES // max(1, X.shape[-1]))
+    return of_row_blocks(lambda part: X[..., part, :] - mean, X.shape, rows, like=X).matmat(V)
 
 
 def _of_dask(A: Any, name: str) -> Operator:

@@ -14,8 +14,8 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lowrank._array import Array, array_namespace, eps
-from lowrank._operator import as_operator, of_row_blocks
-from lowrank.svd import ENTRIES, centered, svd
+from lowrank._operator import as_operator, centered_product
+from lowrank.svd import centered, svd
 
 __all__ = ["PCA", "TruncatedSVD"]
 
@@ -78,12 +78,7 @@ class _Projection(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimat
         check_is_fitted(self)
         check_same_namespace(X, self, attribute="components_", method="transform")
         X, V = self._checked(X, reset=False), self.components_.T
-        if hasattr(X, "tocsr") or not self._centers:
-            Z = X @ V - (self.mean_ @ V if self._centers else 0.0)
-        else:  # AV − 1(μᵀV) would lose digits if μ is large
-            rows = max(1, X.shape[0] // 16, ENTRIES // X.shape[1])
-            Z = of_row_blocks(lambda part: X[part, :] - self.mean_, X.shape, rows, like=X).matmat(V)
-        return Z / self._scale()
+        return (centered_product(X, self.mean_, V) if self._centers else X @ V) / self._scale()
 
     def inverse_transform(self, X: Any) -> Array:
         """Rows from their coordinates.

@@ -16,6 +16,7 @@ from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._factored import Factored
 from lowrank._files import write_whole
+from lowrank._operator import centered_product
 
 __all__ = [
     "Approximation",
@@ -314,10 +315,7 @@ class SVDResult(Approximation):
     def transform(self, X: Array, /) -> Array:
         """Coordinates ``(X − mean) Vhᴴ``, p×rank, of the p rows of an array or a sparse matrix."""
         V = xa.adjoint(self.Vh)
-        if self.mean is None:
-            return X @ V
-        mean = self.mean[..., None, :]
-        return (X - mean) @ V if xa.is_array_api_obj(X) else X @ V - mean @ V
+        return X @ V if self.mean is None else centered_product(X, self.mean[..., None, :], V)
 
     @in_full_precision
     def inverse_transform(self, Z: Array, /) -> Array:

@@ -15,7 +15,7 @@ from lowrank._array import (
     signed,
     slices,
 )
-from lowrank._operator import UNKNOWN, Operator, as_operator, located, of_row_blocks
+from lowrank._operator import ENTRIES, UNKNOWN, Operator, as_operator, located, of_row_blocks
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
 from lowrank._rangefinder.estimates import NEAR
@@ -26,7 +26,7 @@ from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with
 from lowrank.rangefinder import Found, find, projection, warn_unless_converged
 from lowrank.results import Outcome, SVDResult, fields_of
 
-__all__ = ["ENTRIES", "centered", "decompose", "svd"]
+__all__ = ["centered", "decompose", "svd"]
 
 
 @shares_options
@@ -226,9 +226,9 @@ def _truncated_full_svd(
     return U * adjoint(phase), S[:r], Vh * phase, outcome
 
 
-# Rows of a dense matrix centered at a time, and the largest number of their entries; or a sixteenth
-# of all rows, if that is more.
-ROWS, ENTRIES = 512, 2**18
+# Rows of a dense matrix centered at a time, of at most ENTRIES; or a sixteenth of all, if that is
+# more.
+ROWS = 512
 # Rows of other matrices are summed in at most GROUPS partial sums, of at least LEAST rows each.
 GROUPS, LEAST = 16, 4096
 

@@ -3,7 +3,8 @@
 E2 seconds of a refresh; E3 what a basis captures of a gradient; E4 what the basis of one batch
 captures of the gradient of many; E5 a problem on which the basis of the gradient alone fails;
 E6 bytes of state by their formula; E7 stop and resume in a new process; E8 a NaN in a gradient;
-E9 two processes of data-parallel training beside one; E10 a small convolutional net.
+E9 two processes of data-parallel training beside one; E10 a small convolutional net; E11 the
+language model with larger batches, weight decay, bfloat16 weights and more steps.
 """
 
 import hashlib
@@ -40,9 +41,9 @@ from benchmarks.training.model import (
     state_bytes,
     tensors_in,
 )
-from benchmarks.training.run import RESULTS, Protocol, machine
+from benchmarks.training.run import RESULTS, Protocol, Run, machine, train
 from lowrank.compress import Subspace
-from lowrank.optim import LowRank, LowRankMomentum, select
+from lowrank.optim import LowRank, LowRankMomentum, LowRankMuon, select
 
 Row = dict[str, Any]
 
@@ -511,6 +512,12 @@ CONVOLUTIONAL: dict[str, Callable[[torch.nn.Module, float], torch.optim.Optimize
     "LowRankMomentum, rank 1": lambda net, rate: LowRankMomentum(
         select(net, rank=1), lr=rate, weight_decay=0.0
     ),
+    "LowRankMuon, rank 8": lambda net, rate: LowRankMuon(
+        select(net, rank=8), lr=rate, weight_decay=0.0
+    ),
+    "LowRankMuon, rank 0": lambda net, rate: LowRankMuon(
+        select(net, rank=0), lr=rate, weight_decay=0.0
+    ),
 }
 
 
@@ -561,6 +568,36 @@ def convolutional(
     }
 
 
+def e11(asked: Asked) -> Iterator[Row]:
+    """The protocol with one thing changed, each method at its best rates of the protocol."""
+    for about, changes, options in OTHERWISE:
+        protocol = replace(asked.protocol, **changes)
+        if asked.quick:
+            protocol = replace(protocol, steps=20)
+        for method, rate in AT_BEST.items():
+            numbers = train(Run(protocol, asked.name, method, rate, 0), **options)
+            yield {
+                "changed": about,
+                "method": method,
+                "lr": rate,
+                "held-out loss": numbers["held_out"],
+                "state of the matrices": numbers["state_bytes"],
+                "seconds of the optimizer": numbers["optimizer_cpu_seconds"],
+                "steps": numbers["steps_taken"],
+            }
+
+
+AT_BEST = {"adamw-0.1": 2e-2, "muon-0.5": 1e-2}
+AT_BEST |= {"lowrank-muon-r8-0.5": 1e-2, "lowrank-muon-r0-0.5": 5e-3}
+OTHERWISE: list[tuple[str, Row, dict[str, Any]]] = [
+    ("300 steps, batch 16", {"steps": 300}, {}),
+    ("300 steps, batch 64", {"steps": 300, "batch": 64}, {}),
+    ("weight decay 0.1", {}, {"decay": 0.1}),
+    ("bfloat16 weights", {"steps": 300}, {"dtype": torch.bfloat16}),
+    ("2000 steps", {"steps": 2000}, {}),
+]
+
+
 # -- processes and files --------------------------------------------------------------------------
 
 
@@ -579,7 +616,7 @@ def alone(call: Callable[..., Any], *arguments: Any) -> Any:
 
 
 EXPERIMENTS: dict[str, Callable[[Asked], Iterator[Row]]] = {
-    function.__name__: function for function in (e2, e3, e4, e5, e6, e7, e8, e9, e10)
+    function.__name__: function for function in (e2, e3, e4, e5, e6, e7, e8, e9, e10, e11)
 }
 
 

@@ -58,7 +58,7 @@ def short(G: torch.Tensor) -> torch.Tensor:
 def loss_of(model: torch.nn.Module, windows: torch.Tensor) -> torch.Tensor:
     """Mean nats per byte: every byte of a window but the first is foretold."""
     logits = model(windows[:, :-1]).logits
-    return cross_entropy(logits.flatten(0, 1), windows[:, 1:].flatten())
+    return cross_entropy(logits.float().flatten(0, 1), windows[:, 1:].flatten())
 
 
 @torch.no_grad()

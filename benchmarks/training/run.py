@@ -104,13 +104,16 @@ class Run:
 # -- one run --------------------------------------------------------------------------------------
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, *, dtype: torch.dtype = torch.float32, decay: float = 0.0) -> dict[str, Any]:
     """The numbers of one run; it ends early where the loss is not finite."""
     protocol, method, corpus = run.protocol, METHODS[run.method], data.load(run.corpus)
-    model = protocol.shape.build(run.seed)
+    model = protocol.shape.build(run.seed).to(dtype)
     parts = split(model)
     setting = Setting(run.lr, run.seed, refresh_every=protocol.refresh_every, corpus=run.corpus)
     optimizers = method.optimizers(parts, setting)
+    for each in optimizers:
+        for group in each.param_groups:
+            group["weight_decay"] = decay
     initial = [[float(group["lr"]) for group in each.param_groups] for each in optimizers]
     generator = torch.Generator().manual_seed(run.seed)
     windows = corpus.validation(protocol.windows, protocol.length)

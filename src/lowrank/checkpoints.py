@@ -139,8 +139,8 @@ def factorize(
     Notes
     -----
     Computes in float32, and in float64 for weights of float64. Holds one file of the output in
-    memory, one weight, and about three times as much to factorize it. Quantized weights, experts in
-    one three-dimensional tensor and tensors of other dimensions are left as they are; a grouped
+    memory, one weight, and one and a half times as much to factorize it. Quantized weights, experts
+    in one three-dimensional tensor and tensors of other dimensions are left as they are; a grouped
     convolution can't be told from an ordinary one, and its two factors are not two convolutions.
     Other files of a directory are not copied.
 
@@ -163,7 +163,7 @@ def factorize(
     changes: list[Change] = []
     places: dict[str, str] = {}
     part: dict[str, Any] = {}
-    names = sorted(tensors.keys() - biases, key=lambda name: str(tensors[name][0]))
+    names = [name for name in tensors if name not in biases]
     with _appearing(output, overwrite, folder=bool(index) or Path(model).is_dir()) as folder:
         for left, name in _counted_down(names):
             path, file = tensors[name]
@@ -285,9 +285,9 @@ def extract_lora(
     A weight in bfloat16 has a rounding error of about 0.2 eps of its norm, of full rank, which was
     not learned. So no error below eps/4 of the norm of the weight is asked for.
 
-    Computes in float32 and holds two weights in memory, about three times as much to factorize the
-    difference, and all factors. With a `budget` alone, a weight is first factorized up to the rank
-    that would use all of it.
+    Computes in float32 (float64 for float64) and holds in memory a weight, its difference, one and
+    a half times as much to factorize it, and all factors, which are written in float32. With a
+    `budget` alone, a weight is first factorized up to the rank that would use all of it.
 
     The difference after full fine-tuning may have no low rank; `error_bound` shows what is lost.
     Convolutions, experts in one three-dimensional tensor, quantized weights and tensors of another
@@ -335,7 +335,7 @@ def extract_lora(
             elif save_rest:
                 rest[name], change = tensor, replace(change, written=tensor.nbytes)
             else:
-                change = replace(change, note="no factors for a tensor of this kind or name")
+                change = replace(change, note="not a matrix, or skipped by name")
             if change.norm > 0 or change.note:
                 changes[name] = change
             if callback is not None:

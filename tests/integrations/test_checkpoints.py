@@ -2,7 +2,7 @@
 
 import json
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +15,7 @@ from safetensors import safe_open  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny_models import gpt2, llama, sentences  # noqa: E402
 
+from lowrank.__main__ import main  # noqa: E402
 from lowrank.checkpoints import extract_lora, factorize  # noqa: E402
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name.
@@ -145,7 +146,7 @@ def test_what_no_adapter_holds_is_listed():
             "tuned.safetensors", "BASE", f"adapter{save_rest}", rank=2, save_rest=save_rest
         )
         notes = {change.name: change.note for change in changes if change.note}
-        kind = "no factors for a tensor of this kind or name"
+        kind = "not a matrix, or skipped by name"
         assert notes == {
             "score.weight": "only in TUNED",
             "model.layers.0.mlp.up_proj.weight": "only in BASE",
@@ -357,3 +358,70 @@ def test_a_rank_is_the_largest_and_alone_that_of_each():
             met = change.error_bound <= options.get("rtol", 0.0) * change.norm
             assert change.converged == (met if "rtol" in options else None)
             assert replace(change, note="") == change
+
+
+# -- the command -----------------------------------------------------------------------------------
+
+
+def run(arguments):
+    return main(arguments.split())
+
+
+def test_the_command_says_what_it_did(capsys):
+    written(llama, everything=True)
+    assert run("TUNED --minus BASE --rtol 0.1 --lora A --save-rest --json") == 0
+    told = json.loads(capsys.readouterr().out)
+    changes = extract_lora("TUNED", "BASE", "B", rtol=0.1, save_rest=True)
+    assert told["tensors"] == json.loads(json.dumps([asdict(change) for change in changes]))
+    assert run("TUNED --minus BASE --budget 3000 --lora C --device cpu") == 0
+    assert sum(X.nbytes for X in load_file("C/adapter_model.safetensors").values()) <= 3000
+    out, err = capsys.readouterr()
+    assert "not in the adapter: model.norm.weight: changed by 1.98%; not a matrix" in out
+    assert run("TUNED --minus BASE --rtol 0.1 --rank 1 --lora D") == 3
+    out, err = capsys.readouterr()
+    assert "D: 14 weights have a larger error, such as" in err
+    assert Path("D/adapter_config.json").exists()
+    assert run("TUNED --output E --rtol 0.8 --skip-names layers.0") == 0
+    out, _ = capsys.readouterr()
+    assert "layers.0" not in out
+    assert "layers.1.mlp.up_proj.weight" in out
+    assert Path("E/model.safetensors.index.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ("TUNED", "TUNED: --output DIR for factors of its weights, or --minus BASE and --lora DIR"),
+        ("TUNED --minus BASE", "--minus BASE and --lora DIR go together"),
+        ("TUNED --lora DIR --rtol 0.1", "--minus BASE and --lora DIR go together"),
+        (
+            "TUNED --minus BASE --lora DIR",
+            "--lora takes one tolerance or rank, as --rtol 0.1; got 3",
+        ),
+        ("TUNED --minus BASE --lora DIR --output D --rank 1", "both name what to write"),
+        ("TUNED --output D.safetensors --rank 1", "--output must be a directory, as FILE is"),
+        ("M.safetensors --output D --rank 1", "--output must name a .npz file"),
+        ("TUNED --output D --rank 1 --save-rest", "--save-rest is for --lora"),
+        ("TUNED --output D --rank 1 --center", "--center is not for checkpoints"),
+        ("TUNED --output D --rank 1 --norm spectral", "in the Frobenius norm"),
+        ("TUNED --output BASE --rank 1", "BASE: exists; --force replaces it"),
+        (
+            "TUNED --minus M.safetensors --lora D --rank 1",
+            "D: cannot be written: No names in common",
+        ),
+        ("TUNED --minus none --lora D --rank 1", "D: cannot be written: No such file"),
+    ],
+)
+def test_the_command_refuses_in_one_line(arguments, said, capsys):
+    for name in ("TUNED", "BASE"):
+        Path(name).mkdir()
+        save_file({"w.weight": torch.ones(9, 9)}, f"{name}/model.safetensors")
+    save_file({"m.weight": torch.ones(9, 9)}, "M.safetensors")
+    before = set(Path().rglob("*"))
+    assert run(arguments) == 2
+    out, err = capsys.readouterr()
+    assert not out
+    (line,) = err.splitlines()
+    assert line.startswith("lowrank: ")
+    assert said in line
+    assert set(Path().rglob("*")) == before

@@ -15,7 +15,8 @@ files:
   .xlsx               a sheet, with openpyxl; read like text
   .png .jpg .tif ...  an image as shades of gray, with Pillow
   .safetensors        every floating tensor of two dimensions, with safetensors; bfloat16 and float8
-                      also need torch
+                      also need torch. With --output or --lora the checkpoint of a model, also as a
+                      directory or an index (.json) of shards
 
   Choose one of several arrays, datasets, sheets or tensors as FILE:NAME or with --name. In text, a
   first line of names is left out, with a message; --skip-columns leaves out an index. Integers are
@@ -34,6 +35,10 @@ output:
 
   If the work takes long, its progress is written to the standard error: the error and its goal.
 
+  OUT.safetensors has two factors in place of each weight where that takes less memory, and all
+  other tensors as they are; DIR has the files of an adapter that PEFT loads. Both need torch. Their
+  errors are bounds in the Frobenius norm, relative to the weight, or for an adapter to its change.
+
 exit code:
   0 done; 2 bad input, explained in one line; 3 a tolerance was not met (the result is reported and
   written all the same); 130 interrupted
@@ -45,6 +50,8 @@ examples:
   lowrank A.npy --atol 0.5 --center
   lowrank A.npy --rtol 1e-6 --rank 40 --output factors.npz
   lowrank A.npy --rank 10 --power-iterations 1 --json
+  lowrank model.safetensors --rtol 0.3 --output small.safetensors
+  lowrank TUNED --minus BASE --rtol 0.1 --lora adapter
 """
 
 import argparse
@@ -111,12 +118,53 @@ def _parser() -> argparse.ArgumentParser:
     help_decimal = "decimal mark of text, . or , (.)"
     add("--decimal", metavar="C", choices=(".", ","), default=".", help=help_decimal)
     add("--output", metavar="FACTORS.npz", type=Path, help="write the factors for one tolerance")
+    checkpoints = parser.add_argument_group("checkpoints").add_argument
+    help_minus = "checkpoint before; FILE is the one after"
+    checkpoints("--minus", metavar="BASE", type=Path, help=help_minus)
+    checkpoints("--lora", metavar="DIR", type=Path, help="write the difference as an adapter")
+    help_budget = "largest size of the adapter in bytes, shared by all weights"
+    checkpoints("--budget", metavar="BYTES", type=_count(1), help=help_budget)
+    help_rest = "the adapter also holds changed tensors without factors, in full"
+    checkpoints("--save-rest", action="store_true", help=help_rest)
+    help_transposed = "weights of the adapter are in×out, as in GPT-2"
+    checkpoints("--transposed", action="store_true", help=help_transposed)
+    help_names = "regular expression: tensors without factors (embed|wte|wpe|lm_head)"
+    checkpoints("--skip-names", metavar="REGEX", help=help_names)
+    checkpoints("--device", metavar="D", help="where to compute, such as cuda (cpu)")
     help_plot = "plot estimate, bound and true error against rank, for one tolerance; matplotlib"
     add("--plot", metavar="FILE.png", type=Path, help=help_plot)
     add("--force", action="store_true", help="let --output and --plot replace a file")
     add("--json", action="store_true", help="JSON instead of the table")
     add("--version", action="version", version=f"lowrank {lowrank.__version__}")
     return parser
+
+
+def _is_model(given: Options) -> bool:
+    """Whether a checkpoint is to be written; then the other options must fit."""
+    file, output = given.file, given.output
+    in_parts = file.is_dir() or file.suffix.lower() == ".json"
+    is_file = output is not None and output.suffix.lower() == ".safetensors"
+    if (given.minus is None) != (given.lora is None):
+        refuse("--minus BASE and --lora DIR go together: an adapter is written for FILE less BASE")
+    for name in ("budget", "save_rest", "transposed"):
+        if getattr(given, name) and given.lora is None:
+            refuse(f"--{name.replace('_', '-')} is for --lora")
+    if not (in_parts or is_file or given.lora):
+        return False
+    if given.lora and output:
+        refuse("--lora and --output both name what to write; leave one out")
+    if not given.lora and output is None:
+        refuse(f"{file}: --output DIR for factors of its weights, or --minus BASE and --lora DIR")
+    if not given.lora and in_parts == is_file:
+        refuse(
+            f"--output must be a {'directory' if in_parts else 'file'}, as FILE is; got {output}"
+        )
+    for name in ("atol", "center", "name", "plot", "power_iterations"):
+        if getattr(given, name):
+            refuse(f"--{name.replace('_', '-')} is not for checkpoints")
+    if given.norm != "fro":
+        refuse("--norm: the errors of checkpoints are in the Frobenius norm")
+    return True
 
 
 def parse(arguments: list[str]) -> Options:
@@ -128,14 +176,17 @@ def parse(arguments: list[str]) -> Options:
     if given.file is None:
         refuse("FILE is missing; lowrank --help shows examples")
     if given.rtols is None:
-        given.rtols = RTOLS if given.rank is given.atol is None else (None,)
+        given.rtols = RTOLS if given.rank is given.atol is given.budget is None else (None,)
     file, mark, name = str(given.file).rpartition(":")
     if mark and Path(file).suffix and not given.file.exists():
         given.file, given.name = Path(file), given.name or name
-    for path, option in ((given.output, "--output"), (given.plot, "--plot")):
+    targets = ((given.output, "--output"), (given.plot, "--plot"), (given.lora, "--lora"))
+    for path, option in targets:
         if path is not None and len(given.rtols) > 1:
-            refuse(f"{option} takes one tolerance or rank, got {len(given.rtols)} tolerances")
-    if given.output is not None and given.output.suffix.lower() != ".npz":
+            count = len(given.rtols)
+            refuse(f"{option} takes one tolerance or rank, as --rtol 0.1; got {count} tolerances")
+    given.is_model = _is_model(given)
+    if given.output is not None and not given.is_model and given.output.suffix.lower() != ".npz":
         refuse(f"--output must name a .npz file, got {given.output}")
     if given.plot is not None and given.plot.suffix.lower() not in PLOTS:
         refuse(f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}")

@@ -5,6 +5,7 @@ import tempfile
 from contextlib import closing
 from typing import Any
 
+from lowrank._command import models
 from lowrank._command.answering import Answer, Table, answers, as_json, entry, missed_line
 from lowrank._command.arguments import Options
 from lowrank._command.plotting import picture
@@ -19,6 +20,8 @@ NOT_MET = 3
 
 def run(options: Options) -> int:
     """Do the work and return the exit code."""
+    if options.is_model:
+        return models.run(options)
     matrices = sources(options)
     _check_targets(options, len(matrices))
     progress = Progress()

@@ -1,0 +1,83 @@
+"""Checkpoints of models: compressed ones, and adapters from two of them."""
+
+import json
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import asdict
+from math import hypot
+from typing import Any
+
+import lowrank
+from lowrank._command.arguments import Options
+from lowrank._command.telling import Progress, complain, guarded, printable, required, tell
+from lowrank.results import size_of
+
+# Exit code if a tolerance was not met.
+NOT_MET = 3
+
+
+def run(options: Options) -> int:
+    """Write the compressed checkpoint or the adapter, and print what became of each tensor."""
+    for package in ("torch", "safetensors"):
+        required(package, "a checkpoint")
+    # Here, because it imports torch.
+    from lowrank.checkpoints import extract_lora, factorize  # noqa: PLC0415
+
+    progress, (rtol,) = Progress(), options.rtols
+
+    def show(change: Any, left: int) -> None:
+        rank = "" if change.rank is None else f", rank {change.rank}"
+        progress.show(lambda: f"{change.name}{rank}; {left} tensors left")
+
+    told = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
+    told["device"] = options.device or "cpu"
+    told |= {"overwrite": options.force, "callback": show}
+    if options.skip_names is not None:
+        told["skip"] = options.skip_names
+    target = options.output or options.lora
+    with guarded(target, "written"), closing(progress):
+        progress.start(str(options.file))
+        if options.minus is None:
+            changes = factorize(options.file, target, **told)
+        else:
+            told |= {name: getattr(options, name) for name in ("budget", "save_rest", "transposed")}
+            changes = extract_lora(options.file, options.minus, target, **told)
+    if options.json:
+        head = {"lowrank": lowrank.__version__, "file": str(options.file), "output": str(target)}
+        tell(json.dumps(head | {"tensors": [asdict(change) for change in changes]}, indent=2))
+    else:
+        _table(changes, of_difference=options.minus is not None)
+    missed = [change.name for change in changes if change.converged is False]
+    if missed:
+        complain(f"{target}: {len(missed)} weights have a larger error, such as {missed[0]}")
+    return NOT_MET if missed else 0
+
+
+def _table(changes: Sequence[Any], *, of_difference: bool) -> None:
+    factors = [change for change in changes if change.rank]
+    others = [change for change in changes if not change.rank]
+    width = max((len(printable(change.name)) for change in factors), default=6)
+    change_title = "change  " if of_difference else ""
+    tell(f"{'tensor':{width}}        shape  rank  {change_title}error bound            bytes")
+    for change in factors:
+        shape = "×".join(map(str, change.shape))
+        moved = f"{change.norm / change.base_norm:6.2%}  " if of_difference else ""
+        memory = f"{size_of(change.written)} {change.written / change.nbytes:>5.0%}"
+        error = change.error_bound / change.norm
+        tell(
+            f"{printable(change.name):{width}} {shape:>12} {change.rank:5}  {moved}{error:11.2%} "
+            f"{memory:>16}"
+        )
+    written, before = (sum(getattr(c, key) for c in changes) for key in ("written", "nbytes"))
+    norm, lost = (hypot(*(getattr(c, key) for c in factors)) for key in ("norm", "error_bound"))
+    error = lost / (norm or 1.0)
+    if not of_difference:
+        tell(f"\n{size_of(before)} became {size_of(written)}; {len(others)} tensors are unchanged.")
+        tell(f"What was factorized has an error of {error:.2%}.")
+        return
+    tell(f"\nOf the change of these weights {error:.2%} is left; {size_of(written)} were written.")
+    for change in others:
+        moved = f"changed by {change.norm / change.base_norm:.2%}" if change.base_norm else ""
+        why = "; ".join(filter(None, (moved, change.note, size_of(change.nbytes))))
+        what = "in full" if change.written else "not in the adapter"
+        tell(f"{what}: {printable(change.name)}: {why}")

@@ -16,7 +16,8 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from tiny_models import gpt2, llama, sentences  # noqa: E402
 
 from lowrank.__main__ import main  # noqa: E402
-from lowrank.checkpoints import extract_lora, factorize  # noqa: E402
+from lowrank.adapters import extract_lora  # noqa: E402
+from lowrank.checkpoints import factorize  # noqa: E402
 
 # peft 0.21 asks transformers 5.23 for an attribute by its old name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")

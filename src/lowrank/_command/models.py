@@ -21,7 +21,8 @@ def run(options: Options) -> int:
     for package in ("torch", "safetensors"):
         required(package, "a checkpoint")
     # Here, because it imports torch.
-    from lowrank.checkpoints import extract_lora, factorize  # noqa: PLC0415
+    from lowrank.adapters import extract_lora  # noqa: PLC0415
+    from lowrank.checkpoints import factorize  # noqa: PLC0415
 
     progress, (rtol,) = Progress(), options.rtols
 

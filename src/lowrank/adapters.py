@@ -209,7 +209,7 @@ def _parts(
     for name, tensor in rest.items():
         module, _, kind = name.rpartition(".")
         if f"{module}.weight" in ranks:  # its bias
-            part[f"{PREFIX}{module}.baselayer_of.{kind}"] = tensor
+            part[f"{PREFIX}{module}.base_layer.{kind}"] = tensor
         else:
             part[PREFIX + name] = tensor
             modules.append(module)

@@ -5,20 +5,21 @@ import csv
 import importlib
 import io
 import re
+import reprlib
 import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
 from lowrank._command.arguments import Options
-from lowrank._command.telling import complain, guarded, refuse, required
+from lowrank._command.telling import InputError, complain, guarded, refuse, required
 
 TEXT = (".csv", ".dat", ".tsv", ".txt")
 PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}  # the modules that decompress
@@ -30,8 +31,8 @@ TAKING = {"name": NAMED, "decimal": TEXT}
 TAKING |= dict.fromkeys(("skip_rows", "skip_columns"), (*TEXT, ".parquet", ".xlsx"))
 # Spellings of a missing value in text, in lower case.
 MISSING = ("", "-", ".", "?", "n/a", "na", "nan", "nat", "none", "null")
-# Swaps commas and points: with decimal commas, points between thousands are then errors.
-COMMAS = str.maketrans(",.", ".,")
+# Decimal commas swap with points: points between thousands are then errors.
+SWAPS = {".": {}, ",": str.maketrans(",.", ".,")}
 
 INTEGER = re.compile(r"u?int\d+|bool")
 # Dtypes of checkpoints that NumPy has (others are read with torch); and floating dtypes.
@@ -95,7 +96,7 @@ def sources(options: Options) -> list[Source]:
             shapes, load = arrays[kind](path)
             name = _chosen(options.name, shapes, "array")
             return [Source(path, partial(load, name), name)]
-    readers |= dict.fromkeys(IMAGES, _image) | dict.fromkeys(TEXT, _text_file)
+    readers |= dict.fromkeys(IMAGES, _image) | dict.fromkeys(TEXT, _text)
     return [Source(path, partial(readers[kind], options), options.name or "")]
 
 
@@ -206,13 +207,10 @@ def _parquet(options: Options) -> Any:
 
 
 def _sheet(options: Options) -> Any:
-    """A sheet, read as the text that a spreadsheet program would export."""
     book = _reader("openpyxl", ".xlsx").load_workbook(options.file, data_only=True)
-    text = io.StringIO()
-    for row in book[_chosen(options.name, dict.fromkeys(book.sheetnames), "sheet")].values:
-        cells = ["" if cell is None else " ".join(str(cell).split()) for cell in row]
-        csv.writer(text, delimiter=";").writerow(cells if any(cells) else ())
-    return _text(io.BytesIO(text.getvalue().encode()), options)
+    sheet = book[_chosen(options.name, dict.fromkeys(book.sheetnames), "sheet")]
+    rows = (["" if cell is None else str(cell) for cell in row] for row in sheet.values)
+    return _numbers((row if any(row) else [] for row in rows), options)
 
 
 def _image(options: Options) -> Any:
@@ -226,58 +224,63 @@ def _image(options: Options) -> Any:
 # -- text ------------------------------------------------------------------------------------------
 
 
-def _text_file(options: Options) -> Any:
-    path = options.file
+def _text(options: Options) -> Any:
+    """Lines of fields, which are separated by the first mark that the second or first line has."""
+    path, swaps = options.file, SWAPS[options.decimal]
     opened = importlib.import_module(PACKED.get(path.suffix.lower(), "io")).open
-    return _text(sys.stdin.buffer if str(path) == "-" else opened(path, "rb"), options)
-
-
-def _text(stream: BinaryIO, options: Options) -> Any:
-    """A table of numbers; a first line of names is left out."""
-    skip_rows, skip_columns = options.skip_rows, options.skip_columns
-    swapped = COMMAS if options.decimal == "," else {}
+    stream = sys.stdin.buffer if str(path) == "-" else opened(path, "rb")
     with io.TextIOWrapper(stream, "utf-8-sig", "replace") as text:  # for names
-        lines = [line.translate(swapped) for line in text]
-    filled = (k for k, line in enumerate(lines) if k >= skip_rows and _fields(line, ";"))
-    head = list(islice(filled, 2))
+        lines = [line.partition("#")[0].strip(" \r\n").translate(swaps) for line in text]
+    filled = filter(None, lines[options.skip_rows :])
+    head, marks = [*islice(filled, 2)], ";\t" if swaps else ";\t,"
+    mark = next((m for line in reversed(head) for m in marks if m in line), " ")
+    return _numbers(csv.reader(lines, delimiter=mark, skipinitialspace=True), options)
+
+
+def _numbers(rows: Iterable[list[str]], options: Options) -> Any:
+    """The numbers of a table; a first line of names is left out."""
+    filled = ((k, row) for k, row in enumerate(rows, 1) if row and k > options.skip_rows)
+    head = [*islice(filled, 2)]
     if not head:
         refuse("is empty")
-    marks = ";\t" if swapped else ";\t,"
-    mark = next((m for k in reversed(head) for m in marks if m in lines[k]), " ")
-    first, row = _fields(lines[head[0]], mark), head[0] + 1
-    names = any(map(_is_word, first[skip_columns:]))
+    line, first = head[0]
+    names = any(map(_is_word, first[options.skip_columns :]))
     if first[0] == "":  # an empty cell above an index
-        names = names or skip_columns > 0 or _counts([*map(_value, first[1:])])
+        names = names or options.skip_columns > 0 or _counts([*map(_value, first[1:])])
     if has_names := names and len(head) > 1:
-        skip_rows = row
-    X = None
-    for dtype in (float, complex):
-        with suppress(ValueError):
-            X = np.loadtxt(
-                lines,
-                dtype,
-                delimiter=None if mark == " " else mark,
-                skiprows=skip_rows,
-                ndmin=2,
-                quotechar='"',
-                converters=dict.fromkeys(range(min(skip_columns, len(first))), lambda _: 0.0),
-            )[:, skip_columns:]
-            break
-    if X is None or not np.isfinite(X).all():
-        fields = (_fields(line, mark) for line in lines[skip_rows:])
-        refuse(_fault(enumerate(fields, skip_rows + 1), skip_columns, swapped))
+        del head[0]
+    width = len(head[0][1])
+    X = np.stack([_row(k, fields, width, options) for k, fields in chain(head, filled)])
     if has_names:
-        complain(f"{options.file}: line {row} is taken for names and left out")
-    if skip_columns == 0 and X.shape[1] > 1 and _counts(X[:, 0]):
+        complain(f"{options.file}: line {line} is taken for names and left out")
+    if options.skip_columns == 0 and width > 1 and _counts(X[:, 0]):
         complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
     if not has_names and len(X) > 1 and _counts(X[0]):
-        complain(f"{options.file}: line {row} counts the columns; --skip-rows {row} leaves it out")
+        remedy = f"--skip-rows {line} leaves it out"
+        complain(f"{options.file}: line {line} counts the columns; {remedy}")
     return X
 
 
-def _fields(line: str, mark: str) -> list[str]:
-    content = line.partition("#")[0].strip(" \r\n")
-    return next(csv.reader([content], delimiter=mark, skipinitialspace=True))
+def _row(line: int, fields: list[str], width: int, options: Options) -> Any:
+    """The numbers of a line; otherwise the first place without one, and a remedy."""
+    if len(fields) != width:
+        refuse(f"line {line} has {len(fields)} columns, those before it {width}")
+    for dtype in (float, complex):
+        with suppress(ValueError):
+            row = np.array([*map(dtype, fields[options.skip_columns :])])
+            if np.isfinite(row).all():
+                return row
+    columns = islice(enumerate(fields, 1), options.skip_columns, None)
+    column, field = next((k, f) for k, f in columns if not cmath.isfinite(_value(f)))
+    where, shown = f"line {line}, column {column}", reprlib.repr(field)
+    said = f"{shown.translate(SWAPS[options.decimal])} is not a finite number"
+    remedy = "--skip-rows and --skip-columns leave out the first lines and columns"
+    if field.strip().lower() in MISSING:
+        said = f"the value is missing ({shown})"
+        remedy = "fill it in, or leave out its line or column"
+    elif options.decimal == "." and any("," in field for field in fields):
+        remedy += ", and --decimal , reads commas as decimal points"
+    raise InputError(f"{where}: {said}; {remedy}")
 
 
 def _value(field: str) -> complex:
@@ -291,29 +294,9 @@ def _counts(values: Any) -> bool:
 
 
 def _is_word(field: str) -> bool:
-    is_known = field.strip().lower() in MISSING or not cmath.isnan(_value(field))
-    return not is_known and any(map(str.isalpha, field))
-
-
-def _fault(lines: Iterable[tuple[int, list[str]]], skipped: int, swapped: dict[int, int]) -> str:
-    """The first place without a number, counted from 1 in the file, and a remedy."""
-    width = 0
-    for line, fields in lines:
-        for column, field in enumerate(fields[skipped:], skipped + 1):
-            if cmath.isfinite(_value(field)):
-                continue
-            where = f"line {line}, column {column}"
-            shown = repr(field if len(field) <= 60 else f"{field[:50]}…").translate(swapped)
-            if field.strip().lower() in MISSING:
-                remedy = "fill it in, or leave out its line or column"
-                return f"{where}: the value is missing ({shown}); {remedy}"
-            remedy = "--skip-rows and --skip-columns leave out the first lines and columns"
-            if not swapped and any("," in field for field in fields):
-                remedy += ", and --decimal , reads commas as decimal points"
-            return f"{where}: {shown} is not a finite number; {remedy}"
-        if fields and len(fields) != (width := width or len(fields)):
-            return f"line {line} has {len(fields)} columns, those before it {width}"
-    return "cannot be read as numbers"
+    is_number = not cmath.isnan(_value(field))
+    is_missing = field.strip().lower() in MISSING
+    return not (is_number or is_missing) and any(map(str.isalpha, field))
 
 
 # -- checkpoints -----------------------------------------------------------------------------------

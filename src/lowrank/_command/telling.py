@@ -22,7 +22,7 @@ def refuse(message: str) -> NoReturn:
 
 
 @contextmanager
-def guarded(label: object, done: str, memory: str = "does not fit in memory") -> Iterator[None]:
+def guarded(label: object, done: str) -> Iterator[None]:
     """Turn any error into an InputError in one line: `label` cannot be `done`."""
     try:
         with warnings.catch_warnings():
@@ -30,16 +30,9 @@ def guarded(label: object, done: str, memory: str = "does not fit in memory") ->
             yield
     except InputError as error:
         refuse(f"{label}: {error}")
-    except MemoryError:
-        refuse(f"{label}: {memory}")
-    except FileExistsError:
-        refuse(f"{label}: exists; --force replaces it")
     # Libraries may raise any exception for damaged files.
     except Exception as error:
-        said = reason(error)
-        if "pickle" in said.lower() or "Python objects" in said:
-            said = "it holds Python objects, which are not read"
-        refuse(f"{label}: cannot be {done}: {said}")
+        refuse(f"{label}: cannot be {done}: {reason(error)}")
 
 
 def reason(error: BaseException) -> str:
@@ -98,22 +91,18 @@ class Progress:
 
     def __init__(self) -> None:
         self._at_terminal = sys.stderr.isatty()
-        self._every = 0.1 if self._at_terminal else 10.0  # seconds
         self._label, self._last = "", time.monotonic()
 
     def start(self, label: str) -> None:
+        """Show the label of new work, or clear the line."""
         self._label = label
         if self._at_terminal:
             self._write(label)
 
     def show(self, state: Callable[[], str]) -> None:
-        if time.monotonic() - self._last >= self._every:
+        if time.monotonic() - self._last >= (0.1 if self._at_terminal else 10.0):
             self._write(f"{self._label}: {state()}")
             self._last = time.monotonic()
-
-    def close(self) -> None:
-        if self._at_terminal:
-            self._write("")
 
     def _write(self, text: str) -> None:
         start, end, width = "", "\n", None

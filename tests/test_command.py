@@ -700,7 +700,7 @@ REFUSED = {
         "--skip-rows is for .csv .dat .tsv .txt .parquet .xlsx, got A.npy"
     ),
     "A.npy --decimal ,": "--decimal is for .csv .dat .tsv .txt, got A.npy",
-    "--rtol 0.1": "FILE is missing; lowrank --help shows examples",
+    "--rtol 0.1": "the following arguments are required: FILE",
     **{
         f"A.npy --{option}={text}": f"argument --{option}: must be a positive number, got '{bad}'"
         for option, text, bad in (
@@ -718,7 +718,7 @@ REFUSED = {
     "A.npy --rto 0.1": "unrecognized arguments: --rto 0.1",
     "A.npy --rank 1 --what": "unrecognized arguments: --what",
     "A.npy --rank": "argument --rank: expected one argument",
-    "A.npy --rank 1 --output F.zip": "--output must name a .npz file, got F.zip",
+    "A.npy --rank 1 --output F.zip": "--output must name a file of kind .npz, got F.zip",
     "A.npy --rank 1 --plot p.txt": "--plot must name a file of kind .png, .pdf, .svg, got p.txt",
     "A.npy --rtol 0.1,0.2 --output F.npz": "--output takes one tolerance or rank, got 2 tolerances",
     "A.npy --rtol 0.1 --output two.npz": "two.npz: exists; --force replaces it",

@@ -40,7 +40,7 @@ def answers(matrix: Matrix, options: Options, progress: Progress, about: str) ->
 
 def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Progress) -> Answer:
     A, norm, seed, atol = matrix.array, options.norm, options.seed, options.atol
-    svd: Any = partial(lowrank.svd, A, center=options.center, rng=seed)
+    svd: Any = partial(lowrank.svd, A, norm=norm, center=options.center, rng=seed)
 
     def with_error(found: Any) -> Any:
         """Measured by a fresh sample, if it has none; and ‖A‖² = ‖A − A_r‖² + ‖A_r‖²."""
@@ -54,17 +54,15 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
     @cache
     def norm_A() -> float:
         """The norm of A, which a Look does not contain."""
-        return with_error(svd(1, power_iterations=0, norm=norm)).norm_A or 1.0
+        return with_error(svd(1, power_iterations=0)).norm_A or 1.0
 
     def state(look: Look) -> str:
         error, goal = look.bound / norm_A(), max(rtol or 0.0, (atol or 0.0) / norm_A())
         return f"rank {look.rank}, error at most {error:.2e}, goal {goal:.2e}"
 
+    asked = {"rtol": rtol, "atol": atol, "power_iterations": options.power_iterations}
     start = time.perf_counter()
-    found = svd(
-        options.rank, rtol=rtol, atol=atol, norm=norm, power_iterations=options.power_iterations,
-        callback=lambda look: progress.show(partial(state, look)),
-    )  # fmt: skip
+    found = svd(options.rank, callback=lambda look: progress.show(partial(state, look)), **asked)
     seconds = time.perf_counter() - start
     found = with_error(found)
     numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
@@ -82,20 +80,17 @@ def relative(result: dict[str, Any], key: str) -> float:
 
 
 def _memory(nbytes: int, whole: int) -> str:
-    share = f"{nbytes / whole:.0%}" if nbytes < 10 * whole else f"×{nbytes / whole:.0f}"
-    return f"{size_of(nbytes)} {share:>5}"
+    return f"{size_of(nbytes)} {nbytes / whole:>5.0%}"
 
 
-def tell_matrix(entry: dict[str, Any], options: Options, *, among: int, is_first: bool) -> None:
+def tell_matrix(entry: dict[str, Any], options: Options, *, several: bool) -> None:
     """The lines of a matrix in the table; those of several matrices have one title."""
     name, shape = printable(entry["name"] or ""), "×".join(map(str, entry["shape"]))
-    tensor = f"   {name} {shape}" if among > 1 else ""
-    if not tensor:
+    tensor = f"   {name} {shape}" if several else ""
+    if not several:
         head = f"{printable(str(options.file))} {name}".rstrip()
         norm = f"{NORMS[options.norm]} {entry['results'][0]['norm_A']:.4g}"
-        tell(f"{head}: {shape}, {entry['dtype']}, {size_of(entry['bytes'])}; {norm}\n")
-    if is_first:
-        tell(TITLES + ("   tensor" if tensor else ""))
+        tell(f"{head}: {shape}, {entry['dtype']}, {size_of(entry['bytes'])}; {norm}\n\n{TITLES}")
     for result in entry["results"]:
         goal = "-" if result["tolerance"] is None else f"{relative(result, 'tolerance'):.3g}"
         rank = f"{result['rank']}{'*' if result['converged'] is False else ''}"
@@ -103,7 +98,7 @@ def tell_matrix(entry: dict[str, Any], options: Options, *, among: int, is_first
         memory = _memory(result["bytes"], entry["bytes"])
         row = f"{goal:>9} {rank:>7} {bound:12.2e} {error:9.2e} {memory:>16}"
         tell(f"{row} {result['seconds']:9.2f} s{tensor}")
-    if not tensor and max(result["bytes"] for result in entry["results"]) > entry["bytes"]:
+    if not several and max(result["bytes"] for result in entry["results"]) > entry["bytes"]:
         tell("\nFactors of more than 100% take more memory than the matrix: keep it instead.")
 
 

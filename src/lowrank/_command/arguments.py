@@ -51,37 +51,33 @@ import argparse
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lowrank
 from lowrank._command.telling import refuse
 
 Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 
-PLOTS = (".png", ".pdf", ".svg")
 RTOLS = (0.1, 0.01, 0.001)  # by default
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
+def _number(kind: type, words: str, least: float) -> Any:
+    """A function that reads a finite number of at least `least`."""
+
+    def read(text: str) -> Any:
+        with suppress(ValueError):
+            if least <= (value := kind(text)) < math.inf:
+                return value
+        raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}")
+
+    return read
 
 
 def _count(least: int) -> Any:
-    def integer(text: str) -> int:
-        with suppress(ValueError):
-            if (value := int(text)) >= least:
-                return value
-        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
-
-    return integer
+    return _number(int, f"an integer of at least {least}", least)
 
 
-def _tolerance(text: str) -> float:
-    with suppress(ValueError):
-        if 0.0 < (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+_tolerance = _number(float, "a positive number", math.ulp(0.0))
 
 
 def _tolerances(text: str) -> tuple[float, ...]:
@@ -92,10 +88,11 @@ def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     shape = argparse.RawDescriptionHelpFormatter
     told: dict[str, Any] = {"prog": "lowrank", "description": description, "epilog": details}
-    parser = _Parser(**told, formatter_class=shape, allow_abbrev=False)
+    parser = argparse.ArgumentParser(**told, formatter_class=shape, allow_abbrev=False)
+    parser.error = refuse  # type: ignore[method-assign]
     add = parser.add_argument
-    count = {"metavar": "N", "type": _count(0), "default": 0}
-    add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")
+    count: dict[str, Any] = {"metavar": "N", "type": _count(0), "default": 0}
+    add("file", metavar="FILE", type=Path, help="file that holds the matrix; see below")
     help_rtol = "relative tolerance, such as 1e-2; or several, for a line each"
     add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
     add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger one holds")
@@ -125,18 +122,9 @@ def parse(arguments: list[str]) -> Options:
     With a rank or `atol` alone, `rtols` is ``(None,)``: one result, without a relative tolerance.
     """
     given = _parser().parse_args(arguments)
-    if given.file is None:
-        refuse("FILE is missing; lowrank --help shows examples")
     if given.rtols is None:
         given.rtols = RTOLS if given.rank is given.atol is None else (None,)
     file, mark, name = str(given.file).rpartition(":")
     if mark and Path(file).suffix and not given.file.exists():
         given.file, given.name = Path(file), given.name or name
-    for path, option in ((given.output, "--output"), (given.plot, "--plot")):
-        if path is not None and len(given.rtols) > 1:
-            refuse(f"{option} takes one tolerance or rank, got {len(given.rtols)} tolerances")
-    if given.output is not None and given.output.suffix.lower() != ".npz":
-        refuse(f"--output must name a .npz file, got {given.output}")
-    if given.plot is not None and given.plot.suffix.lower() not in PLOTS:
-        refuse(f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}")
     return given

@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 import lowrank
-from lowrank._command.answering import answers, missed_line, tell_matrix, tell_totals
+from lowrank._command.answering import TITLES, answers, missed_line, tell_matrix, tell_totals
 from lowrank._command.arguments import Options
 from lowrank._command.plotting import draw
 from lowrank._command.reading import matrix_of, sources
@@ -22,40 +22,41 @@ NOT_MET = 3
 def run(options: Options) -> int:
     """Do the work and return the exit code."""
     matrices = sources(options)
+    several = len(matrices) > 1
     _check_targets(options, len(matrices))
+    if several and not options.json:
+        tell(f"{TITLES}   tensor")
     progress, code = Progress(), 0
     entries: list[dict[str, Any]] = []  # of the JSON
-    done: list[dict[str, Any]] = []  # the same, without errors
     for position, (name, read) in enumerate(matrices, start=1):
         about = f"{options.file}: {name}" if name else str(options.file)
-        count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
-        entry: dict[str, Any] = {"name": name or None}
-        entries.append(entry)
+        label = f"{about} ({position}/{len(matrices)})" if several else about
+        entries.append({"name": name or None})
         try:
-            progress.start(f"reading {about}{count}")
+            progress.start(f"reading {label}")
             matrix = matrix_of(read, about)
-            progress.start(f"{about}{count}")
+            progress.start(label)
             found = answers(matrix, options, progress, about)
             _write_files(matrix.array, found[0][0], options, progress)
         except InputError as error:
-            if len(matrices) == 1:
+            if not several:
                 raise
             # Go on with the other tensors of a checkpoint.
             complain(str(error))
-            entry["error"], code = str(error), BAD_INPUT
+            entries[-1]["error"], code = str(error), BAD_INPUT
             continue
         progress.start("")
-        entry |= {"shape": matrix.array.shape, "dtype": matrix.dtype, "bytes": matrix.nbytes}
-        entry["results"] = [result for _, result in found]
-        done.append(entry)
+        head = {"shape": matrix.array.shape, "dtype": matrix.dtype, "bytes": matrix.nbytes}
+        entries[-1] |= head | {"results": [result for _, result in found]}
         if not options.json:
-            tell_matrix(entry, options, among=len(matrices), is_first=len(done) == 1)
+            tell_matrix(entries[-1], options, several=several)
+    done = [entry for entry in entries if "results" in entry]
     if options.json:
         names = ("norm", "atol", "rank", "center", "power_iterations", "seed")
         head = {"lowrank": lowrank.__version__, "file": str(options.file)}
         head |= {name: getattr(options, name) for name in names}
         tell(json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False))
-    elif len(matrices) > 1 and done:
+    elif several and done:
         tell_totals(done, options)
     if line := missed_line([(e["name"], result) for e in done for result in e["results"]]):
         complain(f"{options.file}: {line}")
@@ -65,15 +66,18 @@ def run(options: Options) -> int:
 
 def _check_targets(options: Options, matrices: int) -> None:
     """Check that the output files can be written, before the work begins."""
-    for option, path in (("--output", options.output), ("--plot", options.plot)):
+    for name, kinds in (("output", (".npz",)), ("plot", (".png", ".pdf", ".svg"))):
+        path = getattr(options, name)
         if path is None:
             continue
+        if path.suffix.lower() not in kinds:
+            refuse(f"--{name} must name a file of kind {', '.join(kinds)}, got {path}")
+        if len(options.rtols) > 1:
+            refuse(f"--{name} takes one tolerance or rank, got {len(options.rtols)} tolerances")
         if matrices > 1:
             has = f"{options.file}: has {matrices} matrices"
-            refuse(f"{has} and {option} takes one; choose it with --name")
+            refuse(f"{has} and --{name} takes one; choose it with --name")
         with guarded(path, "written"):
-            if path.is_dir():
-                refuse("cannot be written: it is a folder")
             if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")
             if os.path.lexists(path) and not options.force:

@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-CLEAR = "\r\x1b[K"  # clears the current line of a terminal
-
 
 class InputError(Exception):
     """An error that the user can correct; its message is shown in one line."""
@@ -59,11 +57,9 @@ def required(package: str, purpose: str, instead: str = "") -> Any:
 def prepare_streams() -> None:
     """Allow all characters in output, and ignore output to closed streams."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal may lack × and Greek letters
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        stream.reconfigure(errors="replace")  # a terminal may lack × and Greek letters
+        setattr(sys, name, stream)
 
 
 def tell(text: str) -> None:
@@ -79,11 +75,11 @@ def tell(text: str) -> None:
             refuse(f"cannot write to the standard output: {reason(error)}")
 
 
-def complain(text: str) -> None:
+def complain(text: str, *, start: str = "lowrank: ", end: str = "\n") -> None:
     """Print one line on stderr, in place of a line of progress."""
-    start = CLEAR if sys.stderr.isatty() else ""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
     with suppress(OSError):  # stderr may be closed
-        print(f"{start}lowrank: {printable(text)}", file=sys.stderr, flush=True)
+        print(f"{clear}{start}{printable(text)}", end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -105,8 +101,5 @@ class Progress:
             self._last = time.monotonic()
 
     def _write(self, text: str) -> None:
-        start, end, width = "", "\n", None
-        if self._at_terminal:
-            start, end, width = CLEAR, "", shutil.get_terminal_size().columns - 1
-        with suppress(OSError):
-            print(f"{start}{printable(text)[:width]}", end=end, file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1 if self._at_terminal else None
+        complain(printable(text)[:width], start="", end="" if self._at_terminal else "\n")

@@ -691,7 +691,7 @@ REFUSED = {
     ),
     "vectors.safetensors --rank 1": "vectors.safetensors: holds no matrix",
     "model.safetensors --rank 1 --output F.npz": (
-        "model.safetensors: has 2 matrices and --output takes one; choose it with --name"
+        "--output takes one result of 2; choose a tolerance or rank, or --name"
     ),
     "A.npy --rtol 0.1 --name a": (
         "--name is for .h5 .hdf5 .mat .npz .safetensors .xlsx, got A.npy"
@@ -720,7 +720,9 @@ REFUSED = {
     "A.npy --rank": "argument --rank: expected one argument",
     "A.npy --rank 1 --output F.zip": "--output must name a file of kind .npz, got F.zip",
     "A.npy --rank 1 --plot p.txt": "--plot must name a file of kind .png, .pdf, .svg, got p.txt",
-    "A.npy --rtol 0.1,0.2 --output F.npz": "--output takes one tolerance or rank, got 2 tolerances",
+    "A.npy --rtol 0.1,0.2 --output F.npz": (
+        "--output takes one result of 2; choose a tolerance or rank, or --name"
+    ),
     "A.npy --rtol 0.1 --output two.npz": "two.npz: exists; --force replaces it",
     "A.npy --rtol 0.1 --output no/F.npz": (
         "no/F.npz: cannot be written: No such file or directory"

@@ -61,8 +61,9 @@ Options = argparse.Namespace  # of all options by their names, with `rtols` for 
 RTOLS = (0.1, 0.01, 0.001)  # by default
 
 
-def _number(kind: type, words: str, least: float) -> Any:
+def _number(kind: type, least: float) -> Any:
     """A function that reads a finite number of at least `least`."""
+    words = f"an integer of at least {least}" if kind is int else "a positive number"
 
     def read(text: str) -> Any:
         with suppress(ValueError):
@@ -73,11 +74,7 @@ def _number(kind: type, words: str, least: float) -> Any:
     return read
 
 
-def _count(least: int) -> Any:
-    return _number(int, f"an integer of at least {least}", least)
-
-
-_tolerance = _number(float, "a positive number", math.ulp(0.0))
+_tolerance = _number(float, math.ulp(0.0))
 
 
 def _tolerances(text: str) -> tuple[float, ...]:
@@ -91,16 +88,16 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(**told, formatter_class=shape, allow_abbrev=False)
     parser.error = refuse  # type: ignore[method-assign]
     add = parser.add_argument
-    count: dict[str, Any] = {"metavar": "N", "type": _count(0), "default": 0}
+    count: dict[str, Any] = {"metavar": "N", "type": _number(int, 0), "default": 0}
     add("file", metavar="FILE", type=Path, help="file that holds the matrix; see below")
     help_rtol = "relative tolerance, such as 1e-2; or several, for a line each"
     add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
     add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger one holds")
-    add("--rank", metavar="K", type=_count(1), help="rank; with a tolerance, the largest")
+    add("--rank", metavar="K", type=_number(int, 1), help="rank; with a tolerance, the largest")
     add("--center", action="store_true", help="subtract the mean of all rows from each")
     add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")
     help_powers = "0 with a tolerance, 1 in the spectral norm, 2 with --rank alone"
-    add("--power-iterations", metavar="Q", type=_count(0), help=help_powers)
+    add("--power-iterations", metavar="Q", type=_number(int, 0), help=help_powers)
     add("--seed", **count, help="seed of the random sketch (0)")
     add("--name", metavar="NAME", help="array, dataset, sheet or tensor of the file to take")
     add("--skip-rows", **count, help="lines of text to skip (0)")

@@ -31,10 +31,8 @@ def curves(X: Any, found: Any) -> dict[str, tuple[Double, Double]]:
     mean = 0.0 if found.mean is None else _double(found.mean)
     cut = _cut_off(S, norm)
     ranks = np.arange(cut.size)
-    told = {
-        "bound": (ranks, np.hypot(found.error_bound, cut)),
-        "estimate": (ranks, np.hypot(found.error, cut)),
-    }
+    told = {"bound": (ranks, np.hypot(found.error_bound, cut))}
+    told["estimate"] = ranks, np.hypot(found.error, cut)
     cost = m * n * min(m, n)
     if norm == "fro" and m * n * S.size <= TRUTH:
         blocks = slices(m, max(1, 2**24 // n))  # of about 16 million numbers
@@ -92,8 +90,7 @@ def draw(X: Any, found: Any, options: Options, stream: BinaryIO) -> None:
 def _cut_off(values: Double, norm: str) -> Double:
     """The error of a truncation at each rank, without overflow."""
     largest = np.max(values, initial=0.0) or 1.0
-    errors: Double = tails(values / largest, norm)
-    return largest * errors
+    return largest * tails(values / largest, norm)
 
 
 def _double(X: Any) -> Double:

@@ -10,11 +10,10 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,11 +37,10 @@ Source = tuple[str, Callable[[], Any]]
 Arrays = tuple[dict[str, Any], Callable[[str], Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class Matrix:
+class Matrix(NamedTuple):
     """A matrix, ready for the library, and its dtype and size in the file."""
 
-    array: Any  # NumPy, torch, or SciPy's sparse
+    array: Any  # NumPy, or SciPy's sparse
     dtype: str  # in the file
     nbytes: int
     itemsize: int
@@ -230,21 +228,20 @@ def _numbers(rows: Iterable[list[str]], options: Options) -> Any:
     head = [*islice(filled, 2)]
     if not head:
         refuse("is empty")
-    line, first = head[0]
-    names = any(map(_is_word, first[options.skip_columns :]))
-    if first[0] == "":  # an empty cell above an index
-        names = names or options.skip_columns > 0 or _counts([*map(_value, first[1:])])
-    if has_names := names and len(head) > 1:
+    top, first = head[0]
+    is_word = map(_is_word, first[options.skip_columns :])
+    # Or an empty cell above an index.
+    is_index = options.skip_columns > 0 or _counts([*map(_value, first[1:])])
+    if has_names := len(head) > 1 and (any(is_word) or (first[0] == "" and is_index)):
         del head[0]
     width = len(head[0][1])
     X = np.stack([_row(k, fields, width, options) for k, fields in chain(head, filled)])
     if has_names:
-        complain(f"{options.file}: line {line} is taken for names and left out")
+        complain(f"{options.file}: line {top} is taken for names and left out")
     if options.skip_columns == 0 and width > 1 and _counts(X[:, 0]):
         complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
     if not has_names and len(X) > 1 and _counts(X[0]):
-        remedy = f"--skip-rows {line} leaves it out"
-        complain(f"{options.file}: line {line} counts the columns; {remedy}")
+        complain(f"{options.file}: line {top} counts the columns; --skip-rows {top} leaves it out")
     return X
 
 
@@ -281,9 +278,8 @@ def _counts(values: Any) -> bool:
 
 
 def _is_word(field: str) -> bool:
-    is_number = not cmath.isnan(_value(field))
-    is_missing = field.strip().lower() in MISSING
-    return not (is_number or is_missing) and any(map(str.isalpha, field))
+    is_known = field.strip().lower() in MISSING or not cmath.isnan(_value(field))
+    return not is_known and any(map(str.isalpha, field))
 
 
 # Readers of files that hold one matrix, and of those that may hold several.

@@ -72,11 +72,8 @@ def _check_targets(options: Options, matrices: int) -> None:
             continue
         if path.suffix.lower() not in kinds:
             refuse(f"--{name} must name a file of kind {', '.join(kinds)}, got {path}")
-        if len(options.rtols) > 1:
-            refuse(f"--{name} takes one tolerance or rank, got {len(options.rtols)} tolerances")
-        if matrices > 1:
-            has = f"{options.file}: has {matrices} matrices"
-            refuse(f"{has} and --{name} takes one; choose it with --name")
+        if (results := matrices * len(options.rtols)) > 1:
+            refuse(f"--{name} takes one result of {results}; choose a tolerance or rank, or --name")
         with guarded(path, "written"):
             if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")

@@ -68,8 +68,7 @@ def tell(text: str) -> None:
         print(text, flush=True)
     except OSError as error:
         # Otherwise flushing the buffers would fail again when the interpreter exits.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # The reader of a pipe, such as head, may close it; the work goes on.
         if not isinstance(error, BrokenPipeError):
             refuse(f"cannot write to the standard output: {reason(error)}")

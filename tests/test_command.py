@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import zipfile
@@ -177,6 +178,15 @@ def test_standard_input(answer, monkeypatch):
     assert (matrix["shape"], result["norm_A"]) == ([2, 3], pytest.approx(45**0.5))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_named_pipes(answer):
+    os.mkfifo("pipe.csv")
+    writer = threading.Thread(target=Path("pipe.csv").write_text, args=("1,2,2\n2,4,4\n",))
+    writer.start()
+    assert answer("pipe.csv --rtol 0.1")[1]["norm_A"] == pytest.approx(45**0.5)
+    writer.join()
+
+
 @pytest.mark.parametrize(
     ("mode", "dtype", "said"),
     [("L", "uint8", []), ("RGB", "uint8", ["colors are taken as shades of gray"])],
@@ -237,6 +247,8 @@ def test_parquet(answer):
         ("0,1,2\n2,3,5\n", "", [2, 3], ["columns"]),
         ("#\n1,2,3\n2,3,5\n", "--skip-columns 1", [2, 2], []),
         ('"","V1"\n"1",1.5\n"2",3\n"3",5', "", [3, 2], ["line 1", "column 1"]),
+        ("a,b\n1,2\n  \n3,4\n", "", [2, 2], ["line 1"]),
+        ('"a\n(m)",b\n1,2\n3,4\n', "", [2, 2], ["line 2"]),
         ("1,x\n2,y\n", "--skip-columns 2", None, []),
     ],
 )
@@ -587,6 +599,7 @@ def _bad_files():
         "units.csv": "(m),(s)\n1,2\n3,4\n",
         "dates.csv": "2024-01-31,2\n2024-02-01,4\n",
         "thousands.csv": "1.000.000,2\n2.000.000,4\n",
+        "months.csv": "2024_01,2\n2024_02,4\n",
         "A.rds": "1 2\n",
         "gaps.csv": "# five lines\na,b\n1,2\n\n3,NA\n",
         "alone.csv": "one,two\n",
@@ -676,6 +689,7 @@ REFUSED = {
     "thousands.csv": (
         f"thousands.csv: line 1, column 1: '1.000.000' is not a finite number; {SKIP}"
     ),
+    "months.csv": f"months.csv: line 1, column 1: '2024_01' is not a finite number; {SKIP}",
     "dates.csv": f"dates.csv: line 1, column 1: '2024-01-31' is not a finite number; {SKIP}",
     "text.csv": f"text.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "missing.csv": f"missing.csv: line 2, column 2: the value is missing (''); {FILL}",

@@ -66,12 +66,11 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
     seconds = time.perf_counter() - start
     found = with_error(found)
     numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
-    names = ("converged", "rank", "passes", "error", "error_bound", "norm_A", "tolerance")
+    names = ("converged", "rank", "passes", "error", "error_bound", "norm_A")
     about = {name: getattr(found, name) for name in names}
-    about |= {"rtol": rtol, "status": found.status.name, "seconds": seconds}
-    if found.tolerance == math.inf:
-        about["tolerance"] = None  # JSON has no infinity
-    return found, about | {"bytes": numbers * matrix.itemsize}
+    tolerance = None if found.tolerance == math.inf else found.tolerance  # for JSON
+    about |= {"rtol": rtol, "tolerance": tolerance, "status": found.status.name}
+    return found, about | {"bytes": numbers * matrix.itemsize, "seconds": seconds}
 
 
 def relative(result: dict[str, Any], key: str) -> float:

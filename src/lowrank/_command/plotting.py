@@ -73,8 +73,7 @@ def draw(X: Any, found: Any, options: Options, stream: BinaryIO) -> None:
             marker = {"marker": "o" if len(ranks) == 1 else ""}
             axes.plot(ranks, np.where(errors > 0, errors / unit, np.nan), **marker | style)
     if found.tolerance is not None:
-        level = found.tolerance / unit
-        axes.axhline(level, color="C2", linewidth=1, linestyle=":", label="tolerance")
+        axes.axhline(found.tolerance / unit, color="C2", linestyle=":", label="tolerance")
     axes.set_yscale("log")
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.set_xlabel("rank")

@@ -164,7 +164,7 @@ def _sheets(options: Options) -> Arrays:
 
     def load(name: str) -> Any:
         rows = (["" if cell is None else str(cell) for cell in row] for row in book[name].values)
-        return _numbers((row if any(row) else [] for row in rows), options)
+        return _numbers(enumerate((row if any(row) else [] for row in rows), 1), options)
 
     return dict.fromkeys(book.sheetnames), load
 
@@ -219,12 +219,13 @@ def _text(options: Options) -> Any:
     filled = filter(None, lines[options.skip_rows :])
     head, marks = [*islice(filled, 2)], ";\t" if swaps else ";\t,"
     mark = next((m for line in reversed(head) for m in marks if m in line), " ")
-    return _numbers(csv.reader(lines, delimiter=mark, skipinitialspace=True), options)
+    reader = csv.reader(lines, delimiter=mark, skipinitialspace=True)
+    return _numbers(((reader.line_num, row) for row in reader), options)
 
 
-def _numbers(rows: Iterable[list[str]], options: Options) -> Any:
-    """The numbers of a table; a first line of names is left out."""
-    filled = ((k, row) for k, row in enumerate(rows, 1) if row and k > options.skip_rows)
+def _numbers(rows: Iterable[tuple[int, list[str]]], options: Options) -> Any:
+    """The numbers of a table, from its numbered lines; a first line of names is left out."""
+    filled = ((k, row) for k, row in rows if row and k > options.skip_rows)
     head = [*islice(filled, 2)]
     if not head:
         refuse("is empty")
@@ -249,10 +250,11 @@ def _row(line: int, fields: list[str], width: int, options: Options) -> Any:
     """The numbers of a line; otherwise the first place without one, and a remedy."""
     if len(fields) != width:
         refuse(f"line {line} has {len(fields)} columns, those before it {width}")
+    values = fields[options.skip_columns :]
     for dtype in (float, complex):
         with suppress(ValueError):
-            row = np.array([*map(dtype, fields[options.skip_columns :])])
-            if np.isfinite(row).all():
+            row = np.array([*map(dtype, values)])
+            if np.isfinite(row).all() and "_" not in "".join(values):
                 return row
     columns = islice(enumerate(fields, 1), options.skip_columns, None)
     column, field = next((k, f) for k, f in columns if not cmath.isfinite(_value(f)))
@@ -269,7 +271,7 @@ def _row(line: int, fields: list[str], width: int, options: Options) -> Any:
 
 def _value(field: str) -> complex:
     with suppress(ValueError):
-        return complex(field)
+        return complex(field.replace("_", "?"))  # 2024_01 is a number to Python only
     return cmath.nan
 
 

@@ -253,9 +253,9 @@ def _row(line: int, fields: list[str], width: int, options: Options) -> Any:
     values = fields[options.skip_columns :]
     for dtype in (float, complex):
         with suppress(ValueError):
-            row = np.array([*map(dtype, values)])
-            if np.isfinite(row).all() and "_" not in "".join(values):
-                return row
+            row = [*map(dtype, values)]
+            if all(map(cmath.isfinite, row)) and "_" not in "".join(values):
+                return np.array(row)
     columns = islice(enumerate(fields, 1), options.skip_columns, None)
     column, field = next((k, f) for k, f in columns if not cmath.isfinite(_value(f)))
     where, shown = f"line {line}, column {column}", reprlib.repr(field)

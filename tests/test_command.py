@@ -555,6 +555,7 @@ def _bad_files():
     np.save("empty.npy", np.ones((0, 5)))
     np.save("records.npy", np.zeros(4, dtype=[("x", "f8"), ("y", "f8")]))
     np.save("text.npy", np.array([["a", "b"]]))
+    np.save("dates.npy", np.zeros((3, 4), "M8[s]"))
     np.save("object.npy", np.array([[None, 1]], dtype=object))
     np.save("nan.npy", np.where(np.eye(4) > 0, np.nan, 1.0))
     np.save("inf.npy", np.where(np.eye(4) > 0, np.inf, 1j))
@@ -626,6 +627,14 @@ NAN = "the matrix holds NaN or Inf; replace or remove these entries; the first i
 REFUSED = {
     "nowhere.npy --rtol 0.1": "nowhere.npy: cannot be read: No such file or directory",
     "nowhere.csv --rtol 0.1": "nowhere.csv: cannot be read: No such file or directory",
+    **{
+        f"nowhere.{kind}": f"nowhere.{kind}: cannot be read: No such file or directory"
+        for kind in ("h5", "mat", "mtx", "npz", "parquet", "png", "safetensors", "xlsx")
+    },
+    "dates.npy": (
+        "dates.npy: has dtype datetime64[s], which is not supported; store it as float64 or "
+        "complex128"
+    ),
     "folder.npy --rtol 0.1": "folder.npy: cannot be read: Is a directory",
     "A.npy.gz --rtol 0.1": f"A.npy.gz: unknown kind of file; known are {KINDS}",
     "A.rds --rtol 0.1": f"A.rds: unknown kind of file; known are {KINDS}",

@@ -64,6 +64,7 @@ def sources(options: Options) -> list[Source]:
     if kind in WHOLE:
         return [("", partial(WHOLE[kind], options))]
     with guarded(path, "read"):
+        path.stat()  # raises if there is no file
         shapes, load = NAMED[kind](options)
         if not shapes:
             refuse("holds no matrix")
@@ -90,10 +91,10 @@ def matrix_of(read: Callable[[], Any], label: str) -> Matrix:
         dtype = str(getattr(X.dtype, "name", X.dtype)).removeprefix("torch.")
         array = X.float().numpy() if hasattr(X, "float") else X
         is_integer = array.dtype.kind in "biu"
-        wide = np.dtype(float) if is_integer else np.result_type(array.dtype, np.float32)
-        if wide.name not in ("float32", "float64", "complex64", "complex128"):
+        wide = {"float16": "float32"}.get(array.dtype.name, array.dtype.name)
+        if not is_integer and wide not in ("float32", "float64", "complex64", "complex128"):
             refuse(f"has dtype {dtype}, which is not supported; store it as float64 or complex128")
-        array = array.astype(wide, copy=False)
+        array = array.astype("float64" if is_integer else wide, copy=False)
         parts = [X]
         if hasattr(array, "tocsr"):
             array = array.tocsr()
@@ -192,10 +193,10 @@ def _matrix_market(options: Options) -> Any:
 
 
 def _parquet(options: Options) -> Any:
-    table = _reader("pyarrow.parquet", ".parquet").read_table(options.file)
+    read = _reader("pyarrow.parquet", ".parquet").read_table
+    table = read(io.BytesIO(options.file.read_bytes()))
     names = [name for name in table.column_names if not name.startswith("__index_level_")]
-    columns = [table[name] for name in names[options.skip_columns :]]
-    return np.column_stack(columns)[options.skip_rows :]
+    return np.column_stack(table.select(names[options.skip_columns :]))[options.skip_rows :]
 
 
 def _image(options: Options) -> Any:

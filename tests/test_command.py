@@ -12,6 +12,7 @@ import shlex
 import signal
 import subprocess
 import sys
+import threading
 import time
 import tomllib
 import zipfile
@@ -177,6 +178,15 @@ def test_standard_input(answer, monkeypatch):
     assert (matrix["shape"], result["norm_A"]) == ([2, 3], pytest.approx(45**0.5))
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such pipes")
+def test_named_pipes(answer):
+    os.mkfifo("pipe.csv")
+    writer = threading.Thread(target=Path("pipe.csv").write_text, args=("1,2,2\n2,4,4\n",))
+    writer.start()
+    assert answer("pipe.csv --rtol 0.1")[1]["norm_A"] == pytest.approx(45**0.5)
+    writer.join()
+
+
 @pytest.mark.parametrize(
     ("mode", "dtype", "said"),
     [("L", "uint8", []), ("RGB", "uint8", ["colors are taken as shades of gray"])],
@@ -200,7 +210,7 @@ def test_sheets(run, answer):
         book.active.append(row)
     book.create_sheet("gaps").append((None, 1))
     book.save("book.xlsx")
-    line = "lowrank: book.xlsx: holds 2 sheets; choose one with --name: Sheet, gaps"
+    line = "lowrank: book.xlsx: choose one of 2 with --name: Sheet, gaps"
     assert run("book.xlsx") == (2, "", [line])
     line = f"lowrank: book.xlsx: gaps: line 1, column 1: the value is missing (''); {FILL}"
     assert run("book.xlsx:gaps") == (2, "", [line])
@@ -237,6 +247,8 @@ def test_parquet(answer):
         ("0,1,2\n2,3,5\n", "", [2, 3], ["columns"]),
         ("#\n1,2,3\n2,3,5\n", "--skip-columns 1", [2, 2], []),
         ('"","V1"\n"1",1.5\n"2",3\n"3",5', "", [3, 2], ["line 1", "column 1"]),
+        ("a,b\n1,2\n  \n3,4\n", "", [2, 2], ["line 1"]),
+        ('"a\n(m)",b\n1,2\n3,4\n', "", [2, 2], ["line 2"]),
         ("1,x\n2,y\n", "--skip-columns 2", None, []),
     ],
 )
@@ -280,8 +292,8 @@ def test_one_row_and_one_column(answer):
 
 def test_npy_is_memory_mapped():
     np.save("A.npy", A)
-    (source,) = reading.sources(parse(["A.npy"]))
-    matrix = source.load()
+    ((_, read),) = reading.sources(parse(["A.npy"]))
+    matrix = reading.matrix_of(read, "A.npy")
     assert isinstance(matrix.array, np.memmap)
     assert not matrix.array.flags.writeable
 
@@ -543,6 +555,7 @@ def _bad_files():
     np.save("empty.npy", np.ones((0, 5)))
     np.save("records.npy", np.zeros(4, dtype=[("x", "f8"), ("y", "f8")]))
     np.save("text.npy", np.array([["a", "b"]]))
+    np.save("dates.npy", np.zeros((3, 4), "M8[s]"))
     np.save("object.npy", np.array([[None, 1]], dtype=object))
     np.save("nan.npy", np.where(np.eye(4) > 0, np.nan, 1.0))
     np.save("inf.npy", np.where(np.eye(4) > 0, np.inf, 1j))
@@ -567,7 +580,6 @@ def _bad_files():
         indices=damaged.indices,
         indptr=damaged.indptr,
     )
-    os.mkfifo("pipe.csv")
     for name, text in {
         "complex.csv": "1+2j,1\n2,x\n",
         "trailing.csv": "1,2,\n",
@@ -588,6 +600,7 @@ def _bad_files():
         "units.csv": "(m),(s)\n1,2\n3,4\n",
         "dates.csv": "2024-01-31,2\n2024-02-01,4\n",
         "thousands.csv": "1.000.000,2\n2.000.000,4\n",
+        "months.csv": "2024_01,2\n2024_02,4\n",
         "A.rds": "1 2\n",
         "gaps.csv": "# five lines\na,b\n1,2\n\n3,NA\n",
         "alone.csv": "one,two\n",
@@ -604,8 +617,8 @@ def _bad_files():
 
 
 KINDS = (
-    ".csv .dat .tsv .txt .mtx .npy .parquet .h5 .hdf5 .mat .npz .safetensors .xlsx .bmp .jpeg .jpg "
-    ".png .tif .tiff .webp, and text as .bz2 .gz .xz"
+    ".csv .dat .tsv .txt .bmp .jpeg .jpg .png .tif .tiff .webp .mtx .npy .parquet .h5 .hdf5 .mat "
+    ".npz .safetensors .xlsx, and text as .bz2 .gz .xz"
 )
 SKIP = "--skip-rows and --skip-columns leave out the first lines and columns"
 COMMA = f"{SKIP}, and --decimal , reads commas as decimal points"
@@ -614,6 +627,14 @@ NAN = "the matrix holds NaN or Inf; replace or remove these entries; the first i
 REFUSED = {
     "nowhere.npy --rtol 0.1": "nowhere.npy: cannot be read: No such file or directory",
     "nowhere.csv --rtol 0.1": "nowhere.csv: cannot be read: No such file or directory",
+    **{
+        f"nowhere.{kind}": f"nowhere.{kind}: cannot be read: No such file or directory"
+        for kind in ("h5", "mat", "mtx", "npz", "parquet", "png", "safetensors", "xlsx")
+    },
+    "dates.npy": (
+        "dates.npy: has dtype datetime64[s], which is not supported; store it as float64 or "
+        "complex128"
+    ),
     "folder.npy --rtol 0.1": "folder.npy: cannot be read: Is a directory",
     "A.npy.gz --rtol 0.1": f"A.npy.gz: unknown kind of file; known are {KINDS}",
     "A.rds --rtol 0.1": f"A.rds: unknown kind of file; known are {KINDS}",
@@ -627,18 +648,13 @@ REFUSED = {
         "garbage.mtx: cannot be read: Line 1: Not a Matrix Market file. Missing banner"
     ),
     "cut.mtx --rtol 0.1": ("cut.mtx: cannot be read: Truncated file. Expected another 1 lines"),
-    "empty.npz --rank 1": "empty.npz: holds no arrays",
-    "other.npz --rank 1": "other.npz: holds no arrays",
+    "empty.npz --rank 1": "empty.npz: holds no matrix",
+    "other.npz --rank 1": "other.npz: holds no matrix",
     "objects.npz --rank 1": (
-        "objects.npz: a: cannot be read: it holds Python objects, which are not read"
+        "objects.npz: a: cannot be read: Object arrays cannot be loaded when allow_pickle=False"
     ),
-    "'\x1b[31m.npz' --rank 1": (
-        "\\x1b[31m.npz: holds 2 arrays; choose one with --name: a\\nb, \\x1b[2Jc"
-    ),
+    "'\x1b[31m.npz' --rank 1": ("\\x1b[31m.npz: choose one of 2 with --name: a\\nb, \\x1b[2Jc"),
     "damaged.npz --rank 1": "damaged.npz: cannot be read: indices must be < 30",
-    "pipe.csv --rank 1": (
-        "pipe.csv: is not a file; read it as standard input: lowrank - < pipe.csv"
-    ),
     "complex.csv --rank 1": f"complex.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "trailing.csv --rank 1": (f"trailing.csv: line 1, column 3: the value is missing (''); {FILL}"),
     "UPPER.CSV --rank 1": "UPPER.CSV: line 2 has 1 columns, those before it 2",
@@ -677,11 +693,12 @@ REFUSED = {
         "text.npy: has dtype str32, which is not supported; store it as float64 or complex128"
     ),
     "object.npy --rtol 0.1": (
-        "object.npy: cannot be read: it holds Python objects, which are not read"
+        "object.npy: cannot be read: Array can't be memory-mapped: Python objects in dtype"
     ),
     "thousands.csv": (
         f"thousands.csv: line 1, column 1: '1.000.000' is not a finite number; {SKIP}"
     ),
+    "months.csv": f"months.csv: line 1, column 1: '2024_01' is not a finite number; {SKIP}",
     "dates.csv": f"dates.csv: line 1, column 1: '2024-01-31' is not a finite number; {SKIP}",
     "text.csv": f"text.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "missing.csv": f"missing.csv: line 2, column 2: the value is missing (''); {FILL}",
@@ -690,20 +707,14 @@ REFUSED = {
     "binary.csv": (
         f"binary.csv: line 1, column 1: '{3 * chr(0xFFFD)}' is not a finite number; {SKIP}"
     ),
-    "two.npz --rtol 0.1": "two.npz: holds 2 arrays; choose one with --name: a, b",
-    "two.npz --rtol 0.1 --name c": "two.npz: holds no array called c; it has a, b",
-    "model.safetensors --rank 1 --name c": (
-        "model.safetensors: holds no tensor called c; it has a.weight, b.bias, b.conv, "
-        "b.positions, b.weight"
-    ),
+    "two.npz --rtol 0.1": "two.npz: choose one of 2 with --name: a, b",
+    "two.npz --rtol 0.1 --name c": "two.npz: holds no matrix called c; it has a, b",
     "model.safetensors --rank 1 --name b.bias": (
-        "model.safetensors: b.bias: holds no matrix, but an array of shape (40,)"
+        "model.safetensors: holds no matrix called b.bias; it has a.weight, b.weight"
     ),
-    "vectors.safetensors --rank 1": (
-        "vectors.safetensors: holds no matrix: none of its 1 tensors is floating, of two dimensions"
-    ),
+    "vectors.safetensors --rank 1": "vectors.safetensors: holds no matrix",
     "model.safetensors --rank 1 --output F.npz": (
-        "model.safetensors: has 2 matrices and --output takes one; choose it with --name"
+        "--output takes one result of 2; choose a tolerance or rank, or --name"
     ),
     "A.npy --rtol 0.1 --name a": (
         "--name is for .h5 .hdf5 .mat .npz .safetensors .xlsx, got A.npy"
@@ -712,7 +723,7 @@ REFUSED = {
         "--skip-rows is for .csv .dat .tsv .txt .parquet .xlsx, got A.npy"
     ),
     "A.npy --decimal ,": "--decimal is for .csv .dat .tsv .txt, got A.npy",
-    "--rtol 0.1": "FILE is missing; lowrank --help shows examples",
+    "--rtol 0.1": "the following arguments are required: FILE",
     **{
         f"A.npy --{option}={text}": f"argument --{option}: must be a positive number, got '{bad}'"
         for option, text, bad in (
@@ -730,9 +741,11 @@ REFUSED = {
     "A.npy --rto 0.1": "unrecognized arguments: --rto 0.1",
     "A.npy --rank 1 --what": "unrecognized arguments: --what",
     "A.npy --rank": "argument --rank: expected one argument",
-    "A.npy --rank 1 --output F.zip": "--output must name a .npz file, got F.zip",
+    "A.npy --rank 1 --output F.zip": "--output must name a file of kind .npz, got F.zip",
     "A.npy --rank 1 --plot p.txt": "--plot must name a file of kind .png, .pdf, .svg, got p.txt",
-    "A.npy --rtol 0.1,0.2 --output F.npz": "--output takes one tolerance or rank, got 2 tolerances",
+    "A.npy --rtol 0.1,0.2 --output F.npz": (
+        "--output takes one result of 2; choose a tolerance or rank, or --name"
+    ),
     "A.npy --rtol 0.1 --output two.npz": "two.npz: exists; --force replaces it",
     "A.npy --rtol 0.1 --output no/F.npz": (
         "no/F.npz: cannot be written: No such file or directory"
@@ -825,10 +838,10 @@ def test_a_matrix_that_does_not_fit_in_memory(run, monkeypatch):
         raise MemoryError
 
     monkeypatch.setattr("lowrank.svd", full)
-    line = "lowrank: A.npy: the work does not fit in memory"
-    assert run("A.npy --rank 1 --output F.npz") == (2, "", [line])
+    assert run("A.npy --rank 1 --output F.npz") == (2, "", ["lowrank: A.npy: MemoryError"])
     monkeypatch.setattr("numpy.lib.format.open_memmap", full)
-    assert run("A.npy --rank 1") == (2, "", ["lowrank: A.npy: does not fit in memory"])
+    line = "lowrank: A.npy: cannot be read: MemoryError"
+    assert run("A.npy --rank 1") == (2, "", [line])
 
 
 # -- what it writes -------------------------------------------------------------------------------
@@ -869,7 +882,8 @@ def test_a_file_that_appears_during_the_work_is_not_replaced(run, monkeypatch):
 
     monkeypatch.setattr("numpy.savez", slow)
     code, _, err = run("A.npy --rank 3 --output F.npz")
-    assert (code, err) == (2, ["lowrank: F.npz: exists; --force replaces it"])
+    line = "lowrank: F.npz: cannot be written: F.npz exists; choose another name"
+    assert (code, err) == (2, [line])
     assert Path("F.npz").read_text(encoding="utf-8") == "another's"
     assert sorted(path.name for path in Path().iterdir()) == ["A.npy", "F.npz"]
 
@@ -996,6 +1010,14 @@ def test_below_the_precision_floor(run):
 # -- the picture ----------------------------------------------------------------------------------
 
 
+def answer_and_curves(line):
+    options = parse(shlex.split(line))
+    ((_, read),) = reading.sources(options)
+    matrix = reading.matrix_of(read, "a file")
+    ((answer, _),) = answers(matrix, options, Progress(), "a file")
+    return answer, plotting.curves(matrix.array, answer)
+
+
 @pytest.mark.parametrize("question", ["--rtol 1e-3 --center", "--rank 6", "--rtol 1e-3 --rank 6"])
 @pytest.mark.parametrize("kind", ["fro", "spectral"])
 @pytest.mark.parametrize("dtype", ["float64", "complex128"])
@@ -1006,11 +1028,8 @@ def test_curves(question, kind, dtype):
         np.save("X.npy", X + 3.0)
         X = X - X.mean(axis=0)
         spectrum = np.linalg.svd(X, compute_uv=False)
-    options = parse(shlex.split(f"X.npy {question} --norm {kind} --plot p.png"))
-    matrix = reading.sources(options)[0].load()
-    (answer,) = answers(matrix, options, Progress(), "a file")
-    found = plotting.curves(matrix, answer, kind)
-    U, S, Vh = answer.factors
+    answer, found = answer_and_curves(f"X.npy {question} --norm {kind}")
+    U, S, Vh = answer
     truth = [norm(X - (U[:, :r] * S[:r]) @ Vh[:r], kind) for r in range(len(S) + 1)]
     assert np.array_equal(found["truth"][0], range(len(S) + 1))
     assert found["truth"][1] == pytest.approx(truth, rel=1e-9)
@@ -1018,21 +1037,17 @@ def test_curves(question, kind, dtype):
     assert found["best"][1] == pytest.approx(best, rel=1e-9)
     assert (found["bound"][1] >= np.array(truth) * (1 - 1e-9)).all()
     assert (found["bound"][1] >= found["estimate"][1]).all()
-    assert found["bound"][1][-1] == answer.factors.error_bound
+    assert found["bound"][1][-1] == answer.error_bound
     if "rtol" in question:  # the axis ends where the answer does
-        assert 0 <= max(found["looks"][0]) <= len(S) < answer.factors.history[-1].rank
+        assert 0 <= max(found["looks"][0]) <= len(S) < answer.history[-1].rank
 
 
 @pytest.mark.parametrize("size", [1e200, 1e-300])
 @pytest.mark.parametrize("kind", ["fro", "spectral"])
 def test_curves_of_any_size(size, kind):
     np.save("X.npy", A * size)
-    options = parse(shlex.split(f"X.npy --rank 3 --norm {kind} --plot p.png"))
-    matrix = reading.sources(options)[0].load()
-    (answer,) = answers(matrix, options, Progress(), "a file")
-    U, S, Vh = answer.factors
+    (U, S, Vh), found = answer_and_curves(f"X.npy --rank 3 --norm {kind}")
     truth = [norm(A - (U[:, :r] * (S[:r] / size)) @ Vh[:r], kind) for r in range(4)]
-    found = plotting.curves(matrix, answer, kind)
     assert found["truth"][1] / size == pytest.approx(truth, rel=1e-9)
 
 
@@ -1041,10 +1056,8 @@ def test_curves_that_would_take_too_long_are_left_out(monkeypatch):
     monkeypatch.setattr(plotting, "FULL_SVD", 100)
     np.save("A.npy", A)
     for kind in ("fro", "spectral"):
-        options = parse(shlex.split(f"A.npy --rank 3 --norm {kind} --plot p.png"))
-        matrix = reading.sources(options)[0].load()
-        (answer,) = answers(matrix, options, Progress(), "a file")
-        assert set(plotting.curves(matrix, answer, kind)) == {"bound", "estimate"}
+        _, found = answer_and_curves(f"A.npy --rank 3 --norm {kind}")
+        assert set(found) == {"bound", "estimate"}
 
 
 @pytest.mark.parametrize("name", ["x$_$y.npy", "漢\x07.npy"])
@@ -1062,8 +1075,8 @@ def test_pictures_that_cannot_be_drawn(run, monkeypatch, error):
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(running, "picture", fail)
-    why = "not enough memory" if isinstance(error, MemoryError) else "no LaTeX"
+    monkeypatch.setattr(running, "draw", fail)
+    why = "MemoryError" if isinstance(error, MemoryError) else "no LaTeX"
     code, _, err = run("A.npy --rank 1 --plot p.png --output F.npz")
     assert (code, err) == (2, [f"lowrank: p.png: cannot be drawn: {why}"])
     assert Path("F.npz").is_file()

@@ -397,11 +397,11 @@ def test_the_command_says_what_it_did(capsys):
         ("TUNED --lora DIR --rtol 0.1", "--minus BASE and --lora DIR go together"),
         (
             "TUNED --minus BASE --lora DIR",
-            "--lora takes one tolerance or rank, as --rtol 0.1; got 3",
+            "a checkpoint takes one tolerance, as --rtol 0.1; got 3",
         ),
         ("TUNED --minus BASE --lora DIR --output D --rank 1", "both name what to write"),
         ("TUNED --output D.safetensors --rank 1", "--output must be a directory, as FILE is"),
-        ("M.safetensors --output D --rank 1", "--output must name a .npz file"),
+        ("M.safetensors --output D --rank 1", "--output must name a file of kind .npz"),
         ("TUNED --output D --rank 1 --save-rest", "--save-rest is for --lora"),
         ("TUNED --output D --rank 1 --center", "--center is not for checkpoints"),
         ("TUNED --output D --rank 1 --norm spectral", "in the Frobenius norm"),

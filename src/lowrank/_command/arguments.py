@@ -58,37 +58,30 @@ import argparse
 import math
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import lowrank
 from lowrank._command.telling import refuse
 
 Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 
-PLOTS = (".png", ".pdf", ".svg")
 RTOLS = (0.1, 0.01, 0.001)  # by default
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        refuse(message)
+def _number(kind: type, least: float) -> Any:
+    """A function that reads a finite number of at least `least`."""
+    words = f"an integer of at least {least}" if kind is int else "a positive number"
 
-
-def _count(least: int) -> Any:
-    def integer(text: str) -> int:
+    def read(text: str) -> Any:
         with suppress(ValueError):
-            if (value := int(text)) >= least:
+            if least <= (value := kind(text)) < math.inf:
                 return value
-        raise argparse.ArgumentTypeError(f"must be an integer of at least {least}, got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be {words}, got {text!r}")
 
-    return integer
+    return read
 
 
-def _tolerance(text: str) -> float:
-    with suppress(ValueError):
-        if 0.0 < (value := float(text)) < math.inf:
-            return value
-    raise argparse.ArgumentTypeError(f"must be a positive number, got {text!r}")
+_tolerance = _number(float, math.ulp(0.0))
 
 
 def _tolerances(text: str) -> tuple[float, ...]:
@@ -99,18 +92,19 @@ def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     shape = argparse.RawDescriptionHelpFormatter
     told: dict[str, Any] = {"prog": "lowrank", "description": description, "epilog": details}
-    parser = _Parser(**told, formatter_class=shape, allow_abbrev=False)
+    parser = argparse.ArgumentParser(**told, formatter_class=shape, allow_abbrev=False)
+    parser.error = refuse  # type: ignore[method-assign]
     add = parser.add_argument
-    count = {"metavar": "N", "type": _count(0), "default": 0}
-    add("file", metavar="FILE", nargs="?", type=Path, help="file that holds the matrix; see below")
+    count: dict[str, Any] = {"metavar": "N", "type": _number(int, 0), "default": 0}
+    add("file", metavar="FILE", type=Path, help="file that holds the matrix; see below")
     help_rtol = "relative tolerance, such as 1e-2; or several, for a line each"
     add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
     add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger one holds")
-    add("--rank", metavar="K", type=_count(1), help="rank; with a tolerance, the largest")
+    add("--rank", metavar="K", type=_number(int, 1), help="rank; with a tolerance, the largest")
     add("--center", action="store_true", help="subtract the mean of all rows from each")
     add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")
     help_powers = "0 with a tolerance, 1 in the spectral norm, 2 with --rank alone"
-    add("--power-iterations", metavar="Q", type=_count(0), help=help_powers)
+    add("--power-iterations", metavar="Q", type=_number(int, 0), help=help_powers)
     add("--seed", **count, help="seed of the random sketch (0)")
     add("--name", metavar="NAME", help="array, dataset, sheet or tensor of the file to take")
     add("--skip-rows", **count, help="lines of text to skip (0)")
@@ -123,7 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints("--minus", metavar="BASE", type=Path, help=help_minus)
     checkpoints("--lora", metavar="DIR", type=Path, help="write the difference as an adapter")
     help_budget = "largest size of the adapter in bytes, shared by all weights"
-    checkpoints("--budget", metavar="BYTES", type=_count(1), help=help_budget)
+    checkpoints("--budget", metavar="BYTES", type=_number(int, 1), help=help_budget)
     help_rest = "the adapter also holds changed tensors without factors, in full"
     checkpoints("--save-rest", action="store_true", help=help_rest)
     help_transposed = "weights of the adapter are in×out, as in GPT-2"
@@ -139,55 +133,15 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _is_model(given: Options) -> bool:
-    """Whether a checkpoint is to be written; then the other options must fit."""
-    file, output = given.file, given.output
-    in_parts = file.is_dir() or file.suffix.lower() == ".json"
-    is_file = output is not None and output.suffix.lower() == ".safetensors"
-    if (given.minus is None) != (given.lora is None):
-        refuse("--minus BASE and --lora DIR go together: an adapter is written for FILE less BASE")
-    for name in ("budget", "save_rest", "transposed"):
-        if getattr(given, name) and given.lora is None:
-            refuse(f"--{name.replace('_', '-')} is for --lora")
-    if not (in_parts or is_file or given.lora):
-        return False
-    if given.lora and output:
-        refuse("--lora and --output both name what to write; leave one out")
-    if not given.lora and output is None:
-        refuse(f"{file}: --output DIR for factors of its weights, or --minus BASE and --lora DIR")
-    if not given.lora and in_parts == is_file:
-        refuse(
-            f"--output must be a {'directory' if in_parts else 'file'}, as FILE is; got {output}"
-        )
-    for name in ("atol", "center", "name", "plot", "power_iterations"):
-        if getattr(given, name):
-            refuse(f"--{name.replace('_', '-')} is not for checkpoints")
-    if given.norm != "fro":
-        refuse("--norm: the errors of checkpoints are in the Frobenius norm")
-    return True
-
-
 def parse(arguments: list[str]) -> Options:
     """The options, checked as far as possible without reading a file.
 
     With a rank or `atol` alone, `rtols` is ``(None,)``: one result, without a relative tolerance.
     """
     given = _parser().parse_args(arguments)
-    if given.file is None:
-        refuse("FILE is missing; lowrank --help shows examples")
     if given.rtols is None:
         given.rtols = RTOLS if given.rank is given.atol is given.budget is None else (None,)
     file, mark, name = str(given.file).rpartition(":")
     if mark and Path(file).suffix and not given.file.exists():
         given.file, given.name = Path(file), given.name or name
-    targets = ((given.output, "--output"), (given.plot, "--plot"), (given.lora, "--lora"))
-    for path, option in targets:
-        if path is not None and len(given.rtols) > 1:
-            count = len(given.rtols)
-            refuse(f"{option} takes one tolerance or rank, as --rtol 0.1; got {count} tolerances")
-    given.is_model = _is_model(given)
-    if given.output is not None and not given.is_model and given.output.suffix.lower() != ".npz":
-        refuse(f"--output must name a .npz file, got {given.output}")
-    if given.plot is not None and given.plot.suffix.lower() not in PLOTS:
-        refuse(f"--plot must name a file of kind {', '.join(PLOTS)}, got {given.plot}")
     return given

@@ -1,7 +1,6 @@
 """``lowrank`` alone: a small real matrix, compressed to three tolerances."""
 
 import timeit
-from collections.abc import Callable
 from functools import partial
 from importlib import resources
 from statistics import median
@@ -21,7 +20,7 @@ def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:
         return archive["elevation"].astype(np.float64)
 
 
-def _seconds(work: Callable[[], object]) -> float:
+def _seconds(work: partial[Any]) -> float:
     return median(timeit.repeat(work, number=1, repeat=5))
 
 

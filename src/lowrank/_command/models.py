@@ -2,18 +2,45 @@
 
 import json
 from collections.abc import Sequence
-from contextlib import closing
 from dataclasses import asdict
 from math import hypot
 from typing import Any
 
 import lowrank
 from lowrank._command.arguments import Options
-from lowrank._command.telling import Progress, complain, guarded, printable, required, tell
+from lowrank._command.telling import Progress, complain, guarded, printable, refuse, required, tell
 from lowrank.results import size_of
 
 # Exit code if a tolerance was not met.
 NOT_MET = 3
+
+
+def are_asked(options: Options) -> bool:
+    """Whether a checkpoint or an adapter is to be written; then the other options must fit."""
+    file, output, lora = options.file, options.output, options.lora
+    in_parts = file.is_dir() or file.suffix.lower() == ".json"
+    is_file = output is not None and output.suffix.lower() == ".safetensors"
+    if (options.minus is None) != (lora is None):
+        refuse("--minus BASE and --lora DIR go together: an adapter is written for FILE less BASE")
+    given = {name for name, value in vars(options).items() if value}
+    if lora is None and (alone := given & {"budget", "save_rest", "transposed"}):
+        refuse(f"--{alone.pop().replace('_', '-')} is for --lora")
+    if not (in_parts or is_file or lora):
+        return False
+    if lora and output:
+        refuse("--lora and --output both name what to write; leave one out")
+    if not lora and output is None:
+        refuse(f"{file}: --output DIR for factors of its weights, or --minus BASE and --lora DIR")
+    if not lora and in_parts == is_file:
+        kind = "directory" if in_parts else "file"
+        refuse(f"--output must be a {kind}, as FILE is; got {output}")
+    if unfit := given & {"atol", "center", "name", "plot", "power_iterations"}:
+        refuse(f"--{unfit.pop().replace('_', '-')} is not for checkpoints")
+    if options.norm != "fro":
+        refuse("--norm: the errors of checkpoints are in the Frobenius norm")
+    if len(options.rtols) > 1:
+        refuse(f"a checkpoint takes one tolerance, as --rtol 0.1; got {len(options.rtols)}")
+    return True
 
 
 def run(options: Options) -> int:
@@ -36,13 +63,16 @@ def run(options: Options) -> int:
     if options.skip_names is not None:
         told["skip"] = options.skip_names
     target = options.output or options.lora
-    with guarded(target, "written"), closing(progress):
+    with guarded(target, "written"):
+        if target.exists() and not options.force:
+            refuse("exists; --force replaces it")
         progress.start(str(options.file))
         if options.minus is None:
             changes = factorize(options.file, target, **told)
         else:
             told |= {name: getattr(options, name) for name in ("budget", "save_rest", "transposed")}
             changes = extract_lora(options.file, options.minus, target, **told)
+    progress.start("")
     if options.json:
         head = {"lowrank": lowrank.__version__, "file": str(options.file), "output": str(target)}
         tell(json.dumps(head | {"tensors": [asdict(change) for change in changes]}, indent=2))

@@ -1,15 +1,17 @@
 """From checked options to the table, the files and the exit code."""
 
+import json
 import os
 import tempfile
-from contextlib import closing
+from functools import partial
 from typing import Any
 
+import lowrank
 from lowrank._command import models
-from lowrank._command.answering import Answer, Table, answers, as_json, entry, missed_line
+from lowrank._command.answering import TITLES, answers, missed_line, tell_matrix, tell_totals
 from lowrank._command.arguments import Options
-from lowrank._command.plotting import picture
-from lowrank._command.reading import Matrix, sources
+from lowrank._command.plotting import draw
+from lowrank._command.reading import matrix_of, sources
 from lowrank._command.telling import InputError, Progress, complain, guarded, refuse, required, tell
 from lowrank._files import write_whole
 
@@ -20,58 +22,62 @@ NOT_MET = 3
 
 def run(options: Options) -> int:
     """Do the work and return the exit code."""
-    if options.is_model:
+    if models.are_asked(options):
         return models.run(options)
     matrices = sources(options)
+    several = len(matrices) > 1
     _check_targets(options, len(matrices))
-    progress = Progress()
-    table = Table(options, len(matrices))
-    entries: list[dict[str, Any]] = []
-    reported: list[tuple[str, Answer]] = []
-    code = 0
-    for position, source in enumerate(matrices, start=1):
-        count = f" ({position}/{len(matrices)})" if len(matrices) > 1 else ""
-        label = f"{options.file.name} {source.name}".rstrip() + count
+    if several and not options.json:
+        tell(f"{TITLES}   tensor")
+    progress, code = Progress(), 0
+    entries: list[dict[str, Any]] = []  # of the JSON
+    for position, (name, read) in enumerate(matrices, start=1):
+        about = f"{options.file}: {name}" if name else str(options.file)
+        label = f"{about} ({position}/{len(matrices)})" if several else about
+        entries.append({"name": name or None})
         try:
-            with closing(progress):
-                progress.start(f"reading {label}")
-                matrix = source.load()
-                progress.start(label)
-                found = answers(matrix, options, progress, source.label)
-                _write_files(matrix, found[0], options, progress)
+            progress.start(f"reading {label}")
+            matrix = matrix_of(read, about)
+            progress.start(label)
+            found = answers(matrix, options, progress, about)
+            _write_files(matrix.array, found[0][0], options, progress)
         except InputError as error:
-            if len(matrices) == 1:
+            if not several:
                 raise
             # Go on with the other tensors of a checkpoint.
             complain(str(error))
-            entries.append({"name": source.name, "error": str(error)})
-            code = BAD_INPUT
+            entries[-1]["error"], code = str(error), BAD_INPUT
             continue
-        entries.append(entry(source, matrix, found))
-        reported += [(source.name, answer) for answer in found]
+        progress.start("")
+        head = {"shape": matrix.array.shape, "dtype": matrix.dtype, "bytes": matrix.nbytes}
+        entries[-1] |= head | {"results": [result for _, result in found]}
         if not options.json:
-            table.add(source, matrix, found)
+            tell_matrix(entries[-1], options, several=several)
+    done = [entry for entry in entries if "results" in entry]
     if options.json:
-        tell(as_json(options, entries))
-    else:
-        table.end()
-    if any(answer.missed for _, answer in reported):
-        complain(f"{options.file}: {missed_line(reported)}")
+        names = ("norm", "atol", "rank", "center", "power_iterations", "seed")
+        head = {"lowrank": lowrank.__version__, "file": str(options.file)}
+        head |= {name: getattr(options, name) for name in names}
+        tell(json.dumps(head | {"matrices": entries}, indent=2, allow_nan=False))
+    elif several and done:
+        tell_totals(done, options)
+    if line := missed_line([(e["name"], result) for e in done for result in e["results"]]):
+        complain(f"{options.file}: {line}")
         code = code or NOT_MET
     return code
 
 
 def _check_targets(options: Options, matrices: int) -> None:
     """Check that the output files can be written, before the work begins."""
-    for option, path in (("--output", options.output), ("--plot", options.plot)):
+    for name, kinds in (("output", (".npz",)), ("plot", (".png", ".pdf", ".svg"))):
+        path = getattr(options, name)
         if path is None:
             continue
-        if matrices > 1:
-            has = f"{options.file}: has {matrices} matrices"
-            refuse(f"{has} and {option} takes one; choose it with --name")
+        if path.suffix.lower() not in kinds:
+            refuse(f"--{name} must name a file of kind {', '.join(kinds)}, got {path}")
+        if (results := matrices * len(options.rtols)) > 1:
+            refuse(f"--{name} takes one result of {results}; choose a tolerance or rank, or --name")
         with guarded(path, "written"):
-            if path.is_dir():
-                refuse("cannot be written: it is a folder")
             if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")
             if os.path.lexists(path) and not options.force:
@@ -81,14 +87,12 @@ def _check_targets(options: Options, matrices: int) -> None:
         required("matplotlib", "--plot")
 
 
-def _write_files(matrix: Matrix, answer: Answer, options: Options, progress: Progress) -> None:
+def _write_files(A: Any, found: Any, options: Options, progress: Progress) -> None:
     if options.output is not None:
         progress.start(f"writing {options.output}")
         with guarded(options.output, "written"):
-            answer.factors.save(options.output, replace=options.force)
+            found.save(options.output, replace=options.force)
     if options.plot is not None:
         progress.start(f"drawing {options.plot}")
-        with guarded(options.plot, "drawn", "cannot be drawn: not enough memory"):
-            drawn = picture(matrix, answer, options)
-        with guarded(options.plot, "written"):
-            write_whole(options.plot, lambda stream: stream.write(drawn), replace=options.force)
+        with guarded(options.plot, "drawn"):
+            write_whole(options.plot, partial(draw, A, found, options), replace=options.force)

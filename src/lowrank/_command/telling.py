@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NoReturn
 
-CLEAR = "\r\x1b[K"  # clears the current line of a terminal
-
 
 class InputError(Exception):
     """An error that the user can correct; its message is shown in one line."""
@@ -22,7 +20,7 @@ def refuse(message: str) -> NoReturn:
 
 
 @contextmanager
-def guarded(label: object, done: str, memory: str = "does not fit in memory") -> Iterator[None]:
+def guarded(label: object, done: str) -> Iterator[None]:
     """Turn any error into an InputError in one line: `label` cannot be `done`."""
     try:
         with warnings.catch_warnings():
@@ -30,16 +28,9 @@ def guarded(label: object, done: str, memory: str = "does not fit in memory") ->
             yield
     except InputError as error:
         refuse(f"{label}: {error}")
-    except MemoryError:
-        refuse(f"{label}: {memory}")
-    except FileExistsError:
-        refuse(f"{label}: exists; --force replaces it")
     # Libraries may raise any exception for damaged files.
     except Exception as error:
-        said = reason(error)
-        if "pickle" in said.lower() or "Python objects" in said:
-            said = "it holds Python objects, which are not read"
-        refuse(f"{label}: cannot be {done}: {said}")
+        refuse(f"{label}: cannot be {done}: {reason(error)}")
 
 
 def reason(error: BaseException) -> str:
@@ -66,11 +57,9 @@ def required(package: str, purpose: str, instead: str = "") -> Any:
 def prepare_streams() -> None:
     """Allow all characters in output, and ignore output to closed streams."""
     for name in ("stdout", "stderr"):
-        if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
-        stream = getattr(sys, name)
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="replace")  # a terminal may lack × and Greek letters
+        stream = getattr(sys, name) or open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
+        stream.reconfigure(errors="replace")  # a terminal may lack × and Greek letters
+        setattr(sys, name, stream)
 
 
 def tell(text: str) -> None:
@@ -79,18 +68,17 @@ def tell(text: str) -> None:
         print(text, flush=True)
     except OSError as error:
         # Otherwise flushing the buffers would fail again when the interpreter exits.
-        with open(os.devnull, "wb") as nowhere:
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         # The reader of a pipe, such as head, may close it; the work goes on.
         if not isinstance(error, BrokenPipeError):
             refuse(f"cannot write to the standard output: {reason(error)}")
 
 
-def complain(text: str) -> None:
+def complain(text: str, *, start: str = "lowrank: ", end: str = "\n") -> None:
     """Print one line on stderr, in place of a line of progress."""
-    start = CLEAR if sys.stderr.isatty() else ""
+    clear = "\r\x1b[K" if sys.stderr.isatty() else ""
     with suppress(OSError):  # stderr may be closed
-        print(f"{start}lowrank: {printable(text)}", file=sys.stderr, flush=True)
+        print(f"{clear}{start}{printable(text)}", end=end, file=sys.stderr, flush=True)
 
 
 class Progress:
@@ -98,26 +86,19 @@ class Progress:
 
     def __init__(self) -> None:
         self._at_terminal = sys.stderr.isatty()
-        self._every = 0.1 if self._at_terminal else 10.0  # seconds
         self._label, self._last = "", time.monotonic()
 
     def start(self, label: str) -> None:
+        """Show the label of new work, or clear the line."""
         self._label = label
         if self._at_terminal:
             self._write(label)
 
     def show(self, state: Callable[[], str]) -> None:
-        if time.monotonic() - self._last >= self._every:
+        if time.monotonic() - self._last >= (0.1 if self._at_terminal else 10.0):
             self._write(f"{self._label}: {state()}")
             self._last = time.monotonic()
 
-    def close(self) -> None:
-        if self._at_terminal:
-            self._write("")
-
     def _write(self, text: str) -> None:
-        start, end, width = "", "\n", None
-        if self._at_terminal:
-            start, end, width = CLEAR, "", shutil.get_terminal_size().columns - 1
-        with suppress(OSError):
-            print(f"{start}{printable(text)[:width]}", end=end, file=sys.stderr, flush=True)
+        width = shutil.get_terminal_size().columns - 1 if self._at_terminal else None
+        complain(printable(text)[:width], start="", end="" if self._at_terminal else "\n")

@@ -2,7 +2,7 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -163,7 +163,6 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
 def step_coordinates(
     inner: Inner,
     optimizer: torch.optim.Optimizer,
-    proxies: Sequence[torch.nn.Parameter],
     values: torch.Tensor,
     grads: torch.Tensor,
     states: list[dict[str, Any]],
@@ -175,6 +174,7 @@ def step_coordinates(
     If `stacked`, one proxy holds all values, and their states must have one `join_key`. Otherwise
     there is one proxy for each.
     """
+    proxies = [proxy for group in optimizer.param_groups for proxy in group["params"]]
     initial, parts = states, (list(values), list(grads))
     if stacked:
         initial, parts = [_joined(states)], ([values], [grads])

@@ -73,21 +73,34 @@ class Weight:
 
     index: int
     parameter: torch.Tensor
+    group: dict[str, Any]
     k: int
     M: int
     left: bool
     policy: Subspace
     rank: int  # or the largest adaptive rank
-    # Whether processes that have rows of the short side each step some columns of the coordinates.
-    shares: bool = False
-    # Whether each process has the whole state, and gathers the whole gradient.
-    gathers: bool = False
+    state_dtype: str | None
+    # "shares": processes with rows of the short side each step some columns of the coordinates.
+    # "gathers": each process has the whole state, and gathers the whole gradient.
+    spread: str
+    # The place of its refreshes within `refresh_every`, from 0 to 1.
+    offset: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of bases and products."""
         half = self.parameter.dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if half else self.parameter.dtype
+
+    @property
+    def rounding(self) -> str:
+        """How the weight is rounded."""
+        return self.group["rounding"] if self.parameter.dtype != self.dtype else "nearest"
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Dtype in which coordinates are stored; by default that of bases."""
+        return self.dtype if self.state_dtype is None else getattr(torch, self.state_dtype)
 
     @property
     def data(self) -> torch.Tensor:
@@ -106,16 +119,17 @@ class Weight:
 
     @property
     def along_k(self) -> Rows | None:
-        return self.blocks if self.left and not self.gathers else None
+        return self.blocks if self.left and self.spread != "gathers" else None
 
     @property
     def along_M(self) -> Rows | None:
-        return None if self.left or self.gathers else self.blocks
+        return None if self.left or self.spread == "gathers" else self.blocks
 
     @cached_property
     def shared(self) -> Rows | None:
         """How the columns of replicated coordinates are divided among processes for the step."""
-        return self.along_k.chunks(self.M) if self.along_k is not None and self.shares else None
+        rows = self.along_k if self.spread == "shares" else None
+        return None if rows is None else rows.chunks(self.M)
 
     @property
     def columns(self) -> Rows | None:
@@ -165,6 +179,10 @@ class Weight:
         X = X.full_tensor() if hasattr(X, "full_tensor") else X
         return X if blocks is None else blocks.part(X, dim)
 
+    def adam_bytes(self, r: int) -> int:
+        """Bytes of a basis of r columns, and of two numbers per coordinate."""
+        return (r * self.k + 2 * r * self.M) * self.dtype.itemsize
+
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """A tensor with the shape of the parameter, as a k×M matrix; a view if possible."""
         X = X.flatten(1)
@@ -175,12 +193,6 @@ def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
     if blocks is not None:
         return blocks.sum(*several)
     return several if len(several) > 1 else several[0]
-
-
-def kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
-    """Dtype in which the coordinates of a momentum are stored; by default that of its basis."""
-    name = group["state_dtype"]
-    return weight.dtype if name is None else getattr(torch, name)
 
 
 def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -237,7 +249,7 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
 
 
 def weight_of(
-    group: dict[str, Any], parameter: torch.Tensor, index: int, **spread: bool
+    group: dict[str, Any], parameter: torch.Tensor, index: int, spread: str = ""
 ) -> Weight | None:
     """How a parameter is compressed; None if it is not, for instance because it saves no memory."""
     if not wants_compression(group) or parameter.ndim < 2 or not parameter.is_floating_point():
@@ -252,5 +264,6 @@ def weight_of(
     k, M = (m, n) if left else (n, m)
     policy = _policy(group, "left" if left else "right", index)
     r = 0 if group["rank"] == 0 else policy.largest_rank(k)
-    saves = k > r and r * k + 2 * r * M < 2 * k * M
-    return Weight(index, parameter, k, M, left, policy, r, **spread) if saves else None
+    if k <= r or r * k + 2 * r * M >= 2 * k * M:
+        return None
+    return Weight(index, parameter, group, k, M, left, policy, r, group["state_dtype"], spread)

@@ -2,14 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import torch
 
 from lowrank._array import array_namespace
-from lowrank._operator import as_operator
+from lowrank._operator import as_operator, located
 from lowrank._sharded import of_rows
 from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
@@ -20,33 +19,27 @@ from lowrank.optim._sharding import by_rows
 
 
 def refreshed(
-    weights: Sequence[Weight],
-    states: Sequence[dict[str, Any]],
-    group: dict[str, Any],
-    offsets: Sequence[float],
-    inner: Inner,
-    *,
-    stacked: bool,
+    weights: Sequence[Weight], states: Sequence[dict[str, Any]], inner: Inner, *, stacked: bool
 ) -> list[dict[str, Any]]:
     """Copies of the states for this step, with new bases where a refresh is due.
 
-    An offset, from 0 to 1, is the time of the first refresh after the first step, in units of
-    `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
+    The offset of a weight, from 0 to 1, is the time of the first refresh after the first step, in
+    units of `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
     """
     found, due = [], []
-    every = group["refresh_every"]
-    for weight, before, offset in zip(weights, states, offsets, strict=True):
+    every, average = weights[0].group["refresh_every"], weights[0].group["average"]
+    for weight, before in zip(weights, states, strict=True):
         state = dict(before)
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
         if "began" not in state:  # a state saved by an earlier version
             state["began"] = steps - int(state.get("step", steps))
-        if group["average"] > 0.0:
-            _sketch(weight, group, state)
+        if average > 0.0:
+            _sketch(weight, average, state)
         else:
             state.pop("sketch", None)
         if old is None or steps >= state["next_refresh"]:
-            wait = every if old is not None else max(1, int(offset * every))
+            wait = every if old is not None else max(1, int(weight.offset * every))
             state["next_refresh"] = steps + wait
             due.append((weight, state, steps))
         found.append(state)
@@ -60,24 +53,19 @@ def refreshed(
         return steps, None if old is None else old.shape, join_key(state)
 
     for part in stacks.grouped_by(due, kind):
-        _refresh([weight for weight, *_ in part], [state for _, state, _ in part], group, inner)
+        _refresh([weight for weight, *_ in part], [state for _, state, _ in part], inner)
     return found
 
 
-def _refresh(
-    weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any], inner: Inner
-) -> None:
+def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
     """Put new bases into states that can be joined, and transport the rest of each state."""
-    first, step = weights[0], states[0]["updates"] - 1
+    first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
     stacked = len(weights) > 1
     old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
     bases: Any = None
     if stacked:
         G: Any = stacks.gradients(weights, stacked=True)
-        A = SimpleNamespace(
-            xp=array_namespace(G), device=G.device, dtype=G.dtype, shape=G.shape,
-            matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y,
-        )  # fmt: skip
+        A = located(G, G.shape, matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y)
         draws = [source(weight.policy, A, step) for weight in weights]
 
         def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
@@ -137,16 +125,16 @@ def found_basis(
     return by_rows(Q if along_k is None else along_k.part(Q))
 
 
-def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> None:
+def _sketch(weight: Weight, average: float, state: dict[str, Any]) -> None:
     """Update the running average of ``G Ω``, for a test matrix Ω that never changes."""
-    width = min(weight.rank + group["oversampling"], weight.k)
+    width = min(weight.rank + weight.policy.oversampling, weight.k)
     xp, device = array_namespace(weight.data), weight.parameter.device
-    numbers = np.random.SeedSequence([group["seed"], weight.index])
+    numbers = np.random.SeedSequence([weight.policy.seed, weight.index])
     draw = gaussian_source(numbers, xp, device, purpose="average")
     Omega: Any = draw((weight.M, width), weight.dtype)
     Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
     Y = weight.sum_M(stacks.product(weight.oriented(weight.gradient), Omega))
     old = state.get("sketch")
     if old is not None and old.shape == Y.shape:
-        Y = torch.lerp(Y, old, group["average"])
+        Y = torch.lerp(Y, old, average)
     state["sketch"] = Y

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._options import DEFAULTS, Weight, parse, weight_of
+from lowrank.optim._options import DEFAULTS, parse, weight_of
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,13 @@ class Groups(list[dict[str, Any]]):
         for group in self:
             options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                rows.append(_row(name, parameter, weight_of(options, parameter, index)))
+                weight = weight_of(options, parameter, index)
+                item = parameter if weight is None else weight
+                whole = here = 2 * parameter.numel() * item.dtype.itemsize
+                if weight is not None:
+                    here = weight.adam_bytes(weight.rank)
+                rank = None if weight is None else weight.rank
+                rows.append(Row(name, tuple(parameter.shape), rank, here, whole))
                 index += 1
         return Report(tuple(rows))
 
@@ -193,12 +199,3 @@ def _matches(patterns: Patterns, name: str, parameter: torch.nn.Parameter) -> bo
         return bool(patterns(name, parameter))
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return parameter.ndim >= 2 and any(re.search(pattern, name) for pattern in patterns)
-
-
-def _row(name: str, parameter: torch.Tensor, weight: Weight | None) -> Row:
-    if weight is None:
-        whole = 2 * parameter.numel() * parameter.element_size()
-        return Row(name, tuple(parameter.shape), None, whole, whole)
-    size, r = weight.dtype.itemsize, weight.rank
-    whole = 2 * weight.k * weight.M * size
-    return Row(name, tuple(parameter.shape), r, (r * weight.k + 2 * r * weight.M) * size, whole)

@@ -264,22 +264,24 @@ def add_to_weights(
     X: torch.Tensor | None,
     G: Matrices,
     *,
-    kept: Any = 1.0,
     t: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
     states: Sequence[dict[str, Any]],
-    group: dict[str, Any],
 ) -> None:
-    """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, by the group's `rounding`.
+    """``W ← (1 − lr · weight_decay) W + Q X − diag(rows) G diag(t)``, rounded once, as `rounding`.
 
     A stack G must already be ``diag(rows) G``. Without Q and X, ``diag(t)`` is one. With
     compensated rounding, the rounding error is stored as `compensation` in the state, in the
     weight's dtype, and is added in the next step. (N. J. Higham, Accuracy and Stability of
     Numerical Algorithms, 2nd ed. 2002, doi:10.1137/1.9780898718027, Section 4.3.)
     """
-    first = weights[0]
+    first, group = weights[0], weights[0].group
+    lr, decay = group.get("lr"), group.get("weight_decay")
+    if decay and lr is None:  # an optimizer that chooses its rate itself
+        raise ValueError("`weight_decay` is a multiple of `lr`: give a number for `lr`, got None.")
+    kept = 1.0 - lr * decay if decay else 1.0
     kind = first.parameter.dtype
-    rounding = group["rounding"] if kind != first.dtype else "nearest"
+    rounding = first.rounding
     lost: list[Any] = [None] * len(weights)
     if rounding == "compensated":
         for weight, state in zip(weights, states, strict=True):
@@ -306,7 +308,7 @@ def add_to_weights(
 
     noise: list[torch.Generator] = []
     if rounding == "stochastic":
-        noise = [_noise(*pair, group["seed"]) for pair in zip(weights, states, strict=True)]
+        noise = [_noise(*pair) for pair in zip(weights, states, strict=True)]
     if isinstance(G, torch.Tensor):
         data = [weight.data for weight in weights]
         whole = stack_of(data, first.dtype)
@@ -345,10 +347,10 @@ def as_stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
     return Q if isinstance(Q, torch.Tensor) else stack_of(Q)
 
 
-def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
+def _noise(weight: Weight, state: dict[str, Any]) -> torch.Generator:
     """A generator seeded by the seed, the step, the index of a weight, and its shard."""
     blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
-    numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.position
+    numbers = weight.policy.seed, int(step), weight.index, 0 if blocks is None else blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
     seed = int.from_bytes(digest, "little")
     return torch.Generator(weight.parameter.device).manual_seed(seed)

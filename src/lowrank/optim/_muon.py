@@ -3,12 +3,9 @@
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from lowrank._array import array_namespace
 from lowrank._panel import orthonormal
-from lowrank._sketch import gaussian_source
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
@@ -209,14 +206,11 @@ class LowRankMuon(LowRankOptimizer):
 
 def _initial_state(weight: Weight) -> dict[str, Any]:
     """The state before the first step: a zero momentum, and random columns instead of a basis."""
-    kept, device = weight.kept, weight.parameter.device
-    numbers = np.random.SeedSequence([weight.policy.seed, weight.index])
-    draw = gaussian_source(numbers, array_namespace(weight.data), device, purpose="momentum")
-    Omega: Any = draw((weight.k, weight.rank), weight.dtype)
+    Omega = weight.drawn(weight.rank, "momentum", long=False)
     return {
         "step": 0,
-        "basis": Omega.to(kept),
-        "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=kept),
+        "basis": Omega.to(weight.kept),
+        "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=weight.kept),
         "ratio": Omega.new_ones(()),
         "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
     }

@@ -1,33 +1,33 @@
 """The options of a parameter group: checks, and how they apply to a parameter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
+from lowrank._array import array_namespace
 from lowrank._check import as_count
 from lowrank._sharded import Rows
+from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace
 from lowrank.optim._sharding import by_rows, local, rows_of
 
+# Options of `compress.Subspace`, with their defaults there.
+OF_SUBSPACES: dict[str, Any] = {
+    field.name: field.default for field in fields(Subspace) if field.name not in ("index", "basis")
+}
 DEFAULTS: dict[str, Any] = {
-    "rank": None,
-    "energy": None,
-    "max_rank": None,
+    **OF_SUBSPACES,
     "refresh_every": 200,
     "residual": "scaled",
     "random_fraction": 0.5,
     "transport": "rotate",
-    "power_iterations": 1,
-    "oversampling": 8,
-    "warm_start": False,
     "average": 0.0,
     "scale": 1.0,
-    "side": None,
     "state_dtype": None,
     "rounding": "nearest",
-    "seed": 0,
     "skipped_steps": 0,
 }
 CHOICES = {
@@ -48,14 +48,7 @@ OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
 # Options of the whole optimizer, not of a group.
 OF_ALL = ("nonfinite", "temporary_bytes", "budget_bytes")
 # Options that the plan of the work depends on; all others are read at each step.
-PLANNED = (
-    *("rank", "energy", "max_rank", "random_fraction", "power_iterations", "oversampling", "seed"),
-    *("warm_start", "side", "state_dtype", "rounding", "update_proj_gap", "proj_type"),
-)
-# Options with the same names in `compress.Subspace`.
-OF_SUBSPACES = (
-    *("energy", "random_fraction", "power_iterations", "oversampling", "warm_start", "seed"),
-)
+PLANNED = (*OF_SUBSPACES, "state_dtype", "rounding", "update_proj_gap", "proj_type")
 # Options of LowRank and AdamW that the other low-rank optimizers reject.
 OF_LOWRANK = (
     *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
@@ -183,6 +176,13 @@ class Weight:
         """Bytes of a basis of r columns, and of two numbers per coordinate."""
         return (r * self.k + 2 * r * self.M) * self.dtype.itemsize
 
+    def drawn(self, columns: int, purpose: str, *, long: bool) -> Any:
+        """A Gaussian matrix with M rows if `long`, or k, which depends on seed and index only."""
+        numbers = np.random.SeedSequence([self.policy.seed, self.index])
+        xp, device = array_namespace(self.data), self.parameter.device
+        draw = gaussian_source(numbers, xp, device, purpose=purpose)
+        return draw((self.M if long else self.k, columns), self.dtype)
+
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """A tensor with the shape of the parameter, as a k×M matrix; a view if possible."""
         X = X.flatten(1)
@@ -226,8 +226,7 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             allowed = ", ".join(map(repr, choices))
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
-    if not 0.0 <= chosen["average"] < 1.0:
-        raise ValueError(f"`average` must be from 0 to below 1, got {chosen['average']!r}.")
+    check_betas(chosen, ("average",))
     if wants_compression(chosen):
         _policy(chosen, None, 0)
     return group
@@ -239,13 +238,14 @@ def wants_compression(group: dict[str, Any]) -> bool:
 
 
 def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
+    options = {**{name: group[name] for name in OF_SUBSPACES}, "side": side, "index": index}
     if group["rank"] == 0:  # no bases
-        group = {**group, "rank": 1}
-    return Subspace(
-        rank=None if group["energy"] is not None else group["rank"],
-        max_rank=group["rank"] if group["max_rank"] is None else group["max_rank"],
-        side=side, index=index, **{name: group[name] for name in OF_SUBSPACES},
-    )  # fmt: skip
+        options["rank"] = 1
+    if options["max_rank"] is None:
+        options["max_rank"] = options["rank"]
+    if options["energy"] is not None:
+        options["rank"] = None
+    return Subspace(**options)
 
 
 def weight_of(

@@ -4,13 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
-from lowrank._array import array_namespace
 from lowrank._operator import as_operator, located
 from lowrank._sharded import of_rows
-from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, inner_state, join_key, transported
@@ -62,7 +59,6 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
     first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
     stacked = len(weights) > 1
     old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
-    bases: Any = None
     if stacked:
         G: Any = stacks.gradients(weights, stacked=True)
         A = located(G, G.shape, matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y)
@@ -72,7 +68,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
             return stacks.stack_of([one(shape, dtype) for one in draws])
 
         old = None if old is None else stacks.stack_of(old)
-        bases = new_basis(replace(first.policy, basis=old), A, step, draw)
+        bases: Any = new_basis(replace(first.policy, basis=old), A, step, draw)
         new = stacks.write(bases, [None] * len(weights))
     else:
         G = stacks.gradients(weights, stacked=False)
@@ -80,6 +76,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
         if sketch is not None:
             policy = replace(policy, side="left", power_iterations=0, warm_start=False)
         new = [found_basis(first, policy, sketch, step=step)]
+        bases = new[0].unsqueeze(0)
     keeps = group["transport"] == "keep" and old is not None and old[0].shape == new[0].shape
     if old is not None and not keeps:
         before = [inner_state(state) for state in states]
@@ -89,9 +86,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
             squares = first.shard(first.sum_k(stacks.column_squares(G, R.dtype)))
             outside = (squares - stacks.column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            C = first.sum_k(
-                (stacks.stack_of(new) if bases is None else bases).mT @ stacks.as_stack(old)
-            )
+            C = first.sum_k(bases.mT @ stacks.as_stack(old))
             after = transported(inner, before, C, group, outside)
             if after is None:
                 inner.warn_of_reset(before[0])
@@ -128,10 +123,7 @@ def found_basis(
 def _sketch(weight: Weight, average: float, state: dict[str, Any]) -> None:
     """Update the running average of ``G Ω``, for a test matrix Ω that never changes."""
     width = min(weight.rank + weight.policy.oversampling, weight.k)
-    xp, device = array_namespace(weight.data), weight.parameter.device
-    numbers = np.random.SeedSequence([weight.policy.seed, weight.index])
-    draw = gaussian_source(numbers, xp, device, purpose="average")
-    Omega: Any = draw((weight.M, width), weight.dtype)
+    Omega = weight.drawn(width, "average", long=True)
     Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
     Y = weight.sum_M(stacks.product(weight.oriented(weight.gradient), Omega))
     old = state.get("sketch")

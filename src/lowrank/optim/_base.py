@@ -13,13 +13,13 @@ from lowrank.optim._options import Weight, check_betas
 from lowrank.optim._planned import Planned
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import align
-from lowrank.optim._stacks import are_finite, write
+from lowrank.optim._stacks import are_finite, grouped_by, write
 
 
 class LowRankOptimizer(Planned):
     """A torch optimizer that compresses the state of some weights.
 
-    Subclasses step the compressed weights in `_step_chunk`. The inner optimizer steps all others.
+    Subclasses step the compressed weights in `_step_together`; the inner optimizer steps all others.
     """
 
     _compiles = False  # whether compiled code calls the step
@@ -27,8 +27,23 @@ class LowRankOptimizer(Planned):
 
     # -- what subclasses define ---------------------------------------------------------------
 
-    def _step_chunk(self, chunk: Chunk, weights: list[Weight]) -> None:
-        """Step weights that have gradients."""
+    def _begun(self, chunk: Chunk, weights: list[Weight]) -> list[dict[str, Any]]:  # noqa: ARG002
+        """Copies of the states of weights for this step."""
+        return [dict(self.state.get(w.parameter) or self._initial_state(w)) for w in weights]
+
+    @staticmethod
+    def _initial_state(weight: Weight) -> dict[str, Any]:
+        """The state of a weight before the first step."""
+        raise NotImplementedError
+
+    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
+        """Equal for weights that are stepped together."""
+        return state["step"]
+
+    def _step_together(
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
+    ) -> None:
+        """Step weights of one kind that have gradients."""
         raise NotImplementedError
 
     def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:  # noqa: ARG002
@@ -167,7 +182,9 @@ class LowRankOptimizer(Planned):
             weights = [weight for weight in worker.weights if weight.parameter.grad is not None]
             if weights:
                 check_betas(weights[0].group, self._betas)
-                self._step_chunk(worker, weights)
+                pairs = zip(weights, self._begun(worker, weights), strict=True)
+                for part in grouped_by(pairs, lambda pair: self._kind(worker, *pair)):
+                    self._step_together(worker, [w for w, _ in part], [state for _, state in part])
             return
         worker.state = self.state
         for group in worker.param_groups:

@@ -22,6 +22,9 @@ class Chunk:
 
     weights: list[Weight]
     stacked: bool  # whether their gradients form one tensor
+    # The optimizer of their coordinates, if any; its proxies are empty between steps.
+    optimizer: Any = None
+    joins: bool = False  # whether one proxy holds the coordinates of all weights
 
 
 def similar_weights(

@@ -1,7 +1,6 @@
 """Any torch optimizer, with its state on low-rank subspaces of the gradients."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -14,14 +13,6 @@ from lowrank.optim._options import OWN_STATE, Weight
 from lowrank.optim._refresh import refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
-
-
-@dataclass(frozen=True)
-class ChunkOfCoordinates(Chunk):
-    """A chunk with the optimizer of its coordinates, whose proxies are empty between steps."""
-
-    optimizer: torch.optim.Optimizer
-    joins: bool  # whether one proxy holds the coordinates of all weights
 
 
 class LowRank(LowRankOptimizer):
@@ -213,27 +204,23 @@ class LowRank(LowRankOptimizer):
             torch.nn.Parameter(torch.zeros(1, 1, dtype=weight.dtype, device=weight.data.device))
             for weight in weights
         ]
-        optimizer = self._inner.new(list(proxies))
+        optimizer = self._inner.new(proxies)
         optimizer.state.clear()
         for proxy in proxies:
             proxy.data = proxy.data.new_empty(0)
         joins = stacked and self._inner.is_elementwise(weights[0].data.device)
-        return ChunkOfCoordinates(weights, stacked, optimizer, joins)
+        return Chunk(weights, stacked, optimizer, joins)
 
-    def _step_chunk(self, chunk: Any, weights: list[Weight]) -> None:
+    def _begun(self, chunk: Chunk, weights: list[Weight]) -> list[dict[str, Any]]:
         self._inner.set_options(chunk.optimizer.param_groups[0], weights[0].group, weight_decay=0.0)
         before = [self.state.get(weight.parameter, {}) for weight in weights]
-        states = refreshed(weights, before, self._inner, stacked=chunk.stacked)
+        return refreshed(weights, before, self._inner, stacked=chunk.stacked)
 
-        def kind(pair: tuple[Weight, dict[str, Any]]) -> Any:
-            _, state = pair
-            return state["basis"].shape, join_key(state) if chunk.joins else None
-
-        for part in stacks.grouped_by(zip(weights, states, strict=True), kind):
-            self._step_together(chunk, [w for w, _ in part], [state for _, state in part])
+    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
+        return state["basis"].shape, join_key(state) if chunk.joins else None
 
     def _step_together(
-        self, chunk: ChunkOfCoordinates, weights: list[Weight], states: list[dict[str, Any]]
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
     ) -> None:
         """Step weights with bases of one rank: step ``R = QᵀG``, and add ``Q·(change of R)``."""
         first, bases = weights[0], [state["basis"] for state in states]
@@ -276,16 +263,10 @@ class LowRank(LowRankOptimizer):
         squares, residual = stacks.column_squares, stacks.change_of_weight
         rate = 1.0 if group.get("lr") is None else group["lr"]
         if self._compiles and first.blocks is None:
-            squares, residual = (
-                stacks.compiled(stacks.column_squares),
-                stacks.compiled(stacks.change_of_weight),
-            )
+            squares, residual = map(stacks.compiled, (squares, residual))
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
-        if isinstance(G, list):
-            whole = torch.stack([squares(matrix, R.dtype) for matrix in G])
-        else:
-            whole = squares(G, R.dtype)
+        whole = stacks.of_stacks(lambda X: squares(X, R.dtype), G)
         for state in states:
             if "residual_norm" not in state:
                 state["residual_norm"] = R.new_zeros(())

@@ -147,31 +147,33 @@ class LowRankMomentum(LowRankOptimizer):
         k, M, r = weight.k, weight.M, weight.rank
         return {"basis": (k, r), "exp_avg": (r, M), "row_sq": (k,), "col_sq": (M,), "step": ()}
 
-    def _step_chunk(self, chunk: Chunk, weights: list[Weight]) -> None:
-        every = weights[0].group["refresh_every"]
+    @staticmethod
+    def _initial_state(weight: Weight) -> dict[str, Any]:
+        """A zero momentum, with a basis of the gradient."""
+        basis = found_basis(weight, weight.policy)
+        k, M = weight.here
+        return {
+            "step": 0,
+            "basis": basis,
+            "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=weight.kept),
+            "row_sq": basis.new_zeros(k),
+            "col_sq": basis.new_zeros(M),
+        }
 
-        def kind(weight: Weight) -> tuple[int, bool, Any]:
-            state = self.state.get(weight.parameter, {})
-            step = state.get("step", 0) + 1
-            renew = (step + int(weight.offset * every)) % every == 0
-            return step, renew and step > 1, state["basis"].shape if state else None
-
-        for part in stacks.grouped_by(weights, kind):
-            step, renew, _ = kind(part[0])
-            self._step_together(part, step, renew=renew, stacked=chunk.stacked)
+    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
+        step, every = state["step"] + 1, weight.group["refresh_every"]
+        renew = step > 1 and (step + int(weight.offset * every)) % every == 0
+        return step, renew, state["basis"].shape
 
     def _step_together(
-        self, weights: list[Weight], step: int, *, renew: bool, stacked: bool
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
     ) -> None:
         """Step weights with the same number of steps; all get a new basis if `renew`, or none."""
         first, group = weights[0], weights[0].group
         beta, square_beta = group["betas"]
-        if step == 1:
-            states = [_initial_state(weight) for weight in weights]
-        else:
-            states = [dict(self.state[weight.parameter]) for weight in weights]
+        step, renew, _ = self._kind(chunk, first, states[0])
         dtype = first.dtype
-        G = stacks.gradients(weights, stacked=stacked)
+        G = stacks.gradients(weights, stacked=chunk.stacked)
         P, M = (
             stacks.stack_of([state[name] for state in states], dtype)
             for name in ("basis", "exp_avg")
@@ -217,20 +219,7 @@ class LowRankMomentum(LowRankOptimizer):
         if not renew:
             del new["basis"]
         # a CPU makes new tensors, a GPU writes to the existing ones
-        self._keep(weights, states, new, in_place=stacked)
-
-
-def _initial_state(weight: Weight) -> dict[str, Any]:
-    """The state before the first step, with a basis of the gradient."""
-    basis = found_basis(weight, weight.policy)
-    k, M = weight.here
-    return {
-        "step": 0,
-        "basis": basis,
-        "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=weight.kept),
-        "row_sq": basis.new_zeros(k),
-        "col_sq": basis.new_zeros(M),
-    }
+        self._keep(weights, states, new, in_place=chunk.stacked)
 
 
 def _basis(
@@ -242,7 +231,7 @@ def _basis(
     if first.along_M is not None:
         sizes = first.sum_M(sizes.square()).sqrt()
     R = (M / torch.where(sizes > 0, sizes, 1.0)).mT
-    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.products(G, R))
+    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R))
     Y.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, Q, C), alpha=beta)
     if first.along_k is None:
         found = stacks.of_stacks(orthonormal, Y)

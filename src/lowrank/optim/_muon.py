@@ -10,7 +10,7 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight
-from lowrank.optim._stacks import add_to_weights, grouped_by, of_stacks, stack_of
+from lowrank.optim._stacks import add_to_weights, of_stacks, stack_of
 
 NAME = "Muon, momentum of low rank"
 # Coefficients of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024); number of steps.
@@ -154,14 +154,23 @@ class LowRankMuon(LowRankOptimizer):
         rows = (weight.parameter.shape[0],)
         return {"basis": (k, r), "exp_avg": (r, M), "row_sq": rows, "ratio": (), "step": ()}
 
-    def _step_chunk(self, chunk: Chunk, weights: list[Weight]) -> None:
-        del chunk
-        states = [dict(self.state.get(w.parameter) or _initial_state(w)) for w in weights]
-        for part in grouped_by(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
-            self._step_together([weight for weight, _ in part], [state for _, state in part])
+    @staticmethod
+    def _initial_state(weight: Weight) -> dict[str, Any]:
+        """A zero momentum, and random columns instead of a basis."""
+        Omega = weight.drawn(weight.rank, "momentum", long=False)
+        return {
+            "step": 0,
+            "basis": Omega.to(weight.kept),
+            "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=weight.kept),
+            "ratio": Omega.new_ones(()),
+            "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
+        }
 
-    def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
+    def _step_together(
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
+    ) -> None:
         """Step weights with the same number of steps."""
+        del chunk
         first, group, step = weights[0], weights[0].group, states[0]["step"] + 1
         beta = group["momentum"]
         G = _gradients(weights)
@@ -202,18 +211,6 @@ class LowRankMuon(LowRankOptimizer):
         P, R = Q.to(first.kept), R.to(first.kept)
         new = {"basis": P, "exp_avg": R, "ratio": ratio, "row_sq": squares}
         self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
-
-
-def _initial_state(weight: Weight) -> dict[str, Any]:
-    """The state before the first step: a zero momentum, and random columns instead of a basis."""
-    Omega = weight.drawn(weight.rank, "momentum", long=False)
-    return {
-        "step": 0,
-        "basis": Omega.to(weight.kept),
-        "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=weight.kept),
-        "ratio": Omega.new_ones(()),
-        "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
-    }
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:

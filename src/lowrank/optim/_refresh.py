@@ -58,7 +58,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
     """Put new bases into states that can be joined, and transport the rest of each state."""
     first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
     stacked = len(weights) > 1
-    old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
+    olds: Any = [state["basis"] for state in states] if "basis" in states[0] else None
     if stacked:
         G: Any = stacks.gradients(weights, stacked=True)
         A = located(G, G.shape, matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y)
@@ -67,12 +67,13 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
         def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
             return stacks.stack_of([one(shape, dtype) for one in draws])
 
-        old = None if old is None else stacks.stack_of(old)
+        old: Any = olds and stacks.stack_of(olds)
         bases: Any = new_basis(replace(first.policy, basis=old), A, step, draw)
         new = stacks.write(bases, [None] * len(weights))
     else:
         G = stacks.gradients(weights, stacked=False)
-        policy, sketch = replace(first.policy, basis=old and old[0]), states[0].get("sketch")
+        old = olds and olds[0].unsqueeze(0)
+        policy, sketch = replace(first.policy, basis=olds and olds[0]), states[0].get("sketch")
         if sketch is not None:
             policy = replace(policy, side="left", power_iterations=0, warm_start=False)
         new = [found_basis(first, policy, sketch, step=step)]
@@ -86,7 +87,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
             squares = first.shard(first.sum_k(stacks.column_squares(G, R.dtype)))
             outside = (squares - stacks.column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            C = first.sum_k(bases.mT @ stacks.as_stack(old))
+            C = first.sum_k(bases.mT @ old)
             after = transported(inner, before, C, group, outside)
             if after is None:
                 inner.warn_of_reset(before[0])

@@ -19,7 +19,8 @@ from lowrank.optim._stacks import are_finite, grouped_by, write
 class LowRankOptimizer(Planned):
     """A torch optimizer that compresses the state of some weights.
 
-    Subclasses step the compressed weights in `_step_together`; the inner optimizer steps all others.
+    Subclasses step the compressed weights in `_step_together`. The inner optimizer steps all
+    others.
     """
 
     _compiles = False  # whether compiled code calls the step
@@ -143,15 +144,15 @@ class LowRankOptimizer(Planned):
             raise RuntimeError(
                 "step_in_backward is already active; call close() on what it returned first."
             )
-        world = torch.distributed.is_available() and torch.distributed.is_initialized()
-        if world and torch.distributed.get_world_size() > 1:
-            plain = [name for p, name in self._names().items() if not hasattr(p, "placements")]
-            if plain:
-                raise RuntimeError(
-                    f"parameter {plain[0]} is not a DTensor, and there are "
-                    f"{torch.distributed.get_world_size()} processes: its gradient would be used "
-                    "before it is averaged over them. Call step() after the backward pass."
-                )
+        several = torch.distributed.is_available() and torch.distributed.is_initialized()
+        processes = torch.distributed.get_world_size() if several else 1
+        plain = [name for p, name in self._names().items() if not hasattr(p, "placements")]
+        if processes > 1 and plain:
+            raise RuntimeError(
+                f"parameter {plain[0]} is not a DTensor, and there are {processes} processes: its "
+                "gradient would be used before it is averaged over them. Call step() after the "
+                "backward pass."
+            )
 
         @torch.compiler.disable  # type: ignore[untyped-decorator]
         @torch.no_grad()

@@ -28,7 +28,7 @@ class Chunk:
 
 
 def similar_weights(
-    weights: list[Weight], *, alone: bool, temporaries: int, copies: int, limit: int | None
+    weights: list[Weight], temporaries: int, copies: int, limit: int | None, *, alone: bool
 ) -> Iterator[tuple[list[Weight], bool]]:
     """Weights of the same group, shape, dtype, device and sharding; whether they form a stack.
 

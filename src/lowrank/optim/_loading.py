@@ -9,6 +9,8 @@ import torch
 from lowrank.optim._options import OWN_STATE, Weight, parse
 from lowrank.optim._sharding import placed_as
 
+Shapes = dict[str, tuple[int, ...]]
+
 
 def copied(value: Any, device: torch.device | None) -> Any:
     """A copy, on `device` if given."""
@@ -57,7 +59,7 @@ def loaded_states(
     groups: list[dict[str, Any]],
     own_groups: list[dict[str, Any]],
     names: dict[torch.Tensor, str],
-    fits: dict[torch.Tensor, tuple[Weight, dict[str, tuple[int, ...]]]],
+    fits: dict[torch.Tensor, tuple[Weight, Shapes]],
 ) -> defaultdict[Any, Any]:
     """Copies of the saved states; a ValueError unless they fit the parameters and their ranks.
 
@@ -86,10 +88,7 @@ def loaded_states(
 
 
 def _wrong(
-    saved: dict[str, Any],
-    parameter: torch.Tensor,
-    weight: Weight | None,
-    shapes: dict[str, tuple[int, ...]],
+    saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None, shapes: Shapes
 ) -> str | None:
     basis, wanted = saved.get("basis"), tuple(parameter.shape)
     if (basis is None) != (weight is None) and saved:

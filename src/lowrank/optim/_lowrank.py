@@ -266,17 +266,15 @@ class LowRank(LowRankOptimizer):
             squares, residual = map(stacks.compiled, (squares, residual))
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
-        whole = stacks.of_stacks(lambda X: squares(X, R.dtype), G)
+        whole = first.sum_k(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
         for state in states:
             if "residual_norm" not in state:
                 state["residual_norm"] = R.new_zeros(())
         norms = [state["residual_norm"] for state in states]
         total = None if first.columns is None else first.columns.sum
-        sign = -1.0 if group.get("maximize") else 1.0
-        X, t, sizes = residual(
-            change, R, first.shard(first.sum_k(whole)), first.k, rate, sign, group["scale"],
-            stacks.stack_of(norms), total,
-        )  # fmt: skip
+        sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]
+        whole, before = first.shard(whole), stacks.stack_of(norms)
+        X, t, sizes = residual(change, R, whole, first.k, rate, sign, scale, before, total)
         torch._foreach_copy_(norms, list(sizes.unbind()))
         return first.gather(X), first.gather(t.unsqueeze(-2)).squeeze(-2)
 

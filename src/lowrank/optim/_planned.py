@@ -198,13 +198,8 @@ class Planned(torch.optim.Optimizer):
                     self.state[p] = state
             self._made.append(optimizer)
             self._worker_of.update((p, optimizer) for p, _ in part)
-        for same, stacked in similar_weights(
-            weights,
-            alone=alone,
-            temporaries=self._temporaries,
-            copies=self._copies,
-            limit=self.temporary_bytes,
-        ):
+        arrays = self._temporaries, self._copies, self.temporary_bytes
+        for same, stacked in similar_weights(weights, *arrays, alone=alone):
             chunk = self._chunk(same, stacked=stacked)
             self._made.append(chunk)
             self._worker_of.update((weight.parameter, chunk) for weight in same)

@@ -149,9 +149,7 @@ def weighted_column_squares(G: Matrices, a: torch.Tensor) -> torch.Tensor:
 
 
 def slices(length: int, X: torch.Tensor) -> list[slice]:
-    count = PIECES
-    if X.device.type != "cpu":
-        count = min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
+    count = PIECES if X.is_cpu else min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
     width = max(1, -(-length // max(1, count)))
     return [slice(start, start + width) for start in range(0, max(1, length), width)]
 

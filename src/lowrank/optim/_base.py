@@ -193,16 +193,11 @@ class LowRankOptimizer(Planned):
         worker.step()
 
     def _keep(
-        self,
-        weights: list[Weight],
-        states: list[dict[str, Any]],
-        new: dict[str, torch.Tensor],
-        *,
-        in_place: bool,
+        self, weights: list[Weight], states: list[dict[str, Any]], new: dict[str, torch.Tensor]
     ) -> None:
-        """Store the parts of stacks in states: in their tensors if `in_place`, or in new ones."""
+        """Store the parts of stacks in states: on a CPU in new tensors, else in the old ones."""
         for name, stack in new.items():
-            places = [state.get(name) if in_place else None for state in states]
+            places = [None if stack.is_cpu else state.get(name) for state in states]
             for state, value in zip(states, write(stack, places), strict=True):
                 state[name] = value
         for weight, state in zip(weights, states, strict=True):

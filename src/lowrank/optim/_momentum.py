@@ -218,8 +218,7 @@ class LowRankMomentum(LowRankOptimizer):
         new = {"basis": Q, "exp_avg": X.to(kept), **means}
         if not renew:
             del new["basis"]
-        # a CPU makes new tensors, a GPU writes to the existing ones
-        self._keep(weights, states, new, in_place=chunk.stacked)
+        self._keep(weights, states, new)
 
 
 def _basis(

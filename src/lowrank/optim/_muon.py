@@ -210,7 +210,7 @@ class LowRankMuon(LowRankOptimizer):
         add_to_weights(weights, None, None, U, states=states)
         P, R = Q.to(first.kept), R.to(first.kept)
         new = {"basis": P, "exp_avg": R, "ratio": ratio, "row_sq": squares}
-        self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
+        self._keep(weights, states, new)
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:

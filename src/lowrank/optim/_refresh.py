@@ -38,19 +38,19 @@ def refreshed(
         if old is None or steps >= state["next_refresh"]:
             wait = every if old is not None else max(1, int(weight.offset * every))
             state["next_refresh"] = steps + wait
-            due.append((weight, state, steps))
+            due.append((weight, state))
         found.append(state)
 
-    def kind(item: tuple[Weight, dict[str, Any], int]) -> Any:
-        weight, state, steps = item
-        policy = replace(weight.policy, basis=state.get("basis"))
+    def kind(item: tuple[Weight, dict[str, Any]]) -> Any:
+        weight, state = item
+        old = state.get("basis")
+        policy = replace(weight.policy, basis=old)
         if not stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
             return weight.index
-        old = state.get("basis")
-        return steps, None if old is None else old.shape, join_key(state)
+        return state["updates"], None if old is None else old.shape, join_key(state)
 
     for part in stacks.grouped_by(due, kind):
-        _refresh([weight for weight, *_ in part], [state for _, state, _ in part], inner)
+        _refresh([weight for weight, _ in part], [state for _, state in part], inner)
     return found
 
 
@@ -94,10 +94,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
         for i, state in enumerate(states):
             for name in before[i]:
                 del state[name]
-            if after is None:
-                state["began"] = step
-            else:
-                state.update(after[i])
+            state.update({"began": step} if after is None else after[i])
     for state, Q in zip(states, new, strict=True):
         state["basis"] = Q
 

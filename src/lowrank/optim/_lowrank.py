@@ -194,11 +194,6 @@ class LowRank(LowRankOptimizer):
     def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:
         return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
 
-    def _refusal(self, weight: Weight) -> str | None:
-        if self._inner.is_elementwise(weight.parameter.device):
-            return None
-        return f"DTensor, but {self._inner.name} is not elementwise, so its state cannot be sharded"
-
     def _chunk(self, weights: list[Weight], *, stacked: bool) -> Chunk:
         proxies = [
             torch.nn.Parameter(torch.zeros(1, 1, dtype=weight.dtype, device=weight.data.device))

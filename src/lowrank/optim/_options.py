@@ -151,7 +151,7 @@ class Weight:
         """The inverse of `shard`: all columns, from all processes."""
         return X if self.shared is None else self.shared.gather(X.mT).mT
 
-    def _spread(self, name: str, X: Any) -> tuple[Rows | None, int]:
+    def _cut(self, name: str, X: Any) -> tuple[Rows | None, int]:
         """How a tensor of state is sharded over processes, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
             return None, 0
@@ -161,12 +161,12 @@ class Weight:
 
     def saved(self, name: str, X: Any) -> Any:
         """A tensor of state for a checkpoint: a DTensor if it is sharded."""
-        blocks, dim = self._spread(name, X)
+        blocks, dim = self._cut(name, X)
         return X if blocks is None else blocks.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
         """The part of a tensor in a checkpoint that belongs to this process."""
-        blocks, dim = self._spread(name, X)
+        blocks, dim = self._cut(name, X)
         if blocks is not None and blocks.holds(X, dim):
             return by_rows(local(X))
         X = X.full_tensor() if hasattr(X, "full_tensor") else X

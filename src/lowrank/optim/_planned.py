@@ -37,7 +37,6 @@ class Planned(torch.optim.Optimizer):
     _least_rank = 1
     _rank_stays = True  # whether the state is reset if the rank changes
     _made: list[Chunk | torch.optim.Optimizer]
-    _worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer]
     _seen: Any
 
     def __init__(self, params: Any, inner: Inner, given: dict[str, Any], name: str) -> None:
@@ -70,10 +69,6 @@ class Planned(torch.optim.Optimizer):
         """Bytes of the state of a parameter at rank r, without the compensation of rounding."""
         return weight.adam_bytes(r)
 
-    def _refusal(self, weight: Weight) -> str | None:  # noqa: ARG002
-        """Why a sharded weight can't be compressed; None if it can be."""
-        return None
-
     # -- groups -------------------------------------------------------------------------------
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -99,10 +94,13 @@ class Planned(torch.optim.Optimizer):
             wrong = None
             if getattr(parameter, "_is_flat_param", False):
                 wrong = "FlatParameter of FSDP1: several weights in one vector, which has no rank"
-            elif hasattr(parameter, "placements"):
-                weight = weight_of(group, parameter, 0)
-                if weight is not None:
-                    wrong = unfit_placements(parameter) or self._refusal(weight)
+            elif hasattr(parameter, "placements") and weight_of(group, parameter, 0) is not None:
+                wrong = unfit_placements(parameter)
+                if wrong is None and not self._inner.is_elementwise(parameter.device):
+                    wrong = (
+                        f"DTensor, but {self._inner.name} is not elementwise, so its state cannot "
+                        "be sharded"
+                    )
             if wrong is not None:
                 raise TypeError(
                     f"a parameter is a {wrong}; keep the weights whole on every process, as "
@@ -187,7 +185,8 @@ class Planned(torch.optim.Optimizer):
                     del self.state[p]
                 if now is None:
                     others.append((p, group))
-        self._made, self._worker_of = [], {}
+        made: list[Chunk | torch.optim.Optimizer] = []
+        worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer] = {}
         for part in grouped_by(others, lambda pair: pair[0] if alone else None):
             groups = grouped_by(part, lambda pair: id(pair[1]))
             optimizer = self._inner.new(
@@ -196,12 +195,12 @@ class Planned(torch.optim.Optimizer):
             for p, state in optimizer.state.items():
                 if not self.state.get(p):
                     self.state[p] = state
-            self._made.append(optimizer)
-            self._worker_of.update((p, optimizer) for p, _ in part)
+            made.append(optimizer)
+            worker_of.update((p, optimizer) for p, _ in part)
         arrays = self._temporaries, self._copies, self.temporary_bytes
         for same, stacked in similar_weights(weights, *arrays, alone=alone):
             chunk = self._chunk(same, stacked=stacked)
-            self._made.append(chunk)
-            self._worker_of.update((weight.parameter, chunk) for weight in same)
-        self._seen = seen
-        return self._made
+            made.append(chunk)
+            worker_of.update((weight.parameter, chunk) for weight in same)
+        self._made, self._worker_of, self._seen = made, worker_of, seen
+        return made

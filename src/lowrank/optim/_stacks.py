@@ -109,12 +109,12 @@ def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
     """Sums of the squares of the columns of matrices, computed in `dtype`."""
     if isinstance(X, list):
         return torch.stack([column_squares(matrix, dtype) for matrix in X])
-    on_cpu = X.device.type == "cpu"
-    if torch.compiler.is_compiling() or (on_cpu and X.numel() <= CACHED):
-        return X.to(dtype).square().sum(-2)
-    along_columns = X.stride(-2) == 1
-    if not on_cpu or (along_columns and X.dtype == dtype):
+    compiling = torch.compiler.is_compiling()
+    along_columns = not compiling and X.stride(-2) == 1
+    if not (compiling or X.is_cpu) or (along_columns and X.dtype == dtype):
         return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
+    if compiling or X.numel() <= CACHED:
+        return X.to(dtype).square().sum(-2)
     if along_columns:
         parts = [X[..., columns].to(dtype).square().sum(-2) for _, columns in _pieces(X)]
         return torch.cat(parts, -1)

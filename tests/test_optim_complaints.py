@@ -112,10 +112,10 @@ def test_defect_4_two_optimizers_share_nothing_after_loading():
     before = snapshot(opt)
     train(other, others, 4, start=4)
     same_state(snapshot(opt), before)
-    for mine, theirs in zip(opt.state.values(), other.state.values(), strict=True):
-        for name, value in mine.items():
+    for p, q in zip(params, others, strict=True):
+        for name, value in opt.state[p].items():
             if isinstance(value, torch.Tensor):
-                storage = theirs[name].untyped_storage()
+                storage = other.state[q][name].untyped_storage()
                 assert value.untyped_storage().data_ptr() != storage.data_ptr()
 
 

@@ -1,10 +1,8 @@
 """Chunks: which weights are stepped together, and whether as one stack."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
-
-import torch
 
 from lowrank._check import as_rank
 from lowrank.optim._options import Weight
@@ -22,65 +20,54 @@ TEMPORARY, TEMPORARY_ON_A_GPU = 2**24, 2**28
 class Chunk:
     """Compressed parameters of one group and shape, stepped together."""
 
-    group: int
-    weights: tuple[Weight, ...]
+    weights: list[Weight]
     stacked: bool  # whether their gradients form one tensor
+    # The optimizer of their coordinates, if any; its proxies are empty between steps.
+    optimizer: Any = None
+    joins: bool = False  # whether one proxy holds the coordinates of all weights
 
 
 def similar_weights(
-    weights: list[tuple[int, Weight]], *, alone: bool, as_stacks: bool
-) -> Iterable[tuple[int, list[Weight]]]:
-    """Lists of weights with the same group, shape, dtype, device and sharding."""
+    weights: list[Weight], temporaries: int, copies: int, limit: int | None, *, alone: bool
+) -> Iterator[tuple[list[Weight], bool]]:
+    """Weights of the same group, shape, dtype, device and sharding; whether they form a stack.
 
-    def kind(item: tuple[int, Weight]) -> Any:
-        number, weight = item
+    A step needs `temporaries` arrays of the size of the coordinates, and `copies` of the gradient.
+    `limit` bounds the bytes of temporary arrays.
+    """
+    largest = max((w.parameter.numel() * w.parameter.element_size() for w in weights), default=0)
+
+    def kind(weight: Weight) -> Any:
         p = weight.parameter
-        on_cpu = p.device.type == "cpu" and not as_stacks
+        on_cpu = p.device.type == "cpu" and not copies
         own = weight.index if alone or (on_cpu and weight.policy.energy is not None) else None
         # as views, weights and transposed weights go together; in stacks they do not
         shape = (weight.k, weight.M) if on_cpu else (p.shape, weight.left)
         spread = weight.blocks, weight.blocks is not None and weight.left
-        return number, shape, p.dtype, p.device, spread, own
+        return id(weight.group), shape, p.dtype, p.device, spread, own
 
-    return [(part[0][0], [weight for _, weight in part]) for part in grouped_by(weights, kind)]
-
-
-def plan(
-    first: Weight,
-    group: dict[str, Any],
-    temporaries: int,
-    copies: int,
-    temporary_bytes: int | None,
-    largest: int,
-) -> tuple[bool, int]:
-    """Whether weights like the first are stepped as a stack, and how many at a time.
-
-    A step needs `temporaries` arrays of the size of the coordinates, and `copies` of the gradient.
-    `largest` is the size of the largest weight in bytes.
-    """
-    wide = getattr(torch, group["state_dtype"] or "float16").itemsize
-    size = first.rank * max(first.k, first.M) * max(wide, first.dtype.itemsize) * temporaries
-    on_cpu, limit = first.parameter.device.type == "cpu", temporary_bytes
-    if limit is None:
-        limit = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
-    half = first.parameter.dtype != first.dtype
-    # arrays of the size of the weight: gradient, weight and others
-    arrays = copies + OF_ROUNDING[group["rounding"] if half else "nearest"]
-    whole = size + arrays * first.k * first.M * first.dtype.itemsize
-    stacked = copies > 0 or (not on_cpu and first.blocks is None and whole <= limit)
-    return stacked, max(1, limit // (whole if stacked else size))
+    for same in grouped_by(weights, kind):
+        first, on_cpu, most = same[0], same[0].parameter.device.type == "cpu", limit
+        if most is None:
+            most = max(TEMPORARY, largest) if on_cpu else TEMPORARY_ON_A_GPU
+        wide = max(first.kept.itemsize, first.dtype.itemsize)
+        size = first.rank * max(first.k, first.M) * wide * temporaries
+        # arrays of the size of the weight: gradient, weight and others
+        arrays = copies + OF_ROUNDING[first.rounding]
+        whole = size + arrays * first.k * first.M * first.dtype.itemsize
+        stacked = copies > 0 or (not on_cpu and first.blocks is None and whole <= most)
+        count = max(1, most // (whole if stacked else size))
+        for start in range(0, len(same), count):
+            yield same[start : start + count], stacked
 
 
 def largest_fraction(
-    budget: int, weights: list[tuple[Weight, dict[str, Any]]], bytes_of: Callable[..., int]
+    budget: int, weights: list[Weight], bytes_of: Callable[[Weight, int], int]
 ) -> float:
     """The largest fraction of k, at most 1/2, for which all states fit into the budget in bytes."""
 
     def needed(fraction: float) -> int:
-        return sum(
-            bytes_of(weight, as_rank(fraction, weight.k, "budget_bytes"), group)
-            for weight, group in weights
-        )
+        return sum(bytes_of(w, as_rank(fraction, w.k, "budget_bytes")) for w in weights)
 
     low, high = 0.0, 0.5
     if not weights or needed(high) <= budget:
@@ -94,9 +81,3 @@ def largest_fraction(
             f"{len(weights)} parameters, got {budget:,}."
         )
     return low
-
-
-def parameters_of(worker: Chunk | torch.optim.Optimizer) -> list[torch.Tensor]:
-    if isinstance(worker, Chunk):
-        return [weight.parameter for weight in worker.weights]
-    return [p for group in worker.param_groups for p in group["params"]]

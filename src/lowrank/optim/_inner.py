@@ -2,13 +2,14 @@
 
 import inspect
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 import torch
 
 from lowrank.compress import transport_squares
+from lowrank.optim._loading import copied
 from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE
 from lowrank.optim._stacks import slices, stack_of, write
 
@@ -28,16 +29,14 @@ KNOWN: dict[str, dict[str, Meaning]] = {
     "torch.RMSprop": {"square_avg": "squares", "grad_avg": "mean", **MOMENTUM},
     "torch.Adagrad": {"sum": "sum of squares"},
     "torch.Adafactor": {"row_var": "squares", "col_var": "columns", "variance": "squares"},
-    "transformers.Adafactor": {
-        **ADAM, "exp_avg_sq_row": "squares", "exp_avg_sq_col": "columns",
-    },
+    "transformers.Adafactor": {**ADAM, "exp_avg_sq_row": "squares", "exp_avg_sq_col": "columns"},
     "torchao._AdamBase": ADAM,
     "lion_pytorch.Lion": LION,
     "pytorch_optimizer.Lion": LION,
     "bitsandbytes.Lion": {"state1": "mean"},
     "bitsandbytes.Adam": {"state1": "mean", "state2": "squares"},
     "bitsandbytes.AdamW": {"state1": "mean", "state2": "squares"},
-}  # fmt: skip
+}
 # For each mean of squares, the mean of the same numbers.
 OF_MEANS = {"exp_avg_sq": "exp_avg", "state2": "state1", "square_avg": "grad_avg"}
 # Optimizers whose step is proportional to the size of the weight: their proxies hold QᵀW, not 0.
@@ -70,17 +69,7 @@ class Inner:
     def set_options(self, target: dict[str, Any], group: dict[str, Any], **instead: Any) -> None:
         """Copy options from our `group`, as a scheduler may have set them, to an inner group."""
         for name in self.defaults:
-            value = instead.get(name, group[name])
-            if isinstance(target[name], torch.Tensor) and not isinstance(value, torch.Tensor):
-                value = torch.full_like(target[name], value)  # torchao's rate: on the device
-            target[name] = value
-
-    def knows(self, state: dict[str, Any]) -> bool:
-        """Whether the meaning of all tensors in a state is known."""
-        meant = self.meanings
-        return meant is not None and all(
-            name in meant for name, value in state.items() if is_array(value)
-        )
+            _set(target, name, instead.get(name, group[name]))
 
     def warn_of_reset(self, state: dict[str, Any]) -> None:
         """Warn, once, that the state is reset at refreshes."""
@@ -98,20 +87,18 @@ class Inner:
 def inner_of(make: Callable[..., torch.optim.Optimizer], options: dict[str, Any]) -> Inner:
     """The properties of an optimizer; `make` may be a class, subclass, partial or function."""
     example = make([torch.nn.Parameter(torch.zeros(1, 1))], **options)
+    name, kinds = type(example).__name__, type(example).__mro__
     closure = inspect.signature(example.step).parameters.get("closure")
     if closure is not None and closure.default is closure.empty:
-        raise TypeError(f"{type(example).__name__} cannot be wrapped: its step needs a closure.")
-    clash = sorted({*OWN_NAMES, *DEFAULTS} & set(example.defaults))
-    if clash:
+        raise TypeError(f"{name} cannot be wrapped: its step needs a closure.")
+    if clash := sorted({*OWN_NAMES, *DEFAULTS} & set(example.defaults)):
         raise TypeError(
-            f"{type(example).__name__} cannot be wrapped: its options {', '.join(clash)} have the "
-            "same names as options of LowRank."
+            f"{name} cannot be wrapped: its options {', '.join(clash)} have the same names as "
+            "options of LowRank."
         )
-    kinds = type(example).__mro__
     names = (f"{kind.__module__.partition('.')[0]}.{kind.__name__}" for kind in kinds)
     meanings = next((KNOWN[name] for name in names if name in KNOWN), None)
     sees = any(part in kind.__name__.lower() for kind in kinds for part in SHOWN_THE_WEIGHT)
-    name = type(example).__name__
     return Inner(make, options, name, dict(example.defaults), meanings, sees, bool(example.state))
 
 
@@ -119,6 +106,13 @@ def adamw_of(given: dict[str, Any]) -> Inner:
     """The AdamW for uncompressed parameters, from the arguments of a low-rank optimizer."""
     names = ("lr", "betas", "eps", "weight_decay", "foreach", "fused")
     return inner_of(torch.optim.AdamW, {name: given[name] for name in names})
+
+
+def _set(group: dict[str, Any], name: str, value: Any) -> None:
+    """Set an option, as a tensor if it is one, like torchao's rate: then it is on a device."""
+    if isinstance(group[name], torch.Tensor) and not isinstance(value, torch.Tensor):
+        value = torch.full_like(group[name], value)
+    group[name] = value
 
 
 def is_array(value: Any) -> bool:
@@ -141,10 +135,8 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
         for proxy, part in zip(proxies, parts, strict=True):
             optimizer = make([proxy])
             for group in optimizer.param_groups:  # a warm-up may start with 0
-                if isinstance(group.get("lr"), torch.Tensor):
-                    group["lr"] = torch.full_like(group["lr"], 0.01)
-                elif group.get("lr") is not None:
-                    group["lr"] = 0.01
+                if group.get("lr") is not None:
+                    _set(group, "lr", 0.01)
             for G in part:
                 proxy.grad = G.clone()
                 optimizer.step()
@@ -163,7 +155,6 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
 def step_coordinates(
     inner: Inner,
     optimizer: torch.optim.Optimizer,
-    proxies: Sequence[torch.nn.Parameter],
     values: torch.Tensor,
     grads: torch.Tensor,
     states: list[dict[str, Any]],
@@ -175,6 +166,7 @@ def step_coordinates(
     If `stacked`, one proxy holds all values, and their states must have one `join_key`. Otherwise
     there is one proxy for each.
     """
+    proxies = [proxy for group in optimizer.param_groups for proxy in group["params"]]
     initial, parts = states, (list(values), list(grads))
     if stacked:
         initial, parts = [_joined(states)], ([values], [grads])
@@ -218,13 +210,10 @@ def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
-    joined = {}
-    for name, value in states[0].items():
-        if is_array(value):
-            joined[name] = stack_of([state[name] for state in states])
-        else:
-            joined[name] = value.clone() if isinstance(value, torch.Tensor) else value
-    return joined
+    return {
+        name: stack_of([s[name] for s in states]) if is_array(value) else copied(value, None)
+        for name, value in states[0].items()
+    }
 
 
 def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -259,12 +248,13 @@ def transported(
     """
     new: list[dict[str, Any]] = [dict(state) for state in states]
     plain: dict[str, torch.Tensor] = {}
-    if not inner.knows(states[0]):
+    arrays = {name: value for name, value in states[0].items() if is_array(value)}
+    if inner.meanings is None or not arrays.keys() <= inner.meanings.keys():
         return None
     r, M = C.shape[-1], outside.shape[-1]
-    for name, first in states[0].items():
-        meaning = (inner.meanings or {}).get(name)
-        if not is_array(first) or meaning == "columns":
+    for name, first in arrays.items():
+        meaning = inner.meanings[name]
+        if meaning == "columns":
             continue
         quantized = _is_quantized(first)
         if first.shape[0] != r or (quantized and C.shape[-2] != r):

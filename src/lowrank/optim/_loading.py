@@ -1,11 +1,15 @@
 """Loading: whether a saved state fits the parameters, and copies of it."""
 
 import copy
+from collections import defaultdict
 from typing import Any
 
 import torch
 
 from lowrank.optim._options import OWN_STATE, Weight, parse
+from lowrank.optim._sharding import placed_as
+
+Shapes = dict[str, tuple[int, ...]]
 
 
 def copied(value: Any, device: torch.device | None) -> Any:
@@ -50,27 +54,42 @@ def loaded_groups(
     ]
 
 
-def check_saved(
-    saved: dict[str, Any],
-    parameter: torch.Tensor,
-    name: str,
-    weight: Weight | None,
-    shapes: dict[str, tuple[int, ...]],
-) -> None:
-    """Raise a ValueError unless the saved state fits the parameter and its rank.
+def loaded_states(
+    saved: dict[Any, Any],
+    groups: list[dict[str, Any]],
+    own_groups: list[dict[str, Any]],
+    names: dict[torch.Tensor, str],
+    fits: dict[torch.Tensor, tuple[Weight, Shapes]],
+) -> defaultdict[Any, Any]:
+    """Copies of the saved states; a ValueError unless they fit the parameters and their ranks.
 
-    Unless it is empty, the state must have tensors of the given `shapes`.
+    `fits` are the compressed parameters, and shapes of tensors that a state that is not empty must
+    have.
     """
-    wrong = _wrong(saved, parameter, weight)
-    for key, shape in shapes.items() if saved and not wrong else ():
-        if key not in saved or tuple(getattr(saved[key], "shape", ())) != shape:
-            found = "nothing" if key not in saved else tuple(getattr(saved[key], "shape", ()))
-            wrong = f"`{key}` must have shape {shape}, got {found} among {', '.join(saved)}"
-    if wrong:
-        raise ValueError(f"the state of parameter {name} does not fit: {wrong}.")
+    rest, states = dict(saved), defaultdict[Any, Any](dict)
+    for group, own in zip(groups, own_groups, strict=True):
+        on_host = not (group.get("capturable") or group.get("fused"))
+        for key, p in zip(group["params"], own["params"], strict=True):
+            if key not in rest:
+                continue
+            weight, shapes = fits.get(p, (None, {}))
+            state = rest.pop(key)
+            if wrong := _wrong(state, p, weight, shapes):
+                raise ValueError(f"the state of parameter {names[p]} does not fit: {wrong}.")
+            states[p] = {
+                name: copied(
+                    placed_as(p, X) if weight is None else weight.loaded(name, X),
+                    None if name == "step" and on_host else p.device,
+                )
+                for name, X in state.items()
+            }
+    states.update(copy.deepcopy(rest))
+    return states
 
 
-def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None) -> str | None:
+def _wrong(
+    saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None, shapes: Shapes
+) -> str | None:
     basis, wanted = saved.get("basis"), tuple(parameter.shape)
     if (basis is None) != (weight is None) and saved:
         here, there = ("", "not ") if weight is None else ("not ", "")
@@ -95,4 +114,8 @@ def _wrong(saved: dict[str, Any], parameter: torch.Tensor, weight: Weight | None
             fits = all(a in (b, 1) for a, b in zip(value.shape, wanted, strict=True))
         if not fits:
             return f"`{key}` has shape {tuple(value.shape)} in the state, and needs {wanted}"
+    for key, shape in shapes.items() if saved else ():
+        found = tuple(getattr(saved[key], "shape", ())) if key in saved else "nothing"
+        if found != shape:
+            return f"`{key}` must have shape {shape}, got {found} among {', '.join(saved)}"
     return None

@@ -1,7 +1,6 @@
 """Any torch optimizer, with its state on low-rank subspaces of the gradients."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
@@ -14,15 +13,6 @@ from lowrank.optim._options import OWN_STATE, Weight
 from lowrank.optim._refresh import refreshed
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
-
-
-@dataclass(frozen=True)
-class ChunkOfCoordinates(Chunk):
-    """A chunk with the optimizer of its coordinates, whose proxies are empty between steps."""
-
-    proxies: tuple[torch.nn.Parameter, ...]
-    optimizer: torch.optim.Optimizer
-    joins: bool  # whether one proxy holds the coordinates of all weights
 
 
 class LowRank(LowRankOptimizer):
@@ -201,83 +191,54 @@ class LowRank(LowRankOptimizer):
         given, wrapped = locals(), inner_of(optimizer, inner)
         super().__init__(params, wrapped, given, wrapped.name)
 
-    @staticmethod
-    def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:  # noqa: ARG004
-        """Assumes two numbers of state per coordinate."""
-        return (r * weight.k + 2 * r * weight.M) * weight.dtype.itemsize
-
-    def _uncompressed_bytes(self, weight: Weight, state: dict[str, Any]) -> int:
-        rank = int(state["basis"].shape[1]) if "basis" in state else weight.rank
+    def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:
         return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
 
-    def _refusal(self, weight: Weight) -> str | None:
-        if self._inner.is_elementwise(weight.parameter.device):
-            return None
-        return f"DTensor, but {self._inner.name} is not elementwise, so its state cannot be sharded"
-
-    def _chunk(self, group: int, weights: Sequence[Weight], *, stacked: bool) -> Chunk:
-        proxies = tuple(
+    def _chunk(self, weights: list[Weight], *, stacked: bool) -> Chunk:
+        proxies = [
             torch.nn.Parameter(torch.zeros(1, 1, dtype=weight.dtype, device=weight.data.device))
             for weight in weights
-        )
-        optimizer = self._inner.new(list(proxies))
+        ]
+        optimizer = self._inner.new(proxies)
         optimizer.state.clear()
         for proxy in proxies:
             proxy.data = proxy.data.new_empty(0)
         joins = stacked and self._inner.is_elementwise(weights[0].data.device)
-        return ChunkOfCoordinates(group, tuple(weights), stacked, proxies, optimizer, joins)
+        return Chunk(weights, stacked, optimizer, joins)
 
-    def _step_chunk(self, chunk: Any, weights: list[Weight], group: dict[str, Any]) -> None:
-        self._inner.set_options(chunk.optimizer.param_groups[0], group, weight_decay=0.0)
+    def _begun(self, chunk: Chunk, weights: list[Weight]) -> list[dict[str, Any]]:
+        self._inner.set_options(chunk.optimizer.param_groups[0], weights[0].group, weight_decay=0.0)
         before = [self.state.get(weight.parameter, {}) for weight in weights]
-        offsets = [self._offsets[weight.parameter] for weight in weights]
-        states = refreshed(weights, before, group, offsets, self._inner, stacked=chunk.stacked)
+        return refreshed(weights, before, self._inner, stacked=chunk.stacked)
 
-        def kind(pair: tuple[Weight, dict[str, Any]]) -> Any:
-            _, state = pair
-            return state["basis"].shape, join_key(state) if chunk.joins else None
-
-        for part in stacks.grouped_by(zip(weights, states, strict=True), kind):
-            self._step_together(chunk, [w for w, _ in part], [state for _, state in part], group)
+    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
+        return state["basis"].shape, join_key(state) if chunk.joins else None
 
     def _step_together(
-        self,
-        chunk: ChunkOfCoordinates,
-        weights: list[Weight],
-        states: list[dict[str, Any]],
-        group: dict[str, Any],
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
     ) -> None:
         """Step weights with bases of one rank: step ``R = QᵀG``, and add ``Q·(change of R)``."""
         first, bases = weights[0], [state["basis"] for state in states]
         Q = stacks.stack_of(bases) if chunk.stacked else bases
         G = stacks.gradients(weights, stacked=chunk.stacked)
         R = first.shard(first.sum_k(stacks.coordinates(Q, G)))
-        dtype, start = R.dtype, None
+        start = None
         if self._inner.sees_weights:
             W = stacks.matrices(weights, [weight.data for weight in weights], stacked=chunk.stacked)
             start = stacks.coordinates(Q, W)
-        elif group["state_dtype"] is not None:
-            dtype = getattr(torch, group["state_dtype"])
-        values = torch.zeros_like(R, dtype=dtype) if start is None else start.clone()
+        values = torch.zeros_like(R, dtype=first.kept) if start is None else start.clone()
         stepped = step_coordinates(
-            self._inner, chunk.optimizer, chunk.proxies, values,
+            self._inner,
+            chunk.optimizer,
+            values,
             # R is needed again for the residual, and some optimizers write to gradients
-            R.to(dtype, copy=group["residual"] is not None),
-            [inner_state(state) for state in states], stacked=chunk.joins,
-        )  # fmt: skip
+            R.to(values.dtype, copy=first.group["residual"] is not None),
+            [inner_state(state) for state in states],
+            stacked=chunk.joins,
+        )
         change = values.to(R.dtype) if start is None else values.sub_(start)
-        lr, decay = group.get("lr"), group.get("weight_decay", 0.0)
-        if lr is None:  # an optimizer that chooses its rate itself
-            lr = 1.0
-            if decay:
-                raise ValueError(
-                    "`weight_decay` is a multiple of `lr`: give a number for `lr`, got None."
-                )
-        X, t = self._with_residual(weights, states, change, R, G, lr, group)
-        stacks.add_to_weights(
-            weights, Q, X, G, kept=1.0 - lr * decay if decay else 1.0, t=t,
-            states=states, group=group,
-        )  # fmt: skip
+        X, t = self._with_residual(weights, states, change, R, G)
+        stacks.add_to_weights(weights, Q, X, G, t=t, states=states)
         for weight, state, new in zip(weights, states, stepped, strict=True):
             own = {name: state[name] for name in OWN_STATE if name in state}
             self.state[weight.parameter] = {**new, **own}
@@ -289,35 +250,26 @@ class LowRank(LowRankOptimizer):
         change: torch.Tensor,
         R: torch.Tensor,
         G: Matrices,
-        lr: Any,
-        group: dict[str, Any],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """X and t of the change ``Q X − G diag(t)`` of the weights."""
-        first = weights[0]
+        first, group = weights[0], weights[0].group
         if group["residual"] is None:
             return first.gather(change.mul_(group["scale"])), None
-        squares, residual, rate = stacks.column_squares, stacks.change_of_weight, lr
+        squares, residual = stacks.column_squares, stacks.change_of_weight
+        rate = 1.0 if group.get("lr") is None else group["lr"]
         if self._compiles and first.blocks is None:
-            squares, residual = (
-                stacks.compiled(stacks.column_squares),
-                stacks.compiled(stacks.change_of_weight),
-            )
+            squares, residual = map(stacks.compiled, (squares, residual))
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
-            rate = torch.as_tensor(lr, dtype=torch.float64 if R.is_cpu else None)
-        if isinstance(G, list):
-            whole = torch.stack([squares(matrix, R.dtype) for matrix in G])
-        else:
-            whole = squares(G, R.dtype)
+            rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
+        whole = first.sum_k(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
         for state in states:
             if "residual_norm" not in state:
                 state["residual_norm"] = R.new_zeros(())
         norms = [state["residual_norm"] for state in states]
         total = None if first.columns is None else first.columns.sum
-        sign = -1.0 if group.get("maximize") else 1.0
-        X, t, sizes = residual(
-            change, R, first.shard(first.sum_k(whole)), first.k, rate, sign, group["scale"],
-            stacks.stack_of(norms), total,
-        )  # fmt: skip
+        sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]
+        whole, before = first.shard(whole), stacks.stack_of(norms)
+        X, t, sizes = residual(change, R, whole, first.k, rate, sign, scale, before, total)
         torch._foreach_copy_(norms, list(sizes.unbind()))
         return first.gather(X), first.gather(t.unsqueeze(-2)).squeeze(-2)
 

@@ -1,7 +1,7 @@
 """AdamW with a low-rank momentum and a factored second moment."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 
@@ -10,7 +10,7 @@ from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
-from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
+from lowrank.optim._options import OF_LOWRANK, Weight
 from lowrank.optim._refresh import found_basis
 from lowrank.optim._stacks import Matrices
 
@@ -108,7 +108,7 @@ class LowRankMomentum(LowRankOptimizer):
     True
     """
 
-    _spread: ClassVar[dict[str, bool]] = {}  # coordinates are replicated: a step needs all of them
+    _spread = ""  # coordinates are replicated: a step needs all of them
     _temporaries = 12
     _foreign = OF_LOWRANK
     _betas = ("betas",)
@@ -138,39 +138,42 @@ class LowRankMomentum(LowRankOptimizer):
         super().__init__(params, adamw_of(given), given, NAME)
 
     @staticmethod
-    def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
+    def _bytes(weight: Weight, r: int) -> int:
         whole = (r + 1) * weight.k + weight.M
-        return whole * weight.dtype.itemsize + r * weight.M * kept_dtype(group, weight).itemsize
+        return whole * weight.dtype.itemsize + r * weight.M * weight.kept.itemsize
 
     @staticmethod
     def _shapes(weight: Weight) -> dict[str, tuple[int, ...]]:
         k, M, r = weight.k, weight.M, weight.rank
         return {"basis": (k, r), "exp_avg": (r, M), "row_sq": (k,), "col_sq": (M,), "step": ()}
 
-    def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
-        every = group["refresh_every"]
+    @staticmethod
+    def _initial_state(weight: Weight) -> dict[str, Any]:
+        """A zero momentum, with a basis of the gradient."""
+        basis = found_basis(weight, weight.policy)
+        k, M = weight.here
+        return {
+            "step": 0,
+            "basis": basis,
+            "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=weight.kept),
+            "row_sq": basis.new_zeros(k),
+            "col_sq": basis.new_zeros(M),
+        }
 
-        def kind(weight: Weight) -> tuple[int, bool, Any]:
-            state = self.state.get(weight.parameter, {})
-            step = state.get("step", 0) + 1
-            renew = (step + int(self._offsets[weight.parameter] * every)) % every == 0
-            return step, renew and step > 1, state["basis"].shape if state else None
-
-        for part in stacks.grouped_by(weights, kind):
-            step, renew, _ = kind(part[0])
-            self._step_together(part, group, step, renew=renew, stacked=chunk.stacked)
+    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
+        step, every = state["step"] + 1, weight.group["refresh_every"]
+        renew = step > 1 and (step + int(weight.offset * every)) % every == 0
+        return step, renew, state["basis"].shape
 
     def _step_together(
-        self, weights: list[Weight], group: dict[str, Any], step: int, *, renew: bool, stacked: bool
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
     ) -> None:
         """Step weights with the same number of steps; all get a new basis if `renew`, or none."""
-        first, (beta, square_beta) = weights[0], group["betas"]
-        if step == 1:
-            states = [_initial_state(weight, group) for weight in weights]
-        else:
-            states = [dict(self.state[weight.parameter]) for weight in weights]
+        first, group = weights[0], weights[0].group
+        beta, square_beta = group["betas"]
+        step, renew, _ = self._kind(chunk, first, states[0])
         dtype = first.dtype
-        G = stacks.gradients(weights, stacked=stacked)
+        G = stacks.gradients(weights, stacked=chunk.stacked)
         P, M = (
             stacks.stack_of([state[name] for state in states], dtype)
             for name in ("basis", "exp_avg")
@@ -186,7 +189,7 @@ class LowRankMomentum(LowRankOptimizer):
         else:
             X, columns = first.sum_k(X, columns)
             X.mul_(1.0 - beta).add_(M * beta)
-        kept = kept_dtype(group, first)
+        kept = first.kept
         if kept != dtype:  # use the rounded X, so that its rounding error goes into the step
             largest = min(torch.finfo(kept).max, torch.finfo(dtype).max)
             X = X.clamp(-largest, largest).to(kept).to(dtype)
@@ -210,30 +213,12 @@ class LowRankMomentum(LowRankOptimizer):
         right *= b.unsqueeze(-2) * (beta / (1.0 - beta))
         for state in states:
             state["step"] = step
-        decay = group["weight_decay"]
-        stacks.add_to_weights(
-            weights, left, right, G, kept=1.0 - group["lr"] * decay if decay else 1.0,
-            t=b, rows=a, states=states, group=group,
-        )  # fmt: skip
+        stacks.add_to_weights(weights, left, right, G, t=b, rows=a, states=states)
         del left, right, M
         new = {"basis": Q, "exp_avg": X.to(kept), **means}
         if not renew:
             del new["basis"]
-        # a CPU makes new tensors, a GPU writes to the existing ones
-        self._keep(weights, states, new, in_place=stacked)
-
-
-def _initial_state(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
-    """The state before the first step, with a basis of the gradient."""
-    basis = found_basis(weight, weight.policy)
-    k, M = weight.here
-    return {
-        "step": 0,
-        "basis": basis,
-        "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=kept_dtype(group, weight)),
-        "row_sq": basis.new_zeros(k),
-        "col_sq": basis.new_zeros(M),
-    }
+        self._keep(weights, states, new)
 
 
 def _basis(
@@ -245,7 +230,7 @@ def _basis(
     if first.along_M is not None:
         sizes = first.sum_M(sizes.square()).sqrt()
     R = (M / torch.where(sizes > 0, sizes, 1.0)).mT
-    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.products(G, R))
+    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R))
     Y.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, Q, C), alpha=beta)
     if first.along_k is None:
         found = stacks.of_stacks(orthonormal, Y)

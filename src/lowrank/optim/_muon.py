@@ -1,19 +1,16 @@
 """Muon with a low-rank momentum, and a mean of squares for each row."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
-import numpy as np
 import torch
 
-from lowrank._array import array_namespace
 from lowrank._panel import orthonormal
-from lowrank._sketch import gaussian_source
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
-from lowrank.optim._options import OF_LOWRANK, Weight, kept_dtype
-from lowrank.optim._stacks import add_to_weights, grouped_by, of_stacks, stack_of
+from lowrank.optim._options import OF_LOWRANK, Weight
+from lowrank.optim._stacks import add_to_weights, of_stacks, stack_of
 
 NAME = "Muon, momentum of low rank"
 # Coefficients of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024); number of steps.
@@ -115,7 +112,7 @@ class LowRankMuon(LowRankOptimizer):
     True
     """
 
-    _spread: ClassVar[dict[str, bool]] = {"gathers": True}
+    _spread = "gathers"
     _more = _betas = ("momentum", "beta2")
     _states = 1
     _least_rank = 0
@@ -147,8 +144,8 @@ class LowRankMuon(LowRankOptimizer):
         super().__init__(params, adamw_of(given), given, NAME)
 
     @staticmethod
-    def _bytes(weight: Weight, r: int, group: dict[str, Any]) -> int:
-        factors = r * (weight.k + weight.M) * kept_dtype(group, weight).itemsize
+    def _bytes(weight: Weight, r: int) -> int:
+        factors = r * (weight.k + weight.M) * weight.kept.itemsize
         return factors + weight.parameter.shape[0] * weight.dtype.itemsize
 
     @staticmethod
@@ -157,17 +154,25 @@ class LowRankMuon(LowRankOptimizer):
         rows = (weight.parameter.shape[0],)
         return {"basis": (k, r), "exp_avg": (r, M), "row_sq": rows, "ratio": (), "step": ()}
 
-    def _step_chunk(self, chunk: Chunk, weights: list[Weight], group: dict[str, Any]) -> None:
-        del chunk
-        states = [dict(self.state.get(w.parameter) or _initial_state(w, group)) for w in weights]
-        for part in grouped_by(zip(weights, states, strict=True), lambda pair: pair[1]["step"]):
-            self._step_together([weight for weight, _ in part], [state for _, state in part], group)
+    @staticmethod
+    def _initial_state(weight: Weight) -> dict[str, Any]:
+        """A zero momentum, and random columns instead of a basis."""
+        Omega = weight.drawn(weight.rank, "momentum", long=False)
+        return {
+            "step": 0,
+            "basis": Omega.to(weight.kept),
+            "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=weight.kept),
+            "ratio": Omega.new_ones(()),
+            "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
+        }
 
     def _step_together(
-        self, weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any]
+        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
     ) -> None:
         """Step weights with the same number of steps."""
-        first, step, beta = weights[0], states[0]["step"] + 1, group["momentum"]
+        del chunk
+        first, group, step = weights[0], weights[0].group, states[0]["step"] + 1
+        beta = group["momentum"]
         G = _gradients(weights)
         P, R, ratio, squares = (
             stack_of([state[name] for state in states], first.dtype)
@@ -194,8 +199,7 @@ class LowRankMuon(LowRankOptimizer):
         squares = _mean(squares, (rows * longer).square_(), group["beta2"], step)
         a = squares.clamp(min=TINY).rsqrt_()
         sizes = [_norms(Y, -1) for Y in (rows, rows * a)]
-        lr, decay = group["lr"], group["weight_decay"]
-        rate = lr * group["scale"] * max(first.k, first.M) ** 0.5
+        rate = group["lr"] * group["scale"] * max(first.k, first.M) ** 0.5
         rate = -rate if group["maximize"] else rate
         a.mul_((sizes[0] / sizes[1]).unsqueeze(-1) * longer * rate)
         U.mul_(a.unsqueeze(along))
@@ -203,26 +207,10 @@ class LowRankMuon(LowRankOptimizer):
             U = first.blocks.part(U, -2 if first.left else -1)
         for state in states:
             state["step"] = step
-        kept = 1.0 - lr * decay if decay else 1.0
-        add_to_weights(weights, None, None, U, kept=kept, states=states, group=group)
-        dtype = kept_dtype(group, first)
-        new = {"basis": Q.to(dtype), "exp_avg": R.to(dtype), "ratio": ratio, "row_sq": squares}
-        self._keep(weights, states, new, in_place=first.parameter.device.type != "cpu")
-
-
-def _initial_state(weight: Weight, group: dict[str, Any]) -> dict[str, Any]:
-    """The state before the first step: a zero momentum, and random columns instead of a basis."""
-    kept, device = kept_dtype(group, weight), weight.parameter.device
-    numbers = np.random.SeedSequence([group["seed"], weight.index])
-    draw = gaussian_source(numbers, array_namespace(weight.data), device, purpose="momentum")
-    Omega: Any = draw((weight.k, weight.rank), weight.dtype)
-    return {
-        "step": 0,
-        "basis": Omega.to(kept),
-        "exp_avg": Omega.new_zeros((weight.rank, weight.M), dtype=kept),
-        "ratio": Omega.new_ones(()),
-        "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
-    }
+        add_to_weights(weights, None, None, U, states=states)
+        P, R = Q.to(first.kept), R.to(first.kept)
+        new = {"basis": P, "exp_avg": R, "ratio": ratio, "row_sq": squares}
+        self._keep(weights, states, new)
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:

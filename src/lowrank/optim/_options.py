@@ -1,33 +1,33 @@
 """The options of a parameter group: checks, and how they apply to a parameter."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 
+from lowrank._array import array_namespace
 from lowrank._check import as_count
 from lowrank._sharded import Rows
+from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace
 from lowrank.optim._sharding import by_rows, local, rows_of
 
+# Options of `compress.Subspace`, with their defaults there.
+OF_SUBSPACES: dict[str, Any] = {
+    field.name: field.default for field in fields(Subspace) if field.name not in ("index", "basis")
+}
 DEFAULTS: dict[str, Any] = {
-    "rank": None,
-    "energy": None,
-    "max_rank": None,
+    **OF_SUBSPACES,
     "refresh_every": 200,
     "residual": "scaled",
     "random_fraction": 0.5,
     "transport": "rotate",
-    "power_iterations": 1,
-    "oversampling": 8,
-    "warm_start": False,
     "average": 0.0,
     "scale": 1.0,
-    "side": None,
     "state_dtype": None,
     "rounding": "nearest",
-    "seed": 0,
     "skipped_steps": 0,
 }
 CHOICES = {
@@ -48,14 +48,7 @@ OWN_NAMES = ("update_proj_gap", "proj_type", "optimizer")
 # Options of the whole optimizer, not of a group.
 OF_ALL = ("nonfinite", "temporary_bytes", "budget_bytes")
 # Options that the plan of the work depends on; all others are read at each step.
-PLANNED = (
-    *("rank", "energy", "max_rank", "random_fraction", "power_iterations", "oversampling", "seed"),
-    *("warm_start", "side", "state_dtype", "rounding", "update_proj_gap", "proj_type"),
-)
-# Options with the same names in `compress.Subspace`.
-OF_SUBSPACES = (
-    *("energy", "random_fraction", "power_iterations", "oversampling", "warm_start", "seed"),
-)
+PLANNED = (*OF_SUBSPACES, "state_dtype", "rounding", "update_proj_gap", "proj_type")
 # Options of LowRank and AdamW that the other low-rank optimizers reject.
 OF_LOWRANK = (
     *("energy", "max_rank", "residual", "random_fraction", "power_iterations", "oversampling"),
@@ -73,21 +66,34 @@ class Weight:
 
     index: int
     parameter: torch.Tensor
+    group: dict[str, Any]
     k: int
     M: int
     left: bool
     policy: Subspace
     rank: int  # or the largest adaptive rank
-    # Whether processes that have rows of the short side each step some columns of the coordinates.
-    shares: bool = False
-    # Whether each process has the whole state, and gathers the whole gradient.
-    gathers: bool = False
+    state_dtype: str | None
+    # "shares": processes with rows of the short side each step some columns of the coordinates.
+    # "gathers": each process has the whole state, and gathers the whole gradient.
+    spread: str
+    # The place of its refreshes within `refresh_every`, from 0 to 1.
+    offset: float = 0.0
 
     @property
     def dtype(self) -> torch.dtype:
         """Dtype of bases and products."""
         half = self.parameter.dtype in (torch.float16, torch.bfloat16)
         return torch.float32 if half else self.parameter.dtype
+
+    @property
+    def rounding(self) -> str:
+        """How the weight is rounded."""
+        return self.group["rounding"] if self.parameter.dtype != self.dtype else "nearest"
+
+    @property
+    def kept(self) -> torch.dtype:
+        """Dtype in which coordinates are stored; by default that of bases."""
+        return self.dtype if self.state_dtype is None else getattr(torch, self.state_dtype)
 
     @property
     def data(self) -> torch.Tensor:
@@ -106,16 +112,17 @@ class Weight:
 
     @property
     def along_k(self) -> Rows | None:
-        return self.blocks if self.left and not self.gathers else None
+        return self.blocks if self.left and self.spread != "gathers" else None
 
     @property
     def along_M(self) -> Rows | None:
-        return None if self.left or self.gathers else self.blocks
+        return None if self.left or self.spread == "gathers" else self.blocks
 
     @cached_property
     def shared(self) -> Rows | None:
         """How the columns of replicated coordinates are divided among processes for the step."""
-        return self.along_k.chunks(self.M) if self.along_k is not None and self.shares else None
+        rows = self.along_k if self.spread == "shares" else None
+        return None if rows is None else rows.chunks(self.M)
 
     @property
     def columns(self) -> Rows | None:
@@ -144,7 +151,7 @@ class Weight:
         """The inverse of `shard`: all columns, from all processes."""
         return X if self.shared is None else self.shared.gather(X.mT).mT
 
-    def _spread(self, name: str, X: Any) -> tuple[Rows | None, int]:
+    def _cut(self, name: str, X: Any) -> tuple[Rows | None, int]:
         """How a tensor of state is sharded over processes, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
             return None, 0
@@ -154,16 +161,27 @@ class Weight:
 
     def saved(self, name: str, X: Any) -> Any:
         """A tensor of state for a checkpoint: a DTensor if it is sharded."""
-        blocks, dim = self._spread(name, X)
+        blocks, dim = self._cut(name, X)
         return X if blocks is None else blocks.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
         """The part of a tensor in a checkpoint that belongs to this process."""
-        blocks, dim = self._spread(name, X)
+        blocks, dim = self._cut(name, X)
         if blocks is not None and blocks.holds(X, dim):
             return by_rows(local(X))
         X = X.full_tensor() if hasattr(X, "full_tensor") else X
         return X if blocks is None else blocks.part(X, dim)
+
+    def adam_bytes(self, r: int) -> int:
+        """Bytes of a basis of r columns, and of two numbers per coordinate."""
+        return (r * self.k + 2 * r * self.M) * self.dtype.itemsize
+
+    def drawn(self, columns: int, purpose: str, *, long: bool) -> Any:
+        """A Gaussian matrix with M rows if `long`, or k, which depends on seed and index only."""
+        numbers = np.random.SeedSequence([self.policy.seed, self.index])
+        xp, device = array_namespace(self.data), self.parameter.device
+        draw = gaussian_source(numbers, xp, device, purpose=purpose)
+        return draw((self.M if long else self.k, columns), self.dtype)
 
     def oriented(self, X: torch.Tensor) -> torch.Tensor:
         """A tensor with the shape of the parameter, as a k×M matrix; a view if possible."""
@@ -175,12 +193,6 @@ def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
     if blocks is not None:
         return blocks.sum(*several)
     return several if len(several) > 1 else several[0]
-
-
-def kept_dtype(group: dict[str, Any], weight: Weight) -> torch.dtype:
-    """Dtype in which the coordinates of a momentum are stored; by default that of its basis."""
-    name = group["state_dtype"]
-    return weight.dtype if name is None else getattr(torch, name)
 
 
 def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
@@ -214,8 +226,7 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             allowed = ", ".join(map(repr, choices))
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
-    if not 0.0 <= chosen["average"] < 1.0:
-        raise ValueError(f"`average` must be from 0 to below 1, got {chosen['average']!r}.")
+    check_betas(chosen, ("average",))
     if wants_compression(chosen):
         _policy(chosen, None, 0)
     return group
@@ -227,17 +238,18 @@ def wants_compression(group: dict[str, Any]) -> bool:
 
 
 def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
+    options = {**{name: group[name] for name in OF_SUBSPACES}, "side": side, "index": index}
     if group["rank"] == 0:  # no bases
-        group = {**group, "rank": 1}
-    return Subspace(
-        rank=None if group["energy"] is not None else group["rank"],
-        max_rank=group["rank"] if group["max_rank"] is None else group["max_rank"],
-        side=side, index=index, **{name: group[name] for name in OF_SUBSPACES},
-    )  # fmt: skip
+        options["rank"] = 1
+    if options["max_rank"] is None:
+        options["max_rank"] = options["rank"]
+    if options["energy"] is not None:
+        options["rank"] = None
+    return Subspace(**options)
 
 
 def weight_of(
-    group: dict[str, Any], parameter: torch.Tensor, index: int, **spread: bool
+    group: dict[str, Any], parameter: torch.Tensor, index: int, spread: str = ""
 ) -> Weight | None:
     """How a parameter is compressed; None if it is not, for instance because it saves no memory."""
     if not wants_compression(group) or parameter.ndim < 2 or not parameter.is_floating_point():
@@ -252,5 +264,6 @@ def weight_of(
     k, M = (m, n) if left else (n, m)
     policy = _policy(group, "left" if left else "right", index)
     r = 0 if group["rank"] == 0 else policy.largest_rank(k)
-    saves = k > r and r * k + 2 * r * M < 2 * k * M
-    return Weight(index, parameter, k, M, left, policy, r, **spread) if saves else None
+    if k <= r or r * k + 2 * r * M >= 2 * k * M:
+        return None
+    return Weight(index, parameter, group, k, M, left, policy, r, group["state_dtype"], spread)

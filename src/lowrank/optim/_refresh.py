@@ -2,16 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import torch
 
-from lowrank._array import array_namespace
-from lowrank._operator import as_operator
+from lowrank._operator import as_operator, located
 from lowrank._sharded import of_rows
-from lowrank._sketch import gaussian_source
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, inner_state, join_key, transported
@@ -20,78 +16,68 @@ from lowrank.optim._sharding import by_rows
 
 
 def refreshed(
-    weights: Sequence[Weight],
-    states: Sequence[dict[str, Any]],
-    group: dict[str, Any],
-    offsets: Sequence[float],
-    inner: Inner,
-    *,
-    stacked: bool,
+    weights: Sequence[Weight], states: Sequence[dict[str, Any]], inner: Inner, *, stacked: bool
 ) -> list[dict[str, Any]]:
     """Copies of the states for this step, with new bases where a refresh is due.
 
-    An offset, from 0 to 1, is the time of the first refresh after the first step, in units of
-    `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
+    The offset of a weight, from 0 to 1, is the time of the first refresh after the first step, in
+    units of `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
     """
     found, due = [], []
-    every = group["refresh_every"]
-    for weight, before, offset in zip(weights, states, offsets, strict=True):
+    every, average = weights[0].group["refresh_every"], weights[0].group["average"]
+    for weight, before in zip(weights, states, strict=True):
         state = dict(before)
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
         if "began" not in state:  # a state saved by an earlier version
             state["began"] = steps - int(state.get("step", steps))
-        if group["average"] > 0.0:
-            _sketch(weight, group, state)
+        if average > 0.0:
+            _sketch(weight, average, state)
         else:
             state.pop("sketch", None)
         if old is None or steps >= state["next_refresh"]:
-            wait = every if old is not None else max(1, int(offset * every))
+            wait = every if old is not None else max(1, int(weight.offset * every))
             state["next_refresh"] = steps + wait
-            due.append((weight, state, steps))
+            due.append((weight, state))
         found.append(state)
 
-    def kind(item: tuple[Weight, dict[str, Any], int]) -> Any:
-        weight, state, steps = item
-        policy = replace(weight.policy, basis=state.get("basis"))
+    def kind(item: tuple[Weight, dict[str, Any]]) -> Any:
+        weight, state = item
+        old = state.get("basis")
+        policy = replace(weight.policy, basis=old)
         if not stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
             return weight.index
-        old = state.get("basis")
-        return steps, None if old is None else old.shape, join_key(state)
+        return state["updates"], None if old is None else old.shape, join_key(state)
 
     for part in stacks.grouped_by(due, kind):
-        _refresh([weight for weight, *_ in part], [state for _, state, _ in part], group, inner)
+        _refresh([weight for weight, _ in part], [state for _, state in part], inner)
     return found
 
 
-def _refresh(
-    weights: list[Weight], states: list[dict[str, Any]], group: dict[str, Any], inner: Inner
-) -> None:
+def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
     """Put new bases into states that can be joined, and transport the rest of each state."""
-    first, step = weights[0], states[0]["updates"] - 1
+    first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
     stacked = len(weights) > 1
-    old: Any = [state["basis"] for state in states] if "basis" in states[0] else None
-    bases: Any = None
+    olds: Any = [state["basis"] for state in states] if "basis" in states[0] else None
     if stacked:
         G: Any = stacks.gradients(weights, stacked=True)
-        A = SimpleNamespace(
-            xp=array_namespace(G), device=G.device, dtype=G.dtype, shape=G.shape,
-            matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y,
-        )  # fmt: skip
+        A = located(G, G.shape, matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y)
         draws = [source(weight.policy, A, step) for weight in weights]
 
         def draw(shape: tuple[int, ...], dtype: Any) -> torch.Tensor:
             return stacks.stack_of([one(shape, dtype) for one in draws])
 
-        old = None if old is None else stacks.stack_of(old)
-        bases = new_basis(replace(first.policy, basis=old), A, step, draw)
+        old: Any = olds and stacks.stack_of(olds)
+        bases: Any = new_basis(replace(first.policy, basis=old), A, step, draw)
         new = stacks.write(bases, [None] * len(weights))
     else:
         G = stacks.gradients(weights, stacked=False)
-        policy, sketch = replace(first.policy, basis=old and old[0]), states[0].get("sketch")
+        old = olds and olds[0].unsqueeze(0)
+        policy, sketch = replace(first.policy, basis=olds and olds[0]), states[0].get("sketch")
         if sketch is not None:
             policy = replace(policy, side="left", power_iterations=0, warm_start=False)
         new = [found_basis(first, policy, sketch, step=step)]
+        bases = new[0].unsqueeze(0)
     keeps = group["transport"] == "keep" and old is not None and old[0].shape == new[0].shape
     if old is not None and not keeps:
         before = [inner_state(state) for state in states]
@@ -101,19 +87,14 @@ def _refresh(
             squares = first.shard(first.sum_k(stacks.column_squares(G, R.dtype)))
             outside = (squares - stacks.column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            C = first.sum_k(
-                (stacks.stack_of(new) if bases is None else bases).mT @ stacks.as_stack(old)
-            )
+            C = first.sum_k(bases.mT @ old)
             after = transported(inner, before, C, group, outside)
             if after is None:
                 inner.warn_of_reset(before[0])
         for i, state in enumerate(states):
             for name in before[i]:
                 del state[name]
-            if after is None:
-                state["began"] = step
-            else:
-                state.update(after[i])
+            state.update({"began": step} if after is None else after[i])
     for state, Q in zip(states, new, strict=True):
         state["basis"] = Q
 
@@ -137,16 +118,13 @@ def found_basis(
     return by_rows(Q if along_k is None else along_k.part(Q))
 
 
-def _sketch(weight: Weight, group: dict[str, Any], state: dict[str, Any]) -> None:
+def _sketch(weight: Weight, average: float, state: dict[str, Any]) -> None:
     """Update the running average of ``G Ω``, for a test matrix Ω that never changes."""
-    width = min(weight.rank + group["oversampling"], weight.k)
-    xp, device = array_namespace(weight.data), weight.parameter.device
-    numbers = np.random.SeedSequence([group["seed"], weight.index])
-    draw = gaussian_source(numbers, xp, device, purpose="average")
-    Omega: Any = draw((weight.M, width), weight.dtype)
+    width = min(weight.rank + weight.policy.oversampling, weight.k)
+    Omega = weight.drawn(width, "average", long=True)
     Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
     Y = weight.sum_M(stacks.product(weight.oriented(weight.gradient), Omega))
     old = state.get("sketch")
     if old is not None and old.shape == Y.shape:
-        Y = torch.lerp(Y, old, group["average"])
+        Y = torch.lerp(Y, old, average)
     state["sketch"] = Y

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._options import DEFAULTS, Weight, parse, weight_of
+from lowrank.optim._options import DEFAULTS, parse, weight_of
 
 
 @dataclass(frozen=True)
@@ -98,12 +98,16 @@ class Groups(list[dict[str, Any]]):
 
     def report(self) -> Report:
         """Every parameter, its rank, and the bytes of its state in :class:`LowRank` with Adam."""
-        rows, index = [], 0
+        rows: list[Row] = []
         for group in self:
-            options = {**DEFAULTS, **parse({key: group[key] for key in group if key != "params"})}
+            options = {**DEFAULTS, **parse(group)}
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                rows.append(_row(name, parameter, weight_of(options, parameter, index)))
-                index += 1
+                weight, rank = weight_of(options, parameter, len(rows)), None
+                whole = here = 2 * parameter.numel() * parameter.element_size()
+                if weight is not None:
+                    rank, here = weight.rank, weight.adam_bytes(weight.rank)
+                    whole = 2 * parameter.numel() * weight.dtype.itemsize
+                rows.append(Row(name, tuple(parameter.shape), rank, here, whole))
         return Report(tuple(rows))
 
 
@@ -149,8 +153,8 @@ def select(
     [(8, ['1.weight']), (None, ['0.weight', '1.bias'])]
     """
     compression = parse({**options, "rank": rank})
-    chosen: list[tuple[str, torch.nn.Parameter]] = []
-    others: list[tuple[str, torch.nn.Parameter]] = []
+    kinds: Any = (compression, {"rank": None, "energy": None})
+    chosen, others = ({"params": [], "param_names": [], **options} for options in kinds)
     usual = _linear_weights(model)
     for index, (name, parameter) in enumerate(model.named_parameters()):
         if not parameter.requires_grad:
@@ -158,22 +162,17 @@ def select(
         wanted = parameter in usual or _matches(include, name, parameter)
         wanted = wanted and not _matches(exclude, name, parameter)
         pays = weight_of({**DEFAULTS, **compression}, parameter, index) is not None
-        (chosen if wanted and pays else others).append((name, parameter))
-    compressed, rest = (
-        {"params": [p for _, p in part], "param_names": [name for name, _ in part]}
-        for part in (chosen, others)
-    )
-    groups = [{**compressed, **compression}, {**rest, "rank": None, "energy": None}]
-    return Groups(group for group in groups if group["params"])
+        group = chosen if wanted and pays else others
+        group["params"].append(parameter)
+        group["param_names"].append(name)
+    return Groups(group for group in (chosen, others) if group["params"])
 
 
 def _linear_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
     """Weights of linear maps, without heads, embeddings, and LoRA's low-rank factors."""
-    found, heads = set(), set()
+    found, heads = set[torch.nn.Parameter](), set[torch.nn.Parameter]()
     output = getattr(model, "get_output_embeddings", lambda: None)()
     for name, module in model.named_modules():
-        own = dict(module.named_parameters(recurse=False))
-        weights = [p for key, p in own.items() if "weight" in key and p.ndim >= 2]
         if any(part.startswith(FACTORS) for part in name.split(".")):
             continue
         is_head = module is output or name.rpartition(".")[2] in HEADS
@@ -182,7 +181,8 @@ def _linear_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
         elif isinstance(module, (*LINEAR, torch.nn.MultiheadAttention)) or any(
             kind.__name__ in LINEAR_NAMES for kind in type(module).__mro__
         ):
-            found |= set(weights)
+            own = module.named_parameters(recurse=False)
+            found.update(p for key, p in own if "weight" in key and p.ndim >= 2)
     return found - heads
 
 
@@ -193,12 +193,3 @@ def _matches(patterns: Patterns, name: str, parameter: torch.nn.Parameter) -> bo
         return bool(patterns(name, parameter))
     patterns = [patterns] if isinstance(patterns, str) else patterns
     return parameter.ndim >= 2 and any(re.search(pattern, name) for pattern in patterns)
-
-
-def _row(name: str, parameter: torch.Tensor, weight: Weight | None) -> Row:
-    if weight is None:
-        whole = 2 * parameter.numel() * parameter.element_size()
-        return Row(name, tuple(parameter.shape), None, whole, whole)
-    size, r = weight.dtype.itemsize, weight.rank
-    whole = 2 * weight.k * weight.M * size
-    return Row(name, tuple(parameter.shape), r, (r * weight.k + 2 * r * weight.M) * size, whole)

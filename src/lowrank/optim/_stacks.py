@@ -69,12 +69,12 @@ def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[t
     return places
 
 
-def of_stacks(function: Callable[..., torch.Tensor], *stacks: torch.Tensor) -> torch.Tensor:
-    """Apply a function of matrices to stacks; on a CPU to one matrix after the other.
+def of_stacks(function: Callable[..., torch.Tensor], *stacks: Matrices) -> torch.Tensor:
+    """Apply a function of matrices to stacks; to lists, and on a CPU, to one after the other.
 
     A CPU gains nothing from stacks, and so each parameter rounds as if it were stepped alone.
     """
-    if stacks[0].device.type != "cpu":
+    if isinstance(stacks[0], torch.Tensor) and stacks[0].device.type != "cpu":
         return function(*stacks)
     return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
 
@@ -95,37 +95,29 @@ def matrices(
     return stack if first.left else stack.mT
 
 
-def coordinates(Q: torch.Tensor | Sequence[torch.Tensor], X: Matrices) -> torch.Tensor:
+def coordinates(Q: Matrices, X: Matrices) -> torch.Tensor:
     """``QᵀX``, n×r×M."""
-    if isinstance(X, torch.Tensor):
-        return as_stack(Q).mT @ X
+    if isinstance(Q, torch.Tensor) and isinstance(X, torch.Tensor):
+        return Q.mT @ X
     R = Q[0].new_empty(len(X), Q[0].shape[1], X[0].shape[1])
     for basis, matrix, out in zip(Q, X, R, strict=True):
         _coordinates(basis, matrix, out)
     return R
 
 
-def products(G: Matrices, Omega: torch.Tensor) -> torch.Tensor:
-    """``G Ω``, n×k×l."""
-    if isinstance(G, torch.Tensor):
-        return G @ Omega
-    return torch.stack([product(*pair) for pair in zip(G, Omega, strict=True)])
-
-
 def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
     """Sums of the squares of the columns of matrices, computed in `dtype`."""
     if isinstance(X, list):
         return torch.stack([column_squares(matrix, dtype) for matrix in X])
-    if torch.compiler.is_compiling():
-        return X.to(dtype).square().sum(-2)
-    along_columns = X.stride(-2) == 1
-    if X.device.type != "cpu" or (along_columns and X.dtype == dtype):
+    compiling = torch.compiler.is_compiling()
+    along_columns = not compiling and X.stride(-2) == 1
+    if not (compiling or X.is_cpu) or (along_columns and X.dtype == dtype):
         return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
+    if compiling or X.numel() <= CACHED:
+        return X.to(dtype).square().sum(-2)
     if along_columns:
         parts = [X[..., columns].to(dtype).square().sum(-2) for _, columns in _pieces(X)]
         return torch.cat(parts, -1)
-    if X.numel() <= CACHED:
-        return X.to(dtype).square().sum(-2)
     # torch's own norm across the rows takes ten times as long on a CPU
     rows = max(1, min(CACHED // max(1, X.shape[-1]), X.shape[-2] // PIECES))
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
@@ -150,16 +142,14 @@ def weighted_column_squares(G: Matrices, a: torch.Tensor) -> torch.Tensor:
     """Sums of the squares of the columns of ``diag(a) G``; a stack G is overwritten with it."""
     if isinstance(G, torch.Tensor):
         return column_squares(G.mul_(a.unsqueeze(-1)), a.dtype)
-    return torch.stack([_weighted_column_squares(*pair) for pair in zip(G, a, strict=True)])
+    return of_stacks(_weighted_column_squares, G, a)
 
 
 # -- one matrix, in pieces -------------------------------------------------------------------------
 
 
 def slices(length: int, X: torch.Tensor) -> list[slice]:
-    count = PIECES
-    if X.device.type != "cpu":
-        count = min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
+    count = PIECES if X.is_cpu else min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
     width = max(1, -(-length // max(1, count)))
     return [slice(start, start + width) for start in range(0, max(1, length), width)]
 
@@ -189,7 +179,7 @@ def _coordinates(Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
 
 
 def product(X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
-    """``X Ω`` (k×l) of one matrix."""
+    """``X Ω`` (k×l) of one matrix, or of a stack in the dtype of Ω."""
     if len(pieces := _pieces(X, whole=X.dtype == Omega.dtype)) == 1:
         return X.to(Omega.dtype) @ Omega
     Y = Omega.new_zeros(X.shape[0], Omega.shape[1])
@@ -260,35 +250,36 @@ def change_of_weight(
 
 def add_to_weights(
     weights: Sequence[Weight],
-    Q: torch.Tensor | Sequence[torch.Tensor] | None,
+    Q: Matrices | None,
     X: torch.Tensor | None,
     G: Matrices,
     *,
-    kept: Any = 1.0,
     t: torch.Tensor | None = None,
     rows: torch.Tensor | None = None,
     states: Sequence[dict[str, Any]],
-    group: dict[str, Any],
 ) -> None:
-    """``W ← kept · W + Q X − diag(rows) G diag(t)``, rounded once, by the group's `rounding`.
+    """``W ← (1 − lr · weight_decay) W + Q X − diag(rows) G diag(t)``, rounded once, as `rounding`.
 
     A stack G must already be ``diag(rows) G``. Without Q and X, ``diag(t)`` is one. With
     compensated rounding, the rounding error is stored as `compensation` in the state, in the
     weight's dtype, and is added in the next step. (N. J. Higham, Accuracy and Stability of
     Numerical Algorithms, 2nd ed. 2002, doi:10.1137/1.9780898718027, Section 4.3.)
     """
-    first = weights[0]
+    first, group = weights[0], weights[0].group
+    lr, decay = group.get("lr"), group.get("weight_decay")
+    if decay and lr is None:  # an optimizer that chooses its rate itself
+        raise ValueError("`weight_decay` is a multiple of `lr`: give a number for `lr`, got None.")
+    kept = 1.0 - lr * decay if decay else 1.0
     kind = first.parameter.dtype
-    rounding = group["rounding"] if kind != first.dtype else "nearest"
-    lost: list[Any] = [None] * len(weights)
-    if rounding == "compensated":
-        for weight, state in zip(weights, states, strict=True):
-            if "compensation" not in state:  # stored by rows
-                state["compensation"] = weight.data.new_zeros(weight.data.shape)
-        lost = [state["compensation"] for state in states]
-    else:
-        for state in states:
+    rounding = first.rounding
+    for weight, state in zip(weights, states, strict=True):
+        if rounding != "compensated":
             state.pop("compensation", None)
+        elif "compensation" not in state:  # stored by rows
+            state["compensation"] = weight.data.new_zeros(weight.data.shape)
+    lost: list[Any] = [state.get("compensation") for state in states]
+    random = rounding == "stochastic"
+    noise = [_noise(*pair) for pair in zip(weights, states, strict=True) if random]
 
     def change(w: torch.Tensor, i: int, Q: Any, X: Any, G: Any, t: Any) -> None:
         apart = X is None or isinstance(kept, torch.Tensor)
@@ -301,19 +292,16 @@ def add_to_weights(
             add(Q, X, beta=1.0 if apart else kept)
         if t is not None:
             w.addcmul_(G, t.unsqueeze(-2), value=-1.0)
-        if rounding == "stochastic":
+        if random:
             _round_to_neighbors(w, kind, noise[i])
 
-    noise: list[torch.Generator] = []
-    if rounding == "stochastic":
-        noise = [_noise(*pair, group["seed"]) for pair in zip(weights, states, strict=True)]
     if isinstance(G, torch.Tensor):
         data = [weight.data for weight in weights]
         whole = stack_of(data, first.dtype)
         if lost[0] is not None:
             whole += stack_of(lost)
         flat = whole.flatten(2)
-        change(flat if first.left else flat.mT, 0, None if Q is None else as_stack(Q), X, G, t)
+        change(flat if first.left else flat.mT, 0, Q, X, G, t)
         torch._foreach_copy_(data, list(whole.unbind()))
         if lost[0] is not None:
             torch._foreach_copy_(lost, list((whole - stack_of(data)).unbind()))
@@ -341,14 +329,10 @@ def add_to_weights(
             weight.data.copy_(flat.view_as(weight.data))
 
 
-def as_stack(Q: torch.Tensor | Sequence[torch.Tensor]) -> torch.Tensor:
-    return Q if isinstance(Q, torch.Tensor) else stack_of(Q)
-
-
-def _noise(weight: Weight, state: dict[str, Any], seed: int) -> torch.Generator:
+def _noise(weight: Weight, state: dict[str, Any]) -> torch.Generator:
     """A generator seeded by the seed, the step, the index of a weight, and its shard."""
     blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
-    numbers = seed, int(step), weight.index, 0 if blocks is None else blocks.position
+    numbers = weight.policy.seed, int(step), weight.index, 0 if blocks is None else blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
     seed = int.from_bytes(digest, "little")
     return torch.Generator(weight.parameter.device).manual_seed(seed)

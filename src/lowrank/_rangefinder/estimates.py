@@ -36,11 +36,14 @@ def estimated(problem: Problem, state: State, goal: float) -> State | None:
     If the energies have canceled, and cannot show that the error is below the `goal`, samples
     take over.
     """
-    if isinstance(state.residual, ByEnergies) and state.residual.is_canceled:
-        bound = state.residual.error().bound / state.scale + base_floor(state)
-        if bound > goal:
-            state = replace(state, residual=state.residual.products)
     residual, is_svd = state.residual, isinstance(state.residual, FullSVD)
+    if (
+        isinstance(residual, ByEnergies)
+        and residual.is_canceled
+        and residual.error().bound / state.scale + base_floor(state) > goal
+    ):
+        residual = Sampled(residual.A, residual.basis, residual.known)
+        state = replace(state, residual=residual)
     norm_bound = math.inf
     if problem.norm == "fro" and state.frobenius is not None:
         norm_bound = state.frobenius * (1.0 + 32.0 * epsilon_of(state)) + _flushed(state.A)

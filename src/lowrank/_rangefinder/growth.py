@@ -21,8 +21,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from lowrank._arithmetic import as_the_caller_set
-from lowrank._array import Array, loaded, safe_norm
-from lowrank._operator import Operator
+from lowrank._array import Array, is_torch_namespace, loaded, safe_norm
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.estimates import NEAR, checked_near_rounding, estimated, floor_of
@@ -35,17 +34,13 @@ from lowrank.results import Status
 Keep = Callable[[State], object]
 
 
-def _ignored(_: State) -> None:
-    pass
-
-
 def reach(
     problem: Problem,
     state: State,
     rule: StopRule,
     *,
     share: float | None = None,
-    keep: Keep = _ignored,
+    keep: Keep = lambda _: None,
 ) -> State:
     """Grow until the bound is at most the tolerance of the rule.
 
@@ -110,18 +105,20 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
         assert state.A.explicit is not None
         if problem.overwrite_a:
             keep(replace(state, is_overwritten=True))
+        is_torch = is_torch_namespace(state.A.xp)
+        more = [loaded("torch").OutOfMemoryError] if is_torch else []  # CuPy's is a MemoryError
         try:
             array = state.A.explicit(False, problem.overwrite_a)
-        except _errors_of_memory(state.A):
+        except (MemoryError, *more):
             array = None
         if array is not None:
             return _with_explicit_residual(problem, state, array)
     if problem.norm == "fro" and problem.certificate != "sampled" and state.frobenius:
         norm = state.frobenius * state.scale
-        energies = ByEnergies(state.residual, norm)
+        energies = ByEnergies(state.A, state.residual.basis, norm_A=norm)
         if state.rank:
             problem.work.add(state.rank)
-            energies = energies.completed(state.residual)
+            energies = energies.completed()
         return replace(state, residual=energies)
     return state
 
@@ -146,14 +143,6 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     residual = Explicit.of(array, basis, state.frobenius * state.explicit_scale)
     residual = replace(residual, sample=sample)
     return replace(state, residual=residual, drift=0.0, is_overwritten=problem.overwrite_a)
-
-
-def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
-    if A.xp.__name__.endswith("torch"):
-        return MemoryError, loaded("torch").OutOfMemoryError
-    if A.xp.__name__.endswith("cupy"):
-        return MemoryError, loaded("cupy").cuda.memory.OutOfMemoryError
-    return (MemoryError,)
 
 
 def resumable(state: State) -> State:
@@ -206,7 +195,7 @@ def _is_stopped(problem: Problem, state: State) -> bool:
 # -- a fixed number of columns, and the factor B ---------------------------------------------------
 
 
-def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
+def extend(problem: Problem, state: State, columns: int, keep: Keep) -> State:
     """The state with `columns` more columns, in one block; fewer if min(m, n) is reached."""
     missing = state.full - state.rank
     status = Status.FULL_RANK if columns > missing else Status.RANK_REACHED
@@ -231,13 +220,11 @@ def projected(problem: Problem, state: State) -> tuple[State, Array]:
     if isinstance(residual, Explicit | FullSVD):
         C = residual.projection()
         return state, C if state.is_overwritten else state.A.xp.asarray(C, copy=True)
-    products = residual.products if isinstance(residual, ByEnergies) else residual
-    assert isinstance(products, Sampled)
-    known = products.known
+    known = residual.known
     missing = state.rank - (0 if known is None else int(known.shape[-1]))
     if missing or known is None:
         problem.work.add(missing)
-    C = products.projection()
+    C = residual.projection()
     if state.rule is not None and problem.norm == "fro" and state.A.norm is None:
         lower = float(safe_norm(C)) / state.scale * (1.0 - 32.0 * epsilon_of(state))
         state = replace(state, norm_A=max(state.norm_A or 0.0, lower))

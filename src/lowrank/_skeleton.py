@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs
+from lowrank._array import Array, adjoint, array_namespace, eps, max_abs
 from lowrank._operator import Operator
 from lowrank._panel import orthonormalize
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
@@ -126,7 +126,8 @@ def approximate(
     like, work = found.state.A, found.problem.work
     reads = Columns(A, like, work), Columns(A.adjoint(), like, work)
     if found.fixed:
-        sketch, outcome = _sketch(found, *reads)
+        sketch, found = _sketch(found, *reads)
+        outcome = found.outcome
         if rank is not None and rank <= outcome.rank:
             outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
         built = build(sketch, outcome.rank)
@@ -138,10 +139,10 @@ def approximate(
 def _to_tolerance(
     found: Found, rank: int | None, build: Build, reads: tuple[Columns, Columns]
 ) -> tuple[Built, Outcome]:
-    share, rule = SHARE, found.state.rule
-    assert rule is not None
+    share = SHARE
     for _ in range(ROUNDS):
-        sketch, outcome = _sketch(found, *reads)
+        sketch, found = _sketch(found, *reads)
+        outcome = found.outcome
         before = found.basis.rank
         most = len(sketch.pivoted.indices)
         most = most if rank is None else min(most, rank)
@@ -152,20 +153,16 @@ def _to_tolerance(
             break
         while found.basis.rank == before and share > LEAST_SHARE:
             share *= 0.5
-            found = refined(found, rule, share=share)
+            found = refined(found, share)
         if found.basis.rank == before:
             break
     if outcome.error is None:
         return built, replace(outcome, rank=built.rank)
-    is_flushed = flushes(found.state.A.xp, found.state.A.dtype)
-    if k == 0 and found.norm_is_exact and outcome.norm_A is not None and not is_flushed:
-        # the error of rank 0 is the norm of A
-        bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
-        built = replace(built, error=outcome.norm_A, bound=bound)
-    return built, with_bound(outcome, built.rank, rank, built.error, built.bound)
+    found = found._replace(outcome=outcome)
+    return built, with_bound(found, built.rank, rank, built.error, built.bound)
 
 
-def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outcome]:
+def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Found]:
     Q = found.basis.Q if found.fixed else found.basis.columns()
     found, C, before = projection(found)
     refuse_infinite(C)
@@ -183,7 +180,7 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
         residual=residual, estimate=estimate, floor=floor, fixed=found.fixed,
         array=found.state.A if norm == "fro" and outcome.certificate == "exact" else None,
     )  # fmt: skip
-    return sketch, outcome
+    return sketch, found
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:

@@ -10,6 +10,7 @@ from lowrank._certificate import rounding_floor
 from lowrank._operator import Operator, of_row_blocks
 from lowrank._rangefinder.residuals import energy_rounding
 from lowrank._rangefinder.sampling import measured
+from lowrank._rangefinder.state import epsilon_of
 from lowrank._small_svd import TOO_LARGE, tails
 from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
@@ -43,20 +44,17 @@ def truncated(
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
     bound, error = math.hypot(residual, tail) + floor, math.hypot(min(estimate, residual), tail)
-    if (
-        rank == 0
-        and found.norm_is_exact
-        and outcome.norm_A is not None
-        and not flushes(xp, S.dtype)
-    ):
-        # the error is the norm of A, whatever the rounding in B
-        error, bound = outcome.norm_A, min(bound, outcome.norm_A * (1.0 + 32.0 * epsilon))
-    return with_bound(outcome, rank, cap, error, bound)
+    return with_bound(found, rank, cap, error, bound)
 
 
-def with_bound(outcome: Outcome, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
+def with_bound(found: Found, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
     """The outcome of an approximation of this rank, with this error."""
+    outcome, A = found.outcome, found.state.A
     assert outcome.tolerance is not None
+    if rank == 0 and found.norm_is_exact and not flushes(A.xp, A.dtype):
+        # the error is the norm of A, whatever the rounding in later steps
+        error = outcome.norm_A or 0.0
+        bound = min(bound, error * (1.0 + 32.0 * epsilon_of(found.state)))
     status, converged = outcome.status, bound <= outcome.tolerance
     if converged:
         status = Status.CONVERGED

@@ -11,7 +11,7 @@ from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._pivots import norm_of
 from lowrank._rangefinder.residuals import FullSVD, Orthonormal
-from lowrank._small_svd import refuse_infinite
+from lowrank._small_svd import eigh_by_size, refuse_infinite
 from lowrank._truncate import at_fixed_rank, parts_of, truncated
 from lowrank.rangefinder import Found, find, projection, refined, warn_unless_converged
 from lowrank.results import EighResult, Outcome, fields_of
@@ -129,8 +129,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
     In the spectral norm too ``‖E + F + D‖² ≤ ‖E‖² + ‖F‖² + ‖D‖²``: the range of E is orthogonal to
     that of F + D, and F and D act on orthogonal spaces. If A is Hermitian, ``‖F‖ ≤ ‖E‖``.
     """
-    rule, share = found.state.rule, 1.0
-    assert rule is not None
+    share = 1.0
     while True:
         if found.full_svd is not None:
             _check_full_svd(found.full_svd)
@@ -158,7 +157,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         if outcome.converged is not False or share < LEAST_SHARE or outcome.rank == rank:
             break
         share *= 0.5**0.5
-        found = refined(found, rule, share=share)
+        found = refined(found, share)
         if found.basis.rank == before:
             break
     return w, found.basis.lift(W[:, : outcome.rank]), outcome
@@ -188,10 +187,7 @@ def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
     """
     xp = xa.array_namespace(T)
     H = (T + xa.adjoint(T)) / 2.0
-    w, W = xp.linalg.eigh(H)
-    order = xp.argsort(-xp.abs(w), axis=-1, stable=True)
-    w = xp.take_along_axis(w, order, axis=-1)
-    W = xp.take_along_axis(W, xp.broadcast_to(order[..., None, :], W.shape), axis=-1)
+    w, W = eigh_by_size(H)
     lost = H - (W * xp.astype(w, W.dtype)[..., None, :]) @ xa.adjoint(W)
     return w, W, xa.safe_norm(T - H) + xa.safe_norm(lost)
 

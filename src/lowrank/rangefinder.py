@@ -9,7 +9,7 @@ from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, matrix_norm_by_rows, norms
 from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
 from lowrank._dot_test import check_adjoint
-from lowrank._operator import Operator, as_operator
+from lowrank._operator import as_operator
 from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, with_shared_text
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.estimates import floor_of
@@ -256,7 +256,7 @@ class RangeFinder:
         ConvergenceWarning
             If the error bound is above the tolerance.
         """
-        rule = _rule(self._state.A, rtol=rtol, atol=atol, rank=rank)
+        rule = StopRule.parse(self._state.A, rtol=rtol, atol=atol, rank=rank)
         self._keep(growth.reach(self._problem, self._state, rule, keep=self._keep))
         warn_unless_converged(outcome_of(self._problem, self._state))
         return self
@@ -266,16 +266,6 @@ class RangeFinder:
 
 
 RangeFinder.__doc__ = with_shared_text(RangeFinder.__doc__)
-
-
-def _rule(A: Operator, *, rtol: float | None, atol: float | None, rank: int | None) -> StopRule:
-    rule = StopRule.parse(rtol=rtol, atol=atol, rank=rank, full=min(A.shape[-2:]))
-    if A.is_stack:
-        raise ValueError(
-            f"a tolerance needs a single matrix, got a stack of shape {A.shape}; give a `rank` "
-            "alone, or loop over the matrices."
-        )
-    return rule
 
 
 def warn_unless_converged(outcome: Outcome) -> None:
@@ -352,7 +342,8 @@ def find(
         rank += extra if fixed else MARGIN if share is not None else 0
     if not fixed:
         problem, state = _problem(A, side=side, adapts=True, hermitian=hermitian, **options)
-        return _grown(problem, state, _rule(state.A, rtol=rtol, atol=atol, rank=rank), share)
+        rule = StopRule.parse(state.A, rtol=rtol, atol=atol, rank=rank)
+        return _grown(problem, state, rule, share)
     if rank is None:
         raise ValueError("no stop rule: give `rank`, `rtol` or `atol`.")
     if options.get("power_iterations") is None and powers:
@@ -378,9 +369,10 @@ def _grown(problem: Problem, state: State, rule: StopRule, share: float | None) 
     return Found(problem, state, state.residual.basis, outcome, floor_of(state), fixed=False)
 
 
-def refined(found: Found, rule: StopRule, *, share: float | None) -> Found:
+def refined(found: Found, share: float) -> Found:
     """The basis after growth to a smaller part of the tolerance."""
-    return _grown(found.problem, found.state, rule, share)
+    assert found.state.rule is not None
+    return _grown(found.problem, found.state, found.state.rule, share)
 
 
 def projection(found: Found, *, release: bool = False) -> tuple[Found, Array, float]:

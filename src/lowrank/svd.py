@@ -185,12 +185,11 @@ def decompose(
         U = U * adjoint(phase)
         Vh *= phase
     U, S, outcome = found.basis.lift(U), S[..., :r], replace(outcome, rank=r)
-    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh, outcome)
+    found = found._replace(outcome=outcome)
+    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh)
 
 
-def _with_rounding(
-    found: Found, cap: int | None, U: Array, S: Array, Vh: Array, outcome: Outcome
-) -> Outcome:
+def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array) -> Outcome:
     """The outcome with the error of the computed product, if the bound is near rounding.
 
     Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
@@ -198,17 +197,18 @@ def _with_rounding(
     `_skeleton.lost_in`). Otherwise the departure of U from orthonormality is added to the bound:
     the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded.
     """
-    bound, size, state, epsilon = outcome.error_bound, outcome.norm_A, found.state, eps(S)
+    outcome, state, epsilon = found.outcome, found.state, eps(S)
+    bound, size = outcome.error_bound, outcome.norm_A
     if bound is None or outcome.error is None or not size or bound > 2.0 * NEAR * epsilon * size:
         return outcome
     if state.A.domain is not None:  # U is made by other products
         return outcome
     if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
         drift = float(safe_norm(defect(U) * S))
-        return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
+        return with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
     error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
     bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size
-    return with_bound(outcome, outcome.rank, cap, error, bound)
+    return with_bound(found, outcome.rank, cap, error, bound)
 
 
 def _truncated_full_svd(

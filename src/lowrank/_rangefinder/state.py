@@ -28,14 +28,20 @@ class StopRule:
 
     @classmethod
     def parse(
-        cls, *, rtol: float | None, atol: float | None, rank: int | None, full: int
+        cls, A: Operator, *, rtol: float | None, atol: float | None, rank: int | None
     ) -> "StopRule":
         if rtol is None and atol is None:
             raise ValueError(
                 "a tolerance is needed: give `rtol` (relative to the norm of `A`) or `atol`."
             )
         cap = None if rank is None else as_count(rank, "rank")
-        return cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, full)
+        rule = cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, min(A.shape[-2:]))
+        if A.is_stack:
+            raise ValueError(
+                f"a tolerance needs a single matrix, got a stack of shape {A.shape}; give a `rank` "
+                "alone, or loop over the matrices."
+            )
+        return rule
 
     @property
     def limit(self) -> int:

@@ -5,16 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lowrank._array import (
-    Array,
-    array_namespace,
-    device_of,
-    flag,
-    is_of_a_gpu,
-    leading,
-    read,
-    safe_norm,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._operator import Operator
 from lowrank._panel import QR, conditioned, orthonormal, orthonormalize
 from lowrank._rangefinder.basis import Basis
@@ -63,8 +55,8 @@ def iterated(
         Q = domain(rmatmat(Q))
         Q = (between if left else last)(matmat(Q))
     if krylov:
-        Q = orthonormal(array_namespace(Q).concat([Q, *spaces], axis=-1))
-    return Q if columns is None else leading(Q, columns)
+        Q = orthonormal(xa.array_namespace(Q).concat([Q, *spaces], axis=-1))
+    return Q if columns is None else xa.leading(Q, columns)
 
 
 def without_factor(
@@ -107,12 +99,13 @@ class SampledPanel:
     def is_costly_to_check(self) -> bool:
         """Whether reading the sums waits for a device, and can be deferred to the read of ‖AᴴQ‖."""
         A = self.state.A
-        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.domain is None
+        is_measured = A.norm is not None and A.domain is None
+        return is_measured and bool(self.sums) and xa.is_of_a_gpu(self.Q)
 
     @property
     def is_finite(self) -> bool:
         """Whether all sums are finite: one read."""
-        finite = all(map(math.isfinite, read(*self.sums)))
+        finite = all(map(math.isfinite, xa.read(*self.sums)))
         return not self.sums or bool(self.state.A.agreed(float(finite)))
 
     def checked(self) -> tuple[State, Array]:
@@ -124,10 +117,10 @@ class SampledPanel:
         found = self.redraw(measured(self.problem, self.state))
         if found.state.A.is_stack:
             # Keep the finite members of the stack: the scale of the others may be too small here.
-            xp = array_namespace(self.Q)
+            xp = xa.array_namespace(self.Q)
             was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
             Q = xp.where(was_finite, self.Q, found.Q)
-            found = replace(self, Q=Q, sums=[flag(Q)])
+            found = replace(self, Q=Q, sums=[xa.flag(Q)])
         if not found.is_finite:
             raise ValueError(NOT_FINITE)
         return found.state, found.Q
@@ -159,7 +152,7 @@ def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
         del Omega
         Q = iterated_sample(problem, state, spanned(sample), q, columns=columns, sums=sums)
         if problem.check_finite:
-            sums.append(flag(Q))
+            sums.append(xa.flag(Q))
         return SampledPanel(problem, state, Q, sums, partial(made, redraw))
 
     return made(draw, state)
@@ -179,7 +172,7 @@ def multiplied(
     assert not isinstance(state.residual, FullSVD)
     A, Y = state.A, _product(problem, sums, state.residual.matmat, Omega)
     if A.norm is None and state.rank == 0:
-        xp, device = array_namespace(Y), device_of(Y)
+        xp, device = xa.array_namespace(Y), xa.device_of(Y)
         if (xp, device, Y.dtype) != (A.xp, A.device, A.dtype):
             A = replace(A, xp=xp, dtype=Y.dtype, device=device)
             problem.source.move(A)
@@ -192,7 +185,7 @@ def _product(problem: Problem, sums: list[Array] | None, multiply: Product, X: A
     problem.work.add(int(X.shape[-1]))
     Y = multiply(X)
     if sums is not None and problem.check_finite:
-        sums.append(flag(Y))
+        sums.append(xa.flag(Y))
     return Y
 
 
@@ -276,7 +269,7 @@ def with_salted_seed(problem: Problem, state: State) -> State:
     omega = problem.source.gaussian_vector()
     if omega is not None:
         state, sample = multiplied(problem, state, omega)
-        salt = float(safe_norm(sample.pop()))
+        salt = float(xa.safe_norm(sample.pop()))
         if not math.isfinite(salt):
             raise ValueError(NOT_FINITE)
         problem.source.salt_seed(salt)

@@ -49,9 +49,9 @@ def truncated(
 
 def with_bound(found: Found, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
     """The outcome of an approximation of this rank, with this error."""
-    outcome, A = found.outcome, found.state.A
+    outcome = found.outcome
     assert outcome.tolerance is not None
-    if rank == 0 and found.norm_is_exact and not flushes(A.xp, A.dtype):
+    if rank == 0 and found.norm_is_exact and not flushes(found.state.A.xp, found.state.A.dtype):
         # the error is the norm of A, whatever the rounding in later steps
         error = outcome.norm_A or 0.0
         bound = min(bound, error * (1.0 + 32.0 * epsilon_of(found.state)))

@@ -249,13 +249,22 @@ class Shards:
         return U, self.rows.wrapped(S), Vh
 
 
-def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
+def operand(A: Any, options: Any) -> tuple[Shards | None, Any]:
+    """The sharded matrix `A`, if it is a DTensor, and what to factorize; sets its `rng`."""
+    shards = shards_of(A)
+    if shards is None:
+        return None, A
+    if options.get("test_matrix") is not None:
+        raise ValueError("`test_matrix` is not supported for a DTensor; give `rng` instead.")
+    options["rng"] = shards.seed(options.get("rng"))
+    return shards, shards.operator
+
+
+def shards_of(A: Any) -> Shards | None:
     """The sharded matrix `A`; None if A is not a DTensor."""
     if not xa.is_sharded(A):
         return None
     shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
-    if test_matrix is not None:
-        raise ValueError("`test_matrix` is not supported for a DTensor; give `rng` instead.")
     for place in A.placements:
         if place.is_partial():
             raise ValueError(

@@ -5,7 +5,7 @@ from typing import Unpack
 from lowrank._array import Array, adjoint, array_namespace
 from lowrank._options import Tolerances, shares_options
 from lowrank._rangefinder.sampling import domain_qr
-from lowrank._sharded import shards_of
+from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank
 from lowrank.rangefinder import find, projection, warn_unless_converged
@@ -75,11 +75,8 @@ def qb(
     >>> Q.shape[1] <= gallery.best_rank(s, rtol=1e-3) + 1
     True
     """
-    shards = shards_of(A, test_matrix=options.get("test_matrix"))
+    shards, A = operand(A, options)
     by_rows = shards is not None and shards.by_rows  # then the basis is that of the corange
-    if shards is not None:
-        A = shards.operator
-        options["rng"] = shards.seed(options.get("rng"))
     if options.get("rtol") is not None or options.get("atol") is not None:
         U, S, Vh, outcome = decompose(A, rank, **options)
         warn_unless_converged(outcome)

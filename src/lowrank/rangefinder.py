@@ -16,7 +16,7 @@ from lowrank._rangefinder.estimates import floor_of
 from lowrank._rangefinder.residuals import FullSVD, Orthonormal
 from lowrank._rangefinder.sampling import SampledPanel, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
-from lowrank._sharded import Shards, shards_of
+from lowrank._sharded import Shards, operand
 from lowrank._sketch import TestMatrix
 from lowrank.results import ConvergenceWarning, Outcome, RangeFinderResult, Status, fields_of
 
@@ -504,11 +504,8 @@ def range_finder(
     >>> found.status.name, found.error_bound <= 1e-6 * found.norm_A
     ('CONVERGED', True)
     """
-    shards, found_side = shards_of(A, test_matrix=options.get("test_matrix")), side
-    if shards is not None:
-        A, found_side = shards.operator, "left"
-        options["rng"] = shards.seed(options.get("rng"))
-    found = find(A, rank, side=found_side, **options)
+    shards, A = operand(A, options)
+    found = find(A, rank, side=side if shards is None else "left", **options)
     if shards is not None:
         found, Q = _side_of_shards(shards, found, side)
     else:

@@ -11,7 +11,7 @@ from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
 from lowrank._rangefinder.estimates import NEAR
 from lowrank._rangefinder.sampling import domain_qr
-from lowrank._sharded import shards_of
+from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite, small_svd
 from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with_bound
 from lowrank.rangefinder import Found, find, projection, warn_unless_converged
@@ -117,13 +117,10 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
-    mean, added, shards = None, 0, shards_of(A, test_matrix=options.get("test_matrix"))
-    if shards is not None:
-        if center:
-            raise ValueError("`center` does not support DTensors; pass A - A.mean(0) instead.")
-        A = shards.operator
-        options["rng"] = shards.seed(options.get("rng"))
+    mean, added, (shards, A) = None, 0, operand(A, options)
     if center:
+        if shards is not None:
+            raise ValueError("`center` does not support DTensors; pass A - A.mean(0) instead.")
         A, mean, added = centered(as_operator(A))
     U, S, Vh, outcome = decompose(
         A, rank, fixed_signs=shards is None, oversampling=oversampling, **options

@@ -1,7 +1,7 @@
 """Matrices read one block of rows at a time, for files larger than memory."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -151,16 +151,18 @@ class RowBlocks:
     def matmat(self, X: Array) -> Array:
         """``A X``, of shape (m, k), for an array X of shape (n, k), of the library of products."""
         product = xa.zeros((self.shape[0], X.shape[-1]), self._empty @ X)
-        for part in self._parts("matmat"):
+        for part in xa.slices(self.shape[0], self.rows):
             product[part, :] = self._block(part) @ X
+            self._report_progress("matmat", part)
         return product
 
     @in_full_precision
     def rmatmat(self, Y: Array) -> Array:
         """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k), of the library of products."""
         product = xa.zeros((self.shape[1], Y.shape[-1]), xa.adjoint_matmul(self._empty, Y[:0, :]))
-        for part in self._parts("rmatmat"):
+        for part in xa.slices(self.shape[0], self.rows):
             product += xa.adjoint_matmul(self._block(part), Y[part, :])
+            self._report_progress("rmatmat", part)
         return product
 
     @in_full_precision
@@ -180,15 +182,16 @@ class RowBlocks:
         )
 
     def _of_blocks(self, measure: Callable[[Array], float]) -> list[float]:
-        return [measure(self._block(part)) for part in self._parts("norm")]
-
-    def _parts(self, product: str) -> Iterator[slice]:
-        """The rows of each block; after its use the progress is reported."""
+        sizes = []
         for part in xa.slices(self.shape[0], self.rows):
-            yield part
-            if self._callback is not None:
-                with as_the_caller_set():
-                    self._callback(Progress(product, part.stop, self.shape[0]))
+            sizes.append(measure(self._block(part)))
+            self._report_progress("norm", part)
+        return sizes
+
+    def _report_progress(self, product: str, part: slice) -> None:
+        if self._callback is not None:
+            with as_the_caller_set():
+                self._callback(Progress(product, part.stop, self.shape[0]))
 
     def _stored(self, part: slice) -> Array:
         """Rows of A, read into memory and cast to the chosen dtype."""

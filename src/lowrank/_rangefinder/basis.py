@@ -91,9 +91,7 @@ class Basis:
         *batch, m, _ = self.empty.shape
         width = self.rank - start
         Q = xa.zeros((*batch, m, width), self.empty)
-        Q[..., start : start + width, :] = Q[..., start : start + width, :] + xa.eye(
-            width, width, like=Q
-        )
+        Q[..., start : start + width, :] = xa.eye(width, width, like=Q)
         for block in reversed(self.blocks):
             block.apply(Q[..., max(0, block.start - start) :])
         return Q

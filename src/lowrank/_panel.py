@@ -22,8 +22,16 @@ SMALL = 0.8**4
 NOISE = 0.25 * 2.0**-23
 
 
-class QR(NamedTuple):
-    """``P = Q R``, Q orthonormal and R upper triangular."""
+class QRResult(NamedTuple):
+    """``A = Q R``. Unpacks as ``Q, R``.
+
+    Attributes
+    ----------
+    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
+        Orthonormal columns.
+    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
+        Upper triangular, or trapezoidal.
+    """
 
     Q: Array
     R: Array
@@ -89,7 +97,7 @@ def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
-def orthonormalize(P: Array, gram: Array | None = None) -> QR:
+def orthonormalize(P: Array, gram: Array | None = None) -> QRResult:
     """QR factorization of a p×b matrix or stack of any rank, also zero or graded.
 
     Q is orthonormal to rounding, and spans P to rounding. On a CPU, Cholesky QR is tried first and
@@ -101,14 +109,14 @@ def orthonormalize(P: Array, gram: Array | None = None) -> QR:
     if b > p:
         Q, R = orthonormalize(P[..., :p])
         R = xa.array_namespace(P).concat([R, xa.adjoint_matmul(Q, P[..., p:])], axis=-1)
-        return QR(Q, R)
+        return QRResult(Q, R)
     if b == 0:
-        return QR(P, xa.adjoint(P) @ P)
+        return QRResult(P, xa.adjoint(P) @ P)
     method, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
         Q, first, second = _mixed_passes(_in_double(P))
-        return QR(_as(P, Q), _as(P, second @ first))
+        return QRResult(_as(P, Q), _as(P, second @ first))
     if method is Method.CHECKED_CHOLESKY and (tall or b <= 256) and _can_be_checked(P):
         gram = xa.adjoint_matmul(P, P) if gram is None else gram
         factors = _checked_cholesky_qr(P, gram)
@@ -145,7 +153,7 @@ def _can_be_checked(P: Array) -> bool:
     return 0 not in P.shape and not xa.is_traced(P)
 
 
-def _by_halves(P: Array, gram: Array | None = None) -> QR:
+def _by_halves(P: Array, gram: Array | None = None) -> QRResult:
     """``[P₁ P₂]`` with ``P₁ = Q₁R₁ = H [D; 0] R₁`` and ``P₂ = H [X; Q₂R₂]``, H the reflector of Q₁.
 
     Its ``V = Q₁ + [W; 0]`` is never formed.
@@ -167,10 +175,10 @@ def _by_halves(P: Array, gram: Array | None = None) -> QR:
     X[..., half:, :] += Q2
     del Q2
     Q = xa.array_namespace(P).concat([Q1, X], axis=-1)
-    return QR(Q, xa.block_triangle(R1, R12, R2))
+    return QRResult(Q, xa.block_triangle(R1, R12, R2))
 
 
-def _native_qr(P: Array) -> QR:
+def _native_qr(P: Array) -> QRResult:
     """The library's own `qr`, with columns scaled to a largest entry of one and eps added.
 
     The scale keeps squares within the range of the dtype. The eps on the diagonal is needed for
@@ -182,17 +190,17 @@ def _native_qr(P: Array) -> QR:
     b = X.shape[-1]
     X[..., :b, :] = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
     Q, R = xa.array_namespace(P).linalg.qr(X)
-    return QR(Q, R * scale)
+    return QRResult(Q, R * scale)
 
 
-def _polished(found: QR) -> QR:
+def _polished(found: QRResult) -> QRResult:
     """The factors after one pass of Cholesky QR with blocked sums.
 
     LAPACK's long sums leave columns that are orthonormal only to p/4 eps, for a tall panel of equal
     numbers with p rows.
     """
     better = _checked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
-    return found if better is None else QR(better.Q, better.R @ found.R)
+    return found if better is None else QRResult(better.Q, better.R @ found.R)
 
 
 def _scaled(P: Array) -> tuple[Array, Array]:
@@ -205,7 +213,7 @@ def _scaled(P: Array) -> tuple[Array, Array]:
     return P / xp.astype(divisor, P.dtype), xp.astype(scale, P.dtype)
 
 
-def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
+def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QRResult | None:
     """Cholesky QR in one pass or two; None if it is not accurate, for a stack if for any member.
 
     The Gram matrix, with its diagonal scaled to one, has a rounding error of a few eps. In the
@@ -235,12 +243,14 @@ def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
     Q = P @ xa.adjoint(L_inverse / columns)
     L = L * rows
     if is_near or passes == 1:
-        return QR(Q, xa.adjoint(L))
+        return QRResult(Q, xa.adjoint(L))
     gram = gram_matrix(Q)
     if not float(xp.max(xp.abs(gram - xa.eye(b, b, like=Q)))) < 0.1:
         return None
     L2 = xa.checked_cholesky(gram)
-    return None if L2 is None else QR(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
+    if L2 is None:
+        return None
+    return QRResult(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
@@ -248,7 +258,7 @@ def _residual_growth(L: Array, L_inverse: Array) -> float:
     return float(xp.max(xa.adjoint(xp.abs(L_inverse)) @ xa.adjoint(xp.abs(L))))
 
 
-def _shifted_cholesky_qr(P: Array) -> QR:
+def _shifted_cholesky_qr(P: Array) -> QRResult:
     """Cholesky QR in five passes, three of them shifted, for every rank if p ≥ 2b.
 
     With ``PᴴP + sI = RᴴR`` a singular value σ of P becomes ``σ/√(σ² + s)``, which is at least of
@@ -276,7 +286,7 @@ def _shifted_cholesky_qr(P: Array) -> QR:
     for s in (shift, shift, shift, 0.0, 0.0):
         upper = xa.adjoint(xa.unchecked_cholesky(gram_matrix(X) + s * identity))
         X, R = xa.upper_solve(upper, X, left=False), upper @ R
-    return QR(X, R)
+    return QRResult(X, R)
 
 
 def is_mixed(P: Array) -> bool:

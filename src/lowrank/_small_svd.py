@@ -8,7 +8,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._certificate import safety_factor
-from lowrank._panel import QR, defect, is_mixed, mixed_svd, orthonormalize
+from lowrank._panel import QRResult, defect, is_mixed, mixed_svd, orthonormalize
 from lowrank._sketch import gaussian_source
 
 # Up to MANY columns, Gram matrices and residuals are computed; of larger ones SAMPLES bound the
@@ -46,7 +46,7 @@ class SmallSVD(NamedTuple):
         return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], QR] = orthonormalize) -> SmallSVD:
+def small_svd(C: Array, qr: Callable[[Array], QRResult] = orthonormalize) -> SmallSVD:
     """SVD of ``B = Cᴴ`` by a QR of the tall n×k matrix C; the caller may pass its own `qr`.
 
     C must be finite; the caller checks that S is finite, too.

@@ -6,9 +6,8 @@ from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._check import as_block_size
-from lowrank._panel import orthonormalize, reflectors
+from lowrank._panel import QRResult, orthonormalize, reflectors
 from lowrank._sharded import shards_of
-from lowrank.results import QRResult
 
 __all__ = ["HouseholderQR", "householder_qr", "qr", "reflect"]
 
@@ -273,10 +272,10 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
         raise ValueError(f"`mode` must be 'reduced' or 'complete', got {mode!r}.")
     shards = shards_of(A)
     if shards is not None:
-        return QRResult(*shards.qr(mode))
+        return shards.qr(mode)
     if mode == "reduced":
         A, _ = xa.as_matrix(A, stacks=True)
-        return QRResult(*orthonormalize(A))
+        return orthonormalize(A)
     F = householder_qr(A)
     m, k = F.shape[0], F.rank
     xp = xa.array_namespace(F.R)

@@ -23,12 +23,10 @@ __all__ = [
     "CURResult",
     "ConvergenceWarning",
     "EighResult",
-    "ErrorEstimate",
     "IDResult",
     "Look",
     "Outcome",
     "QBResult",
-    "QRResult",
     "RangeFinderResult",
     "SVDResult",
     "Status",
@@ -55,21 +53,6 @@ class Status(Enum):
     STOPPED = "The callback raised StopIteration, or the test matrix has no columns left."
 
 
-class QRResult(NamedTuple):
-    """``A = Q R``. Unpacks as ``Q, R``.
-
-    Attributes
-    ----------
-    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
-        Orthonormal columns.
-    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
-        Upper triangular, or trapezoidal.
-    """
-
-    Q: Array
-    R: Array
-
-
 class Look(NamedTuple):
     """An estimate of the error of a growing basis, made after a block of columns.
 
@@ -87,31 +70,6 @@ class Look(NamedTuple):
     rank: int
     estimate: float
     bound: float
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorEstimate:
-    """The norm of a residual, estimated from samples.
-
-    Attributes
-    ----------
-    value : float
-        The estimate; in the Frobenius norm its square is unbiased.
-    upper_bound : float
-        At least the true norm, except with probability `failure_probability`.
-    norm : str
-        ``"fro"`` or ``"spectral"``.
-    samples : int
-        Number of Gaussian vectors.
-    failure_probability : float
-        Probability that the true norm exceeds `upper_bound`.
-    """
-
-    value: float
-    upper_bound: float
-    norm: str
-    samples: int
-    failure_probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from functools import partial
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator
-from lowrank._panel import QR, conditioned, orthonormal, orthonormalize
+from lowrank._panel import QRResult, conditioned, orthonormal, orthonormalize
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.residuals import FullSVD, Sampled
 from lowrank._rangefinder.state import Problem, State
@@ -22,7 +22,7 @@ def iterated(
     rmatmat: Product,
     power_iterations: int,
     *,
-    domain_qr: Callable[[Array], QR] = orthonormalize,
+    domain_qr: Callable[[Array], QRResult] = orthonormalize,
     krylov: bool = False,
     columns: int | None = None,
     factors: list[Array] | None = None,
@@ -60,7 +60,7 @@ def iterated(
 
 
 def without_factor(
-    qr: Callable[[Array], QR], factors: list[Array] | None
+    qr: Callable[[Array], QRResult], factors: list[Array] | None
 ) -> Callable[[Array], Array]:
     """A function that returns Q alone; R is appended to `factors`, if given."""
     if factors is None:
@@ -219,7 +219,7 @@ def spanning(sample: list[Array]) -> list[Array]:
     return [conditioned(sample.pop())]
 
 
-def domain_qr(A: Operator) -> Callable[[Array], QR]:
+def domain_qr(A: Operator) -> Callable[[Array], QRResult]:
     """The QR for products with Aᴴ, whose rows may be sharded over processes."""
     return orthonormalize if A.domain is None else A.domain.orthonormalize
 

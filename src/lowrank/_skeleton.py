@@ -15,7 +15,7 @@ from lowrank._rangefinder.state import Work
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import distance, parts_of, with_bound
 from lowrank.rangefinder import Found, find, projection, refined
-from lowrank.results import Outcome, Status
+from lowrank.results import Outcome
 
 # The factor on the goals of growth at first, and the smallest after halving it.
 SHARE, LEAST_SHARE = 0.7, 0.02
@@ -128,8 +128,6 @@ def approximate(
     if found.fixed:
         sketch, found = _sketch(found, *reads)
         outcome = found.outcome
-        if rank is not None and rank <= outcome.rank:
-            outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
         built = build(sketch, outcome.rank)
     else:
         built, outcome = _to_tolerance(found, rank, build, reads)

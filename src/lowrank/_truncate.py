@@ -99,15 +99,12 @@ def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]
     return residual, min(estimate, residual)
 
 
-def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[int], float]) -> Outcome:
+def at_fixed_rank(found: Found, norm_of_it: Callable[[int], float]) -> Outcome:
     """The outcome of an approximation of a fixed rank, with its error if energies give it.
 
     ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²`` for the projection A_r, down to the rounding of the difference.
     """
-    problem, state, outcome = found.problem, found.state, found.outcome
-    if rank is not None and rank <= outcome.rank:
-        outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
-    A = state.A
+    problem, state, outcome, A = found.problem, found.state, found.outcome, found.state.A
     if problem.norm != "fro" or A.norm is None or A.is_stack or not problem.check_finite:
         return outcome
     norm = state.frobenius

@@ -101,13 +101,13 @@ def eigh(
     operator = replace(operator, rmatmat=operator.matmat)
     own: dict[str, Any] = {"share": 1.0, "powers": 2, "hermitian": True, "projects": True}
     found = find(operator, rank, oversampling=oversampling, **own, **options)
-    w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
+    w, V, outcome = _at_fixed_rank(found) if found.fixed else _to_tolerance(found, rank)
     warn_unless_converged(outcome)
     V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
     return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **fields_of(outcome))
 
 
-def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
+def _at_fixed_rank(found: Found) -> tuple[Array, Array, Outcome]:
     found, C, scale = projection(found)
     T = xa.adjoint_matmul(found.basis.Q, C)
     refuse_infinite(T)
@@ -117,7 +117,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if scale != 1.0:
         w = w / scale
         refuse_infinite(w)
-    outcome = at_fixed_rank(found, rank, lambda k: xa.matrix_norm_by_rows(w[..., None, :k]))
+    outcome = at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
 
 

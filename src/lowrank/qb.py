@@ -89,7 +89,7 @@ def qb(
         if scale != 1.0:
             C = C / scale
             refuse_infinite(C)
-        outcome = at_fixed_rank(found, None, lambda _: found.norm_along(C))
+        outcome = at_fixed_rank(found, lambda _: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
         if found.state.A.norm is None:  # an operator may keep and reuse the array it returned
             B = array_namespace(B).asarray(B, copy=True)

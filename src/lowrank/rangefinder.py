@@ -335,12 +335,10 @@ def find(
     Krylov space. If the caller `projects` A next, a device is asked only then whether the basis is
     finite.
     """
-    fixed = rtol is None and atol is None
-    extra = as_count(oversampling, "oversampling")
-    if rank is not None:
-        rank = as_count(rank, "rank")
-        rank += extra if fixed else MARGIN if share is not None else 0
+    extra, fixed = as_count(oversampling, "oversampling"), rtol is None and atol is None
+    rank = None if rank is None else as_count(rank, "rank")
     if not fixed:
+        rank = None if rank is None else rank + (0 if share is None else MARGIN)
         problem, state = _problem(A, side=side, adapts=True, hermitian=hermitian, **options)
         rule = StopRule.parse(state.A, rtol=rtol, atol=atol, rank=rank)
         return _grown(problem, state, rule, share)
@@ -349,9 +347,8 @@ def find(
     if options.get("power_iterations") is None and powers:
         options["power_iterations"] = powers
     problem, state = _problem(A, side=side, adapts=False, **options)
-    if problem.krylov and share is not None:
-        rank *= (problem.power_iterations or 0) + 1
-    columns = min(rank, state.full)
+    widened = (problem.power_iterations or 0) + 1 if problem.krylov and share is not None else 1
+    columns = min((rank + extra) * widened, state.full)
     status = Status.FULL_RANK if rank > state.full else Status.RANK_REACHED
     Q, unchecked = state.residual.basis.empty, None
     if columns:
@@ -359,7 +356,7 @@ def find(
         unchecked = panel if projects and panel.is_costly_to_check else None
         state, Q = (panel.state, panel.Q) if unchecked else panel.checked()
     state = replace(state, status=status)
-    outcome = replace(outcome_of(problem, state), rank=columns)
+    outcome = replace(outcome_of(problem, state), rank=min(rank, columns))
     return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed, unchecked)
 
 

@@ -152,7 +152,7 @@ def decompose(
     del C
     S = small.S if scale == 1.0 else small.S / scale
     if found.fixed:
-        outcome = at_fixed_rank(found, rank, lambda k: xa.matrix_norm_by_rows(S[..., None, :k]))
+        outcome = at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(S[..., None, :k]))
         if outcome.error is None:  # with an error, the norm was read and checked
             refuse_infinite(S)
     else:

@@ -10,8 +10,8 @@ from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalize
 from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
-from lowrank.rangefinder import warn_unless_converged
-from lowrank.results import CURResult, fields_of
+from lowrank.rangefinder import reported
+from lowrank.results import CURResult
 
 __all__ = ["cur"]
 
@@ -90,9 +90,8 @@ def cur(
     True
     """
     built, outcome = approximate(as_operator(A), rank, _build, oversampling=oversampling, **options)
-    warn_unless_converged(outcome)
     C, U, R, columns, rows = built.factors
-    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **fields_of(outcome))
+    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **reported(outcome))
 
 
 def _build(sketch: Sketch, k: int) -> Built:

@@ -13,8 +13,8 @@ from lowrank._pivots import norm_of
 from lowrank._rangefinder.residuals import FullSVD, Orthonormal
 from lowrank._small_svd import eigh_by_size, refuse_infinite
 from lowrank._truncate import at_fixed_rank, parts_of, truncated
-from lowrank.rangefinder import Found, find, projection, refined, warn_unless_converged
-from lowrank.results import EighResult, Outcome, fields_of
+from lowrank.rangefinder import Found, find, projection, refined, reported
+from lowrank.results import EighResult, Outcome
 
 __all__ = ["eigh"]
 
@@ -102,9 +102,8 @@ def eigh(
     own: dict[str, Any] = {"share": 1.0, "powers": 2, "hermitian": True, "projects": True}
     found = find(operator, rank, oversampling=oversampling, **own, **options)
     w, V, outcome = _at_fixed_rank(found) if found.fixed else _to_tolerance(found, rank)
-    warn_unless_converged(outcome)
     V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
-    return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **fields_of(outcome))
+    return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **reported(outcome))
 
 
 def _at_fixed_rank(found: Found) -> tuple[Array, Array, Outcome]:

@@ -8,8 +8,8 @@ from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank
-from lowrank.rangefinder import find, projection, warn_unless_converged
-from lowrank.results import QBResult, fields_of
+from lowrank.rangefinder import find, projection, reported
+from lowrank.results import QBResult
 from lowrank.svd import decompose
 
 __all__ = ["qb"]
@@ -79,7 +79,6 @@ def qb(
     by_rows = shards is not None and shards.by_rows  # then the basis is that of the corange
     if options.get("rtol") is not None or options.get("atol") is not None:
         U, S, Vh, outcome = decompose(A, rank, **options)
-        warn_unless_converged(outcome)
         weights = array_namespace(U).astype(S, U.dtype)
         Q, B = U, weights[:, None] * Vh
         if by_rows:
@@ -97,4 +96,4 @@ def qb(
             P, R = domain_qr(found.state.A)(C)
             Q, B = P, R @ adjoint(Q)
     Q, B = (Q, B) if shards is None else shards.pair(Q, B)
-    return QBResult(Q=Q, B=B, **fields_of(outcome))
+    return QBResult(Q=Q, B=B, **reported(outcome))

@@ -27,7 +27,7 @@ __all__ = [
     "projection",
     "range_finder",
     "refined",
-    "warn_unless_converged",
+    "reported",
 ]
 
 Side = Literal["left", "right"]
@@ -36,11 +36,11 @@ MARGIN = 64
 
 
 def _problem(
-    A: Any, *, side: Side, adapts: bool, hermitian: bool = False, **given: Any
+    A: Any, *, side: Side, powers: int | None = None, hermitian: bool = False, **given: Any
 ) -> tuple[Problem, State]:
     """The checked options, and the state without a basis.
 
-    `adapts`: to a tolerance, where each block chooses its power iterations if none are given.
+    `powers`: the power iterations if none are given; None to a tolerance, where each block chooses.
     """
     options = DEFAULTS | given
     if side not in ("left", "right"):
@@ -48,8 +48,8 @@ def _problem(
     norm, krylov = as_norm(options["norm"]), bool(options["krylov"])
     delta = as_failure_probability(options["failure_probability"])
     power_iterations, block_size = options["power_iterations"], options["block_size"]
-    if power_iterations is None and (krylov or not adapts):
-        power_iterations = int(krylov)
+    if power_iterations is None and (krylov or powers is not None):
+        power_iterations = powers or int(krylov)
     if power_iterations is not None:
         power_iterations = as_count(power_iterations, "power_iterations")
         if krylov and power_iterations == 0:
@@ -188,7 +188,7 @@ class RangeFinder:
 
     @shares_options
     def __init__(self, A: Array, /, *, side: Side = "left", **options: Unpack[Options]) -> None:
-        self._problem, self._state = _problem(A, side=side, adapts=True, **options)
+        self._problem, self._state = _problem(A, side=side, **options)
         self._side = side
 
     @property
@@ -258,7 +258,7 @@ class RangeFinder:
         """
         rule = StopRule.parse(self._state.A, rtol=rtol, atol=atol, rank=rank)
         self._keep(growth.reach(self._problem, self._state, rule, keep=self._keep))
-        warn_unless_converged(outcome_of(self._problem, self._state))
+        reported(outcome_of(self._problem, self._state))
         return self
 
     def _keep(self, state: State) -> None:
@@ -268,10 +268,10 @@ class RangeFinder:
 RangeFinder.__doc__ = with_shared_text(RangeFinder.__doc__)
 
 
-def warn_unless_converged(outcome: Outcome) -> None:
-    """Warn of a tolerance that was not met, at the line where the user called the function."""
-    if outcome.converged in (True, None):
-        return
+def reported(outcome: Outcome) -> dict[str, Any]:
+    """The attributes of a result by name; warns, at the user's line, of a tolerance not met."""
+    if outcome.converged is not False:
+        return fields_of(outcome)
     bound, error, status = outcome.error_bound, outcome.error, outcome.status
     reached = "no estimate yet" if bound is None else f"bound {bound:.3g}, estimate {error:.3g}"
     message = (
@@ -280,6 +280,7 @@ def warn_unless_converged(outcome: Outcome) -> None:
     )
     # stack level 4: the caller of the public function, outside of its decorator
     warnings.warn(message, ConvergenceWarning, stacklevel=4)
+    return fields_of(outcome)
 
 
 class Found(NamedTuple):
@@ -323,7 +324,6 @@ def find(
     share: float | None = None,
     powers: int = 0,
     oversampling: int = 0,
-    hermitian: bool = False,
     projects: bool = False,
     **options: Any,
 ) -> Found:
@@ -339,14 +339,12 @@ def find(
     rank = None if rank is None else as_count(rank, "rank")
     if not fixed:
         rank = None if rank is None else rank + (0 if share is None else MARGIN)
-        problem, state = _problem(A, side=side, adapts=True, hermitian=hermitian, **options)
+        problem, state = _problem(A, side=side, **options)
         rule = StopRule.parse(state.A, rtol=rtol, atol=atol, rank=rank)
         return _grown(problem, state, rule, share)
     if rank is None:
         raise ValueError("no stop rule: give `rank`, `rtol` or `atol`.")
-    if options.get("power_iterations") is None and powers:
-        options["power_iterations"] = powers
-    problem, state = _problem(A, side=side, adapts=False, **options)
+    problem, state = _problem(A, side=side, powers=powers, **options)
     widened = (problem.power_iterations or 0) + 1 if problem.krylov and share is not None else 1
     columns = min((rank + extra) * widened, state.full)
     status = Status.FULL_RANK if rank > state.full else Status.RANK_REACHED
@@ -507,9 +505,7 @@ def range_finder(
         found, Q = _side_of_shards(shards, found, side)
     else:
         Q = found.basis.Q if found.fixed else found.basis.columns()
-    outcome = found.outcome
-    warn_unless_converged(outcome)
-    return RangeFinderResult(Q=Q, side=side, **fields_of(outcome))
+    return RangeFinderResult(Q=Q, side=side, **reported(found.outcome))
 
 
 def _side_of_shards(shards: Shards, found: Found, side: str) -> tuple[Found, Any]:

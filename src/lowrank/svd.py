@@ -14,8 +14,8 @@ from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite, small_svd
 from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with_bound
-from lowrank.rangefinder import Found, find, projection, warn_unless_converged
-from lowrank.results import Outcome, SVDResult, fields_of
+from lowrank.rangefinder import Found, find, projection, reported
+from lowrank.results import Outcome, SVDResult
 
 __all__ = ["centered", "decompose", "svd"]
 
@@ -127,10 +127,9 @@ def svd(
     )
     if center:
         outcome = replace(outcome, passes=outcome.passes + 1, products=outcome.products + added)
-    warn_unless_converged(outcome)
     if shards is not None:
         U, S, Vh = shards.factors(U, S, Vh)
-    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **fields_of(outcome))
+    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **reported(outcome))
 
 
 def decompose(

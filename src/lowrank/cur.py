@@ -105,7 +105,8 @@ def _build(sketch: Sketch, k: int) -> Built:
     xp, m, n = array_namespace(B), Q.shape[0], B.shape[1]
     J, _ = interpolate(B, sketch.pivoted.indices[:k])
     left = sketch.columns(J) * scale
-    picked = _rows_of(left)
+    rows = adjoint(left) * scale_of(left)
+    picked = interpolate(rows, pivoted_qr(rows).indices)[0]  # rows of C that span it
     r = len(picked)
     right = adjoint(sketch.rows(picked)) * scale
     P, S = orthonormalize(left[:, :r])
@@ -133,12 +134,6 @@ def _build(sketch: Sketch, k: int) -> Built:
         )
     factors = C, U, R, as_indices(J, B), as_indices(picked, B)
     return errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
-
-
-def _rows_of(C: Array) -> list[int]:
-    """Rows of C that span it, by an interpolative decomposition."""
-    rows = adjoint(C) * scale_of(C)
-    return interpolate(rows, pivoted_qr(rows).indices)[0]
 
 
 def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Array, float]:

@@ -165,18 +165,12 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
     else:
         # `captured` only shows whether the product is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
-        known = state.A.agreed(after.basis.departure * _relative_bound(state) + 0.0 * captured)
+        left = state.history[-1].bound / state.norm_A if state.history and state.norm_A else 1.0
+        known = state.A.agreed(after.basis.departure * min(1.0, left) + 0.0 * captured)
         state = replace(state, drift=state.drift + known)
     if not math.isfinite(known):
         raise ValueError(NOT_FINITE)
     return replace(state, residual=after, pending=None)
-
-
-def _relative_bound(state: State) -> float:
-    """An upper bound on ``‖A − QQᴴA‖/‖A‖``."""
-    if not state.history or not state.norm_A:
-        return 1.0
-    return min(1.0, state.history[-1].bound / state.norm_A)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:

@@ -138,7 +138,7 @@ def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
     if state.rank + columns == n < m and problem.source.is_free and state.A.test_rows == n:
         q = 0 if state.rank == 0 else max(1, q)
         if state.rank == 0:
-            draw = redraw = partial(_identity, state.A)
+            draw = redraw = partial(xa.eye, n, like=state.A.empty(0))
     width = -(-columns // (q + 1)) if problem.krylov else columns
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
 
@@ -156,10 +156,6 @@ def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
         return SampledPanel(problem, state, Q, sums, partial(made, redraw))
 
     return made(draw, state)
-
-
-def _identity(A: Operator, columns: int) -> Array:
-    return A.xp.eye(columns, dtype=A.dtype, device=A.device)
 
 
 def multiplied(

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank import _array as xa
+from lowrank import _triangular as xt
 from lowrank._array import Array, Namespace
 from lowrank._tuning import Method, tuning
 
@@ -73,7 +74,7 @@ def unitary_reflectors(Q: Array, D: Array, *, is_plain: bool) -> tuple[Array, Ar
         W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
         S, top, D = identity + xa.adjoint(W) @ Q1, Q1 + W, D + defect(W)
     V = xa.array_namespace(Q).concat([top, Q[..., Q.shape[-1] :, :]], axis=-2)
-    return V, xa.adjoint(xa.inverse(S + 0.5 * D))
+    return V, xa.adjoint(xt.inverse(S + 0.5 * D))
 
 
 def size_of_top(Q: Array) -> Array:
@@ -94,7 +95,7 @@ def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     b = Q.shape[-1]
     W, R1 = orthonormalize(Q[..., :b, :])
     W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
-    return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
+    return W, xa.adjoint(xt.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
 def orthonormalize(P: Array, gram: Array | None = None) -> QRResult:
@@ -175,7 +176,7 @@ def _by_halves(P: Array, gram: Array | None = None) -> QRResult:
     X[..., half:, :] += Q2
     del Q2
     Q = xa.array_namespace(P).concat([Q1, X], axis=-1)
-    return QRResult(Q, xa.block_triangle(R1, R12, R2))
+    return QRResult(Q, xt.block_triangle(R1, R12, R2))
 
 
 def _native_qr(P: Array) -> QRResult:
@@ -232,10 +233,10 @@ def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QRResult | N
         return None
     sizes = xp.astype(xp.sqrt(sizes), P.dtype)
     rows, columns = sizes[..., :, None], sizes[..., None, :]
-    L = xa.checked_cholesky(gram / columns / rows)
+    L = xt.checked_cholesky(gram / columns / rows)
     if L is None:
         return None
-    L_inverse = xa.lower_inverse(L)
+    L_inverse = xt.lower_inverse(L)
     growth = float(xp.max(xp.sum(xp.abs(L_inverse) ** 2, axis=(-2, -1))))
     is_near = growth < 1.1 * b  # to a multiple of an orthonormal basis
     if not (is_near or (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0)):
@@ -247,10 +248,10 @@ def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QRResult | N
     gram = gram_matrix(Q)
     if not float(xp.max(xp.abs(gram - xa.eye(b, b, like=Q)))) < 0.1:
         return None
-    L2 = xa.checked_cholesky(gram)
+    L2 = xt.checked_cholesky(gram)
     if L2 is None:
         return None
-    return QRResult(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
+    return QRResult(Q @ xa.adjoint(xt.lower_inverse(L2)), xa.adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
@@ -284,8 +285,8 @@ def _shifted_cholesky_qr(P: Array) -> QRResult:
     shift = 2.0 * xa.eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
-        upper = xa.adjoint(xa.unchecked_cholesky(gram_matrix(X) + s * identity))
-        X, R = xa.upper_solve(upper, X, left=False), upper @ R
+        upper = xa.adjoint(xt.unchecked_cholesky(gram_matrix(X) + s * identity))
+        X, R = xt.upper_solve(upper, X, left=False), upper @ R
     return QRResult(X, R)
 
 
@@ -307,10 +308,10 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
     top = X[..., : 2 * X.shape[-1], :]
     top += noise * (sizes + 1e-60)  # also where columns are zero
-    first = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
-    X = X @ xa.upper_solve(first, identity, left=False)
-    second = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
-    return X @ xa.upper_solve(second, identity, left=False), first, second
+    first = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    X = X @ xt.upper_solve(first, identity, left=False)
+    second = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    return X @ xt.upper_solve(second, identity, left=False), first, second
 
 
 def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
@@ -334,8 +335,8 @@ def _mixed_conditioned(P: Array) -> Array:
     """The first pass of `_mixed_passes`, without noise."""
     X = _in_double(P)
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
-    upper = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
-    return _as(P, X @ xa.upper_solve(upper, identity, left=False))
+    upper = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
+    return _as(P, X @ xt.upper_solve(upper, identity, left=False))
 
 
 def _double_of(P: Array) -> Any:

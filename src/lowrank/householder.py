@@ -8,6 +8,7 @@ from lowrank._array import Array
 from lowrank._check import as_block_size
 from lowrank._panel import QRResult, orthonormalize, reflectors
 from lowrank._sharded import shards_of
+from lowrank._triangular import block_triangle
 
 __all__ = ["HouseholderQR", "householder_qr", "qr", "reflect"]
 
@@ -123,9 +124,9 @@ class HouseholderQR:
         coupling = -self.T @ (xa.adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
         self.V, self.T, self.D, self.R = (
             xp.concat([self.V, xa.rows_below(lower.V, k)], axis=-1),
-            xa.block_triangle(self.T, coupling, lower.T),
+            block_triangle(self.T, coupling, lower.T),
             self.D + lower.D,
-            xa.block_triangle(self.R, Z[..., :k, :], lower.R),
+            block_triangle(self.R, Z[..., :k, :], lower.R),
         )
         return self
 

@@ -15,6 +15,7 @@ from lowrank._operator import Operator, as_operator, located
 from lowrank._panel import orthonormalize
 from lowrank._sketch import gaussian_source
 from lowrank._small_svd import robust_svd
+from lowrank._triangular import upper_solve
 from lowrank.results import Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
@@ -473,7 +474,7 @@ class SketchedMatrix:
 def _left_solve(M: Array, Z: Array) -> Array:
     """``M⁺ Z`` for a tall M of full rank."""
     Q, R = orthonormalize(M)
-    return xa.upper_solve(R, xa.adjoint_matmul(Q, Z))
+    return upper_solve(R, xa.adjoint_matmul(Q, Z))
 
 
 def _home(dtype: Any, like: Any) -> Array:

@@ -64,10 +64,6 @@ class Operator:
         own = self.xp.asarray([value], dtype=self.xp.float64, device=self.device)
         return float(self.domain.broadcast(own)[0])
 
-    @property
-    def is_complex(self) -> bool:
-        return bool(self.xp.isdtype(self.dtype, "complex floating"))
-
     def adjoint(self) -> "Operator":
         *batch, m, n = self.shape
         explicit = self.explicit

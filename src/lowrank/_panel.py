@@ -9,7 +9,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank import _triangular as xt
 from lowrank._array import Array, Namespace
-from lowrank._tuning import Method, tuning
+from lowrank._tuning import tuning
 
 # At most this many columns: numpy.linalg.qr takes over where Cholesky QR is not accurate.
 NARROW = 16
@@ -113,19 +113,19 @@ def orthonormalize(P: Array, gram: Array | None = None) -> QRResult:
         return QRResult(Q, R)
     if b == 0:
         return QRResult(P, xa.adjoint(P) @ P)
-    method, narrowest, widest, *_ = tuning(P)
+    is_checked, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
         Q, first, second = _mixed_passes(_in_double(P))
         return QRResult(_as(P, Q), _as(P, second @ first))
-    if method is Method.CHECKED_CHOLESKY and (tall or b <= 256) and _can_be_checked(P):
+    if is_checked and (tall or b <= 256) and _can_be_checked(P):
         gram = xa.adjoint_matmul(P, P) if gram is None else gram
         factors = _checked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
         if tall:
             return _by_halves(P, gram) if b > NARROW else _polished(_native_qr(P))
-    elif method is Method.SHIFTED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
+    elif widest and tall and (b >= narrowest or P.ndim > 2):
         return _shifted_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 
@@ -143,7 +143,7 @@ def conditioned(P: Array) -> Array:
     p, b = P.shape[-2:]
     if is_mixed(P):
         return _mixed_conditioned(P)
-    if tuning(P).method is Method.CHECKED_CHOLESKY and p >= 2 * b and _can_be_checked(P):
+    if tuning(P).is_checked and p >= 2 * b and _can_be_checked(P):
         found = _checked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q

@@ -10,7 +10,7 @@ from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalize
 from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
-from lowrank._triangular import upper_solve
+from lowrank._triangular import block_triangle, upper_solve
 from lowrank.rangefinder import reported
 from lowrank.results import CURResult
 
@@ -121,8 +121,7 @@ def _build(sketch: Sketch, k: int) -> Built:
 
     r = U.shape[0]
     k = k if sketch.fixed else r
-    U = xp.concat([U, zeros((r, k - r), B)], axis=1)
-    U = xp.concat([U, zeros((k - r, k), B)], axis=0)
+    U = block_triangle(U, zeros((r, k - r), B), zeros((k - r, k - r), B))
     J, picked = filled(J, k, n)[:k], filled(picked, k, m)[:k]
     C, R = sketch.columns(J), adjoint(sketch.rows(picked))
     left = C * scale

@@ -317,14 +317,14 @@ def safe_norm(X: Array) -> Array:
     return largest * xp.sqrt(xp.sum(size))
 
 
-def flushes(xp: Namespace, dtype: Any) -> bool:
+def flushes(X: Array) -> bool:
     """Whether subnormal numbers are flushed to zero.
 
     CuPy's kernels do so in single precision. A process may switch it on for its CPU
     (torch.set_flush_denormal); Python's own floats then show it.
     """
-    if is_cupy_namespace(xp):
-        return dtype in (xp.float32, xp.complex64)
+    if is_cupy_array(X):
+        return eps(X) > 1e-10
     return sys.float_info.min * 0.5 == 0.0
 
 

@@ -83,14 +83,9 @@ def _chernoff_factor(
 
 
 def rounding_floor(
-    xp: Namespace,
-    dtype: Any,
-    shape: tuple[int, ...],
-    rank: int,
-    norm: float,
-    factor: float = 1.0,
+    like: Array, shape: tuple[int, ...], rank: int, norm: float, factor: float = 1.0
 ) -> float:
-    """A bound on the rounding error in the error of a basis of `rank` columns.
+    """A bound on the rounding error in the error of a basis of `rank` columns like `like`.
 
     Besides the part relative to ‖A‖ there is an absolute part: products of tiny numbers are rounded
     to multiples of the smallest number of the dtype. Where subnormal numbers are flushed to zero
@@ -98,7 +93,7 @@ def rounding_floor(
     samples may miss rounding errors by their safety `factor`: the constants allow for a factor of
     three, and 64 samples have two.
     """
-    limits, is_flushed = xp.finfo(dtype), xa.flushes(xp, dtype)
+    limits, is_flushed = xa.array_namespace(like).finfo(like.dtype), xa.flushes(like)
     if norm == 0.0 and not is_flushed:
         return 0.0
     columns = rank + FLOOR_COLUMNS
@@ -258,7 +253,7 @@ def residual_norm(
         factor = 1.0 + 32.0 * xa.eps(Q)
     else:
         factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
-    floor = rounding_floor(xp, Q.dtype, operator.shape, int(Q.shape[1]), size, factor)
+    floor = rounding_floor(Q, operator.shape, int(Q.shape[1]), size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
 

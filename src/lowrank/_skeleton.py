@@ -171,8 +171,8 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Foun
     scale = before * unit
     residual = estimate = floor = 0.0
     if outcome.error is not None:
-        captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
-        (residual, estimate), floor = parts_of(found, captured), found.floor
+        residual, estimate = parts_of(found, lambda: norm_of(B, "fro") / scale)
+        floor = found.floor
     sketch = Sketch(
         Q=Q, B=B, scale=scale, pivoted=pivoted_qr(B), columns=columns, rows=rows, norm=norm,
         residual=residual, estimate=estimate, floor=floor, fixed=found.fixed,

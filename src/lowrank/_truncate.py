@@ -8,7 +8,7 @@ from typing import Any
 from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
 from lowrank._certificate import rounding_floor
 from lowrank._operator import Operator, of_row_blocks
-from lowrank._rangefinder.residuals import energy_rounding
+from lowrank._rangefinder.residuals import energy_error
 from lowrank._rangefinder.sampling import measured
 from lowrank._rangefinder.state import epsilon_of
 from lowrank._small_svd import TOO_LARGE, tails
@@ -51,7 +51,7 @@ def with_bound(found: Found, rank: int, cap: int | None, error: float, bound: fl
     """The outcome of an approximation of this rank, with this error."""
     outcome = found.outcome
     assert outcome.tolerance is not None
-    if rank == 0 and found.norm_is_exact and not flushes(found.state.A.xp, found.state.A.dtype):
+    if rank == 0 and found.norm_is_exact and not flushes(found.state.A.empty(0)):
         # the error is the norm of A, whatever the rounding in later steps
         error = outcome.norm_A or 0.0
         bound = min(bound, error * (1.0 + 32.0 * epsilon_of(found.state)))
@@ -81,21 +81,20 @@ def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
     return norm() / scale
 
 
-def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]:
+def parts_of(found: Found, captured: Callable[[], float] | None = None) -> tuple[float, float]:
     """A bound on ``‖A − QQᴴA‖``, without the part for rounding, and its estimate.
 
     If it was sampled, but ‖A‖_F is known, the energies may give a smaller bound: `captured` is
-    ‖B‖/‖A‖.
+    ‖B‖.
     """
     outcome = found.outcome
     if outcome.error is None or outcome.error_bound is None:
         return math.inf, math.inf
     residual, estimate = max(0.0, outcome.error_bound - found.floor), outcome.error
     if captured is not None and found.norm_is_exact and outcome.norm_A:
-        A = found.state.A
-        left = max(0.0, (1.0 - captured) * (1.0 + captured))
-        left += energy_rounding(A.shape, float(A.xp.finfo(A.dtype).eps))
-        residual = min(residual, outcome.norm_A * math.sqrt(left))
+        share = captured() / outcome.norm_A
+        left = (1.0 - share) * (1.0 + share)
+        residual = min(residual, energy_error(found.state.A, outcome.norm_A, left).bound)
     return residual, min(estimate, residual)
 
 
@@ -116,7 +115,6 @@ def at_fixed_rank(found: Found, norm_of_it: Callable[[int], float]) -> Outcome:
     if not math.isfinite(captured):
         raise ValueError(TOO_LARGE)
     share = captured / norm if norm > 0.0 else 1.0
-    left, limits = max(0.0, (1.0 - share) * (1.0 + share)), A.xp.finfo(A.dtype)
-    bound = norm * math.sqrt(left + energy_rounding(A.shape, float(limits.eps)))
-    bound += rounding_floor(A.xp, A.dtype, A.shape, outcome.rank, norm)
-    return replace(outcome, error=norm * math.sqrt(left), error_bound=bound, certificate="energy")
+    error, bound = energy_error(A, norm, (1.0 - share) * (1.0 + share))
+    bound += rounding_floor(A.empty(0), A.shape, outcome.rank, norm)
+    return replace(outcome, error=error, error_bound=bound, certificate="energy")

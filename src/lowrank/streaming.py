@@ -447,9 +447,8 @@ class SketchedMatrix:
         value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
         delta = self._delta / (self._states * (self._states + 1) * (self.sketch_size + 1))
         factor = safety_factor(q, delta, is_complex=of_complex)
-        xp, dtype = xa.array_namespace(factors.U), factors.U.dtype
-        floor = rounding_floor(xp, dtype, self.shape, self.sketch_size, self.norm, factor)
-        bound = factor * (value + float(xp.finfo(dtype).eps) * self._added) + floor
+        floor = rounding_floor(factors.U, self.shape, self.sketch_size, self.norm, factor)
+        bound = factor * (value + xa.eps(factors.U) * self._added) + floor
         return ErrorEstimate(value, bound, "fro", q, self._delta)
 
     def _solved(self) -> _Factors:

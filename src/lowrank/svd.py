@@ -156,10 +156,7 @@ def decompose(
             refuse_infinite(S)
     else:
         refuse_infinite(S)
-        captured = None
-        if found.norm_is_exact and found.outcome.norm_A:
-            captured = xa.matrix_norm_by_rows(S[None, :]) / found.outcome.norm_A
-        residual, estimate = parts_of(found, captured)
+        residual, estimate = parts_of(found, lambda: xa.matrix_norm_by_rows(S[None, :]))
         outcome = truncated(
             found, S, rank, residual=residual, estimate=estimate,
             floor=found.floor + small.rounding() / scale,

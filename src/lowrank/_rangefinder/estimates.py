@@ -245,14 +245,14 @@ def _norm_below(
 def _flushed(A: Operator) -> float:
     """The part of ‖A‖_F that is lost where subnormal numbers are flushed to zero."""
     smallest = float(A.xp.finfo(A.dtype).smallest_normal)
-    return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.xp, A.dtype) else 0.0
+    return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.empty(0)) else 0.0
 
 
 def base_floor(state: State, factor: float = 1.0) -> float:
     """Rounding error in the error of a basis; `factor` is the safety factor of its sample."""
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
-    return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
+    return rounding_floor(A.empty(0), A.shape, state.rank, norm, factor)
 
 
 def lost(state: State, residual: Explicit) -> float:

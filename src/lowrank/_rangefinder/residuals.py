@@ -24,14 +24,20 @@ class Error(NamedTuple):
     bound: float
 
 
-def energy_rounding(shape: tuple[int, ...], epsilon: float) -> float:
+def energy_error(A: Operator, norm: float, left: float) -> Error:
+    """``√(‖A‖² − ‖B‖²)`` for ‖A‖ and ``left = 1 − ‖B‖²/‖A‖²``."""
+    left = max(0.0, left)
+    return Error(norm * math.sqrt(left), norm * math.sqrt(left + energy_rounding(A)))
+
+
+def energy_rounding(A: Operator) -> float:
     """A bound on the rounding error of ``1 − ‖B‖²/‖A‖²``.
 
     With ``QᴴQ = I + Δ`` and ``B = QᴴA``, ``‖A − QB‖² = ‖A‖² − ‖B‖² + ⟨B, ΔB⟩``. Δ, and the rounding
     errors of B and of the two sums, are of order √m eps, and at most about m eps. Sums of equal
     numbers come near that.
     """
-    return max(4096.0, *map(float, shape)) * epsilon
+    return max(4096.0, *map(float, A.shape)) * xa.eps(A.empty(0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,18 +172,12 @@ class ByEnergies(Products):
         return replace(self, known=known, captured=self.captured + part * part)
 
     @property
-    def rounding(self) -> float:
-        return energy_rounding(self.A.shape, xa.eps(self.basis.empty))
-
-    @property
     def is_canceled(self) -> bool:
         """Whether the rounding error is as large as the remaining energy."""
-        return 1.0 - self.captured <= self.rounding
+        return 1.0 - self.captured <= energy_rounding(self.A)
 
     def error(self) -> Error:
-        left = max(0.0, 1.0 - self.captured)
-        bound = self.norm_A * math.sqrt(left + self.rounding)
-        return Error(self.norm_A * math.sqrt(left), bound)
+        return energy_error(self.A, self.norm_A, 1.0 - self.captured)
 
 
 Residual = Explicit | Sampled | ByEnergies

@@ -130,8 +130,8 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
     """
     share = 1.0
     while True:
-        if found.full_svd is not None:
-            _check_full_svd(found.full_svd)
+        if isinstance(found.state.residual, FullSVD):
+            _check_full_svd(found.state.residual)
         before = found.basis.rank
         found, C, scale = projection(found)
         T, F = _projected(found.basis, C)

@@ -50,10 +50,8 @@ class HouseholderQR:
 
     def __repr__(self) -> str:
         m, n = self.shape
-        V = self.V
-        return (
-            f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={xa.device_of(V)})"
-        )
+        home = f"dtype={self.V.dtype}, device={xa.device_of(self.V)}"
+        return f"HouseholderQR({m}×{n}, rank={self.rank}, {home})"
 
     @property
     def rank(self) -> int:

@@ -13,7 +13,7 @@ from lowrank._operator import as_operator
 from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, with_shared_text
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.estimates import floor_of
-from lowrank._rangefinder.residuals import FullSVD, Orthonormal
+from lowrank._rangefinder.residuals import Orthonormal
 from lowrank._rangefinder.sampling import SampledPanel, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
 from lowrank._sharded import Shards, operand
@@ -294,12 +294,6 @@ class Found(NamedTuple):
     fixed: bool  # whether the rank is fixed, without a tolerance
     unchecked: SampledPanel | None = None  # the panel, if not checked yet to be finite
     captured: float | None = None  # ‖QᴴA‖_F, if it was read
-
-    @property
-    def full_svd(self) -> FullSVD | None:
-        """The SVD of A, if it was computed because it was cheaper than growing."""
-        residual = self.state.residual
-        return residual if isinstance(residual, FullSVD) else None
 
     @property
     def norm_is_exact(self) -> bool:

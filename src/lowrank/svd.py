@@ -10,6 +10,7 @@ from lowrank._operator import ENTRIES, UNKNOWN, Operator, as_operator, located, 
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
 from lowrank._rangefinder.estimates import NEAR
+from lowrank._rangefinder.residuals import FullSVD
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite, small_svd
@@ -137,15 +138,14 @@ def decompose(
     rank: int | None,
     *,
     fixed_signs: bool = False,
-    powers: int = 2,
     oversampling: int = 0,
     **options: Any,
 ) -> tuple[Array, Array, Array, Outcome]:
     """:func:`svd` without a warning: U, S, Vh, and the other attributes of the result."""
-    options |= {"share": 1.0, "powers": powers, "oversampling": oversampling, "projects": True}
+    options |= {"share": 1.0, "powers": 2, "oversampling": oversampling, "projects": True}
     found = find(A, rank, **options)
-    if found.full_svd is not None:
-        return _truncated_full_svd(found, rank, fixed_signs)
+    if isinstance(found.state.residual, FullSVD):  # it took less time than growing the basis
+        return _truncated_full_svd(found, found.state.residual, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, domain_qr(found.state.A))
     del C
@@ -196,17 +196,15 @@ def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array)
 
 
 def _truncated_full_svd(
-    found: Found, rank: int | None, fixed_signs: bool
+    found: Found, whole: FullSVD, rank: int | None, fixed_signs: bool
 ) -> tuple[Array, Array, Array, Outcome]:
     """The truncated SVD of A itself; the truncation is the only error."""
-    whole, xp = found.full_svd, found.state.A.xp
-    assert whole is not None
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
     outcome = truncated(found, S, rank, residual=0.0, estimate=0.0, floor=found.floor)
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
-    phase = xa.signed(Vh)[:, None] if fixed_signs else xp.ones_like(Vh[:, :1])
+    phase = xa.signed(Vh)[:, None] if fixed_signs else found.state.A.xp.ones_like(Vh[:, :1])
     return U * xa.adjoint(phase), S[:r], Vh * phase, outcome
 
 

@@ -18,6 +18,7 @@ from lowrank._rangefinder.blocks import powers_of, width_of_sample
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import (
     NOT_FINITE,
+    finite,
     iterated_sample,
     multiplied,
     orthonormalized,
@@ -99,9 +100,7 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
         if is_unknown and not all(map(xa.is_finite, factors)):
             raise ValueError(NOT_FINITE)
         size = norm_of_product(factors, state.A.xp, root)
-    size = state.A.agreed(size)
-    if not math.isfinite(size):
-        raise ValueError(NOT_FINITE)
+    size = finite(state.A.agreed(size))
     count, is_sampled = state.sampled_estimates + 1, problem.norm == "fro" and is_unknown
     # δ/(j(j+1)) for the j-th sample: these sum to at most δ, however many samples follow. A
     # sampled norm of A takes half of δ.
@@ -182,9 +181,7 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
     else:
         Q = basis.columns()
         D = Y - Q @ xa.adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
-    drift = float(xa.safe_norm(D)) / state.scale
-    if not math.isfinite(drift):
-        raise ValueError(NOT_FINITE)
+    drift = finite(float(xa.safe_norm(D)) / state.scale)
     if not is_identity:
         delta = problem.failure_probability / 2.0 / (count * (count + 1))
         drift *= safety_factor(samples, delta, is_complex=xa.is_complex(Omega)) / math.sqrt(samples)
@@ -237,9 +234,7 @@ def _norm_below(
         return float(xa.safe_norm(C)) / scale * (1.0 - 32.0 * epsilon_of(state))
     C = orthonormalize(C).R if C.shape[0] > C.shape[1] else C
     lower = A.agreed(float(spectral_norm(C, A.xp))) / scale * (1.0 - 32.0 * epsilon_of(state))
-    if state.frobenius is None:
-        return lower
-    return max(lower, state.frobenius / math.sqrt(min(A.shape)))
+    return max(lower, (state.frobenius or 0.0) / math.sqrt(min(A.shape)))
 
 
 def _flushed(A: Operator) -> float:

@@ -16,7 +16,6 @@ randomized range finder based on an implicit Householder QR decomposition, manus
 If A is not an array in memory, products with A replace B (see `residuals`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -26,7 +25,7 @@ from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.estimates import NEAR, checked_near_rounding, estimated, floor_of
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
-from lowrank._rangefinder.sampling import NOT_FINITE, measured, sampled_panel
+from lowrank._rangefinder.sampling import finite, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, epsilon_of
 from lowrank._small_svd import sample_of
 from lowrank.results import Status
@@ -161,15 +160,13 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
         problem.work.add(int(Q.shape[-1]))
     after = residual.append(Q)
     if isinstance(after, Explicit):
-        known = state.A.agreed(after.norm)
+        finite(state.A.agreed(after.norm))
     else:
         # `captured` only shows whether the product is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
         left = state.history[-1].bound / state.norm_A if state.history and state.norm_A else 1.0
-        known = state.A.agreed(after.basis.departure * min(1.0, left) + 0.0 * captured)
-        state = replace(state, drift=state.drift + known)
-    if not math.isfinite(known):
-        raise ValueError(NOT_FINITE)
+        drift = state.A.agreed(after.basis.departure * min(1.0, left) + 0.0 * captured)
+        state = replace(state, drift=state.drift + finite(drift))
     return replace(state, residual=after, pending=None)
 
 

@@ -80,6 +80,13 @@ NOT_FINITE = (
 )
 
 
+def finite(number: float) -> float:
+    """The number, which depends on products with A; a ValueError if it is not finite."""
+    if not math.isfinite(number):
+        raise ValueError(NOT_FINITE)
+    return number
+
+
 @dataclass(frozen=True, slots=True)
 class SampledPanel:
     """An orthonormal panel from a sample of the residual, not yet checked to be finite.
@@ -265,10 +272,7 @@ def with_salted_seed(problem: Problem, state: State) -> State:
     omega = problem.source.gaussian_vector()
     if omega is not None:
         state, sample = multiplied(problem, state, omega)
-        salt = float(xa.safe_norm(sample.pop()))
-        if not math.isfinite(salt):
-            raise ValueError(NOT_FINITE)
-        problem.source.salt_seed(salt)
+        problem.source.salt_seed(finite(float(xa.safe_norm(sample.pop()))))
     return replace(state, is_salted=True)
 
 

@@ -229,12 +229,12 @@ def residual_norm(
         return Y, Y - Q @ (xa.adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
 
     xp, shortest = xa.array_namespace(Q), min(operator.shape)
-    is_identity = shards is None and shortest <= samples
-    if is_identity:  # the identity measures the whole residual
-        samples, root = shortest, 1.0
+    if shards is None and shortest <= samples:  # the identity measures the whole residual
+        samples, root, factor = shortest, 1.0, 1.0 + 32.0 * xa.eps(Q)
         Omega = xa.eye(samples, samples, like=Q)
     else:
         root = math.sqrt(samples)
+        factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
         draw = gaussian_source(rng, xp, xa.device_of(Q), purpose="residual")
         Omega = draw((operator.test_rows, samples), Q.dtype)
     _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
@@ -249,10 +249,6 @@ def residual_norm(
             "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm of "
             "`A` exceeds the largest float; check them, or divide `A` by a constant."
         )
-    if is_identity:
-        factor = 1.0 + 32.0 * xa.eps(Q)
-    else:
-        factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
     floor = rounding_floor(Q, operator.shape, int(Q.shape[1]), size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 

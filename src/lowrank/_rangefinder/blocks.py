@@ -18,9 +18,8 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
         return 1.0
     if isinstance(state.residual, FullSVD):
         return share
-    if problem.norm == "spectral" or isinstance(state.residual, Sampled):
-        return share * GROWTH.goal_of_samples
-    if state.A.costly_passes:  # more columns in a pass cost little, and lower the rank
+    is_sampled = problem.norm == "spectral" or isinstance(state.residual, Sampled)
+    if is_sampled or state.A.costly_passes:  # more columns in such passes cost little
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from lowrank import _array as xa
 from lowrank._array import Array
@@ -49,8 +50,7 @@ def estimated(problem: Problem, state: State, goal: float) -> State | None:
     if problem.norm == "fro" and state.frobenius is not None:
         norm_bound = state.frobenius * (1.0 + 32.0 * epsilon_of(state)) + _flushed(state.A)
     if state.rank == 0 and norm_bound < math.inf:  # without a basis the error is the norm itself
-        assert state.frobenius is not None
-        return _recorded(state, state.frobenius, norm_bound)
+        return _recorded(state, state.frobenius or 0.0, norm_bound)
     error = residual.error() if problem.norm == "fro" or is_svd else None
     if error is not None:
         estimate, bound = (value / state.measured_scale for value in error)
@@ -219,8 +219,7 @@ def _norm_below(
     elif state.rank == 0 and factors is not None and len(factors) > 1:
         C = factors[1]
     else:
-        Y = Q if state.rank == 0 else residual.basis.columns()
-        assert Y is not None
+        Y: Any = Q if state.rank == 0 else residual.basis.columns()
         if problem.norm == "spectral":
             Y = xa.leading(Y, 64)
         problem.work.add(int(Y.shape[-1]))

@@ -158,9 +158,7 @@ def start(A: Operator) -> State:
 def outcome_of(problem: Problem, state: State) -> Outcome:
     """The attributes of a result for the basis found so far."""
     look, tolerance = state.history[-1] if state.history else None, state.tolerance
-    converged = None
-    if tolerance is not None:
-        converged = look is not None and look.bound <= tolerance
+    converged = None if tolerance is None else look is not None and look.bound <= tolerance
     return Outcome(
         status=Status.CONVERGED if converged else state.status, converged=converged,
         tolerance=tolerance, norm=problem.norm, norm_A=state.norm_A, rank=state.rank,

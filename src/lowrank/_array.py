@@ -70,8 +70,7 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         )
     if is_numpy_array(A):
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays
-        if not A.dtype.isnative:
-            A = A.astype(A.dtype.newbyteorder("="))
+        A = A.astype(A.dtype.newbyteorder("="), copy=False)
     elif is_torch_array(A):
         if A.is_meta:
             raise ValueError(

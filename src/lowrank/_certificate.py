@@ -259,13 +259,11 @@ def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Arra
     if operator.is_stack:
         raise ValueError(f"`A` must be a matrix (two dimensions), got shape {operator.shape}.")
     Q, _ = xa.as_matrix(Q, name="Q")
-    home = Q
     if operator.norm is not None:  # an operator may return products elsewhere
-        home = operator.empty(0)
-        xa.same_place(home, Q, names=("A", "Q"))
+        xa.same_place(operator.empty(0), Q, names=("A", "Q"))
     if B is not None:
         B, _ = xa.as_matrix(B, name="B")
-        xa.same_place(home, B, names=("A", "B"))
+        xa.same_place(Q, B, names=("Q", "B"))
     _check_shapes(operator.shape, Q, B)
     return operator, Q, B
 

@@ -94,8 +94,7 @@ class Operator:
 
     def empty(self, rows: int) -> Array:
         """A `rows`×0 array with the library, dtype and device of products of this operator."""
-        shape = (*self.shape[:-2], rows, 0)
-        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
+        return self.xp.zeros((*self.shape[:-2], rows, 0), dtype=self.dtype, device=self.device)
 
 
 def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Operator:
@@ -263,14 +262,13 @@ def _of_dask(A: Any, name: str) -> Operator:
         )
     home, _ = xa.as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
+    norms = A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64)  # computed when asked for
     return located(
         home,
         tuple(int(length) for length in A.shape),
         matmat=lambda X: (A @ X).compute(),
         rmatmat=lambda Y: _by_transpose(lambda Z: (A.T @ Z).compute(), Y),
-        norm=lambda: float(
-            xa.safe_norm(A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64).compute())
-        ),
+        norm=lambda: float(xa.safe_norm(norms.compute())),
         max_abs=lambda: float(abs(A).max().compute()),
         costly_passes=True,
     )

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -157,6 +157,16 @@ class Approximation(Factored, Outcome):
     Has the attributes of :class:`~lowrank.results.Outcome` too.
     """
 
+    _unpacked: ClassVar[tuple[str, ...]]  # names of the attributes that the result unpacks as
+
+    def __iter__(self) -> Iterator[Array]:
+        return (getattr(self, name) for name in self._unpacked)
+
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        """The factors, from left to right."""
+        return tuple(self)
+
     def __repr__(self) -> str:
         xp, (*batch, m, n) = xa.array_namespace(self.factors[0]), self.shape
         arrays, _ = self._parts()
@@ -213,12 +223,7 @@ class QBResult(Approximation):
     Q: Array
     B: Array
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.Q, self.B))
-
-    @property
-    def factors(self) -> tuple[Array, ...]:
-        return self.Q, self.B
+    _unpacked = ("Q", "B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -242,8 +247,7 @@ class SVDResult(Approximation):
     Vh: Array
     mean: Array | None = None
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.U, self.S, self.Vh))
+    _unpacked = ("U", "S", "Vh")
 
     @property
     def factors(self) -> tuple[Array, ...]:
@@ -299,8 +303,7 @@ class EighResult(Approximation):
     eigenvalues: Array
     eigenvectors: Array
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.eigenvalues, self.eigenvectors))
+    _unpacked = ("eigenvalues", "eigenvectors")
 
     @property
     def factors(self) -> tuple[Array, ...]:
@@ -331,8 +334,7 @@ class IDResult(Approximation):
     skeleton: Array
     select: str
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.indices, self.coefficients))
+    _unpacked = ("indices", "coefficients")
 
     @property
     def factors(self) -> tuple[Array, ...]:
@@ -360,12 +362,7 @@ class CURResult(Approximation):
     columns: Array
     rows: Array
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.C, self.U, self.R))
-
-    @property
-    def factors(self) -> tuple[Array, ...]:
-        return self.C, self.U, self.R
+    _unpacked = ("C", "U", "R")
 
 
 def load(path: str | os.PathLike[str], /) -> Approximation:

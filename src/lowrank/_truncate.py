@@ -7,12 +7,12 @@ from typing import Any
 
 from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
 from lowrank._certificate import rounding_floor
+from lowrank._found import Found
 from lowrank._operator import Operator, of_row_blocks
 from lowrank._rangefinder.residuals import energy_error
 from lowrank._rangefinder.sampling import measured
 from lowrank._rangefinder.state import epsilon_of
 from lowrank._small_svd import TOO_LARGE, tails
-from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
 
 

@@ -3,13 +3,13 @@
 from typing import Literal, Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, zeros
+from lowrank._found import reported
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalize
 from lowrank._pivots import LARGEST, as_indices, filled, interpolate, positions, with_identity
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in
 from lowrank._triangular import upper_solve
-from lowrank.rangefinder import reported
 from lowrank.results import IDResult
 
 __all__ = ["interpolative"]

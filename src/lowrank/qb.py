@@ -3,12 +3,12 @@
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace
+from lowrank._found import find, projection, reported
 from lowrank._options import Tolerances, shares_options
 from lowrank._rangefinder.sampling import domain_qr
 from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank
-from lowrank.rangefinder import find, projection, reported
 from lowrank.results import QBResult
 from lowrank.svd import decompose
 

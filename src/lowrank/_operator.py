@@ -42,7 +42,7 @@ class Operator:
     domain: Any = None
     # `explicit(flipped, own)`: A, or Aᴴ if flipped, as a writable array; if `own`, in A's memory
     # where possible, else a copy. None for a stack, and for a matrix that is not in memory.
-    explicit: Callable[[bool, bool], Array] | None = None
+    explicit: Any = None
     # A function that returns a slice of the rows of A, if there is one.
     block: Callable[[slice], Array] | None = None
     # Whether another pass over A costs more than a wider product: files, processes, Dask.

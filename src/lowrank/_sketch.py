@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array, Namespace
-from lowrank._operator import Operator
+from lowrank._operator import Operator, numpy_dtype
 
 # Streams of random numbers on the host: fixed, so that results do not depend on threads.
 STREAMS = 8
@@ -192,8 +192,7 @@ def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> So
         return drawn
 
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        name = next(name for name in xa.FLOATING if dtype == getattr(xp, name, None))
-        drawn = _assemble(normal, shape, np.dtype(name))
+        drawn = _assemble(normal, shape, numpy_dtype(dtype))
         return drawn if xa.is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
 
     return draw

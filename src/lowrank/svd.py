@@ -240,7 +240,6 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     whole = A.explicit
 
     def explicit(flipped: bool, own: bool) -> Array:
-        assert whole is not None
         matrix = whole(flipped, own)
         matrix -= xa.adjoint(mean) if flipped else mean
         return matrix

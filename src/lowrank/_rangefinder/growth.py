@@ -101,7 +101,6 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     if not isinstance(state.residual, Sampled) or state.residual.known is not None:
         return state
     if problem.certificate == "exact":
-        assert state.A.explicit is not None
         if problem.overwrite_a:
             keep(replace(state, is_overwritten=True))
         is_torch = is_torch_namespace(state.A.xp)

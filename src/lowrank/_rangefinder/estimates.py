@@ -150,9 +150,8 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
     """
     A, residual, look = state.A, state.residual, state.history[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
-    if look.bound > NEAR * epsilon_of(state) * norm or state.rank == 0 or A.domain is not None:
-        return state
-    if state.checked is residual:
+    needs_none = state.rank == 0 or A.domain is not None or state.checked is residual
+    if needs_none or look.bound > NEAR * epsilon_of(state) * norm:
         return state
     if isinstance(residual, Explicit):
         drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]

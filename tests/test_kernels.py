@@ -11,7 +11,7 @@ from lowrank import _panel, gallery
 from lowrank._array import adjoint_matmul
 from lowrank._panel import orthonormal, orthonormalize
 from lowrank._rangefinder.sampling import iterated
-from lowrank._tuning import Method, Tuning
+from lowrank._tuning import Tuning
 
 torch = pytest.importorskip("torch")
 from pretended import from_numpy, pretending, reads  # noqa: E402
@@ -55,8 +55,7 @@ def panel(kind, U, s, V):
 @pytest.fixture(params=["shifted Cholesky", "halves of shifted Cholesky", "native"])
 def method(request, monkeypatch):
     widest = {"shifted Cholesky": 10**6, "halves of shifted Cholesky": 12, "native": 0}
-    kind = Method.NATIVE if request.param == "native" else Method.SHIFTED_CHOLESKY
-    chosen = Tuning(kind, 0, widest[request.param], 16)
+    chosen = Tuning(False, 0, widest[request.param], 16)
     usual = _panel.tuning
     monkeypatch.setattr(
         _panel, "tuning", lambda X: chosen if isinstance(X, torch.Tensor) else usual(X)

@@ -3,7 +3,6 @@
 Modules that use many of these functions import it as `xa`.
 """
 
-import importlib
 import math
 import os
 import sys
@@ -71,8 +70,7 @@ def as_matrix(A: Array, /, *, name: str = "A", stacks: bool = False) -> tuple[Ar
         )
     if is_numpy_array(A):
         A = A.view(np.ndarray)  # memory-mapped files: slices and products are plain arrays
-        if not A.dtype.isnative:
-            A = A.astype(A.dtype.newbyteorder("="))
+        A = A.astype(A.dtype.newbyteorder("="), copy=False)
     elif is_torch_array(A):
         if A.is_meta:
             raise ValueError(
@@ -197,14 +195,6 @@ def slices(length: int, rows: int) -> list[slice]:
     return [slice(start, min(start + rows, length)) for start in range(0, length, rows)]
 
 
-def block_triangle(upper_left: Array, upper_right: Array, lower_right: Array) -> Array:
-    xp = array_namespace(upper_left)
-    *batch, rows, _ = lower_right.shape
-    lower_left = zeros((*batch, rows, upper_left.shape[-1]), upper_left)
-    upper = xp.concat([upper_left, upper_right], axis=-1)
-    return xp.concat([upper, xp.concat([lower_left, lower_right], axis=-1)], axis=-2)
-
-
 def rows_below(X: Array, rows: int) -> Array:
     """`X` with `rows` rows of zeros above it."""
     if rows == 0:
@@ -240,49 +230,6 @@ def signed(X: Array) -> Array:
     return xp.conj(phases(xp.take_along_axis(X, where, axis=-1)[..., 0]))
 
 
-def inverse(X: Array) -> Array:
-    """Inverse of a small, well-conditioned matrix, without a check that waits for the device."""
-    xp = array_namespace(X)
-    return xp.linalg.inv_ex(X).inverse if is_torch_namespace(xp) else xp.linalg.inv(X)
-
-
-def lower_inverse(L: Array) -> Array:
-    """Inverse of a lower triangular matrix or stack; NumPy has no routine for it."""
-    xp, b = array_namespace(L), L.shape[-1]
-    if is_torch_namespace(xp):
-        return xp.linalg.solve_triangular(L, eye(b, b, like=L), upper=False)
-    if b <= 64:
-        return np.linalg.inv(L)
-    half = b // 2
-    upper = lower_inverse(L[..., :half, :half])
-    lower = lower_inverse(L[..., half:, half:])
-    inverted = np.zeros_like(L)
-    inverted[..., :half, :half], inverted[..., half:, half:] = upper, lower
-    inverted[..., half:, :half] = -lower @ (L[..., half:, :half] @ upper)
-    return inverted
-
-
-def checked_cholesky(X: Array) -> Array | None:
-    """Lower Cholesky factor of X; None if it does not exist. For arrays on a CPU."""
-    xp = array_namespace(X)
-    if is_torch_namespace(xp):
-        factor = xp.linalg.cholesky_ex(X)
-        return None if bool(xp.any(factor.info)) else factor.L
-    try:
-        return np.linalg.cholesky(X)
-    except np.linalg.LinAlgError:
-        return None
-
-
-def unchecked_cholesky(X: Array) -> Array:
-    """Lower Cholesky factor of X, without a check that waits for the device."""
-    xp = array_namespace(X)
-    if is_torch_namespace(xp):
-        return xp.linalg.cholesky_ex(X).L
-    with loaded("cupyx").errstate(linalg="ignore"):
-        return xp.linalg.cholesky(X)
-
-
 def subtract_product(Y: Array, V: Array, W: Array) -> None:
     """``Y ← Y − V W`` in place, for a matrix or stack with many rows."""
     xp = array_namespace(Y)
@@ -294,17 +241,6 @@ def subtract_product(Y: Array, V: Array, W: Array) -> None:
     rows = max(1, max(2**16, 0 if is_numpy_namespace(xp) else m * n // 16) // max(1, n))
     for part in slices(m, rows):
         Y[..., part, :] -= V[..., part, :] @ W
-
-
-def upper_solve(R: Array, X: Array, *, left: bool = True) -> Array:
-    """``R⁻¹ X`` for an upper triangular R, or ``X R⁻¹`` (not `left`); R is not checked."""
-    xp = array_namespace(X)
-    if is_torch_namespace(xp):
-        return xp.linalg.solve_triangular(R, X, upper=True, left=left)
-    if left:
-        return xp.linalg.solve(R, X)
-    solve = importlib.import_module("cupyx.scipy.linalg").solve_triangular
-    return xp.matrix_transpose(solve(R, xp.matrix_transpose(X), trans="T"))
 
 
 def leading(X: Array, columns: int) -> Array:
@@ -380,14 +316,14 @@ def safe_norm(X: Array) -> Array:
     return largest * xp.sqrt(xp.sum(size))
 
 
-def flushes(xp: Namespace, dtype: Any) -> bool:
+def flushes(X: Array) -> bool:
     """Whether subnormal numbers are flushed to zero.
 
     CuPy's kernels do so in single precision. A process may switch it on for its CPU
     (torch.set_flush_denormal); Python's own floats then show it.
     """
-    if is_cupy_namespace(xp):
-        return dtype in (xp.float32, xp.complex64)
+    if is_cupy_array(X):
+        return eps(X) > 1e-10
     return sys.float_info.min * 0.5 == 0.0
 
 

@@ -1,6 +1,7 @@
 """The error of a basis from a few Gaussian samples: an estimate, and a bound."""
 
 import math
+from dataclasses import dataclass
 from functools import reduce
 from operator import matmul
 from typing import Any
@@ -13,13 +14,37 @@ from lowrank._factored import Factored
 from lowrank._operator import Operator, as_operator
 from lowrank._sharded import shards_of
 from lowrank._sketch import gaussian_source
-from lowrank.results import ErrorEstimate
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
 # with bases of the full rank of A, over dtypes, shapes and libraries: at most 12 eps for 1 to 10
 # columns, and 1.7 eps √k for 32 to 512.
 FLOOR = 3.0
 FLOOR_COLUMNS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEstimate:
+    """The norm of a residual, estimated from samples.
+
+    Attributes
+    ----------
+    value : float
+        The estimate; in the Frobenius norm its square is unbiased.
+    upper_bound : float
+        At least the true norm, except with probability `failure_probability`.
+    norm : str
+        ``"fro"`` or ``"spectral"``.
+    samples : int
+        Number of Gaussian vectors.
+    failure_probability : float
+        Probability that the true norm exceeds `upper_bound`.
+    """
+
+    value: float
+    upper_bound: float
+    norm: str
+    samples: int
+    failure_probability: float
 
 
 def safety_factor(samples: int, failure_probability: float, *, is_complex: bool) -> float:
@@ -58,14 +83,9 @@ def _chernoff_factor(
 
 
 def rounding_floor(
-    xp: Namespace,
-    dtype: Any,
-    shape: tuple[int, ...],
-    rank: int,
-    norm: float,
-    factor: float = 1.0,
+    like: Array, shape: tuple[int, ...], rank: int, norm: float, factor: float = 1.0
 ) -> float:
-    """A bound on the rounding error in the error of a basis of `rank` columns.
+    """A bound on the rounding error in the error of a basis of `rank` columns like `like`.
 
     Besides the part relative to ‖A‖ there is an absolute part: products of tiny numbers are rounded
     to multiples of the smallest number of the dtype. Where subnormal numbers are flushed to zero
@@ -73,7 +93,7 @@ def rounding_floor(
     samples may miss rounding errors by their safety `factor`: the constants allow for a factor of
     three, and 64 samples have two.
     """
-    limits, is_flushed = xp.finfo(dtype), xa.flushes(xp, dtype)
+    limits, is_flushed = xa.array_namespace(like).finfo(like.dtype), xa.flushes(like)
     if norm == 0.0 and not is_flushed:
         return 0.0
     columns = rank + FLOOR_COLUMNS
@@ -209,12 +229,12 @@ def residual_norm(
         return Y, Y - Q @ (xa.adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
 
     xp, shortest = xa.array_namespace(Q), min(operator.shape)
-    is_identity = shards is None and shortest <= samples
-    if is_identity:  # the identity measures the whole residual
-        samples, root = shortest, 1.0
+    if shards is None and shortest <= samples:  # the identity measures the whole residual
+        samples, root, factor = shortest, 1.0, 1.0 + 32.0 * xa.eps(Q)
         Omega = xa.eye(samples, samples, like=Q)
     else:
         root = math.sqrt(samples)
+        factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
         draw = gaussian_source(rng, xp, xa.device_of(Q), purpose="residual")
         Omega = draw((operator.test_rows, samples), Q.dtype)
     _, exponent = math.frexp(float(xp.finfo(Q.dtype).max))
@@ -229,11 +249,7 @@ def residual_norm(
             "the sampled residual is not finite: `A`, `Q` or `B` holds NaN or Inf, or the norm of "
             "`A` exceeds the largest float; check them, or divide `A` by a constant."
         )
-    if is_identity:
-        factor = 1.0 + 32.0 * xa.eps(Q)
-    else:
-        factor = safety_factor(samples, delta, is_complex=xa.is_complex(Q))
-    floor = rounding_floor(xp, Q.dtype, operator.shape, int(Q.shape[1]), size, factor)
+    floor = rounding_floor(Q, operator.shape, int(Q.shape[1]), size, factor)
     return ErrorEstimate(value, value * factor + floor, norm, samples, delta)
 
 
@@ -243,13 +259,11 @@ def _of_arrays(A: Any, Q: Array, B: Array | None) -> tuple[Operator, Array, Arra
     if operator.is_stack:
         raise ValueError(f"`A` must be a matrix (two dimensions), got shape {operator.shape}.")
     Q, _ = xa.as_matrix(Q, name="Q")
-    home = Q
     if operator.norm is not None:  # an operator may return products elsewhere
-        home = operator.empty(0)
-        xa.same_place(home, Q, names=("A", "Q"))
+        xa.same_place(operator.empty(0), Q, names=("A", "Q"))
     if B is not None:
         B, _ = xa.as_matrix(B, name="B")
-        xa.same_place(home, B, names=("A", "B"))
+        xa.same_place(Q, B, names=("Q", "B"))
     _check_shapes(operator.shape, Q, B)
     return operator, Q, B
 

@@ -56,9 +56,8 @@ def check_adjoint(A: Operator, rng: Any, *, hermitian: bool = False) -> None:
     Q = A.matmat(Y) if hermitian else A.rmatmat(Y)
     xa.same_place(P, Q, names=("A.matmat(X)", "A.rmatmat(Y)"))
     size = float(xa.safe_norm(P)) + float(xa.safe_norm(Q))
-    limits = xp.finfo(P.dtype)
-    eps = float(limits.eps)
-    if not float(limits.smallest_normal) / eps <= size < math.inf:
+    eps = xa.eps(P)
+    if not float(xp.finfo(P.dtype).smallest_normal) / eps <= size < math.inf:
         return
     # scaled to norm one, so that the products of both do not overflow
     P, Q = P / size, Q / size

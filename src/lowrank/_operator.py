@@ -42,7 +42,7 @@ class Operator:
     domain: Any = None
     # `explicit(flipped, own)`: A, or Aᴴ if flipped, as a writable array; if `own`, in A's memory
     # where possible, else a copy. None for a stack, and for a matrix that is not in memory.
-    explicit: Callable[[bool, bool], Array] | None = None
+    explicit: Any = None
     # A function that returns a slice of the rows of A, if there is one.
     block: Callable[[slice], Array] | None = None
     # Whether another pass over A costs more than a wider product: files, processes, Dask.
@@ -63,10 +63,6 @@ class Operator:
             return value
         own = self.xp.asarray([value], dtype=self.xp.float64, device=self.device)
         return float(self.domain.broadcast(own)[0])
-
-    @property
-    def is_complex(self) -> bool:
-        return bool(self.xp.isdtype(self.dtype, "complex floating"))
 
     def adjoint(self) -> "Operator":
         *batch, m, n = self.shape
@@ -98,8 +94,7 @@ class Operator:
 
     def empty(self, rows: int) -> Array:
         """A `rows`×0 array with the library, dtype and device of products of this operator."""
-        shape = (*self.shape[:-2], rows, 0)
-        return self.xp.zeros(shape, dtype=self.dtype, device=self.device)
+        return self.xp.zeros((*self.shape[:-2], rows, 0), dtype=self.dtype, device=self.device)
 
 
 def as_operator(A: Any, /, *, hermitian: bool = False, name: str = "A") -> Operator:
@@ -267,14 +262,13 @@ def _of_dask(A: Any, name: str) -> Operator:
         )
     home, _ = xa.as_matrix(np.empty((0, 0), dtype=A.dtype), name=name)
     A = A.astype(home.dtype)
+    norms = A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64)  # computed when asked for
     return located(
         home,
         tuple(int(length) for length in A.shape),
         matmat=lambda X: (A @ X).compute(),
         rmatmat=lambda Y: _by_transpose(lambda Z: (A.T @ Z).compute(), Y),
-        norm=lambda: float(
-            xa.safe_norm(A.map_blocks(_norm_of_block, chunks=(1, 1), dtype=np.float64).compute())
-        ),
+        norm=lambda: float(xa.safe_norm(norms.compute())),
         max_abs=lambda: float(abs(A).max().compute()),
         costly_passes=True,
     )

@@ -86,10 +86,9 @@ def shares_options(function: _Function) -> _Function:
     @wraps(function)
     @in_full_precision
     def checked(*args: Any, **options: Any) -> Any:
-        for name in options:
-            if name not in accepted:
-                called = function.__qualname__.removesuffix(".__init__")
-                raise TypeError(f"{called}() got an unexpected keyword argument {name!r}")
+        for name in options.keys() - accepted:
+            called = function.__qualname__.removesuffix(".__init__")
+            raise TypeError(f"{called}() got an unexpected keyword argument {name!r}")
         return function(*args, **options)
 
     # tolerances first, as in every docstring, then the function's own options, then shared ones

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank import _array as xa
+from lowrank import _triangular as xt
 from lowrank._array import Array, Namespace
-from lowrank._tuning import Method, tuning
+from lowrank._tuning import tuning
 
 # At most this many columns: numpy.linalg.qr takes over where Cholesky QR is not accurate.
 NARROW = 16
@@ -22,8 +23,16 @@ SMALL = 0.8**4
 NOISE = 0.25 * 2.0**-23
 
 
-class QR(NamedTuple):
-    """``P = Q R``, Q orthonormal and R upper triangular."""
+class QRResult(NamedTuple):
+    """``A = Q R``. Unpacks as ``Q, R``.
+
+    Attributes
+    ----------
+    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
+        Orthonormal columns.
+    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
+        Upper triangular, or trapezoidal.
+    """
 
     Q: Array
     R: Array
@@ -65,7 +74,7 @@ def unitary_reflectors(Q: Array, D: Array, *, is_plain: bool) -> tuple[Array, Ar
         W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
         S, top, D = identity + xa.adjoint(W) @ Q1, Q1 + W, D + defect(W)
     V = xa.array_namespace(Q).concat([top, Q[..., Q.shape[-1] :, :]], axis=-2)
-    return V, xa.adjoint(xa.inverse(S + 0.5 * D))
+    return V, xa.adjoint(xt.inverse(S + 0.5 * D))
 
 
 def size_of_top(Q: Array) -> Array:
@@ -86,10 +95,10 @@ def _top_of_reflectors(Q: Array) -> tuple[Array, Array]:
     b = Q.shape[-1]
     W, R1 = orthonormalize(Q[..., :b, :])
     W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
-    return W, xa.adjoint(xa.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
+    return W, xa.adjoint(xt.inverse(xa.eye(b, b, like=Q) + xa.adjoint(W) @ Q[..., :b, :]))
 
 
-def orthonormalize(P: Array, gram: Array | None = None) -> QR:
+def orthonormalize(P: Array, gram: Array | None = None) -> QRResult:
     """QR factorization of a p×b matrix or stack of any rank, also zero or graded.
 
     Q is orthonormal to rounding, and spans P to rounding. On a CPU, Cholesky QR is tried first and
@@ -101,22 +110,22 @@ def orthonormalize(P: Array, gram: Array | None = None) -> QR:
     if b > p:
         Q, R = orthonormalize(P[..., :p])
         R = xa.array_namespace(P).concat([R, xa.adjoint_matmul(Q, P[..., p:])], axis=-1)
-        return QR(Q, R)
+        return QRResult(Q, R)
     if b == 0:
-        return QR(P, xa.adjoint(P) @ P)
-    method, narrowest, widest, *_ = tuning(P)
+        return QRResult(P, xa.adjoint(P) @ P)
+    is_checked, narrowest, widest, *_ = tuning(P)
     tall = p >= 2 * b  # LAPACK is fast for matrices that are nearly square
     if is_mixed(P):
         Q, first, second = _mixed_passes(_in_double(P))
-        return QR(_as(P, Q), _as(P, second @ first))
-    if method is Method.CHECKED_CHOLESKY and (tall or b <= 256) and _can_be_checked(P):
+        return QRResult(_as(P, Q), _as(P, second @ first))
+    if is_checked and (tall or b <= 256) and _can_be_checked(P):
         gram = xa.adjoint_matmul(P, P) if gram is None else gram
         factors = _checked_cholesky_qr(P, gram)
         if factors is not None:
             return factors
         if tall:
             return _by_halves(P, gram) if b > NARROW else _polished(_native_qr(P))
-    elif method is Method.SHIFTED_CHOLESKY and tall and (b >= narrowest or P.ndim > 2):
+    elif widest and tall and (b >= narrowest or P.ndim > 2):
         return _shifted_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 
@@ -134,7 +143,7 @@ def conditioned(P: Array) -> Array:
     p, b = P.shape[-2:]
     if is_mixed(P):
         return _mixed_conditioned(P)
-    if tuning(P).method is Method.CHECKED_CHOLESKY and p >= 2 * b and _can_be_checked(P):
+    if tuning(P).is_checked and p >= 2 * b and _can_be_checked(P):
         found = _checked_cholesky_qr(P, xa.adjoint(P) @ P, passes=1)
         if found is not None:
             return found.Q
@@ -145,7 +154,7 @@ def _can_be_checked(P: Array) -> bool:
     return 0 not in P.shape and not xa.is_traced(P)
 
 
-def _by_halves(P: Array, gram: Array | None = None) -> QR:
+def _by_halves(P: Array, gram: Array | None = None) -> QRResult:
     """``[P₁ P₂]`` with ``P₁ = Q₁R₁ = H [D; 0] R₁`` and ``P₂ = H [X; Q₂R₂]``, H the reflector of Q₁.
 
     Its ``V = Q₁ + [W; 0]`` is never formed.
@@ -167,10 +176,10 @@ def _by_halves(P: Array, gram: Array | None = None) -> QR:
     X[..., half:, :] += Q2
     del Q2
     Q = xa.array_namespace(P).concat([Q1, X], axis=-1)
-    return QR(Q, xa.block_triangle(R1, R12, R2))
+    return QRResult(Q, xt.block_triangle(R1, R12, R2))
 
 
-def _native_qr(P: Array) -> QR:
+def _native_qr(P: Array) -> QRResult:
     """The library's own `qr`, with columns scaled to a largest entry of one and eps added.
 
     The scale keeps squares within the range of the dtype. The eps on the diagonal is needed for
@@ -182,17 +191,17 @@ def _native_qr(P: Array) -> QR:
     b = X.shape[-1]
     X[..., :b, :] = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
     Q, R = xa.array_namespace(P).linalg.qr(X)
-    return QR(Q, R * scale)
+    return QRResult(Q, R * scale)
 
 
-def _polished(found: QR) -> QR:
+def _polished(found: QRResult) -> QRResult:
     """The factors after one pass of Cholesky QR with blocked sums.
 
     LAPACK's long sums leave columns that are orthonormal only to p/4 eps, for a tall panel of equal
     numbers with p rows.
     """
     better = _checked_cholesky_qr(found.Q, gram_matrix(found.Q), passes=1)
-    return found if better is None else QR(better.Q, better.R @ found.R)
+    return found if better is None else QRResult(better.Q, better.R @ found.R)
 
 
 def _scaled(P: Array) -> tuple[Array, Array]:
@@ -205,7 +214,7 @@ def _scaled(P: Array) -> tuple[Array, Array]:
     return P / xp.astype(divisor, P.dtype), xp.astype(scale, P.dtype)
 
 
-def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
+def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QRResult | None:
     """Cholesky QR in one pass or two; None if it is not accurate, for a stack if for any member.
 
     The Gram matrix, with its diagonal scaled to one, has a rounding error of a few eps. In the
@@ -224,10 +233,10 @@ def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
         return None
     sizes = xp.astype(xp.sqrt(sizes), P.dtype)
     rows, columns = sizes[..., :, None], sizes[..., None, :]
-    L = xa.checked_cholesky(gram / columns / rows)
+    L = xt.checked_cholesky(gram / columns / rows)
     if L is None:
         return None
-    L_inverse = xa.lower_inverse(L)
+    L_inverse = xt.lower_inverse(L)
     growth = float(xp.max(xp.sum(xp.abs(L_inverse) ** 2, axis=(-2, -1))))
     is_near = growth < 1.1 * b  # to a multiple of an orthonormal basis
     if not (is_near or (growth * epsilon < 0.03 and _residual_growth(L, L_inverse) < 32.0)):
@@ -235,12 +244,14 @@ def _checked_cholesky_qr(P: Array, gram: Array, passes: int = 2) -> QR | None:
     Q = P @ xa.adjoint(L_inverse / columns)
     L = L * rows
     if is_near or passes == 1:
-        return QR(Q, xa.adjoint(L))
+        return QRResult(Q, xa.adjoint(L))
     gram = gram_matrix(Q)
     if not float(xp.max(xp.abs(gram - xa.eye(b, b, like=Q)))) < 0.1:
         return None
-    L2 = xa.checked_cholesky(gram)
-    return None if L2 is None else QR(Q @ xa.adjoint(xa.lower_inverse(L2)), xa.adjoint(L @ L2))
+    L2 = xt.checked_cholesky(gram)
+    if L2 is None:
+        return None
+    return QRResult(Q @ xa.adjoint(xt.lower_inverse(L2)), xa.adjoint(L @ L2))
 
 
 def _residual_growth(L: Array, L_inverse: Array) -> float:
@@ -248,7 +259,7 @@ def _residual_growth(L: Array, L_inverse: Array) -> float:
     return float(xp.max(xa.adjoint(xp.abs(L_inverse)) @ xa.adjoint(xp.abs(L))))
 
 
-def _shifted_cholesky_qr(P: Array) -> QR:
+def _shifted_cholesky_qr(P: Array) -> QRResult:
     """Cholesky QR in five passes, three of them shifted, for every rank if p ≥ 2b.
 
     With ``PᴴP + sI = RᴴR`` a singular value σ of P becomes ``σ/√(σ² + s)``, which is at least of
@@ -274,9 +285,9 @@ def _shifted_cholesky_qr(P: Array) -> QR:
     shift = 2.0 * xa.eps(X) * (b + p**0.5)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
-        upper = xa.adjoint(xa.unchecked_cholesky(gram_matrix(X) + s * identity))
-        X, R = xa.upper_solve(upper, X, left=False), upper @ R
-    return QR(X, R)
+        upper = xa.adjoint(xt.unchecked_cholesky(gram_matrix(X) + s * identity))
+        X, R = xt.upper_solve(upper, X, left=False), upper @ R
+    return QRResult(X, R)
 
 
 def is_mixed(P: Array) -> bool:
@@ -297,10 +308,10 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
     top = X[..., : 2 * X.shape[-1], :]
     top += noise * (sizes + 1e-60)  # also where columns are zero
-    first = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
-    X = X @ xa.upper_solve(first, identity, left=False)
-    second = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
-    return X @ xa.upper_solve(second, identity, left=False), first, second
+    first = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    X = X @ xt.upper_solve(first, identity, left=False)
+    second = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    return X @ xt.upper_solve(second, identity, left=False), first, second
 
 
 def mixed_svd(C: Array) -> tuple[Array, Array, Array, None, Array]:
@@ -324,8 +335,8 @@ def _mixed_conditioned(P: Array) -> Array:
     """The first pass of `_mixed_passes`, without noise."""
     X = _in_double(P)
     identity, lifted, floor = _constants_of(X, "identity", "lifted", "floor")
-    upper = xa.adjoint(xa.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
-    return _as(P, X @ xa.upper_solve(upper, identity, left=False))
+    upper = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted + floor))
+    return _as(P, X @ xt.upper_solve(upper, identity, left=False))
 
 
 def _double_of(P: Array) -> Any:

@@ -8,6 +8,7 @@ from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._certificate import spectral_norm
 from lowrank._panel import orthonormalize
+from lowrank._triangular import upper_solve
 
 # Bound on the coefficients, the f of Gu & Eisenstat.
 LARGEST = 2.0
@@ -135,8 +136,8 @@ def interpolate(B: Array, pivots: list[int]) -> tuple[list[int], Array]:
         k, hits = len(J), positions(J, n, B)
         P, R = orthonormalize(xp.take(B, as_indices(J, B), axis=1))
         Y = xa.adjoint(P) @ B
-        X = xa.upper_solve(R, Y)
-        omega = _squares(xa.upper_solve(R, xa.eye(k, k, like=B)), axis=1)
+        X = upper_solve(R, Y)
+        omega = _squares(upper_solve(R, xa.eye(k, k, like=B)), axis=1)
         growth = xa.squares(X) + omega[:, None] * _squares(B - P @ Y, axis=0)[None, :]
         growth = xp.where(xp.any(hits, axis=0)[None, :], xp.zeros_like(growth), growth)
         i, j = divmod(int(xp.argmax(growth)), n)

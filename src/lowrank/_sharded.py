@@ -9,7 +9,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator, as_operator, shape_of
-from lowrank._panel import QR, orthonormalize
+from lowrank._panel import QRResult, orthonormalize
 from lowrank._sketch import as_generator
 
 
@@ -97,7 +97,7 @@ class Rows:
         """The shard of this process of a replicated X, as a view."""
         return X.narrow(dim, sum(self.heights[: self.position]), self.height)
 
-    def orthonormalize(self, X: Array) -> QR:
+    def orthonormalize(self, X: Array) -> QRResult:
         """QR of a matrix or stack of any rank: of each shard, then of their stacked factors (TSQR).
 
         (J. Demmel, L. Grigori, M. Hoemmen and J. Langou, Communication-optimal parallel and
@@ -108,7 +108,7 @@ class Rows:
         Q, R = orthonormalize(X)
         factors = replace(self, heights=tuple(min(one, X.shape[-1]) for one in self.heights))
         second, R = orthonormalize(factors.gather(R))
-        return QR(Q @ factors.part(second), R)
+        return QRResult(Q @ factors.part(second), R)
 
     def signed(self, X: Array) -> Array:
         """:func:`~lowrank._array.signed` of rows whose columns are sharded."""
@@ -219,7 +219,7 @@ class Shards:
         xa.same_place(self.operator.empty(0), local, names=("A", name))
         return local
 
-    def qr(self, mode: str) -> tuple[Any, Any]:
+    def qr(self, mode: str) -> QRResult:
         """Q, sharded, and R of a tall A, sharded by rows."""
         m, n = self.shape
         if not self.by_rows or m < n or mode != "reduced":
@@ -228,7 +228,7 @@ class Shards:
                 "`qr` of a DTensor needs a tall matrix sharded by rows and mode='reduced', got "
                 f"shape {self.shape} sharded by {side} and mode {mode!r}."
             )
-        return self.pair(*self.rows.orthonormalize(xa.as_matrix(self.local)[0]))
+        return QRResult(*self.pair(*self.rows.orthonormalize(xa.as_matrix(self.local)[0])))
 
     def parts(self, Q: Any, B: Any) -> tuple[Array, Array | None]:
         """The local parts of factors Q and B of A."""
@@ -249,13 +249,22 @@ class Shards:
         return U, self.rows.wrapped(S), Vh
 
 
-def shards_of(A: Any, *, test_matrix: Any = None) -> Shards | None:
+def operand(A: Any, options: Any) -> tuple[Shards | None, Any]:
+    """The sharded matrix `A`, if it is a DTensor, and what to factorize; sets its `rng`."""
+    shards = shards_of(A)
+    if shards is None:
+        return None, A
+    if options.get("test_matrix") is not None:
+        raise ValueError("`test_matrix` is not supported for a DTensor; give `rng` instead.")
+    options["rng"] = shards.seed(options.get("rng"))
+    return shards, shards.operator
+
+
+def shards_of(A: Any) -> Shards | None:
     """The sharded matrix `A`; None if A is not a DTensor."""
     if not xa.is_sharded(A):
         return None
     shape = shape_of(A, "a DTensor must be a matrix (two dimensions)")
-    if test_matrix is not None:
-        raise ValueError("`test_matrix` is not supported for a DTensor; give `rng` instead.")
     for place in A.placements:
         if place.is_partial():
             raise ValueError(

@@ -7,15 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lowrank._array import Array, adjoint, array_namespace, eps, flushes, max_abs
+from lowrank._array import Array, adjoint, array_namespace, eps, max_abs
+from lowrank._found import Found, find, projection, refined
 from lowrank._operator import Operator
 from lowrank._panel import orthonormalize
 from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
 from lowrank._rangefinder.state import Work
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import distance, parts_of, with_bound
-from lowrank.rangefinder import Found, find, projection, refined
-from lowrank.results import Outcome, Status
+from lowrank.results import Outcome
 
 # The factor on the goals of growth at first, and the smallest after halving it.
 SHARE, LEAST_SHARE = 0.7, 0.02
@@ -126,9 +126,8 @@ def approximate(
     like, work = found.state.A, found.problem.work
     reads = Columns(A, like, work), Columns(A.adjoint(), like, work)
     if found.fixed:
-        sketch, outcome = _sketch(found, *reads)
-        if rank is not None and rank <= outcome.rank:
-            outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
+        sketch, found = _sketch(found, *reads)
+        outcome = found.outcome
         built = build(sketch, outcome.rank)
     else:
         built, outcome = _to_tolerance(found, rank, build, reads)
@@ -138,10 +137,10 @@ def approximate(
 def _to_tolerance(
     found: Found, rank: int | None, build: Build, reads: tuple[Columns, Columns]
 ) -> tuple[Built, Outcome]:
-    share, rule = SHARE, found.state.rule
-    assert rule is not None
+    share = SHARE
     for _ in range(ROUNDS):
-        sketch, outcome = _sketch(found, *reads)
+        sketch, found = _sketch(found, *reads)
+        outcome = found.outcome
         before = found.basis.rank
         most = len(sketch.pivoted.indices)
         most = most if rank is None else min(most, rank)
@@ -152,20 +151,16 @@ def _to_tolerance(
             break
         while found.basis.rank == before and share > LEAST_SHARE:
             share *= 0.5
-            found = refined(found, rule, share=share)
+            found = refined(found, share)
         if found.basis.rank == before:
             break
     if outcome.error is None:
         return built, replace(outcome, rank=built.rank)
-    is_flushed = flushes(found.state.A.xp, found.state.A.dtype)
-    if k == 0 and found.norm_is_exact and outcome.norm_A is not None and not is_flushed:
-        # the error of rank 0 is the norm of A
-        bound = min(built.bound, outcome.norm_A * (1.0 + 32.0 * eps(sketch.Q)))
-        built = replace(built, error=outcome.norm_A, bound=bound)
-    return built, with_bound(outcome, built.rank, rank, built.error, built.bound)
+    found = found._replace(outcome=outcome)
+    return built, with_bound(found, built.rank, rank, built.error, built.bound)
 
 
-def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outcome]:
+def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Found]:
     Q = found.basis.Q if found.fixed else found.basis.columns()
     found, C, before = projection(found)
     refuse_infinite(C)
@@ -176,14 +171,14 @@ def _sketch(found: Found, columns: Columns, rows: Columns) -> tuple[Sketch, Outc
     scale = before * unit
     residual = estimate = floor = 0.0
     if outcome.error is not None:
-        captured = norm_of(B, "fro") / scale / outcome.norm_A if outcome.norm_A else None
-        (residual, estimate), floor = parts_of(found, captured), found.floor
+        residual, estimate = parts_of(found, lambda: norm_of(B, "fro") / scale)
+        floor = found.floor
     sketch = Sketch(
         Q=Q, B=B, scale=scale, pivoted=pivoted_qr(B), columns=columns, rows=rows, norm=norm,
         residual=residual, estimate=estimate, floor=floor, fixed=found.fixed,
         array=found.state.A if norm == "fro" and outcome.certificate == "exact" else None,
     )  # fmt: skip
-    return sketch, outcome
+    return sketch, found
 
 
 def lost_in(sizes: Array, T: Array, terms: int) -> float:

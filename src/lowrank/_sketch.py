@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array, Namespace
-from lowrank._operator import Operator
+from lowrank._operator import Operator, numpy_dtype
 
 # Streams of random numbers on the host: fixed, so that results do not depend on threads.
 STREAMS = 8
@@ -27,20 +27,15 @@ class TestMatrix:
     """
 
     def __init__(self, operator: Operator, test_matrix: Any, rng: Any) -> None:
-        self._operator = operator
-        self._salt = 0.0
+        self._operator, self._salt = operator, 0.0
         self._gaussian: Source | None = None
-        self._given: Array | None = None
-        self._callable: Callable[..., Array] | None = None
+        self._given = test_matrix  # None, a callable, or the columns of an array not drawn yet
         self._last: Array | None = None
         if xa.is_array_api_obj(test_matrix):
-            self._given, _ = xa.as_matrix(test_matrix, name="test_matrix", stacks=True)
-            self._check(self._given)
+            self._given = self._checked(test_matrix)
         elif test_matrix is None:
             self._rng = as_generator(rng, operator.xp, operator.device)
-        elif callable(test_matrix):
-            self._callable = test_matrix
-        else:
+        elif not callable(test_matrix):
             raise TypeError(
                 "`test_matrix` must be an array or a callable (shape, dtype, device) -> array, "
                 f"got {type(test_matrix).__name__}."
@@ -49,29 +44,27 @@ class TestMatrix:
     @property
     def is_free(self) -> bool:
         """Whether the caller gave no test matrix."""
-        return self._given is None and self._callable is None
+        return self._given is None
 
     def draw(self, columns: int) -> Array:
         """The next `columns` columns; fewer if a given array has no more."""
-        if self._given is not None:
-            self._last = xa.leading(self._given, columns)
-            self._given = self._given[..., self._last.shape[-1] :]
-            return self._last
         operator = self._operator
         shape = (*operator.shape[:-2], operator.test_rows, columns)
-        if self._callable is None:
+        if self._given is None:
             if self._gaussian is None:
                 self._gaussian = gaussian_source(
                     self._rng, operator.xp, operator.device, purpose="sketch", salt=self._salt
                 )
             return self._gaussian(shape, operator.dtype)
-        drawn = self._callable(shape, operator.dtype, operator.device)
-        Omega, _ = xa.as_matrix(drawn, name="test_matrix", stacks=True)
-        if self._check(Omega) != columns:
+        if not callable(self._given):
+            self._last = xa.leading(self._given, columns)
+            self._given = self._given[..., self._last.shape[-1] :]
+            return self._last
+        Omega = self._last = self._checked(self._given(shape, operator.dtype, operator.device))
+        if Omega.shape[-1] != columns:
             raise ValueError(
                 f"`test_matrix` was asked for {columns} columns, got shape {tuple(Omega.shape)}."
             )
-        self._last = Omega
         return Omega
 
     def redraw(self, columns: int) -> Array:
@@ -100,8 +93,9 @@ class TestMatrix:
         """Go on in the library, dtype and device of `operator`."""
         self._operator, self._gaussian = operator, None
 
-    def _check(self, Omega: Array) -> int:
+    def _checked(self, test_matrix: Any) -> Array:
         operator = self._operator
+        Omega, _ = xa.as_matrix(test_matrix, name="test_matrix", stacks=True)
         xa.same_place(operator.empty(0), Omega, names=("A", "test_matrix"))
         shape = (*operator.shape[:-2], operator.test_rows)
         if tuple(Omega.shape[:-1]) != shape:
@@ -109,7 +103,7 @@ class TestMatrix:
             raise ValueError(
                 f"the test matrix must have shape ({expected}, columns), got {tuple(Omega.shape)}."
             )
-        return int(Omega.shape[-1])
+        return Omega
 
 
 def gaussian_source(
@@ -198,8 +192,7 @@ def _host_source(seed: np.random.SeedSequence, xp: Namespace, device: Any) -> So
         return drawn
 
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
-        name = next(name for name in xa.FLOATING if dtype == getattr(xp, name, None))
-        drawn = _assemble(normal, shape, np.dtype(name))
+        drawn = _assemble(normal, shape, numpy_dtype(dtype))
         return drawn if xa.is_numpy_namespace(xp) else xp.asarray(drawn, device=device)
 
     return draw

@@ -8,7 +8,7 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._certificate import safety_factor
-from lowrank._panel import QR, defect, is_mixed, mixed_svd, orthonormalize
+from lowrank._panel import QRResult, defect, is_mixed, mixed_svd, orthonormalize
 from lowrank._sketch import gaussian_source
 
 # Up to MANY columns, Gram matrices and residuals are computed; of larger ones SAMPLES bound the
@@ -46,7 +46,7 @@ class SmallSVD(NamedTuple):
         return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
 
 
-def small_svd(C: Array, qr: Callable[[Array], QR] = orthonormalize) -> SmallSVD:
+def small_svd(C: Array, qr: Callable[[Array], QRResult] = orthonormalize) -> SmallSVD:
     """SVD of ``B = Cᴴ`` by a QR of the tall n×k matrix C; the caller may pass its own `qr`.
 
     C must be finite; the caller checks that S is finite, too.
@@ -70,11 +70,8 @@ def svd_of(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array, f
 def _factors(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array]:
     xp, (m, n) = xa.array_namespace(A), A.shape
     if hermitian:
-        w, V = xp.linalg.eigh(A)
-        S = xp.abs(w)
-        order = xp.argsort(-S, stable=True)
-        S, U = xp.take(S, order), xp.take(V, order, axis=1)
-        return U, S, xa.adjoint(U) * xp.astype(xp.sign(xp.take(w, order)), U.dtype)[:, None]
+        w, U = eigh_by_size(A)
+        return U, xp.abs(w), xa.adjoint(U) * xp.astype(xp.sign(w), U.dtype)[:, None]
     if n > 2 * m:
         V, S, Uh = _factors(xa.adjoint(A))
         return xa.adjoint(Uh), S, xa.adjoint(V)
@@ -83,6 +80,15 @@ def _factors(A: Array, *, hermitian: bool = False) -> tuple[Array, Array, Array]
         U, S, Vh = robust_svd(R)
         return P @ U, S, Vh
     return robust_svd(A)
+
+
+def eigh_by_size(H: Array) -> tuple[Array, Array]:
+    """Eigenvalues, those of largest absolute value first, and eigenvectors."""
+    xp = xa.array_namespace(H)
+    w, V = xp.linalg.eigh(H)
+    order = xp.argsort(-xp.abs(w), axis=-1, stable=True)
+    every = xp.broadcast_to(order[..., None, :], V.shape)
+    return xp.take_along_axis(w, order, axis=-1), xp.take_along_axis(V, every, axis=-1)
 
 
 def _lost(A: Array, U: Array, S: Array, Vh: Array, *, of_basis: bool = False) -> float:

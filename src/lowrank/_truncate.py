@@ -7,11 +7,12 @@ from typing import Any
 
 from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
 from lowrank._certificate import rounding_floor
+from lowrank._found import Found
 from lowrank._operator import Operator, of_row_blocks
-from lowrank._rangefinder.residuals import energy_rounding
+from lowrank._rangefinder.residuals import energy_error
 from lowrank._rangefinder.sampling import measured
+from lowrank._rangefinder.state import epsilon_of
 from lowrank._small_svd import TOO_LARGE, tails
-from lowrank.rangefinder import Found
 from lowrank.results import Outcome, Status
 
 
@@ -43,20 +44,17 @@ def truncated(
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
     bound, error = math.hypot(residual, tail) + floor, math.hypot(min(estimate, residual), tail)
-    if (
-        rank == 0
-        and found.norm_is_exact
-        and outcome.norm_A is not None
-        and not flushes(xp, S.dtype)
-    ):
-        # the error is the norm of A, whatever the rounding in B
-        error, bound = outcome.norm_A, min(bound, outcome.norm_A * (1.0 + 32.0 * epsilon))
-    return with_bound(outcome, rank, cap, error, bound)
+    return with_bound(found, rank, cap, error, bound)
 
 
-def with_bound(outcome: Outcome, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
+def with_bound(found: Found, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
     """The outcome of an approximation of this rank, with this error."""
+    outcome = found.outcome
     assert outcome.tolerance is not None
+    if rank == 0 and found.norm_is_exact and not flushes(found.state.A.empty(0)):
+        # the error is the norm of A, whatever the rounding in later steps
+        error = outcome.norm_A or 0.0
+        bound = min(bound, error * (1.0 + 32.0 * epsilon_of(found.state)))
     status, converged = outcome.status, bound <= outcome.tolerance
     if converged:
         status = Status.CONVERGED
@@ -83,45 +81,38 @@ def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
     return norm() / scale
 
 
-def parts_of(found: Found, captured: float | None = None) -> tuple[float, float]:
+def parts_of(found: Found, captured: Callable[[], float] | None = None) -> tuple[float, float]:
     """A bound on ``‖A − QQᴴA‖``, without the part for rounding, and its estimate.
 
     If it was sampled, but ‖A‖_F is known, the energies may give a smaller bound: `captured` is
-    ‖B‖/‖A‖.
+    ‖B‖.
     """
     outcome = found.outcome
     if outcome.error is None or outcome.error_bound is None:
         return math.inf, math.inf
     residual, estimate = max(0.0, outcome.error_bound - found.floor), outcome.error
     if captured is not None and found.norm_is_exact and outcome.norm_A:
-        A = found.state.A
-        left = max(0.0, (1.0 - captured) * (1.0 + captured))
-        left += energy_rounding(A.shape, float(A.xp.finfo(A.dtype).eps))
-        residual = min(residual, outcome.norm_A * math.sqrt(left))
+        share = captured() / outcome.norm_A
+        left = (1.0 - share) * (1.0 + share)
+        residual = min(residual, energy_error(found.state.A, outcome.norm_A, left).bound)
     return residual, min(estimate, residual)
 
 
-def at_fixed_rank(found: Found, rank: int | None, norm_of_it: Callable[[int], float]) -> Outcome:
+def at_fixed_rank(found: Found, norm_of_it: Callable[[int], float]) -> Outcome:
     """The outcome of an approximation of a fixed rank, with its error if energies give it.
 
     ``‖A − A_r‖² = ‖A‖² − ‖A_r‖²`` for the projection A_r, down to the rounding of the difference.
     """
-    problem, state, outcome = found.problem, found.state, found.outcome
-    if rank is not None and rank <= outcome.rank:
-        outcome = replace(outcome, rank=rank, status=Status.RANK_REACHED)
-    A = state.A
+    problem, state, outcome, A = found.problem, found.state, found.outcome, found.state.A
     if problem.norm != "fro" or A.norm is None or A.is_stack or not problem.check_finite:
         return outcome
-    norm = state.frobenius
-    if norm is None:
-        norm = measured(problem, state).frobenius
-    assert norm is not None
+    known = state if state.frobenius is not None else measured(problem, state)
+    norm = known.frobenius or 0.0
     outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
     captured = norm_of_it(outcome.rank)
     if not math.isfinite(captured):
         raise ValueError(TOO_LARGE)
     share = captured / norm if norm > 0.0 else 1.0
-    left, limits = max(0.0, (1.0 - share) * (1.0 + share)), A.xp.finfo(A.dtype)
-    bound = norm * math.sqrt(left + energy_rounding(A.shape, float(limits.eps)))
-    bound += rounding_floor(A.xp, A.dtype, A.shape, outcome.rank, norm)
-    return replace(outcome, error=norm * math.sqrt(left), error_bound=bound, certificate="energy")
+    error, bound = energy_error(A, norm, (1.0 - share) * (1.0 + share))
+    bound += rounding_floor(A.empty(0), A.shape, outcome.rank, norm)
+    return replace(outcome, error=error, error_bound=bound, certificate="energy")

@@ -1,24 +1,17 @@
 """Measured defaults for each kind of array: the width of blocks, and the QR of a panel."""
 
-from enum import Enum, auto
 from functools import cache
 from typing import NamedTuple
 
 from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array, loaded
 
 
-class Method(Enum):
-    """How a panel is made orthonormal."""
-
-    CHECKED_CHOLESKY = auto()  # Cholesky QR; the library's qr where it was not accurate
-    SHIFTED_CHOLESKY = auto()  # shifted Cholesky QR, for every rank; reads nothing from a device
-    NATIVE = auto()  # the library's qr
-
-
 class Tuning(NamedTuple):
-    method: Method
-    narrowest: int  # columns from which SHIFTED_CHOLESKY is used for a single panel
-    widest: int  # columns that SHIFTED_CHOLESKY takes at once
+    # How a panel is made orthonormal: by Cholesky QR if that can be checked without waiting for a
+    # device; else by shifted Cholesky QR, which works for every rank; else by the library's qr.
+    is_checked: bool
+    narrowest: int  # columns from which shifted Cholesky QR is used for a single panel
+    widest: int  # columns that it takes at once; 0 if it is not used
     block_size: int  # columns of a panel of a factorization that keeps its reflectors
     # To a tolerance, if the residual is explicit or the cost is that of columns, not of passes:
     width: int = 32  # columns of a block of the growing basis
@@ -30,16 +23,16 @@ class Tuning(NamedTuple):
     mixed: bool = False
 
 
-NUMPY = Tuning(Method.CHECKED_CHOLESKY, 0, 0, 64)
-TORCH_CPU = Tuning(Method.CHECKED_CHOLESKY, 0, 0, 64, 48, 2, (20.0, 10.0))
+NUMPY = Tuning(True, 0, 0, 64)
+TORCH_CPU = Tuning(True, 0, 0, 64, 48, 2, (20.0, 10.0))
 # On an H200 LAPACK's QR takes 1.3 ms for 8192×128 and 5.2 ms for 8192×512, shifted Cholesky QR 2.6
 # and 3.5 ms. For narrow panels that is the host's time to launch 100 kernels. CuPy: not measured.
-TORCH_CUDA = Tuning(Method.SHIFTED_CHOLESKY, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
-CUPY = Tuning(Method.SHIFTED_CHOLESKY, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+TORCH_CUDA = Tuning(False, 256, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
+CUPY = Tuning(False, 0, 512, 128, 128, 1, (1000.0, 1000.0), 0.0, True)
 # Compute capabilities of devices on which double precision is at least half as fast as single; on
 # others it is 32 or 64 times slower.
 OF_DOUBLES = ((6, 0), (7, 0), (8, 0), (9, 0), (10, 0))
-OTHER = Tuning(Method.NATIVE, 0, 0, 64)
+OTHER = Tuning(False, 0, 0, 64)
 
 
 class Growth(NamedTuple):

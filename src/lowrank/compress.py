@@ -145,8 +145,8 @@ class Subspace:
         if X.dtype == Q.dtype:
             return xa.adjoint_matmul(Q, X)
         xp, width = xa.array_namespace(Q), max(1, -(-X.shape[1] // 16))
-        starts = range(0, max(1, X.shape[1]), width)
-        pieces = (xa.as_matrix(X[:, start : start + width], name="G")[0] for start in starts)
+        parts = xa.slices(X.shape[1], width) or [slice(0, 0)]
+        pieces = (xa.as_matrix(X[:, part], name="G")[0] for part in parts)
         return xp.concat([xa.adjoint_matmul(Q, piece) for piece in pieces], axis=-1)
 
     @in_full_precision

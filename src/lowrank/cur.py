@@ -4,14 +4,15 @@ import math
 from bisect import bisect_left
 from typing import Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, is_finite, upper_solve, zeros
+from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
+from lowrank._found import reported
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalize
 from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
-from lowrank.rangefinder import warn_unless_converged
-from lowrank.results import CURResult, fields_of
+from lowrank._triangular import block_triangle, upper_solve
+from lowrank.results import CURResult
 
 __all__ = ["cur"]
 
@@ -90,9 +91,8 @@ def cur(
     True
     """
     built, outcome = approximate(as_operator(A), rank, _build, oversampling=oversampling, **options)
-    warn_unless_converged(outcome)
     C, U, R, columns, rows = built.factors
-    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **fields_of(outcome))
+    return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **reported(outcome))
 
 
 def _build(sketch: Sketch, k: int) -> Built:
@@ -106,7 +106,8 @@ def _build(sketch: Sketch, k: int) -> Built:
     xp, m, n = array_namespace(B), Q.shape[0], B.shape[1]
     J, _ = interpolate(B, sketch.pivoted.indices[:k])
     left = sketch.columns(J) * scale
-    picked = _rows_of(left)
+    rows = adjoint(left) * scale_of(left)
+    picked = interpolate(rows, pivoted_qr(rows).indices)[0]  # rows of C that span it
     r = len(picked)
     right = adjoint(sketch.rows(picked)) * scale
     P, S = orthonormalize(left[:, :r])
@@ -120,8 +121,7 @@ def _build(sketch: Sketch, k: int) -> Built:
 
     r = U.shape[0]
     k = k if sketch.fixed else r
-    U = xp.concat([U, zeros((r, k - r), B)], axis=1)
-    U = xp.concat([U, zeros((k - r, k), B)], axis=0)
+    U = block_triangle(U, zeros((r, k - r), B), zeros((k - r, k - r), B))
     J, picked = filled(J, k, n)[:k], filled(picked, k, m)[:k]
     C, R = sketch.columns(J), adjoint(sketch.rows(picked))
     left = C * scale
@@ -134,12 +134,6 @@ def _build(sketch: Sketch, k: int) -> Built:
         )
     factors = C, U, R, as_indices(J, B), as_indices(picked, B)
     return errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
-
-
-def _rows_of(C: Array) -> list[int]:
-    """Rows of C that span it, by an interpolative decomposition."""
-    rows = adjoint(C) * scale_of(C)
-    return interpolate(rows, pivoted_qr(rows).indices)[0]
 
 
 def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Array, float]:

@@ -7,14 +7,14 @@ from typing import Any, Unpack
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._dot_test import check_adjoint, not_hermitian
+from lowrank._found import Found, find, projection, refined, reported
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._pivots import norm_of
 from lowrank._rangefinder.residuals import FullSVD, Orthonormal
-from lowrank._small_svd import refuse_infinite
+from lowrank._small_svd import eigh_by_size, refuse_infinite
 from lowrank._truncate import at_fixed_rank, parts_of, truncated
-from lowrank.rangefinder import Found, find, projection, refined, warn_unless_converged
-from lowrank.results import EighResult, Outcome, fields_of
+from lowrank.results import EighResult, Outcome
 
 __all__ = ["eigh"]
 
@@ -101,13 +101,12 @@ def eigh(
     operator = replace(operator, rmatmat=operator.matmat)
     own: dict[str, Any] = {"share": 1.0, "powers": 2, "hermitian": True, "projects": True}
     found = find(operator, rank, oversampling=oversampling, **own, **options)
-    w, V, outcome = (_at_fixed_rank if found.fixed else _to_tolerance)(found, rank)
-    warn_unless_converged(outcome)
+    w, V, outcome = _at_fixed_rank(found) if found.fixed else _to_tolerance(found, rank)
     V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
-    return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **fields_of(outcome))
+    return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **reported(outcome))
 
 
-def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
+def _at_fixed_rank(found: Found) -> tuple[Array, Array, Outcome]:
     found, C, scale = projection(found)
     T = xa.adjoint_matmul(found.basis.Q, C)
     refuse_infinite(T)
@@ -117,7 +116,7 @@ def _at_fixed_rank(found: Found, rank: int | None) -> tuple[Array, Array, Outcom
     if scale != 1.0:
         w = w / scale
         refuse_infinite(w)
-    outcome = at_fixed_rank(found, rank, lambda k: xa.matrix_norm_by_rows(w[..., None, :k]))
+    outcome = at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(w[..., None, :k]))
     return w, found.basis.lift(W[..., : outcome.rank]), outcome
 
 
@@ -129,11 +128,10 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
     In the spectral norm too ``‖E + F + D‖² ≤ ‖E‖² + ‖F‖² + ‖D‖²``: the range of E is orthogonal to
     that of F + D, and F and D act on orthogonal spaces. If A is Hermitian, ``‖F‖ ≤ ‖E‖``.
     """
-    rule, share = found.state.rule, 1.0
-    assert rule is not None
+    share = 1.0
     while True:
-        if found.full_svd is not None:
-            _check_full_svd(found.full_svd)
+        if isinstance(found.state.residual, FullSVD):
+            _check_full_svd(found.state.residual)
         before = found.basis.rank
         found, C, scale = projection(found)
         T, F = _projected(found.basis, C)
@@ -158,7 +156,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         if outcome.converged is not False or share < LEAST_SHARE or outcome.rank == rank:
             break
         share *= 0.5**0.5
-        found = refined(found, rule, share=share)
+        found = refined(found, share)
         if found.basis.rank == before:
             break
     return w, found.basis.lift(W[:, : outcome.rank]), outcome
@@ -188,10 +186,7 @@ def _small_eigh(T: Array) -> tuple[Array, Array, Array]:
     """
     xp = xa.array_namespace(T)
     H = (T + xa.adjoint(T)) / 2.0
-    w, W = xp.linalg.eigh(H)
-    order = xp.argsort(-xp.abs(w), axis=-1, stable=True)
-    w = xp.take_along_axis(w, order, axis=-1)
-    W = xp.take_along_axis(W, xp.broadcast_to(order[..., None, :], W.shape), axis=-1)
+    w, W = eigh_by_size(H)
     lost = H - (W * xp.astype(w, W.dtype)[..., None, :]) @ xa.adjoint(W)
     return w, W, xa.safe_norm(T - H) + xa.safe_norm(lost)
 

@@ -1,105 +1,16 @@
 """Blocked Householder QR that can grow, as one accumulated compact WY pair (V, T)."""
 
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._check import as_block_size
-from lowrank._panel import orthonormalize, reflectors
+from lowrank._panel import QRResult, orthonormalize, reflectors
 from lowrank._sharded import shards_of
-from lowrank.results import QRResult
+from lowrank._triangular import block_triangle
 
-__all__ = ["Factor", "HouseholderQR", "householder_qr", "qr", "reflect"]
-
-
-class Factor(NamedTuple):
-    """``Y = Q [R; 0]`` with R upper triangular and ``Q = (I − V T Vᴴ) diag(D, I)``, unitary.
-
-    V is m×k, T is k×k and block upper triangular, and D = diag(D₁, D₂, …) has unitary blocks.
-    """
-
-    V: Array
-    T: Array
-    D: tuple[Array, ...]
-    R: Array
-
-    @property
-    def columns(self) -> int:
-        return int(self.T.shape[-1])
-
-    def apply(self, X: Array) -> Array:
-        """``Q X`` in three products."""
-        top = _blocks_times(self.D, X[..., : self.columns, :])
-        X = xa.array_namespace(X).concat([top, X[..., self.columns :, :]], axis=-2)
-        Z = self.V @ (-self.T @ xa.adjoint_matmul(self.V, X))
-        Z += X  # in place: allocating memory would take as long as the product
-        return Z
-
-    def apply_adjoint(self, X: Array) -> Array:
-        """``Qᴴ X`` in three products."""
-        Z = self.V @ -xa.adjoint_matmul(self.T, xa.adjoint_matmul(self.V, X))
-        Z += X
-        Z[..., : self.columns, :] = _blocks_adjoint_times(self.D, Z[..., : self.columns, :])
-        return Z
-
-    def thin(self) -> Array:
-        """The first k columns of Q."""
-        k = self.columns
-        Q = self.V @ (-self.T @ xa.adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
-        Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, xa.eye(k, k, like=self.T))
-        return Q
-
-    def extend(self, Y: Array, block_size: int) -> "Factor":
-        """The factor of the matrix with the columns of `Y` appended.
-
-        The new reflectors act on rows k and below. The product of both has the compact form
-        ``(I − V₁T₁V₁ᴴ)(I − V₂T₂V₂ᴴ) = I − [V₁ V₂] [[T₁, −T₁(V₁ᴴV₂)T₂], [0, T₂]] [V₁ V₂]ᴴ``.
-        """
-        k, Z = self.columns, self.apply_adjoint(Y)
-        lower = reflect(Z[..., k:, :], block_size)
-        coupling = -self.T @ (xa.adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
-        return Factor(
-            xa.array_namespace(Y).concat([self.V, xa.rows_below(lower.V, k)], axis=-1),
-            xa.block_triangle(self.T, coupling, lower.T),
-            self.D + lower.D,
-            xa.block_triangle(self.R, Z[..., :k, :], lower.R),
-        )
-
-
-def reflect(Y: Array, block_size: int) -> Factor:
-    """Householder QR of any matrix or stack; the columns are halved down to single panels.
-
-    The recursion (Elmroth & Gustavson, Applying recursion to serial and parallel QR factorization
-    leads to better performance, 2000, doi:10.1147/rd.444.0605) keeps the products wide.
-    """
-    m, n = Y.shape[-2:]
-    if n == 0 or m == 0:
-        *batch, _, _ = Y.shape
-        V, T, R = (xa.zeros((*batch, *size), Y) for size in ((m, 0), (0, 0), (0, n)))
-        return Factor(V, T, (), R)
-    if n > m:
-        return reflect(Y[..., :m], block_size).extend(Y[..., m:], block_size)
-    if n <= block_size:
-        Q, R = orthonormalize(Y)
-        V, T, D = reflectors(Q)
-        return Factor(V, T, (D,), R)
-    panels = -(-n // block_size)
-    half = block_size * ((panels + 1) // 2)
-    return reflect(Y[..., :half], block_size).extend(Y[..., half:], block_size)
-
-
-def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
-    """``diag(D) X``, for an X of as many rows as D has."""
-    parts, start = [], 0
-    for block in D:
-        parts.append(block @ X[..., start : start + block.shape[-1], :])
-        start += block.shape[-1]
-    return xa.array_namespace(X).concat(parts, axis=-2) if parts else X
-
-
-def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:
-    return _blocks_times(tuple(map(xa.adjoint, D)), X)
+__all__ = ["HouseholderQR", "householder_qr", "qr", "reflect"]
 
 
 class HouseholderQR:
@@ -134,24 +45,17 @@ class HouseholderQR:
     True
     """
 
-    def __init__(self, factor: Factor, block_size: int) -> None:
-        self._block_size = block_size
-        self._take(factor)
-
-    def _take(self, factor: Factor) -> None:
-        self._factor = factor
-        self.V, self.T, self.D, self.R = factor
+    def __init__(self, V: Array, T: Array, D: tuple[Array, ...], R: Array, block_size: int) -> None:
+        self.V, self.T, self.D, self.R, self._block_size = V, T, D, R, block_size
 
     def __repr__(self) -> str:
         m, n = self.shape
-        V = self.V
-        return (
-            f"HouseholderQR({m}×{n}, rank={self.rank}, dtype={V.dtype}, device={xa.device_of(V)})"
-        )
+        home = f"dtype={self.V.dtype}, device={xa.device_of(self.V)}"
+        return f"HouseholderQR({m}×{n}, rank={self.rank}, {home})"
 
     @property
     def rank(self) -> int:
-        return self._factor.columns
+        return int(self.T.shape[-1])
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -166,7 +70,12 @@ class HouseholderQR:
         ValueError, TypeError
             If X does not have m rows, or another dtype or array library than the factorization.
         """
-        return self._factor.apply(self._check(X))
+        X, k = self._check(X), self.rank
+        top = _blocks_times(self.D, X[..., :k, :])
+        X = xa.array_namespace(X).concat([top, X[..., k:, :]], axis=-2)
+        Z = self.V @ (-self.T @ xa.adjoint_matmul(self.V, X))
+        Z += X  # in place: allocating memory would take as long as the product
+        return Z
 
     @in_full_precision
     def apply_adjoint(self, X: Array, /) -> Array:
@@ -177,7 +86,11 @@ class HouseholderQR:
         ValueError, TypeError
             If X does not have m rows, or another dtype or array library than the factorization.
         """
-        return self._factor.apply_adjoint(self._check(X))
+        X, k = self._check(X), self.rank
+        Z = self.V @ -xa.adjoint_matmul(self.T, xa.adjoint_matmul(self.V, X))
+        Z += X
+        Z[..., :k, :] = _blocks_adjoint_times(self.D, Z[..., :k, :])
+        return Z
 
     @in_full_precision
     def thin(self) -> Array:
@@ -185,7 +98,10 @@ class HouseholderQR:
 
         Cost: 2mk² flops; nothing is cached.
         """
-        return self._factor.thin()
+        k = self.rank
+        Q = self.V @ (-self.T @ xa.adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
+        Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, xa.eye(k, k, like=self.T))
+        return Q
 
     @in_full_precision
     def extend(self, Y: Array, /) -> "HouseholderQR":
@@ -199,7 +115,17 @@ class HouseholderQR:
         ValueError, TypeError
             If Y does not have m rows, or another dtype or array library than the factorization.
         """
-        self._take(self._factor.extend(self._check(Y), self._block_size))
+        # The new reflectors act on rows k and below. The product of both has the compact form
+        # (I − V₁T₁V₁ᴴ)(I − V₂T₂V₂ᴴ) = I − [V₁ V₂] [[T₁, −T₁(V₁ᴴV₂)T₂], [0, T₂]] [V₁ V₂]ᴴ.
+        k, Z, xp = self.rank, self.apply_adjoint(Y), xa.array_namespace(self.V)
+        lower = reflect(Z[..., k:, :], self._block_size)
+        coupling = -self.T @ (xa.adjoint_matmul(self.V[..., k:, :], lower.V) @ lower.T)
+        self.V, self.T, self.D, self.R = (
+            xp.concat([self.V, xa.rows_below(lower.V, k)], axis=-1),
+            block_triangle(self.T, coupling, lower.T),
+            self.D + lower.D,
+            block_triangle(self.R, Z[..., :k, :], lower.R),
+        )
         return self
 
     def _check(self, X: Array) -> Array:
@@ -210,6 +136,41 @@ class HouseholderQR:
                 f"expected {self.shape[0]} rows, got an array of shape {tuple(X.shape)}."
             )
         return X
+
+
+def reflect(Y: Array, block_size: int) -> HouseholderQR:
+    """Householder QR of any matrix or stack; the columns are halved down to single panels.
+
+    The recursion (Elmroth & Gustavson, Applying recursion to serial and parallel QR factorization
+    leads to better performance, 2000, doi:10.1147/rd.444.0605) keeps the products wide.
+    """
+    m, n = Y.shape[-2:]
+    if n == 0 or m == 0:
+        *batch, _, _ = Y.shape
+        V, T, R = (xa.zeros((*batch, *size), Y) for size in ((m, 0), (0, 0), (0, n)))
+        return HouseholderQR(V, T, (), R, block_size)
+    if n > m:
+        return reflect(Y[..., :m], block_size).extend(Y[..., m:])
+    if n <= block_size:
+        Q, R = orthonormalize(Y)
+        V, T, D = reflectors(Q)
+        return HouseholderQR(V, T, (D,), R, block_size)
+    panels = -(-n // block_size)
+    half = block_size * ((panels + 1) // 2)
+    return reflect(Y[..., :half], block_size).extend(Y[..., half:])
+
+
+def _blocks_times(D: tuple[Array, ...], X: Array) -> Array:
+    """``diag(D) X``, for an X of as many rows as D has."""
+    parts, start = [], 0
+    for block in D:
+        parts.append(block @ X[..., start : start + block.shape[-1], :])
+        start += block.shape[-1]
+    return xa.array_namespace(X).concat(parts, axis=-2) if parts else X
+
+
+def _blocks_adjoint_times(D: tuple[Array, ...], X: Array) -> Array:
+    return _blocks_times(tuple(map(xa.adjoint, D)), X)
 
 
 @in_full_precision
@@ -262,8 +223,7 @@ def householder_qr(A: Array, /, *, block_size: int | None = None) -> Householder
     ((5, 3), 3)
     """
     A, _ = xa.as_matrix(A, stacks=True)
-    block_size = as_block_size(block_size, A)
-    return HouseholderQR(reflect(A, block_size), block_size)
+    return reflect(A, as_block_size(block_size, A))
 
 
 @in_full_precision
@@ -311,10 +271,10 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
         raise ValueError(f"`mode` must be 'reduced' or 'complete', got {mode!r}.")
     shards = shards_of(A)
     if shards is not None:
-        return QRResult(*shards.qr(mode))
+        return shards.qr(mode)
     if mode == "reduced":
         A, _ = xa.as_matrix(A, stacks=True)
-        return QRResult(*orthonormalize(A))
+        return orthonormalize(A)
     F = householder_qr(A)
     m, k = F.shape[0], F.rank
     xp = xa.array_namespace(F.R)

@@ -2,14 +2,15 @@
 
 from typing import Literal, Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, upper_solve, zeros
+from lowrank._array import Array, adjoint, array_namespace, zeros
+from lowrank._found import reported
 from lowrank._operator import as_operator
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import orthonormalize
 from lowrank._pivots import LARGEST, as_indices, filled, interpolate, positions, with_identity
 from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in
-from lowrank.rangefinder import warn_unless_converged
-from lowrank.results import IDResult, fields_of
+from lowrank._triangular import upper_solve
+from lowrank.results import IDResult
 
 __all__ = ["interpolative"]
 
@@ -102,12 +103,11 @@ def interpolative(
     operator = as_operator(A)
     operator = operator if select == "columns" else operator.adjoint()
     built, outcome = approximate(operator, rank, _build, oversampling=oversampling, **options)
-    warn_unless_converged(outcome)
     indices, X, skeleton = built.factors
     if select == "rows":
         X, skeleton = adjoint(X), adjoint(skeleton)
     return IDResult(
-        indices=indices, coefficients=X, skeleton=skeleton, select=select, **fields_of(outcome)
+        indices=indices, coefficients=X, skeleton=skeleton, select=select, **reported(outcome)
     )
 
 

@@ -3,13 +3,13 @@
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace
+from lowrank._found import find, projection, reported
 from lowrank._options import Tolerances, shares_options
 from lowrank._rangefinder.sampling import domain_qr
-from lowrank._sharded import shards_of
+from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite
 from lowrank._truncate import at_fixed_rank
-from lowrank.rangefinder import find, projection, warn_unless_converged
-from lowrank.results import QBResult, fields_of
+from lowrank.results import QBResult
 from lowrank.svd import decompose
 
 __all__ = ["qb"]
@@ -75,14 +75,10 @@ def qb(
     >>> Q.shape[1] <= gallery.best_rank(s, rtol=1e-3) + 1
     True
     """
-    shards = shards_of(A, test_matrix=options.get("test_matrix"))
+    shards, A = operand(A, options)
     by_rows = shards is not None and shards.by_rows  # then the basis is that of the corange
-    if shards is not None:
-        A = shards.operator
-        options["rng"] = shards.seed(options.get("rng"))
     if options.get("rtol") is not None or options.get("atol") is not None:
         U, S, Vh, outcome = decompose(A, rank, **options)
-        warn_unless_converged(outcome)
         weights = array_namespace(U).astype(S, U.dtype)
         Q, B = U, weights[:, None] * Vh
         if by_rows:
@@ -92,7 +88,7 @@ def qb(
         if scale != 1.0:
             C = C / scale
             refuse_infinite(C)
-        outcome = at_fixed_rank(found, None, lambda _: found.norm_along(C))
+        outcome = at_fixed_rank(found, lambda _: found.norm_along(C))
         Q, B = found.basis.Q, adjoint(C)
         if found.state.A.norm is None:  # an operator may keep and reuse the array it returned
             B = array_namespace(B).asarray(B, copy=True)
@@ -100,4 +96,4 @@ def qb(
             P, R = domain_qr(found.state.A)(C)
             Q, B = P, R @ adjoint(Q)
     Q, B = (Q, B) if shards is None else shards.pair(Q, B)
-    return QBResult(Q=Q, B=B, **fields_of(outcome))
+    return QBResult(Q=Q, B=B, **reported(outcome))

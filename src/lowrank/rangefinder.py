@@ -1,75 +1,18 @@
 """Randomized range finder: at a fixed rank, or grown until the error is small enough."""
 
-import math
-import warnings
-from dataclasses import replace
-from typing import Any, Literal, NamedTuple, Unpack
+from typing import Any, Unpack
 
 from lowrank._arithmetic import in_full_precision
-from lowrank._array import Array, matrix_norm_by_rows, norms
-from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
-from lowrank._dot_test import check_adjoint
-from lowrank._operator import Operator, as_operator
-from lowrank._options import DEFAULTS, Options, Tolerances, shares_options, with_shared_text
+from lowrank._array import Array
+from lowrank._check import as_count
+from lowrank._found import Found, Side, find, problem_of, projection, reported
+from lowrank._options import Options, Tolerances, shares_options, with_shared_text
 from lowrank._rangefinder import growth
-from lowrank._rangefinder.estimates import floor_of
-from lowrank._rangefinder.residuals import FullSVD, Orthonormal
-from lowrank._rangefinder.sampling import SampledPanel, measured, sampled_panel
-from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
-from lowrank._sharded import Shards, shards_of
-from lowrank._sketch import TestMatrix
-from lowrank.results import ConvergenceWarning, Outcome, RangeFinderResult, Status, fields_of
+from lowrank._rangefinder.state import State, StopRule, outcome_of
+from lowrank._sharded import Shards, operand
+from lowrank.results import RangeFinderResult, fields_of
 
-__all__ = [
-    "Found",
-    "RangeFinder",
-    "find",
-    "projection",
-    "range_finder",
-    "refined",
-    "warn_unless_converged",
-]
-
-Side = Literal["left", "right"]
-# Columns that the basis may have beyond the cap, before it is truncated.
-MARGIN = 64
-
-
-def _problem(
-    A: Any, *, side: Side, adapts: bool, hermitian: bool = False, **given: Any
-) -> tuple[Problem, State]:
-    """The checked options, and the state without a basis.
-
-    `adapts`: to a tolerance, where each block chooses its power iterations if none are given.
-    """
-    options = DEFAULTS | given
-    if side not in ("left", "right"):
-        raise ValueError(f"`side` must be 'left' (range) or 'right' (corange), got {side!r}.")
-    norm, krylov = as_norm(options["norm"]), bool(options["krylov"])
-    delta = as_failure_probability(options["failure_probability"])
-    power_iterations, block_size = options["power_iterations"], options["block_size"]
-    if power_iterations is None and (krylov or not adapts):
-        power_iterations = int(krylov)
-    if power_iterations is not None:
-        power_iterations = as_count(power_iterations, "power_iterations")
-        if krylov and power_iterations == 0:
-            raise ValueError(
-                "`krylov` keeps the blocks of power iterations: give at least one of them."
-            )
-    A = as_operator(A)
-    if options["check"]:
-        check_adjoint(A, options["rng"])
-    A = A if side == "left" else A.adjoint()
-    if block_size is not None:
-        block_size = as_block_size(block_size, A.empty(0))
-    problem = Problem(
-        norm=norm, failure_probability=delta, power_iterations=power_iterations, krylov=krylov,
-        block_size=block_size, certificate=as_certificate(options["certificate"], A),
-        overwrite_a=bool(options["overwrite_a"]), hermitian=hermitian,
-        check_finite=bool(options["check_finite"]), callback=options["callback"],
-        source=TestMatrix(A, options["test_matrix"], options["rng"]), work=Work(),
-    )  # fmt: skip
-    return problem, start(A)
+__all__ = ["RangeFinder", "range_finder"]
 
 
 class RangeFinder:
@@ -188,7 +131,7 @@ class RangeFinder:
 
     @shares_options
     def __init__(self, A: Array, /, *, side: Side = "left", **options: Unpack[Options]) -> None:
-        self._problem, self._state = _problem(A, side=side, adapts=True, **options)
+        self._problem, self._state = problem_of(A, side=side, **options)
         self._side = side
 
     @property
@@ -256,9 +199,9 @@ class RangeFinder:
         ConvergenceWarning
             If the error bound is above the tolerance.
         """
-        rule = _rule(self._state.A, rtol=rtol, atol=atol, rank=rank)
+        rule = StopRule.parse(self._state.A, rtol=rtol, atol=atol, rank=rank)
         self._keep(growth.reach(self._problem, self._state, rule, keep=self._keep))
-        warn_unless_converged(outcome_of(self._problem, self._state))
+        reported(outcome_of(self._problem, self._state))
         return self
 
     def _keep(self, state: State) -> None:
@@ -266,158 +209,6 @@ class RangeFinder:
 
 
 RangeFinder.__doc__ = with_shared_text(RangeFinder.__doc__)
-
-
-def _rule(A: Operator, *, rtol: float | None, atol: float | None, rank: int | None) -> StopRule:
-    rule = StopRule.parse(rtol=rtol, atol=atol, rank=rank, full=min(A.shape[-2:]))
-    if A.is_stack:
-        raise ValueError(
-            f"a tolerance needs a single matrix, got a stack of shape {A.shape}; give a `rank` "
-            "alone, or loop over the matrices."
-        )
-    return rule
-
-
-def warn_unless_converged(outcome: Outcome) -> None:
-    """Warn of a tolerance that was not met, at the line where the user called the function."""
-    if outcome.converged in (True, None):
-        return
-    bound, error, status = outcome.error_bound, outcome.error, outcome.status
-    reached = "no estimate yet" if bound is None else f"bound {bound:.3g}, estimate {error:.3g}"
-    message = (
-        f"the tolerance {outcome.tolerance:.3g} (absolute) was not certified: {reached} at rank "
-        f"{outcome.rank}. {status.name}: {status.value}"
-    )
-    # stack level 4: the caller of the public function, outside of its decorator
-    warnings.warn(message, ConvergenceWarning, stacklevel=4)
-
-
-class Found(NamedTuple):
-    """A finished basis, from which factorizations are made."""
-
-    problem: Problem
-    state: State
-    basis: Any
-    outcome: Outcome
-    floor: float  # the part of the error bound that stands for rounding
-    fixed: bool  # whether the rank is fixed, without a tolerance
-    unchecked: SampledPanel | None = None  # the panel, if not checked yet to be finite
-    captured: float | None = None  # ‖QᴴA‖_F, if it was read
-
-    @property
-    def full_svd(self) -> FullSVD | None:
-        """The SVD of A, if it was computed because it was cheaper than growing."""
-        residual = self.state.residual
-        return residual if isinstance(residual, FullSVD) else None
-
-    @property
-    def norm_is_exact(self) -> bool:
-        """Whether ‖A‖ in the chosen norm is known, not only a lower bound."""
-        return self.problem.norm == "fro" and self.state.A.norm is not None
-
-    def norm_along(self, X: Array) -> float:
-        """``‖X‖_F`` for the product ``X = AᴴQ``, whose rows may be sharded."""
-        if self.captured is not None:
-            return self.captured
-        domain = self.state.A.domain
-        return matrix_norm_by_rows(X if domain is None else domain.orthonormalize(X).R)
-
-
-def find(
-    A: Array,
-    rank: int | None,
-    *,
-    rtol: float | None = None,
-    atol: float | None = None,
-    side: Side = "left",
-    share: float | None = None,
-    powers: int = 0,
-    oversampling: int = 0,
-    hermitian: bool = False,
-    projects: bool = False,
-    **options: Any,
-) -> Found:
-    """A basis of a fixed rank, or for a tolerance.
-
-    At a fixed rank it has `oversampling` more columns, after `powers` power iterations by default.
-    A caller that truncates passes `share`, its factor on the goals of growth: with a tolerance the
-    basis may then have MARGIN columns more than the cap, and at a fixed rank it is the whole
-    Krylov space. If the caller `projects` A next, a device is asked only then whether the basis is
-    finite.
-    """
-    fixed = rtol is None and atol is None
-    extra = as_count(oversampling, "oversampling")
-    if rank is not None:
-        rank = as_count(rank, "rank")
-        rank += extra if fixed else MARGIN if share is not None else 0
-    if not fixed:
-        problem, state = _problem(A, side=side, adapts=True, hermitian=hermitian, **options)
-        return _grown(problem, state, _rule(state.A, rtol=rtol, atol=atol, rank=rank), share)
-    if rank is None:
-        raise ValueError("no stop rule: give `rank`, `rtol` or `atol`.")
-    if options.get("power_iterations") is None and powers:
-        options["power_iterations"] = powers
-    problem, state = _problem(A, side=side, adapts=False, **options)
-    if problem.krylov and share is not None:
-        rank *= (problem.power_iterations or 0) + 1
-    columns = min(rank, state.full)
-    status = Status.FULL_RANK if rank > state.full else Status.RANK_REACHED
-    Q, unchecked = state.residual.basis.empty, None
-    if columns:
-        panel = sampled_panel(problem, state, columns)
-        unchecked = panel if projects and panel.is_costly_to_check else None
-        state, Q = (panel.state, panel.Q) if unchecked else panel.checked()
-    state = replace(state, status=status)
-    outcome = replace(outcome_of(problem, state), rank=columns)
-    return Found(problem, state, Orthonormal(Q), outcome, 0.0, fixed, unchecked)
-
-
-def _grown(problem: Problem, state: State, rule: StopRule, share: float | None) -> Found:
-    state = growth.reach(problem, state, rule, share=share)
-    outcome = outcome_of(problem, state)
-    return Found(problem, state, state.residual.basis, outcome, floor_of(state), fixed=False)
-
-
-def refined(found: Found, rule: StopRule, *, share: float | None) -> Found:
-    """The basis after growth to a smaller part of the tolerance."""
-    return _grown(found.problem, found.state, rule, share)
-
-
-def projection(found: Found, *, release: bool = False) -> tuple[Found, Array, float]:
-    """``C = s AᴴQ``, n×k, and the scale s; also sharpens a sampled norm of A.
-
-    With `release`, if the basis will not grow any more, the memory of the residual is freed.
-    """
-    problem, state = found.problem, found.state
-    if found.fixed:
-        found, C = _image(found)
-        work, state = problem.work, found.state
-        outcome = replace(found.outcome, passes=work.passes, products=work.products)
-    else:
-        state, C = growth.projected(problem, state)
-        outcome = outcome_of(problem, state)
-    state = growth.resumable(state) if release else state
-    return found._replace(state=state, outcome=outcome), C, found.state.measured_scale
-
-
-def _image(found: Found) -> tuple[Found, Array]:
-    """``s AᴴQ``, and the basis, checked to be finite if it was not yet.
-
-    The check is then one read, together with the norms of A and of the product.
-    """
-    problem, state, unchecked = found.problem, found.state, found.unchecked
-    problem.work.add(found.basis.rank)
-    C, A = state.A.rmatmat(found.basis.Q), state.A.array
-    if unchecked is None:
-        return found, C
-    known = [A] if A is not None and (A.ndim, A.dtype, problem.norm) == (2, C.dtype, "fro") else []
-    captured, *numbers = norms(C, *known, also=unchecked.sums)
-    if not all(map(math.isfinite, [captured, *numbers[len(known) :]])):
-        state, Q = unchecked.retried_with_scaling()
-        return _image(found._replace(state=state, basis=Orthonormal(Q), unchecked=None))
-    if known:
-        state = replace(state, frobenius=measured(problem, state, numbers[0]).frobenius)
-    return found._replace(state=state, unchecked=None, captured=captured), C
 
 
 @shares_options
@@ -512,18 +303,13 @@ def range_finder(
     >>> found.status.name, found.error_bound <= 1e-6 * found.norm_A
     ('CONVERGED', True)
     """
-    shards, found_side = shards_of(A, test_matrix=options.get("test_matrix")), side
-    if shards is not None:
-        A, found_side = shards.operator, "left"
-        options["rng"] = shards.seed(options.get("rng"))
-    found = find(A, rank, side=found_side, **options)
+    shards, A = operand(A, options)
+    found = find(A, rank, side=side if shards is None else "left", **options)
     if shards is not None:
         found, Q = _side_of_shards(shards, found, side)
     else:
         Q = found.basis.Q if found.fixed else found.basis.columns()
-    outcome = found.outcome
-    warn_unless_converged(outcome)
-    return RangeFinderResult(Q=Q, side=side, **fields_of(outcome))
+    return RangeFinderResult(Q=Q, side=side, **reported(found.outcome))
 
 
 def _side_of_shards(shards: Shards, found: Found, side: str) -> tuple[Found, Any]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -23,12 +23,10 @@ __all__ = [
     "CURResult",
     "ConvergenceWarning",
     "EighResult",
-    "ErrorEstimate",
     "IDResult",
     "Look",
     "Outcome",
     "QBResult",
-    "QRResult",
     "RangeFinderResult",
     "SVDResult",
     "Status",
@@ -55,21 +53,6 @@ class Status(Enum):
     STOPPED = "The callback raised StopIteration, or the test matrix has no columns left."
 
 
-class QRResult(NamedTuple):
-    """``A = Q R``. Unpacks as ``Q, R``.
-
-    Attributes
-    ----------
-    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
-        Orthonormal columns.
-    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
-        Upper triangular, or trapezoidal.
-    """
-
-    Q: Array
-    R: Array
-
-
 class Look(NamedTuple):
     """An estimate of the error of a growing basis, made after a block of columns.
 
@@ -87,31 +70,6 @@ class Look(NamedTuple):
     rank: int
     estimate: float
     bound: float
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorEstimate:
-    """The norm of a residual, estimated from samples.
-
-    Attributes
-    ----------
-    value : float
-        The estimate; in the Frobenius norm its square is unbiased.
-    upper_bound : float
-        At least the true norm, except with probability `failure_probability`.
-    norm : str
-        ``"fro"`` or ``"spectral"``.
-    samples : int
-        Number of Gaussian vectors.
-    failure_probability : float
-        Probability that the true norm exceeds `upper_bound`.
-    """
-
-    value: float
-    upper_bound: float
-    norm: str
-    samples: int
-    failure_probability: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -199,6 +157,16 @@ class Approximation(Factored, Outcome):
     Has the attributes of :class:`~lowrank.results.Outcome` too.
     """
 
+    _unpacked: ClassVar[tuple[str, ...]]  # names of the attributes that the result unpacks as
+
+    def __iter__(self) -> Iterator[Array]:
+        return (getattr(self, name) for name in self._unpacked)
+
+    @property
+    def factors(self) -> tuple[Array, ...]:
+        """The factors, from left to right."""
+        return tuple(self)
+
     def __repr__(self) -> str:
         xp, (*batch, m, n) = xa.array_namespace(self.factors[0]), self.shape
         arrays, _ = self._parts()
@@ -255,12 +223,7 @@ class QBResult(Approximation):
     Q: Array
     B: Array
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.Q, self.B))
-
-    @property
-    def factors(self) -> tuple[Array, ...]:
-        return self.Q, self.B
+    _unpacked = ("Q", "B")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
@@ -284,8 +247,7 @@ class SVDResult(Approximation):
     Vh: Array
     mean: Array | None = None
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.U, self.S, self.Vh))
+    _unpacked = ("U", "S", "Vh")
 
     @property
     def factors(self) -> tuple[Array, ...]:
@@ -341,8 +303,7 @@ class EighResult(Approximation):
     eigenvalues: Array
     eigenvectors: Array
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.eigenvalues, self.eigenvectors))
+    _unpacked = ("eigenvalues", "eigenvectors")
 
     @property
     def factors(self) -> tuple[Array, ...]:
@@ -373,8 +334,7 @@ class IDResult(Approximation):
     skeleton: Array
     select: str
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.indices, self.coefficients))
+    _unpacked = ("indices", "coefficients")
 
     @property
     def factors(self) -> tuple[Array, ...]:
@@ -402,12 +362,7 @@ class CURResult(Approximation):
     columns: Array
     rows: Array
 
-    def __iter__(self) -> Iterator[Array]:
-        return iter((self.C, self.U, self.R))
-
-    @property
-    def factors(self) -> tuple[Array, ...]:
-        return self.C, self.U, self.R
+    _unpacked = ("C", "U", "R")
 
 
 def load(path: str | os.PathLike[str], /) -> Approximation:

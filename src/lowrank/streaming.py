@@ -9,13 +9,14 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._certificate import rounding_floor, safety_factor
+from lowrank._certificate import ErrorEstimate, rounding_floor, safety_factor
 from lowrank._check import as_count, as_failure_probability
 from lowrank._operator import Operator, as_operator, located
 from lowrank._panel import orthonormalize
 from lowrank._sketch import gaussian_source
 from lowrank._small_svd import robust_svd
-from lowrank.results import ErrorEstimate, Status, SVDResult
+from lowrank._triangular import upper_solve
+from lowrank.results import Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
 
@@ -446,9 +447,8 @@ class SketchedMatrix:
         value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
         delta = self._delta / (self._states * (self._states + 1) * (self.sketch_size + 1))
         factor = safety_factor(q, delta, is_complex=of_complex)
-        xp, dtype = xa.array_namespace(factors.U), factors.U.dtype
-        floor = rounding_floor(xp, dtype, self.shape, self.sketch_size, self.norm, factor)
-        bound = factor * (value + float(xp.finfo(dtype).eps) * self._added) + floor
+        floor = rounding_floor(factors.U, self.shape, self.sketch_size, self.norm, factor)
+        bound = factor * (value + xa.eps(factors.U) * self._added) + floor
         return ErrorEstimate(value, bound, "fro", q, self._delta)
 
     def _solved(self) -> _Factors:
@@ -473,7 +473,7 @@ class SketchedMatrix:
 def _left_solve(M: Array, Z: Array) -> Array:
     """``M⁺ Z`` for a tall M of full rank."""
     Q, R = orthonormalize(M)
-    return xa.upper_solve(R, xa.adjoint_matmul(Q, Z))
+    return upper_solve(R, xa.adjoint_matmul(Q, Z))
 
 
 def _home(dtype: Any, like: Any) -> Array:

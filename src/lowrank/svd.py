@@ -4,27 +4,19 @@ import math
 from dataclasses import replace
 from typing import Any, Unpack
 
-from lowrank._array import (
-    Array,
-    adjoint,
-    array_namespace,
-    as_matrix,
-    eps,
-    matrix_norm_by_rows,
-    safe_norm,
-    signed,
-    slices,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
+from lowrank._found import Found, find, projection, reported
 from lowrank._operator import ENTRIES, UNKNOWN, Operator, as_operator, located, of_row_blocks
 from lowrank._options import Tolerances, shares_options
 from lowrank._panel import defect
 from lowrank._rangefinder.estimates import NEAR
+from lowrank._rangefinder.residuals import FullSVD
 from lowrank._rangefinder.sampling import domain_qr
-from lowrank._sharded import shards_of
+from lowrank._sharded import operand
 from lowrank._small_svd import refuse_infinite, small_svd
 from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with_bound
-from lowrank.rangefinder import Found, find, projection, warn_unless_converged
-from lowrank.results import Outcome, SVDResult, fields_of
+from lowrank.results import Outcome, SVDResult
 
 __all__ = ["centered", "decompose", "svd"]
 
@@ -126,23 +118,19 @@ def svd(
     >>> bool(np.allclose(S, s[:10]))
     True
     """
-    mean, added, shards = None, 0, shards_of(A, test_matrix=options.get("test_matrix"))
-    if shards is not None:
-        if center:
-            raise ValueError("`center` does not support DTensors; pass A - A.mean(0) instead.")
-        A = shards.operator
-        options["rng"] = shards.seed(options.get("rng"))
+    mean, added, (shards, A) = None, 0, operand(A, options)
     if center:
+        if shards is not None:
+            raise ValueError("`center` does not support DTensors; pass A - A.mean(0) instead.")
         A, mean, added = centered(as_operator(A))
     U, S, Vh, outcome = decompose(
         A, rank, fixed_signs=shards is None, oversampling=oversampling, **options
     )
     if center:
         outcome = replace(outcome, passes=outcome.passes + 1, products=outcome.products + added)
-    warn_unless_converged(outcome)
     if shards is not None:
         U, S, Vh = shards.factors(U, S, Vh)
-    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **fields_of(outcome))
+    return SVDResult(U=U, S=S, Vh=Vh, mean=mean, **reported(outcome))
 
 
 def decompose(
@@ -150,47 +138,42 @@ def decompose(
     rank: int | None,
     *,
     fixed_signs: bool = False,
-    powers: int = 2,
     oversampling: int = 0,
     **options: Any,
 ) -> tuple[Array, Array, Array, Outcome]:
     """:func:`svd` without a warning: U, S, Vh, and the other attributes of the result."""
-    options |= {"share": 1.0, "powers": powers, "oversampling": oversampling, "projects": True}
+    options |= {"share": 1.0, "powers": 2, "oversampling": oversampling, "projects": True}
     found = find(A, rank, **options)
-    if found.full_svd is not None:
-        return _truncated_full_svd(found, rank, fixed_signs)
+    if isinstance(found.state.residual, FullSVD):  # it took less time than growing the basis
+        return _truncated_full_svd(found, found.state.residual, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, domain_qr(found.state.A))
     del C
     S = small.S if scale == 1.0 else small.S / scale
     if found.fixed:
-        outcome = at_fixed_rank(found, rank, lambda k: matrix_norm_by_rows(S[..., None, :k]))
+        outcome = at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(S[..., None, :k]))
         if outcome.error is None:  # with an error, the norm was read and checked
             refuse_infinite(S)
     else:
         refuse_infinite(S)
-        captured = None
-        if found.norm_is_exact and found.outcome.norm_A:
-            captured = matrix_norm_by_rows(S[None, :]) / found.outcome.norm_A
-        residual, estimate = parts_of(found, captured)
+        residual, estimate = parts_of(found, lambda: xa.matrix_norm_by_rows(S[None, :]))
         outcome = truncated(
             found, S, rank, residual=residual, estimate=estimate,
             floor=found.floor + small.rounding() / scale,
         )  # fmt: skip
     r = int(found.state.A.agreed(float(outcome.rank)))
-    Vh = adjoint(small.right(r))
+    Vh = xa.adjoint(small.right(r))
     U = small.U[..., :r]
     if fixed_signs:
-        phase = signed(Vh)[..., :, None]
-        U = U * adjoint(phase)
+        phase = xa.signed(Vh)[..., :, None]
+        U = U * xa.adjoint(phase)
         Vh *= phase
     U, S, outcome = found.basis.lift(U), S[..., :r], replace(outcome, rank=r)
-    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh, outcome)
+    found = found._replace(outcome=outcome)
+    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh)
 
 
-def _with_rounding(
-    found: Found, cap: int | None, U: Array, S: Array, Vh: Array, outcome: Outcome
-) -> Outcome:
+def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array) -> Outcome:
     """The outcome with the error of the computed product, if the bound is near rounding.
 
     Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
@@ -198,32 +181,31 @@ def _with_rounding(
     `_skeleton.lost_in`). Otherwise the departure of U from orthonormality is added to the bound:
     the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded.
     """
-    bound, size, state, epsilon = outcome.error_bound, outcome.norm_A, found.state, eps(S)
+    outcome, state, epsilon = found.outcome, found.state, xa.eps(S)
+    bound, size = outcome.error_bound, outcome.norm_A
     if bound is None or outcome.error is None or not size or bound > 2.0 * NEAR * epsilon * size:
         return outcome
     if state.A.domain is not None:  # U is made by other products
         return outcome
     if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
-        drift = float(safe_norm(defect(U) * S))
-        return with_bound(outcome, outcome.rank, cap, outcome.error, bound + drift)
+        drift = float(xa.safe_norm(defect(U) * S))
+        return with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
     error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
     bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size
-    return with_bound(outcome, outcome.rank, cap, error, bound)
+    return with_bound(found, outcome.rank, cap, error, bound)
 
 
 def _truncated_full_svd(
-    found: Found, rank: int | None, fixed_signs: bool
+    found: Found, whole: FullSVD, rank: int | None, fixed_signs: bool
 ) -> tuple[Array, Array, Array, Outcome]:
     """The truncated SVD of A itself; the truncation is the only error."""
-    whole, xp = found.full_svd, found.state.A.xp
-    assert whole is not None
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
     outcome = truncated(found, S, rank, residual=0.0, estimate=0.0, floor=found.floor)
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
-    phase = signed(Vh)[:, None] if fixed_signs else xp.ones_like(Vh[:, :1])
-    return U * adjoint(phase), S[:r], Vh * phase, outcome
+    phase = xa.signed(Vh)[:, None] if fixed_signs else found.state.A.xp.ones_like(Vh[:, :1])
+    return U * xa.adjoint(phase), S[:r], Vh * phase, outcome
 
 
 # Rows of a dense matrix centered at a time, of at most ENTRIES; or a sixteenth of all, if that is
@@ -246,10 +228,10 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     xp, m = A.xp, A.shape[-2]
     long = math.prod(A.shape) // max(1, m)  # entries of one row, over the whole stack
     rows = max(min(ROWS, ENTRIES // max(1, long)), m // 16, 1)
-    parts = slices(m, rows) or [slice(0, 0)]
+    parts = xa.slices(m, rows) or [slice(0, 0)]
 
     def block(part: slice) -> Array:
-        return as_matrix(X[..., part, :], stacks=True)[0]
+        return xa.as_matrix(X[..., part, :], stacks=True)[0]
 
     weighted = [_mean(block(part)) * ((part.stop - part.start) / max(1, m)) for part in parts]
     mean = xp.sum(xp.concat(weighted, axis=-2), axis=-2, keepdims=True)
@@ -258,9 +240,8 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
     whole = A.explicit
 
     def explicit(flipped: bool, own: bool) -> Array:
-        assert whole is not None
         matrix = whole(flipped, own)
-        matrix -= adjoint(mean) if flipped else mean
+        matrix -= xa.adjoint(mean) if flipped else mean
         return matrix
 
     difference = replace(difference, explicit=whole and explicit, costly_passes=A.costly_passes)
@@ -269,7 +250,7 @@ def _of_array(A: Operator, X: Array) -> tuple[Operator, Array, int]:
 
 def _mean(X: Array) -> Array:
     """Mean of rows, corrected by the mean of the differences: NumPy sums rows in sequence."""
-    xp, m = array_namespace(X), max(1, X.shape[-2])
+    xp, m = xa.array_namespace(X), max(1, X.shape[-2])
     mean = xp.sum(X / m, axis=-2, keepdims=True)
     return mean + xp.sum((X - mean) / m, axis=-2, keepdims=True)
 
@@ -285,15 +266,15 @@ def _of_products(A: Operator) -> tuple[Operator, Array, int]:
     of_row, every = (A.xp.arange(length, device=A.device) for length in (m, groups))
     members = A.xp.astype(of_row[:, None] % groups == every[None, :], A.dtype)
     sums = A.rmatmat(members)
-    xp = array_namespace(sums)
+    xp = xa.array_namespace(sums)
     # Aᴴ1 is the conjugate of the column sums
     conjugate = xp.sum(sums / max(1, m), axis=1, keepdims=True)
-    row = adjoint(conjugate)
+    row = xa.adjoint(conjugate)
 
     products = {
         "matmat": lambda X: A.matmat(X) - row @ X,
         "rmatmat": lambda Y: A.rmatmat(Y) - conjugate @ xp.sum(Y, axis=0, keepdims=True),
     }
-    costly, offset = A.costly_passes, math.sqrt(m) * float(safe_norm(row))
+    costly, offset = A.costly_passes, math.sqrt(m) * float(xa.safe_norm(row))
     known: dict[str, Any] = {**products, **UNKNOWN, "offset": offset, "costly_passes": costly}
     return located(sums, A.shape, **known), row[0, :], groups

@@ -47,10 +47,6 @@ class Basis:
     def rank(self) -> int:
         return sum(block.columns for block in self.blocks)
 
-    @property
-    def rows(self) -> int:
-        return int(self.empty.shape[-2])
-
     def append(self, Q: Array, agreed: Callable[[float], float] = float) -> "Basis":
         """The basis with more columns. Q is orthonormal, in the coordinates of H from row k on.
 
@@ -72,7 +68,7 @@ class Basis:
 
     def lift(self, X: Array) -> Array:
         """``Q X``, for an X of k rows."""
-        below = xa.zeros((*X.shape[:-2], self.rows - self.rank, X.shape[-1]), X)
+        below = xa.zeros((*X.shape[:-2], self.empty.shape[-2] - self.rank, X.shape[-1]), X)
         return self.rotate(xa.array_namespace(X).concat([X, below], axis=-2))
 
     def coordinates(self, Y: Array) -> Array:
@@ -91,9 +87,7 @@ class Basis:
         *batch, m, _ = self.empty.shape
         width = self.rank - start
         Q = xa.zeros((*batch, m, width), self.empty)
-        Q[..., start : start + width, :] = Q[..., start : start + width, :] + xa.eye(
-            width, width, like=Q
-        )
+        Q[..., start : start + width, :] = xa.eye(width, width, like=Q)
         for block in reversed(self.blocks):
             block.apply(Q[..., max(0, block.start - start) :])
         return Q

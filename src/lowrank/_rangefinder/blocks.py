@@ -4,12 +4,12 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from lowrank._array import Array, array_namespace, eps, leading
+from lowrank._array import Array, array_namespace, eps, is_complex, leading
 from lowrank._operator import Operator
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized, spanning
 from lowrank._rangefinder.state import Problem, State, StopRule
-from lowrank._tuning import GROWTH, Method, tuning
+from lowrank._tuning import GROWTH, tuning
 
 
 def goal_of(problem: Problem, state: State, share: float | None) -> float:
@@ -18,9 +18,8 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
         return 1.0
     if isinstance(state.residual, FullSVD):
         return share
-    if problem.norm == "spectral" or isinstance(state.residual, Sampled):
-        return share * GROWTH.goal_of_samples
-    if state.A.costly_passes:  # more columns in a pass cost little, and lower the rank
+    is_sampled = problem.norm == "spectral" or isinstance(state.residual, Sampled)
+    if is_sampled or state.A.costly_passes:  # more columns in such passes cost little
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers
@@ -94,7 +93,7 @@ def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) 
 
 def _reads_are_free(A: Operator) -> bool:
     """Whether a number can be read without waiting for a device."""
-    return tuning(A.empty(0)).method is Method.CHECKED_CHOLESKY
+    return tuning(A.empty(0)).is_checked
 
 
 def _errors_within(R: Array) -> tuple[float, float]:
@@ -148,7 +147,7 @@ def width_of_sample(state: State) -> int:
     64 real or 32 complex columns bound it within a factor of 2.02 at 1e-9. Samples widen with the
     basis, so that they stay few and their products wide.
     """
-    least = 32 if state.A.is_complex else 64
+    least = 32 if is_complex(state.A.empty(0)) else 64
     return least * (1 + state.rank // (8 * least))
 
 

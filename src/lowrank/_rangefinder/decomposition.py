@@ -72,7 +72,6 @@ def decomposed(problem: Problem, state: State) -> State:
     """The state with the SVD of A; of ``HᴴA`` if A was overwritten."""
     residual = state.residual
     assert isinstance(residual, Explicit)
-    assert state.A.explicit is not None
     problem.work.add(0)
     if state.is_overwritten:
         U, S, Vh, rounding = svd_of(residual.array)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from typing import Any
 
 from lowrank import _array as xa
 from lowrank._array import Array
@@ -18,6 +19,7 @@ from lowrank._rangefinder.blocks import powers_of, width_of_sample
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import (
     NOT_FINITE,
+    finite,
     iterated_sample,
     multiplied,
     orthonormalized,
@@ -36,17 +38,19 @@ def estimated(problem: Problem, state: State, goal: float) -> State | None:
     If the energies have canceled, and cannot show that the error is below the `goal`, samples
     take over.
     """
-    if isinstance(state.residual, ByEnergies) and state.residual.is_canceled:
-        bound = state.residual.error().bound / state.scale + base_floor(state)
-        if bound > goal:
-            state = replace(state, residual=state.residual.products)
     residual, is_svd = state.residual, isinstance(state.residual, FullSVD)
+    if (
+        isinstance(residual, ByEnergies)
+        and residual.is_canceled
+        and residual.error().bound / state.scale + base_floor(state) > goal
+    ):
+        residual = Sampled(residual.A, residual.basis, residual.known)
+        state = replace(state, residual=residual)
     norm_bound = math.inf
     if problem.norm == "fro" and state.frobenius is not None:
         norm_bound = state.frobenius * (1.0 + 32.0 * epsilon_of(state)) + _flushed(state.A)
     if state.rank == 0 and norm_bound < math.inf:  # without a basis the error is the norm itself
-        assert state.frobenius is not None
-        return _recorded(state, state.frobenius, norm_bound)
+        return _recorded(state, state.frobenius or 0.0, norm_bound)
     error = residual.error() if problem.norm == "fro" or is_svd else None
     if error is not None:
         estimate, bound = (value / state.measured_scale for value in error)
@@ -96,9 +100,7 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
         if is_unknown and not all(map(xa.is_finite, factors)):
             raise ValueError(NOT_FINITE)
         size = norm_of_product(factors, state.A.xp, root)
-    size = state.A.agreed(size)
-    if not math.isfinite(size):
-        raise ValueError(NOT_FINITE)
+    size = finite(state.A.agreed(size))
     count, is_sampled = state.sampled_estimates + 1, problem.norm == "fro" and is_unknown
     # δ/(j(j+1)) for the j-th sample: these sum to at most δ, however many samples follow. A
     # sampled norm of A takes half of δ.
@@ -148,9 +150,8 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
     """
     A, residual, look = state.A, state.residual, state.history[-1]
     norm = max(state.norm_A or 0.0, state.norm_above or 0.0)
-    if look.bound > NEAR * epsilon_of(state) * norm or state.rank == 0 or A.domain is not None:
-        return state
-    if state.checked is residual:
+    needs_none = state.rank == 0 or A.domain is not None or state.checked is residual
+    if needs_none or look.bound > NEAR * epsilon_of(state) * norm:
         return state
     if isinstance(residual, Explicit):
         drift = defect(residual.basis.columns()) @ residual.array[: state.rank, :]
@@ -179,9 +180,7 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
     else:
         Q = basis.columns()
         D = Y - Q @ xa.adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
-    drift = float(xa.safe_norm(D)) / state.scale
-    if not math.isfinite(drift):
-        raise ValueError(NOT_FINITE)
+    drift = finite(float(xa.safe_norm(D)) / state.scale)
     if not is_identity:
         delta = problem.failure_probability / 2.0 / (count * (count + 1))
         drift *= safety_factor(samples, delta, is_complex=xa.is_complex(Omega)) / math.sqrt(samples)
@@ -219,8 +218,7 @@ def _norm_below(
     elif state.rank == 0 and factors is not None and len(factors) > 1:
         C = factors[1]
     else:
-        Y = Q if state.rank == 0 else residual.basis.columns()
-        assert Y is not None
+        Y: Any = Q if state.rank == 0 else residual.basis.columns()
         if problem.norm == "spectral":
             Y = xa.leading(Y, 64)
         problem.work.add(int(Y.shape[-1]))
@@ -234,22 +232,20 @@ def _norm_below(
         return float(xa.safe_norm(C)) / scale * (1.0 - 32.0 * epsilon_of(state))
     C = orthonormalize(C).R if C.shape[0] > C.shape[1] else C
     lower = A.agreed(float(spectral_norm(C, A.xp))) / scale * (1.0 - 32.0 * epsilon_of(state))
-    if state.frobenius is None:
-        return lower
-    return max(lower, state.frobenius / math.sqrt(min(A.shape)))
+    return max(lower, (state.frobenius or 0.0) / math.sqrt(min(A.shape)))
 
 
 def _flushed(A: Operator) -> float:
     """The part of ‖A‖_F that is lost where subnormal numbers are flushed to zero."""
     smallest = float(A.xp.finfo(A.dtype).smallest_normal)
-    return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.xp, A.dtype) else 0.0
+    return smallest * math.sqrt(math.prod(A.shape)) if xa.flushes(A.empty(0)) else 0.0
 
 
 def base_floor(state: State, factor: float = 1.0) -> float:
     """Rounding error in the error of a basis; `factor` is the safety factor of its sample."""
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
-    return rounding_floor(A.xp, A.dtype, A.shape, state.rank, norm, factor)
+    return rounding_floor(A.empty(0), A.shape, state.rank, norm, factor)
 
 
 def lost(state: State, residual: Explicit) -> float:

@@ -16,27 +16,21 @@ randomized range finder based on an implicit Householder QR decomposition, manus
 If A is not an array in memory, products with A replace B (see `residuals`).
 """
 
-import math
 from collections.abc import Callable
 from dataclasses import replace
 
 from lowrank._arithmetic import as_the_caller_set
-from lowrank._array import Array, loaded, safe_norm
-from lowrank._operator import Operator
+from lowrank._array import Array, is_torch_namespace, loaded, safe_norm
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.estimates import NEAR, checked_near_rounding, estimated, floor_of
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
-from lowrank._rangefinder.sampling import NOT_FINITE, measured, sampled_panel
+from lowrank._rangefinder.sampling import finite, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, epsilon_of
 from lowrank._small_svd import sample_of
 from lowrank.results import Status
 
 Keep = Callable[[State], object]
-
-
-def _ignored(_: State) -> None:
-    pass
 
 
 def reach(
@@ -45,7 +39,7 @@ def reach(
     rule: StopRule,
     *,
     share: float | None = None,
-    keep: Keep = _ignored,
+    keep: Keep = lambda _: None,
 ) -> State:
     """Grow until the bound is at most the tolerance of the rule.
 
@@ -107,21 +101,22 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
     if not isinstance(state.residual, Sampled) or state.residual.known is not None:
         return state
     if problem.certificate == "exact":
-        assert state.A.explicit is not None
         if problem.overwrite_a:
             keep(replace(state, is_overwritten=True))
+        is_torch = is_torch_namespace(state.A.xp)
+        more = [loaded("torch").OutOfMemoryError] if is_torch else []  # CuPy's is a MemoryError
         try:
             array = state.A.explicit(False, problem.overwrite_a)
-        except _errors_of_memory(state.A):
+        except (MemoryError, *more):
             array = None
         if array is not None:
             return _with_explicit_residual(problem, state, array)
     if problem.norm == "fro" and problem.certificate != "sampled" and state.frobenius:
         norm = state.frobenius * state.scale
-        energies = ByEnergies(state.residual, norm)
+        energies = ByEnergies(state.A, state.residual.basis, norm_A=norm)
         if state.rank:
             problem.work.add(state.rank)
-            energies = energies.completed(state.residual)
+            energies = energies.completed()
         return replace(state, residual=energies)
     return state
 
@@ -148,14 +143,6 @@ def _with_explicit_residual(problem: Problem, state: State, array: Array) -> Sta
     return replace(state, residual=residual, drift=0.0, is_overwritten=problem.overwrite_a)
 
 
-def _errors_of_memory(A: Operator) -> tuple[type[BaseException], ...]:
-    if A.xp.__name__.endswith("torch"):
-        return MemoryError, loaded("torch").OutOfMemoryError
-    if A.xp.__name__.endswith("cupy"):
-        return MemoryError, loaded("cupy").cuda.memory.OutOfMemoryError
-    return (MemoryError,)
-
-
 def resumable(state: State) -> State:
     """The state to resume from after an interruption, which may leave the residual half written."""
     if not isinstance(state.residual, Explicit):
@@ -172,22 +159,14 @@ def _appended(problem: Problem, state: State, Q: Array) -> State:
         problem.work.add(int(Q.shape[-1]))
     after = residual.append(Q)
     if isinstance(after, Explicit):
-        known = state.A.agreed(after.norm)
+        finite(state.A.agreed(after.norm))
     else:
         # `captured` only shows whether the product is finite
         captured = after.captured if isinstance(after, ByEnergies) else 0.0
-        known = state.A.agreed(after.basis.departure * _relative_bound(state) + 0.0 * captured)
-        state = replace(state, drift=state.drift + known)
-    if not math.isfinite(known):
-        raise ValueError(NOT_FINITE)
+        left = state.history[-1].bound / state.norm_A if state.history and state.norm_A else 1.0
+        drift = state.A.agreed(after.basis.departure * min(1.0, left) + 0.0 * captured)
+        state = replace(state, drift=state.drift + finite(drift))
     return replace(state, residual=after, pending=None)
-
-
-def _relative_bound(state: State) -> float:
-    """An upper bound on ``‖A − QQᴴA‖/‖A‖``."""
-    if not state.history or not state.norm_A:
-        return 1.0
-    return min(1.0, state.history[-1].bound / state.norm_A)
 
 
 def _is_stopped(problem: Problem, state: State) -> bool:
@@ -206,7 +185,7 @@ def _is_stopped(problem: Problem, state: State) -> bool:
 # -- a fixed number of columns, and the factor B ---------------------------------------------------
 
 
-def extend(problem: Problem, state: State, columns: int, keep: Keep = _ignored) -> State:
+def extend(problem: Problem, state: State, columns: int, keep: Keep) -> State:
     """The state with `columns` more columns, in one block; fewer if min(m, n) is reached."""
     missing = state.full - state.rank
     status = Status.FULL_RANK if columns > missing else Status.RANK_REACHED
@@ -231,13 +210,11 @@ def projected(problem: Problem, state: State) -> tuple[State, Array]:
     if isinstance(residual, Explicit | FullSVD):
         C = residual.projection()
         return state, C if state.is_overwritten else state.A.xp.asarray(C, copy=True)
-    products = residual.products if isinstance(residual, ByEnergies) else residual
-    assert isinstance(products, Sampled)
-    known = products.known
+    known = residual.known
     missing = state.rank - (0 if known is None else int(known.shape[-1]))
     if missing or known is None:
         problem.work.add(missing)
-    C = products.projection()
+    C = residual.projection()
     if state.rule is not None and problem.norm == "fro" and state.A.norm is None:
         lower = float(safe_norm(C)) / state.scale * (1.0 - 32.0 * epsilon_of(state))
         state = replace(state, norm_A=max(state.norm_A or 0.0, lower))

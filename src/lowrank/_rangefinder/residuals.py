@@ -24,14 +24,20 @@ class Error(NamedTuple):
     bound: float
 
 
-def energy_rounding(shape: tuple[int, ...], epsilon: float) -> float:
+def energy_error(A: Operator, norm: float, left: float) -> Error:
+    """``√(‖A‖² − ‖B‖²)`` for ‖A‖ and ``left = 1 − ‖B‖²/‖A‖²``."""
+    left = max(0.0, left)
+    return Error(norm * math.sqrt(left), norm * math.sqrt(left + energy_rounding(A)))
+
+
+def energy_rounding(A: Operator) -> float:
     """A bound on the rounding error of ``1 − ‖B‖²/‖A‖²``.
 
     With ``QᴴQ = I + Δ`` and ``B = QᴴA``, ``‖A − QB‖² = ‖A‖² − ‖B‖² + ⟨B, ΔB⟩``. Δ, and the rounding
     errors of B and of the two sums, are of order √m eps, and at most about m eps. Sums of equal
     numbers come near that.
     """
-    return max(4096.0, *map(float, shape)) * epsilon
+    return max(4096.0, *map(float, A.shape)) * xa.eps(A.empty(0))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +111,7 @@ class Explicit:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Sampled:
+class Products:
     """The residual by products with A: ``E X = (HᴴA X)[k:]`` and ``EᴴY = Aᴴ(H [0; Y])``.
 
     Every product with A is deflated. Otherwise power iterations would return to the directions
@@ -115,19 +121,12 @@ class Sampled:
     A: Operator
     basis: Basis
     known: Array | None = None  # the first columns of AᴴQ, as far as they are computed
-    certificate: str = "sampled"
 
     def matmat(self, X: Array) -> Array:
         return self.basis.deflate(self.A.matmat(X))
 
     def rmatmat(self, Y: Array) -> Array:
         return self.A.rmatmat(self.basis.embed(Y))
-
-    def append(self, Q: Array) -> "Sampled":
-        return replace(self, basis=self.basis.append(Q, self.A.agreed))
-
-    def error(self) -> None:
-        return None
 
     def projection(self) -> Array:
         known = 0 if self.known is None else int(self.known.shape[-1])
@@ -138,56 +137,47 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class ByEnergies:
+class Sampled(Products):
+    """The residual by products, of a norm that only samples measure."""
+
+    certificate: str = "sampled"
+
+    def append(self, Q: Array) -> "Sampled":
+        return replace(self, basis=self.basis.append(Q, self.A.agreed))
+
+    def error(self) -> None:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class ByEnergies(Products):
     """``‖E‖² = ‖A‖² − ‖B‖²``, where ``B = QᴴA`` is extended with each block.
 
     Valid while the difference is well above its rounding error.
     """
 
-    products: Sampled  # with all columns of AᴴQ
     norm_A: float
     captured: float = 0.0  # ‖B‖²/‖A‖²
     certificate: str = "energy"
 
-    @property
-    def basis(self) -> Basis:
-        return self.products.basis
-
-    def matmat(self, X: Array) -> Array:
-        return self.products.matmat(X)
-
-    def rmatmat(self, Y: Array) -> Array:
-        return self.products.rmatmat(Y)
-
     def append(self, Q: Array) -> "ByEnergies":
-        return self.completed(self.products.append(Q))
+        return replace(self, basis=self.basis.append(Q, self.A.agreed)).completed()
 
-    def completed(self, products: Sampled) -> "ByEnergies":
-        """The residual with the new basis of `products`; computes the new rows of B."""
-        A, before = products.A, products.known
-        known = products.projection()
+    def completed(self) -> "ByEnergies":
+        """The residual with all rows of B: those that are not known yet are computed."""
+        known, before, domain = self.projection(), self.known, self.A.domain
         C = known if before is None else known[..., before.shape[-1] :]
-        R = C if A.domain is None else A.domain.orthonormalize(C).R
+        R = C if domain is None else domain.orthonormalize(C).R
         part = float(xa.safe_norm(R)) / self.norm_A
-        captured = self.captured + part * part
-        return replace(self, products=replace(products, known=known), captured=captured)
-
-    @property
-    def rounding(self) -> float:
-        return energy_rounding(self.products.A.shape, xa.eps(self.basis.empty))
+        return replace(self, known=known, captured=self.captured + part * part)
 
     @property
     def is_canceled(self) -> bool:
         """Whether the rounding error is as large as the remaining energy."""
-        return 1.0 - self.captured <= self.rounding
+        return 1.0 - self.captured <= energy_rounding(self.A)
 
     def error(self) -> Error:
-        left = max(0.0, 1.0 - self.captured)
-        bound = self.norm_A * math.sqrt(left + self.rounding)
-        return Error(self.norm_A * math.sqrt(left), bound)
-
-    def projection(self) -> Array:
-        return self.products.projection()
+        return energy_error(self.A, self.norm_A, 1.0 - self.captured)
 
 
 Residual = Explicit | Sampled | ByEnergies

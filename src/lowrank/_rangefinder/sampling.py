@@ -5,18 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
-from lowrank._array import (
-    Array,
-    array_namespace,
-    device_of,
-    flag,
-    is_of_a_gpu,
-    leading,
-    read,
-    safe_norm,
-)
+from lowrank import _array as xa
+from lowrank._array import Array
 from lowrank._operator import Operator
-from lowrank._panel import QR, conditioned, orthonormal, orthonormalize
+from lowrank._panel import QRResult, conditioned, orthonormal, orthonormalize
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.residuals import FullSVD, Sampled
 from lowrank._rangefinder.state import Problem, State
@@ -30,7 +22,7 @@ def iterated(
     rmatmat: Product,
     power_iterations: int,
     *,
-    domain_qr: Callable[[Array], QR] = orthonormalize,
+    domain_qr: Callable[[Array], QRResult] = orthonormalize,
     krylov: bool = False,
     columns: int | None = None,
     factors: list[Array] | None = None,
@@ -63,12 +55,12 @@ def iterated(
         Q = domain(rmatmat(Q))
         Q = (between if left else last)(matmat(Q))
     if krylov:
-        Q = orthonormal(array_namespace(Q).concat([Q, *spaces], axis=-1))
-    return Q if columns is None else leading(Q, columns)
+        Q = orthonormal(xa.array_namespace(Q).concat([Q, *spaces], axis=-1))
+    return Q if columns is None else xa.leading(Q, columns)
 
 
 def without_factor(
-    qr: Callable[[Array], QR], factors: list[Array] | None
+    qr: Callable[[Array], QRResult], factors: list[Array] | None
 ) -> Callable[[Array], Array]:
     """A function that returns Q alone; R is appended to `factors`, if given."""
     if factors is None:
@@ -86,6 +78,13 @@ NOT_FINITE = (
     "a product of `A` with the test matrix is not finite: it overflows, or `A` or the test matrix "
     "holds NaN or Inf. Check both, or divide `A` by a constant."
 )
+
+
+def finite(number: float) -> float:
+    """The number, which depends on products with A; a ValueError if it is not finite."""
+    if not math.isfinite(number):
+        raise ValueError(NOT_FINITE)
+    return number
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,12 +106,13 @@ class SampledPanel:
     def is_costly_to_check(self) -> bool:
         """Whether reading the sums waits for a device, and can be deferred to the read of ‖AᴴQ‖."""
         A = self.state.A
-        return bool(self.sums) and is_of_a_gpu(self.Q) and A.norm is not None and A.domain is None
+        is_measured = A.norm is not None and A.domain is None
+        return is_measured and bool(self.sums) and xa.is_of_a_gpu(self.Q)
 
     @property
     def is_finite(self) -> bool:
         """Whether all sums are finite: one read."""
-        finite = all(map(math.isfinite, read(*self.sums)))
+        finite = all(map(math.isfinite, xa.read(*self.sums)))
         return not self.sums or bool(self.state.A.agreed(float(finite)))
 
     def checked(self) -> tuple[State, Array]:
@@ -124,10 +124,10 @@ class SampledPanel:
         found = self.redraw(measured(self.problem, self.state))
         if found.state.A.is_stack:
             # Keep the finite members of the stack: the scale of the others may be too small here.
-            xp = array_namespace(self.Q)
+            xp = xa.array_namespace(self.Q)
             was_finite = xp.all(xp.isfinite(self.Q), axis=(-2, -1), keepdims=True)
             Q = xp.where(was_finite, self.Q, found.Q)
-            found = replace(self, Q=Q, sums=[flag(Q)])
+            found = replace(self, Q=Q, sums=[xa.flag(Q)])
         if not found.is_finite:
             raise ValueError(NOT_FINITE)
         return found.state, found.Q
@@ -145,7 +145,7 @@ def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
     if state.rank + columns == n < m and problem.source.is_free and state.A.test_rows == n:
         q = 0 if state.rank == 0 else max(1, q)
         if state.rank == 0:
-            draw = redraw = partial(_identity, state.A)
+            draw = redraw = partial(xa.eye, n, like=state.A.empty(0))
     width = -(-columns // (q + 1)) if problem.krylov else columns
     spanned = orthonormalized if q == 0 or problem.krylov else spanning
 
@@ -159,14 +159,10 @@ def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
         del Omega
         Q = iterated_sample(problem, state, spanned(sample), q, columns=columns, sums=sums)
         if problem.check_finite:
-            sums.append(flag(Q))
+            sums.append(xa.flag(Q))
         return SampledPanel(problem, state, Q, sums, partial(made, redraw))
 
     return made(draw, state)
-
-
-def _identity(A: Operator, columns: int) -> Array:
-    return A.xp.eye(columns, dtype=A.dtype, device=A.device)
 
 
 def multiplied(
@@ -179,7 +175,7 @@ def multiplied(
     assert not isinstance(state.residual, FullSVD)
     A, Y = state.A, _product(problem, sums, state.residual.matmat, Omega)
     if A.norm is None and state.rank == 0:
-        xp, device = array_namespace(Y), device_of(Y)
+        xp, device = xa.array_namespace(Y), xa.device_of(Y)
         if (xp, device, Y.dtype) != (A.xp, A.device, A.dtype):
             A = replace(A, xp=xp, dtype=Y.dtype, device=device)
             problem.source.move(A)
@@ -192,7 +188,7 @@ def _product(problem: Problem, sums: list[Array] | None, multiply: Product, X: A
     problem.work.add(int(X.shape[-1]))
     Y = multiply(X)
     if sums is not None and problem.check_finite:
-        sums.append(flag(Y))
+        sums.append(xa.flag(Y))
     return Y
 
 
@@ -226,7 +222,7 @@ def spanning(sample: list[Array]) -> list[Array]:
     return [conditioned(sample.pop())]
 
 
-def domain_qr(A: Operator) -> Callable[[Array], QR]:
+def domain_qr(A: Operator) -> Callable[[Array], QRResult]:
     """The QR for products with Aᴴ, whose rows may be sharded over processes."""
     return orthonormalize if A.domain is None else A.domain.orthonormalize
 
@@ -276,10 +272,7 @@ def with_salted_seed(problem: Problem, state: State) -> State:
     omega = problem.source.gaussian_vector()
     if omega is not None:
         state, sample = multiplied(problem, state, omega)
-        salt = float(safe_norm(sample.pop()))
-        if not math.isfinite(salt):
-            raise ValueError(NOT_FINITE)
-        problem.source.salt_seed(salt)
+        problem.source.salt_seed(finite(float(xa.safe_norm(sample.pop()))))
     return replace(state, is_salted=True)
 
 

@@ -28,14 +28,20 @@ class StopRule:
 
     @classmethod
     def parse(
-        cls, *, rtol: float | None, atol: float | None, rank: int | None, full: int
+        cls, A: Operator, *, rtol: float | None, atol: float | None, rank: int | None
     ) -> "StopRule":
         if rtol is None and atol is None:
             raise ValueError(
                 "a tolerance is needed: give `rtol` (relative to the norm of `A`) or `atol`."
             )
         cap = None if rank is None else as_count(rank, "rank")
-        return cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, full)
+        rule = cls(_tolerance(rtol, "rtol"), _tolerance(atol, "atol"), cap, min(A.shape[-2:]))
+        if A.is_stack:
+            raise ValueError(
+                f"a tolerance needs a single matrix, got a stack of shape {A.shape}; give a `rank` "
+                "alone, or loop over the matrices."
+            )
+        return rule
 
     @property
     def limit(self) -> int:
@@ -152,9 +158,7 @@ def start(A: Operator) -> State:
 def outcome_of(problem: Problem, state: State) -> Outcome:
     """The attributes of a result for the basis found so far."""
     look, tolerance = state.history[-1] if state.history else None, state.tolerance
-    converged = None
-    if tolerance is not None:
-        converged = look is not None and look.bound <= tolerance
+    converged = None if tolerance is None else look is not None and look.bound <= tolerance
     return Outcome(
         status=Status.CONVERGED if converged else state.status, converged=converged,
         tolerance=tolerance, norm=problem.norm, norm_A=state.norm_A, rank=state.rank,

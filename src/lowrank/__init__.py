@@ -1,8 +1,7 @@
 """Low-rank bases and factorizations, to a given rank or a certified tolerance."""
 
 from lowrank import bounds, compress, gallery
-from lowrank._certificate import ErrorEstimate, residual_norm
-from lowrank._panel import QRResult
+from lowrank._certificate import residual_norm
 from lowrank.cur import cur
 from lowrank.eigh import eigh
 from lowrank.householder import HouseholderQR, householder_qr, qr
@@ -14,9 +13,11 @@ from lowrank.results import (
     ConvergenceWarning,
     CURResult,
     EighResult,
+    ErrorEstimate,
     IDResult,
     Look,
     QBResult,
+    QRResult,
     RangeFinderResult,
     Status,
     SVDResult,

@@ -1,7 +1,6 @@
 """The error of a basis from a few Gaussian samples: an estimate, and a bound."""
 
 import math
-from dataclasses import dataclass
 from functools import reduce
 from operator import matmul
 from typing import Any
@@ -14,37 +13,13 @@ from lowrank._factored import Factored
 from lowrank._operator import Operator, as_operator
 from lowrank._sharded import shards_of
 from lowrank._sketch import gaussian_source
+from lowrank.results import ErrorEstimate
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured
 # with bases of the full rank of A, over dtypes, shapes and libraries: at most 12 eps for 1 to 10
 # columns, and 1.7 eps √k for 32 to 512.
 FLOOR = 3.0
 FLOOR_COLUMNS = 32
-
-
-@dataclass(frozen=True, slots=True)
-class ErrorEstimate:
-    """The norm of a residual, estimated from samples.
-
-    Attributes
-    ----------
-    value : float
-        The estimate; in the Frobenius norm its square is unbiased.
-    upper_bound : float
-        At least the true norm, except with probability `failure_probability`.
-    norm : str
-        ``"fro"`` or ``"spectral"``.
-    samples : int
-        Number of Gaussian vectors.
-    failure_probability : float
-        Probability that the true norm exceeds `upper_bound`.
-    """
-
-    value: float
-    upper_bound: float
-    norm: str
-    samples: int
-    failure_probability: float
 
 
 def safety_factor(samples: int, failure_probability: float, *, is_complex: bool) -> float:

@@ -17,16 +17,19 @@ from lowrank._array import Array
 from lowrank._factored import Factored
 from lowrank._files import write_whole
 from lowrank._operator import centered_product
+from lowrank._panel import QRResult
 
 __all__ = [
     "Approximation",
     "CURResult",
     "ConvergenceWarning",
     "EighResult",
+    "ErrorEstimate",
     "IDResult",
     "Look",
     "Outcome",
     "QBResult",
+    "QRResult",
     "RangeFinderResult",
     "SVDResult",
     "Status",
@@ -410,3 +413,28 @@ def load(path: str | os.PathLike[str], /) -> Approximation:
     about["status"], kind = Status[about["status"]], kinds[about.pop("kind")]
     about["history"] = tuple(Look(*look) for look in about["history"])
     return kind(**about, **held)
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorEstimate:
+    """The norm of a residual, estimated from samples.
+
+    Attributes
+    ----------
+    value : float
+        The estimate; in the Frobenius norm its square is unbiased.
+    upper_bound : float
+        At least the true norm, except with probability `failure_probability`.
+    norm : str
+        ``"fro"`` or ``"spectral"``.
+    samples : int
+        Number of Gaussian vectors.
+    failure_probability : float
+        Probability that the true norm exceeds `upper_bound`.
+    """
+
+    value: float
+    upper_bound: float
+    norm: str
+    samples: int
+    failure_probability: float

@@ -9,14 +9,14 @@ import numpy as np
 from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._certificate import ErrorEstimate, rounding_floor, safety_factor
+from lowrank._certificate import rounding_floor, safety_factor
 from lowrank._check import as_count, as_failure_probability
 from lowrank._operator import Operator, as_operator, located
 from lowrank._panel import orthonormalize
 from lowrank._sketch import gaussian_source
 from lowrank._small_svd import robust_svd
 from lowrank._triangular import upper_solve
-from lowrank.results import Status, SVDResult
+from lowrank.results import ErrorEstimate, Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
 

@@ -6,7 +6,7 @@ Modules that use many of these functions import it as `xa`.
 import math
 import os
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -16,6 +16,8 @@ from array_api_compat import (
     is_array_api_obj,
     is_cupy_array,
     is_cupy_namespace,
+    is_jax_array,
+    is_jax_namespace,
     is_numpy_array,
     is_numpy_namespace,
     is_torch_array,
@@ -230,17 +232,33 @@ def signed(X: Array) -> Array:
     return xp.conj(phases(xp.take_along_axis(X, where, axis=-1)[..., 0]))
 
 
-def subtract_product(Y: Array, V: Array, W: Array) -> None:
-    """``Y ← Y − V W`` in place, for a matrix or stack with many rows."""
+def put(X: Array, index: Any, values: Array) -> Array:
+    """X with ``X[index] = values``: in place, but for JAX, whose arrays are immutable."""
+    if is_jax_array(X):
+        return X.at[index].set(values)
+    X[index] = values
+    return X
+
+
+def updated(X: Array, index: Any, update: Callable[[Array], Array]) -> Array:
+    """X with ``update(X[index])`` in place of ``X[index]``; `update` writes where it can."""
+    part = update(X[index])
+    return X.at[index].set(part) if is_jax_array(X) else X
+
+
+def subtract_product(Y: Array, V: Array, W: Array) -> Array:
+    """``Y − V W``, written into Y if it can be, for a matrix or stack with many rows."""
     xp = array_namespace(Y)
+    if is_jax_namespace(xp):
+        return Y - V @ W
     if is_torch_namespace(xp) and Y.ndim == 2:
-        Y.addmm_(V, W, alpha=-1)
-        return
+        return Y.addmm_(V, W, alpha=-1)
     # by blocks of rows: no product is as large as Y, and on NumPy each one fits into the cache
     m, n = Y.shape[-2:]
     rows = max(1, max(2**16, 0 if is_numpy_namespace(xp) else m * n // 16) // max(1, n))
     for part in slices(m, rows):
         Y[..., part, :] -= V[..., part, :] @ W
+    return Y
 
 
 def leading(X: Array, columns: int) -> Array:

@@ -189,7 +189,8 @@ def _native_qr(P: Array) -> QRResult:
     """
     X, scale = _scaled(P)
     b = X.shape[-1]
-    X[..., :b, :] = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
+    top = X[..., :b, :] + xa.eps(X) * xa.eye(b, b, like=X)
+    X = xa.put(X, (..., slice(b), slice(None)), top)
     Q, R = xa.array_namespace(P).linalg.qr(X)
     return QRResult(Q, R * scale)
 

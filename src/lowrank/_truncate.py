@@ -72,9 +72,7 @@ def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
     m, n = A.shape
 
     def difference(part: slice) -> Array:
-        D = A.rows(part) * scale
-        subtract_product(D, L[part, :], T)
-        return D
+        return subtract_product(A.rows(part) * scale, L[part, :], T)
 
     rows = max(1, max(2**16, m * n // 16) // max(1, n))
     norm: Any = of_row_blocks(difference, (m, n), rows, like=L).norm

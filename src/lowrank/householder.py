@@ -89,8 +89,8 @@ class HouseholderQR:
         X, k = self._check(X), self.rank
         Z = self.V @ -xa.adjoint_matmul(self.T, xa.adjoint_matmul(self.V, X))
         Z += X
-        Z[..., :k, :] = _blocks_adjoint_times(self.D, Z[..., :k, :])
-        return Z
+        top = _blocks_adjoint_times(self.D, Z[..., :k, :])
+        return xa.put(Z, (..., slice(k), slice(None)), top)
 
     @in_full_precision
     def thin(self) -> Array:
@@ -100,8 +100,8 @@ class HouseholderQR:
         """
         k = self.rank
         Q = self.V @ (-self.T @ xa.adjoint(_blocks_adjoint_times(self.D, self.V[..., :k, :])))
-        Q[..., :k, :] = Q[..., :k, :] + _blocks_times(self.D, xa.eye(k, k, like=self.T))
-        return Q
+        top = Q[..., :k, :] + _blocks_times(self.D, xa.eye(k, k, like=self.T))
+        return xa.put(Q, (..., slice(k), slice(None)), top)
 
     @in_full_precision
     def extend(self, Y: Array, /) -> "HouseholderQR":

@@ -20,15 +20,19 @@ class Block:
     def columns(self) -> int:
         return int(self.T.shape[-1])
 
-    def apply(self, X: Array) -> None:
-        """``X ← (I − V T Vᴴ) X``, in place, on rows `start` and below."""
-        part = X[..., self.start :, :]
-        xa.subtract_product(part, self.V, self.T @ xa.adjoint_matmul(self.V, part))
+    def apply(self, X: Array) -> Array:
+        """``(I − V T Vᴴ) X`` on rows `start` and below, written into X if it can be."""
+        return self._applied(X, self.T)
 
-    def apply_adjoint(self, X: Array) -> None:
-        """``X ← (I − V Tᴴ Vᴴ) X``, in place, on rows `start` and below."""
-        part = X[..., self.start :, :]
-        xa.subtract_product(part, self.V, xa.adjoint(self.T) @ xa.adjoint_matmul(self.V, part))
+    def apply_adjoint(self, X: Array) -> Array:
+        """``(I − V Tᴴ Vᴴ) X`` on rows `start` and below, written into X if it can be."""
+        return self._applied(X, xa.adjoint(self.T))
+
+    def _applied(self, X: Array, T: Array) -> Array:
+        def applied(part: Array) -> Array:
+            return xa.subtract_product(part, self.V, T @ xa.adjoint_matmul(self.V, part))
+
+        return xa.updated(X, (..., slice(self.start, None), slice(None)), applied)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,7 +79,7 @@ class Basis:
         """``HᴴY``; its first k rows are ``QᴴY``."""
         Z = xa.array_namespace(Y).asarray(Y, copy=True)
         for block in self.blocks:
-            block.apply_adjoint(Z)
+            Z = block.apply_adjoint(Z)
         return Z
 
     def columns(self, start: int = 0) -> Array:
@@ -87,13 +91,13 @@ class Basis:
         *batch, m, _ = self.empty.shape
         width = self.rank - start
         Q = xa.zeros((*batch, m, width), self.empty)
-        Q[..., start : start + width, :] = xa.eye(width, width, like=Q)
+        Q = xa.put(Q, (..., slice(start, start + width), slice(None)), xa.eye(width, width, like=Q))
         for block in reversed(self.blocks):
-            block.apply(Q[..., max(0, block.start - start) :])
+            Q = xa.updated(Q, (..., slice(max(0, block.start - start), None)), block.apply)
         return Q
 
     def rotate(self, X: Array) -> Array:
-        """``H X`` for an X of m rows, in place."""
+        """``H X`` for an X of m rows, written into X if it can be."""
         for block in reversed(self.blocks):
-            block.apply(X)
+            X = block.apply(X)
         return X

@@ -62,10 +62,11 @@ class Explicit:
         if not basis.blocks:
             return found
         for block in basis.blocks:
-            block.apply_adjoint(array)
+            array = block.apply_adjoint(array)
         change = 2.0 * abs(xa.matrix_norm_by_rows(array) - norm)
         drift = max(change, float(xa.safe_norm(defect(basis.columns()))) * norm)
-        return replace(found, norm=xa.matrix_norm_by_rows(found._lower), drift=drift)
+        found = replace(found, array=array, drift=drift)
+        return replace(found, norm=xa.matrix_norm_by_rows(found._lower))
 
     @property
     def _lower(self) -> Array:
@@ -88,12 +89,12 @@ class Explicit:
         twice the change of the norm in ``HᴴA``.
         """
         basis = self.basis.append(Q)
-        basis.blocks[-1].apply_adjoint(self.array)
+        array = basis.blocks[-1].apply_adjoint(self.array)
         k, r = self.basis.rank, basis.rank
-        left, taken = xa.norms(self.array[r:, :], self.array[k:r, :])
+        left, taken = xa.norms(array[r:, :], array[k:r, :])
         change = 2.0 * abs(math.hypot(left, taken) - self.norm)
         drift = self.drift + max(basis.departure * self.norm, change)
-        return replace(self, basis=basis, norm=left, drift=drift)
+        return replace(self, array=array, basis=basis, norm=left, drift=drift)
 
     def lost(self) -> float:
         """A bound on ``‖A − H (HᴴA)‖_F``, for the stored HᴴA; 0 without a sample of A."""

@@ -2,7 +2,7 @@
 
 import math
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +10,7 @@ from lowrank import _array as xa
 from lowrank import _triangular as xt
 from lowrank._array import Array, Namespace
 from lowrank._tuning import tuning
+from lowrank.results import QRResult
 
 # At most this many columns: numpy.linalg.qr takes over where Cholesky QR is not accurate.
 NARROW = 16
@@ -21,21 +22,6 @@ DOUBLE_ROWS = 4096
 SMALL = 0.8**4
 # Norm of the noise that gives unit columns full rank: a quarter of the eps of single precision.
 NOISE = 0.25 * 2.0**-23
-
-
-class QRResult(NamedTuple):
-    """``A = Q R``. Unpacks as ``Q, R``.
-
-    Attributes
-    ----------
-    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
-        Orthonormal columns.
-    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
-        Upper triangular, or trapezoidal.
-    """
-
-    Q: Array
-    R: Array
 
 
 def reflectors(Q: Array) -> tuple[Array, Array, Array]:

@@ -6,9 +6,10 @@ from lowrank import _array as xa
 from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
 from lowrank._check import as_block_size
-from lowrank._panel import QRResult, orthonormalize, reflectors
+from lowrank._panel import orthonormalize, reflectors
 from lowrank._sharded import shards_of
 from lowrank._triangular import block_triangle
+from lowrank.results import QRResult
 
 __all__ = ["HouseholderQR", "householder_qr", "qr", "reflect"]
 

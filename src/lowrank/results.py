@@ -17,7 +17,6 @@ from lowrank._array import Array
 from lowrank._factored import Factored
 from lowrank._files import write_whole
 from lowrank._operator import centered_product
-from lowrank._panel import QRResult
 
 __all__ = [
     "Approximation",
@@ -438,3 +437,18 @@ class ErrorEstimate:
     norm: str
     samples: int
     failure_probability: float
+
+
+class QRResult(NamedTuple):
+    """``A = Q R``. Unpacks as ``Q, R``.
+
+    Attributes
+    ----------
+    Q : array, shape (..., m, min(m, n)), or (..., m, m) if complete
+        Orthonormal columns.
+    R : array, shape (..., min(m, n), n), or (..., m, n) if complete
+        Upper triangular, or trapezoidal.
+    """
+
+    Q: Array
+    R: Array

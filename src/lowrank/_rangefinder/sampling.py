@@ -8,10 +8,11 @@ from functools import partial
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._operator import Operator
-from lowrank._panel import QRResult, conditioned, orthonormal, orthonormalize
+from lowrank._panel import conditioned, orthonormal, orthonormalize
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.residuals import FullSVD, Sampled
 from lowrank._rangefinder.state import Problem, State
+from lowrank.results import QRResult
 
 Product = Callable[[Array], Array]
 

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 import lowrank
-from lowrank import _panel
+from lowrank._linalg import panel as _panel
 
 CUDA = torch.device("cuda", 0)
 aten = torch.ops.aten

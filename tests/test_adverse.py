@@ -8,8 +8,8 @@ from conftest import BACKENDS
 from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
-from lowrank._certificate import safety_factor
-from lowrank._operator import as_operator
+from lowrank._linalg.certificate import safety_factor
+from lowrank._operators import as_operator
 from lowrank._rangefinder import estimates
 from lowrank._rangefinder.basis import Basis
 

@@ -11,7 +11,7 @@ from matrices import gaussian, with_spectrum
 
 import lowrank
 from lowrank import gallery
-from lowrank._arithmetic import FULL, as_the_caller_set, full_precision
+from lowrank._array.arithmetic import FULL, as_the_caller_set, full_precision
 
 SHAPE = (90, 70)
 

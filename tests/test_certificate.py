@@ -6,7 +6,7 @@ from matrices import adjoint, gaussian, norm, residual, with_spectrum
 
 import lowrank
 from lowrank import gallery
-from lowrank._certificate import norm_of_product, safety_factor, spectral_norm
+from lowrank._linalg.certificate import norm_of_product, safety_factor, spectral_norm
 
 RESIDUALS = {
     "rank one": np.asarray([1.0]),

@@ -25,10 +25,10 @@ from matrices import gaussian, norm, with_spectrum
 import lowrank
 from lowrank import gallery
 from lowrank.__main__ import main
-from lowrank._command import plotting, reading, running, telling
-from lowrank._command.answering import answers
-from lowrank._command.arguments import parse
-from lowrank._command.telling import Progress
+from lowrank._cli import plotting, reading, running, telling
+from lowrank._cli.answering import answers
+from lowrank._cli.arguments import parse
+from lowrank._cli.telling import Progress
 from lowrank._files import write_whole
 
 sparse = pytest.importorskip("scipy.sparse")

@@ -14,7 +14,7 @@ from test_memory import peak
 
 import lowrank
 from lowrank import gallery
-from lowrank._operator import as_operator
+from lowrank._operators import as_operator
 
 PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "cost.md"
 N, SAMPLES = 400, 50

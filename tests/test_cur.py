@@ -10,8 +10,8 @@ from matrices import DRAWN, adjoint, gaussian, norm, quietly, with_spectrum
 from test_operators import Operator
 
 from lowrank import ConvergenceWarning, Status, gallery
-from lowrank.cur import cur
-from lowrank.interpolative import interpolative
+from lowrank._factorizations.cur import cur
+from lowrank._factorizations.interpolative import interpolative
 
 
 def approximation(backend, A, found):

@@ -5,7 +5,7 @@ import sys
 
 import numpy as np
 
-from lowrank._command import demonstration
+from lowrank._cli import demonstration
 
 
 def test_table():

@@ -8,8 +8,8 @@ import pytest
 from matrices import adjoint, gaussian, norm
 
 import lowrank
-from lowrank._dot_test import check_adjoint
-from lowrank._operator import as_operator
+from lowrank._operators import as_operator
+from lowrank._operators.adjoints import check_adjoint
 
 WRONG = {  # each in place of Aᴴ Y, and what the error says of it
     "no conjugate": (lambda A, Y: A.T @ Y, "lacks a conjugate"),

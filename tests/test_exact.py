@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
 
 import lowrank
-from lowrank import Status, _tuning, gallery
-from lowrank._operator import as_operator
+from lowrank import Status, gallery
+from lowrank._array import tuning as _tuning
+from lowrank._array.tuning import TORCH_CPU
+from lowrank._operators import as_operator
 from lowrank._rangefinder.basis import Block
-from lowrank._tuning import TORCH_CPU
 
 NEVER = "lowrank._rangefinder.growth.svd_is_cheaper"
 FUNCTIONS = ["range_finder", "qb", "svd", "eigh", "interpolative", "cur"]
@@ -30,7 +31,7 @@ def costs_of_a_processor(monkeypatch):
     costs = {name: getattr(TORCH_CPU, name) for name in ("width", "svd_cost", "block_cost")}
     for device in ("TORCH_CUDA", "CUPY"):
         tuning = getattr(_tuning, device)._replace(**costs)
-        monkeypatch.setattr(f"lowrank._tuning.{device}", tuning)
+        monkeypatch.setattr(f"lowrank._array.tuning.{device}", tuning)
 
 
 def approximation(backend, name, A, found):

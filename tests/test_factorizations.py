@@ -11,9 +11,9 @@ from matrices import DRAWN, adjoint, defect, gaussian, norm, quietly, residual, 
 
 import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
-from lowrank._panel import orthonormalize
-from lowrank._small_svd import SmallSVD, small_svd
-from lowrank._truncate import truncated
+from lowrank._factorizations.truncate import truncated
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.small_svd import SmallSVD, small_svd
 from lowrank.results import Outcome
 
 

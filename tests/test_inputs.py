@@ -322,7 +322,7 @@ def test_half_precision_is_told_from_the_rest(backend, dtype):
 
 def test_half_precision_goes_by_blocks_of_rows():
     """The same products, norm and largest entry as in single precision; a NaN in any block told."""
-    from lowrank._operator import as_operator  # noqa: PLC0415
+    from lowrank._operators import as_operator  # noqa: PLC0415
 
     A = np.random.default_rng(0).standard_normal((700, 90)).astype(np.float16)
     half, single = as_operator(A), as_operator(A.astype(np.float32))

@@ -9,11 +9,11 @@ from matrices import DRAWN, adjoint, gaussian, norm, quietly, with_spectrum
 from test_operators import Operator
 
 from lowrank import ConvergenceWarning, Status, gallery
-from lowrank._operator import as_operator
-from lowrank._pivots import Pivoted, interpolate, pivoted_qr
+from lowrank._factorizations.interpolative import _build, interpolative
+from lowrank._factorizations.skeleton import Columns, Sketch, errors_of
+from lowrank._linalg.pivots import Pivoted, interpolate, pivoted_qr
+from lowrank._operators import as_operator
 from lowrank._rangefinder.state import Work
-from lowrank._skeleton import Columns, Sketch, errors_of
-from lowrank.interpolative import _build, interpolative
 
 
 def approximation(backend, A, found):

@@ -7,11 +7,12 @@ from hypothesis import strategies as st
 from matrices import adjoint, defect, gaussian, with_spectrum
 
 import lowrank
-from lowrank import _panel, gallery
+from lowrank import gallery
 from lowrank._array import adjoint_matmul
-from lowrank._panel import orthonormal, orthonormalize
+from lowrank._array.tuning import Tuning
+from lowrank._linalg import panel as _panel
+from lowrank._linalg.panel import orthonormal, orthonormalize
 from lowrank._rangefinder.sampling import iterated
-from lowrank._tuning import Tuning
 
 torch = pytest.importorskip("torch")
 from pretended import from_numpy, pretending, reads  # noqa: E402

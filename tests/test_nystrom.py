@@ -8,7 +8,7 @@ from matrices import adjoint, defect, gaussian
 
 import lowrank
 from lowrank import Status, gallery
-from lowrank.nystrom import nystrom
+from lowrank._factorizations.nystrom import nystrom
 
 NORMS = {"trace": "nuc", "Frobenius": None, "spectral": 2}
 every_norm = pytest.mark.parametrize("kind", NORMS.values(), ids=NORMS)

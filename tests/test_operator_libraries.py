@@ -10,8 +10,8 @@ from matrices import adjoint, gaussian, norm, with_spectrum
 
 import lowrank
 from lowrank import gallery
-from lowrank._dot_test import check_adjoint
-from lowrank._operator import as_operator
+from lowrank._operators import as_operator
+from lowrank._operators.adjoints import check_adjoint
 
 
 def dense(operator, dtype="float64"):

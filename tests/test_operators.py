@@ -11,7 +11,7 @@ from matrices import DRAWN, adjoint, defect, gaussian, norm, quietly, residual, 
 
 import lowrank
 from lowrank import gallery
-from lowrank._certificate import safety_factor, spread_factor
+from lowrank._linalg.certificate import safety_factor, spread_factor
 
 RANKS = {  # the rank asked for on the published diagonal spectra, n = 8000
     ("slow", 1e-2): 16,

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matrices import adjoint, defect, gaussian, with_spectrum
 
-from lowrank._panel import (
+from lowrank._linalg.panel import (
     _checked_cholesky_qr,
     orthonormalize,
     reflectors,

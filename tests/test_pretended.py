@@ -22,9 +22,10 @@ from pretended import (  # noqa: E402
 )
 from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 
-from lowrank import _certificate, _small_svd  # noqa: E402
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
-from lowrank._panel import orthonormalize  # noqa: E402
+from lowrank._linalg import certificate as _certificate  # noqa: E402
+from lowrank._linalg import small_svd as _small_svd  # noqa: E402
+from lowrank._linalg.panel import orthonormalize  # noqa: E402
 from lowrank.compress import Subspace  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -282,7 +283,7 @@ def test_without_memory_for_a_copy(monkeypatch):
     def fail(*_):
         raise torch.OutOfMemoryError
 
-    monkeypatch.setattr("lowrank._operator._explicit", fail)
+    monkeypatch.setattr("lowrank._operators._explicit", fail)
     A = from_numpy(with_spectrum(gallery.fast(90), (100, 90), "float32"))
     found = lowrank.range_finder(A, rtol=0.1, rng=0)
     assert (found.certificate, found.converged) == ("energy", True)

@@ -11,8 +11,8 @@ from matrices import adjoint, gaussian, norm, residual, with_spectrum
 
 import lowrank
 from lowrank import RowBlocks, gallery
-from lowrank._dot_test import check_adjoint
-from lowrank._operator import as_operator
+from lowrank._operators import as_operator
+from lowrank._operators.adjoints import check_adjoint
 
 
 class Rows:

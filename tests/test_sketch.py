@@ -3,7 +3,7 @@ import pytest
 from matrices import gaussian
 
 import lowrank
-from lowrank._sketch import gaussian_source
+from lowrank._operators.sketch import gaussian_source
 
 
 def test_test_matrices_are_standard_gaussian(backend, dtype):

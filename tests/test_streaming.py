@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from matrices import DRAWN, adjoint, defect, gaussian, with_spectrum
 
 from lowrank import Status, gallery
-from lowrank._certificate import safety_factor
+from lowrank._linalg.certificate import safety_factor
 from lowrank.streaming import SketchedMatrix
 
 

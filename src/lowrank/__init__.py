@@ -1,13 +1,14 @@
 """Low-rank bases and factorizations, to a given rank or a certified tolerance."""
 
 from lowrank import bounds, compress, gallery
-from lowrank._certificate import residual_norm
-from lowrank.cur import cur
-from lowrank.eigh import eigh
+from lowrank._factorizations.cur import cur
+from lowrank._factorizations.eigh import eigh
+from lowrank._factorizations.interpolative import interpolative
+from lowrank._factorizations.nystrom import nystrom
+from lowrank._factorizations.qb import qb
+from lowrank._factorizations.svd import svd
+from lowrank._linalg.certificate import residual_norm
 from lowrank.householder import HouseholderQR, householder_qr, qr
-from lowrank.interpolative import interpolative
-from lowrank.nystrom import nystrom
-from lowrank.qb import qb
 from lowrank.rangefinder import RangeFinder, range_finder
 from lowrank.results import (
     ConvergenceWarning,
@@ -25,7 +26,6 @@ from lowrank.results import (
 )
 from lowrank.rows import Progress, RowBlocks
 from lowrank.streaming import SketchedMatrix
-from lowrank.svd import svd
 
 __version__ = "0.1.0"
 

@@ -4,10 +4,10 @@ import signal
 import sys
 from types import FrameType
 
-from lowrank._command.arguments import parse
-from lowrank._command.demonstration import demonstrate
-from lowrank._command.running import BAD_INPUT, run
-from lowrank._command.telling import InputError, complain, prepare_streams
+from lowrank._cli.arguments import parse
+from lowrank._cli.demonstration import demonstrate
+from lowrank._cli.running import BAD_INPUT, run
+from lowrank._cli.telling import InputError, complain, prepare_streams
 
 
 def main(arguments: list[str]) -> int:

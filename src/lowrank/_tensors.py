@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from lowrank._factorizations.svd import svd
 from lowrank.results import ConvergenceWarning, SVDResult
-from lowrank.svd import svd
 
 SKIP = "embed|wte|wpe|lm_head"
 DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowrank._check import as_count, as_failure_probability, as_norm
+from lowrank._operators.checks import as_count, as_failure_probability, as_norm
 
 __all__ = ["Deviation", "deviation", "deviation_simple", "expected", "given_sketch"]
 __all__ += ["likely", "root_mean_square"]

@@ -8,14 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 from lowrank import _array as xa
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._check import as_count, as_rank
-from lowrank._operator import as_operator, shape_of
-from lowrank._panel import conditioned, orthonormalize
-from lowrank._sketch import Source, gaussian_source
-from lowrank._small_svd import robust_svd
-from lowrank.svd import decompose
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._factorizations.svd import decompose
+from lowrank._linalg.panel import conditioned, orthonormalize
+from lowrank._linalg.small_svd import robust_svd
+from lowrank._operators import as_operator, shape_of
+from lowrank._operators.checks import as_count, as_rank
+from lowrank._operators.sketch import Source, gaussian_source
 
 __all__ = ["Subspace", "keeps_sketch", "new_basis", "source", "transport_squares"]
 

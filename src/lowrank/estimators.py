@@ -14,8 +14,8 @@ from sklearn.utils.sparsefuncs import mean_variance_axis
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from lowrank._array import Array, array_namespace, eps
-from lowrank._operator import as_operator, centered_product
-from lowrank.svd import centered, svd
+from lowrank._factorizations.svd import centered, svd
+from lowrank._operators import as_operator, centered_product
 
 __all__ = ["PCA", "TruncatedSVD"]
 

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from lowrank._array import Array, adjoint, array_namespace, device_of
-from lowrank._check import as_norm
-from lowrank._sketch import gaussian_source
+from lowrank._operators.checks import as_norm
+from lowrank._operators.sketch import gaussian_source
 from lowrank.householder import qr
 
 __all__ = ["SPECTRA", "best_error", "best_rank", "kahan", "matrix", "noisy", "spiked"]

@@ -3,12 +3,12 @@
 from typing import Literal
 
 from lowrank import _array as xa
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._check import as_block_size
-from lowrank._panel import orthonormalize, reflectors
-from lowrank._sharded import shards_of
-from lowrank._triangular import block_triangle
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._linalg.panel import orthonormalize, reflectors
+from lowrank._linalg.sharded import shards_of
+from lowrank._linalg.triangular import block_triangle
+from lowrank._operators.checks import as_block_size
 from lowrank.results import QRResult
 
 __all__ = ["HouseholderQR", "householder_qr", "qr", "reflect"]

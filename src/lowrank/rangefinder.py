@@ -2,14 +2,14 @@
 
 from typing import Any, Unpack
 
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._check import as_count
-from lowrank._found import Found, Side, find, problem_of, projection, reported
-from lowrank._options import Options, Tolerances, shares_options, with_shared_text
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._linalg.sharded import Shards, operand
+from lowrank._operators.checks import as_count
 from lowrank._rangefinder import growth
+from lowrank._rangefinder.found import Found, Side, find, problem_of, projection, reported
+from lowrank._rangefinder.options import Options, Tolerances, shares_options, with_shared_text
 from lowrank._rangefinder.state import State, StopRule, outcome_of
-from lowrank._sharded import Shards, operand
 from lowrank.results import RangeFinderResult, fields_of
 
 __all__ = ["RangeFinder", "range_finder"]

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from lowrank import _array as xa
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._factored import Factored
+from lowrank._array.arithmetic import in_full_precision
 from lowrank._files import write_whole
-from lowrank._operator import centered_product
+from lowrank._operators import centered_product
+from lowrank._operators.factored import Factored
 
 __all__ = [
     "Approximation",

@@ -7,10 +7,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank import _array as xa
-from lowrank._arithmetic import as_the_caller_set, in_full_precision
 from lowrank._array import Array
-from lowrank._check import as_count
-from lowrank._operator import Operator, located, numpy_dtype, shape_of
+from lowrank._array.arithmetic import as_the_caller_set, in_full_precision
+from lowrank._operators import Operator, located, numpy_dtype, shape_of
+from lowrank._operators.checks import as_count
 
 __all__ = ["Progress", "RowBlocks"]
 

@@ -7,15 +7,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lowrank import _array as xa
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array
-from lowrank._certificate import rounding_floor, safety_factor
-from lowrank._check import as_count, as_failure_probability
-from lowrank._operator import Operator, as_operator, located
-from lowrank._panel import orthonormalize
-from lowrank._sketch import gaussian_source
-from lowrank._small_svd import robust_svd
-from lowrank._triangular import upper_solve
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._linalg.certificate import rounding_floor, safety_factor
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.small_svd import robust_svd
+from lowrank._linalg.triangular import upper_solve
+from lowrank._operators import Operator, as_operator, located
+from lowrank._operators.checks import as_count, as_failure_probability
+from lowrank._operators.sketch import gaussian_source
 from lowrank.results import ErrorEstimate, Status, SVDResult
 
 __all__ = ["SketchedMatrix"]

@@ -16,7 +16,7 @@ import torch
 
 import lowrank
 from lowrank import gallery
-from lowrank._sketch import TestMatrix
+from lowrank._operators.sketch import TestMatrix
 
 KINDS = {
     "numpy": "array fortran transposed strided negative readonly unaligned swapped broadcast sparse"

@@ -23,7 +23,7 @@ from training import (  # noqa: E402
     weights,
 )
 
-from lowrank._sharded import Rows  # noqa: E402
+from lowrank._linalg.sharded import Rows  # noqa: E402
 from lowrank.optim import LowRank, LowRankMomentum, select  # noqa: E402
 
 world = ranks.world

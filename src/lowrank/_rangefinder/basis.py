@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._panel import SMALL, defect, size_of_top, unitary_reflectors
+from lowrank._linalg.panel import SMALL, defect, size_of_top, unitary_reflectors
 
 
 @dataclass(frozen=True, slots=True, eq=False)

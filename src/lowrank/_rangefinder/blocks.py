@@ -5,11 +5,11 @@ from dataclasses import replace
 from itertools import pairwise
 
 from lowrank._array import Array, array_namespace, eps, is_complex, leading
-from lowrank._operator import Operator
+from lowrank._array.tuning import GROWTH, tuning
+from lowrank._operators import Operator
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized, spanning
 from lowrank._rangefinder.state import Problem, State, StopRule
-from lowrank._tuning import GROWTH, tuning
 
 
 def goal_of(problem: Problem, state: State, share: float | None) -> float:

@@ -4,12 +4,12 @@ import math
 from dataclasses import replace
 
 from lowrank._array import eps
+from lowrank._array.tuning import tuning
+from lowrank._linalg.small_svd import svd_of, tails
 from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
 from lowrank._rangefinder.estimates import base_floor, floor_of, lost
 from lowrank._rangefinder.residuals import Explicit, FullSVD
 from lowrank._rangefinder.state import Problem, State, StopRule
-from lowrank._small_svd import svd_of, tails
-from lowrank._tuning import tuning
 
 # Growth may spend this part of the time of an SVD before it is compared with the SVD.
 PATIENCE = 0.03

@@ -6,15 +6,15 @@ from typing import Any
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._certificate import (
+from lowrank._linalg.certificate import (
     norm_of_product,
     rounding_floor,
     safety_factor,
     spectral_norm,
     spread_factor,
 )
-from lowrank._operator import Operator
-from lowrank._panel import defect, orthonormalize
+from lowrank._linalg.panel import defect, orthonormalize
+from lowrank._operators import Operator
 from lowrank._rangefinder.blocks import powers_of, width_of_sample
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import (

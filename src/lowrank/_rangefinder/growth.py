@@ -19,15 +19,15 @@ If A is not an array in memory, products with A replace B (see `residuals`).
 from collections.abc import Callable
 from dataclasses import replace
 
-from lowrank._arithmetic import as_the_caller_set
 from lowrank._array import Array, is_torch_namespace, loaded, safe_norm
+from lowrank._array.arithmetic import as_the_caller_set
+from lowrank._linalg.small_svd import sample_of
 from lowrank._rangefinder.blocks import goal_of, panel
 from lowrank._rangefinder.decomposition import cut, decomposed, svd_is_cheaper
 from lowrank._rangefinder.estimates import NEAR, checked_near_rounding, estimated, floor_of
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import finite, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, epsilon_of
-from lowrank._small_svd import sample_of
 from lowrank.results import Status
 
 Keep = Callable[[State], object]

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._operator import Operator
-from lowrank._panel import defect
+from lowrank._linalg.panel import defect
+from lowrank._linalg.small_svd import norm_of_samples
+from lowrank._operators import Operator
 from lowrank._rangefinder.basis import Basis
-from lowrank._small_svd import norm_of_samples
 
 
 class Error(NamedTuple):

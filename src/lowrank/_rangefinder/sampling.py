@@ -7,8 +7,8 @@ from functools import partial
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._operator import Operator
-from lowrank._panel import conditioned, orthonormal, orthonormalize
+from lowrank._linalg.panel import conditioned, orthonormal, orthonormalize
+from lowrank._operators import Operator
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.residuals import FullSVD, Sampled
 from lowrank._rangefinder.state import Problem, State

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from lowrank._array import Array
-from lowrank._check import as_count
-from lowrank._operator import Operator
+from lowrank._operators import Operator
+from lowrank._operators.checks import as_count
+from lowrank._operators.sketch import TestMatrix
 from lowrank._rangefinder.basis import Basis
 from lowrank._rangefinder.residuals import Explicit, FullSVD, Residual, Sampled
-from lowrank._sketch import TestMatrix
 from lowrank.results import Look, Outcome, Status
 
 

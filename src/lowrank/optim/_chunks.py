@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lowrank._check import as_rank
+from lowrank._operators.checks import as_rank
 from lowrank.optim._options import Weight
 from lowrank.optim._stacks import grouped_by
 

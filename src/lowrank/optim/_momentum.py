@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from lowrank._panel import orthonormal
+from lowrank._linalg.panel import orthonormal
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk

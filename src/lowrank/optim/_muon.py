@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from lowrank._panel import orthonormal
+from lowrank._linalg.panel import orthonormal
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of

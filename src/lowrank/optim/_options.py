@@ -8,9 +8,9 @@ import numpy as np
 import torch
 
 from lowrank._array import array_namespace
-from lowrank._check import as_count
-from lowrank._sharded import Rows
-from lowrank._sketch import gaussian_source
+from lowrank._linalg.sharded import Rows
+from lowrank._operators.checks import as_count
+from lowrank._operators.sketch import gaussian_source
 from lowrank.compress import Subspace
 from lowrank.optim._sharding import by_rows, local, rows_of
 

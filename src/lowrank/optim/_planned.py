@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from lowrank._check import as_count
+from lowrank._operators.checks import as_count
 from lowrank.optim._chunks import Chunk, largest_fraction, similar_weights
 from lowrank.optim._inner import Inner
 from lowrank.optim._options import (

@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from lowrank._operator import as_operator, located
-from lowrank._sharded import of_rows
+from lowrank._linalg.sharded import of_rows
+from lowrank._operators import as_operator, located
 from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, inner_state, join_key, transported

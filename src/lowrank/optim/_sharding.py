@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import distributed
 
-from lowrank._sharded import Rows
+from lowrank._linalg.sharded import Rows
 
 
 def by_rows(X: torch.Tensor) -> torch.Tensor:

@@ -61,7 +61,7 @@ from pathlib import Path
 from typing import Any
 
 import lowrank
-from lowrank._command.telling import refuse
+from lowrank._cli.telling import refuse
 
 Options = argparse.Namespace  # of all options by their names, with `rtols` for --rtol
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array, Namespace
-from lowrank._operator import Operator, numpy_dtype
+from lowrank._operators import Operator, numpy_dtype
 
 # Streams of random numbers on the host: fixed, so that results do not depend on threads.
 STREAMS = 8

@@ -3,13 +3,20 @@
 from typing import Literal, Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, zeros
-from lowrank._found import reported
-from lowrank._operator import as_operator
-from lowrank._options import Tolerances, shares_options
-from lowrank._panel import orthonormalize
-from lowrank._pivots import LARGEST, as_indices, filled, interpolate, positions, with_identity
-from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in
-from lowrank._triangular import upper_solve
+from lowrank._factorizations.skeleton import Built, Sketch, approximate, errors_of, lost_in
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.pivots import (
+    LARGEST,
+    as_indices,
+    filled,
+    interpolate,
+    positions,
+    with_identity,
+)
+from lowrank._linalg.triangular import upper_solve
+from lowrank._operators import as_operator
+from lowrank._rangefinder.found import reported
+from lowrank._rangefinder.options import Tolerances, shares_options
 from lowrank.results import IDResult
 
 __all__ = ["interpolative"]

@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any
 
 import lowrank
-from lowrank._command import models
-from lowrank._command.answering import TITLES, answers, missed_line, tell_matrix, tell_totals
-from lowrank._command.arguments import Options
-from lowrank._command.plotting import draw
-from lowrank._command.reading import matrix_of, sources
-from lowrank._command.telling import InputError, Progress, complain, guarded, refuse, required, tell
+from lowrank._cli import models
+from lowrank._cli.answering import TITLES, answers, missed_line, tell_matrix, tell_totals
+from lowrank._cli.arguments import Options
+from lowrank._cli.plotting import draw
+from lowrank._cli.reading import matrix_of, sources
+from lowrank._cli.telling import InputError, Progress, complain, guarded, refuse, required, tell
 from lowrank._files import write_whole
 
 # Exit codes other than 0. The first is that of argparse.

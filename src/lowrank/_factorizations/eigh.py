@@ -6,14 +6,14 @@ from typing import Any, Unpack
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._dot_test import check_adjoint, not_hermitian
-from lowrank._found import Found, find, projection, refined, reported
-from lowrank._operator import as_operator
-from lowrank._options import Tolerances, shares_options
-from lowrank._pivots import norm_of
+from lowrank._factorizations.truncate import at_fixed_rank, parts_of, truncated
+from lowrank._linalg.pivots import norm_of
+from lowrank._linalg.small_svd import eigh_by_size, refuse_infinite
+from lowrank._operators import as_operator
+from lowrank._operators.adjoints import check_adjoint, not_hermitian
+from lowrank._rangefinder.found import Found, find, projection, refined, reported
+from lowrank._rangefinder.options import Tolerances, shares_options
 from lowrank._rangefinder.residuals import FullSVD, Orthonormal
-from lowrank._small_svd import eigh_by_size, refuse_infinite
-from lowrank._truncate import at_fixed_rank, parts_of, truncated
 from lowrank.results import EighResult, Outcome
 
 __all__ = ["eigh"]

@@ -5,13 +5,20 @@ from bisect import bisect_left
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
-from lowrank._found import reported
-from lowrank._operator import as_operator
-from lowrank._options import Tolerances, shares_options
-from lowrank._panel import orthonormalize
-from lowrank._pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
-from lowrank._skeleton import Built, Sketch, approximate, errors_of, lost_in, scale_of
-from lowrank._triangular import block_triangle, upper_solve
+from lowrank._factorizations.skeleton import (
+    Built,
+    Sketch,
+    approximate,
+    errors_of,
+    lost_in,
+    scale_of,
+)
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
+from lowrank._linalg.triangular import block_triangle, upper_solve
+from lowrank._operators import as_operator
+from lowrank._rangefinder.found import reported
+from lowrank._rangefinder.options import Tolerances, shares_options
 from lowrank.results import CURResult
 
 __all__ = ["cur"]

@@ -2,14 +2,14 @@
 
 from typing import Any
 
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, Namespace, adjoint, adjoint_matmul, largest_of_each, same_place
-from lowrank._check import as_count
-from lowrank._operator import Operator, as_operator
-from lowrank._panel import orthonormalize
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.small_svd import robust_svd
+from lowrank._operators import Operator, as_operator
+from lowrank._operators.checks import as_count
+from lowrank._operators.sketch import TestMatrix
 from lowrank._rangefinder.sampling import NOT_FINITE
-from lowrank._sketch import TestMatrix
-from lowrank._small_svd import robust_svd
 from lowrank.results import EighResult, Status
 
 __all__ = ["nystrom"]

@@ -6,13 +6,13 @@ from operator import matmul
 from typing import Any
 
 from lowrank import _array as xa
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, Namespace
-from lowrank._check import as_count, as_failure_probability, as_norm
-from lowrank._factored import Factored
-from lowrank._operator import Operator, as_operator
-from lowrank._sharded import shards_of
-from lowrank._sketch import gaussian_source
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._linalg.sharded import shards_of
+from lowrank._operators import Operator, as_operator
+from lowrank._operators.checks import as_count, as_failure_probability, as_norm
+from lowrank._operators.factored import Factored
+from lowrank._operators.sketch import gaussian_source
 from lowrank.results import ErrorEstimate
 
 # Rounding error of a projection onto k columns: FLOOR · eps · √(k + FLOOR_COLUMNS) · ‖A‖. Measured

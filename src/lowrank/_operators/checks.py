@@ -4,8 +4,8 @@ import operator
 from typing import Any
 
 from lowrank._array import Array
-from lowrank._operator import Operator
-from lowrank._tuning import tuning
+from lowrank._array.tuning import tuning
+from lowrank._operators import Operator
 
 
 def as_count(value: Any, name: str, *, least: int = 0) -> int:

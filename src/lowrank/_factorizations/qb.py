@@ -3,14 +3,14 @@
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace
-from lowrank._found import find, projection, reported
-from lowrank._options import Tolerances, shares_options
+from lowrank._factorizations.svd import decompose
+from lowrank._factorizations.truncate import at_fixed_rank
+from lowrank._linalg.sharded import operand
+from lowrank._linalg.small_svd import refuse_infinite
+from lowrank._rangefinder.found import find, projection, reported
+from lowrank._rangefinder.options import Tolerances, shares_options
 from lowrank._rangefinder.sampling import domain_qr
-from lowrank._sharded import operand
-from lowrank._small_svd import refuse_infinite
-from lowrank._truncate import at_fixed_rank
 from lowrank.results import QBResult
-from lowrank.svd import decompose
 
 __all__ = ["qb"]
 

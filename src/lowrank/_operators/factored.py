@@ -6,9 +6,9 @@ from functools import reduce
 from operator import matmul
 from typing import Any
 
-from lowrank._arithmetic import in_full_precision
 from lowrank._array import Array, adjoint
-from lowrank._operator import UNKNOWN, Operator, located
+from lowrank._array.arithmetic import in_full_precision
+from lowrank._operators import UNKNOWN, Operator, located
 
 
 class Factored:

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from lowrank import _array as xa
-from lowrank import _triangular as xt
 from lowrank._array import Array, Namespace
-from lowrank._tuning import tuning
+from lowrank._array.tuning import tuning
+from lowrank._linalg import triangular as xt
 from lowrank.results import QRResult
 
 # At most this many columns: numpy.linalg.qr takes over where Cholesky QR is not accurate.

@@ -7,8 +7,8 @@ from math import hypot
 from typing import Any
 
 import lowrank
-from lowrank._command.arguments import Options
-from lowrank._command.telling import Progress, complain, guarded, printable, refuse, required, tell
+from lowrank._cli.arguments import Options
+from lowrank._cli.telling import Progress, complain, guarded, printable, refuse, required, tell
 from lowrank.results import size_of
 
 # Exit code if a tolerance was not met.

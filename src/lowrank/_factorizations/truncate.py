@@ -6,13 +6,13 @@ from dataclasses import replace
 from typing import Any
 
 from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
-from lowrank._certificate import rounding_floor
-from lowrank._found import Found
-from lowrank._operator import Operator, of_row_blocks
+from lowrank._linalg.certificate import rounding_floor
+from lowrank._linalg.small_svd import TOO_LARGE, tails
+from lowrank._operators import Operator, of_row_blocks
+from lowrank._rangefinder.found import Found
 from lowrank._rangefinder.residuals import energy_error
 from lowrank._rangefinder.sampling import measured
 from lowrank._rangefinder.state import epsilon_of
-from lowrank._small_svd import TOO_LARGE, tails
 from lowrank.results import Outcome, Status
 
 

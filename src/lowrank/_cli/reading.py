@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lowrank._command.arguments import Options
-from lowrank._command.telling import InputError, complain, guarded, refuse, required
+from lowrank._cli.arguments import Options
+from lowrank._cli.telling import InputError, complain, guarded, refuse, required
 
 TEXT = (".csv", ".dat", ".tsv", ".txt")
 PACKED = {".bz2": "bz2", ".gz": "gzip", ".xz": "lzma"}  # the modules that decompress

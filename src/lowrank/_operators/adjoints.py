@@ -7,8 +7,8 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._operator import Operator
-from lowrank._sketch import gaussian_source
+from lowrank._operators import Operator
+from lowrank._operators.sketch import gaussian_source
 
 # Vectors multiplied at once: the norm of 4 products estimates ‖A‖_F well, that of one may not.
 COLUMNS = 4

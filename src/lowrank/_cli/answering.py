@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 
 import lowrank
-from lowrank._certificate import residual_norm
-from lowrank._command.arguments import Options
-from lowrank._command.reading import Matrix
-from lowrank._command.telling import Progress, printable, reason, refuse, tell
+from lowrank._cli.arguments import Options
+from lowrank._cli.reading import Matrix
+from lowrank._cli.telling import Progress, printable, reason, refuse, tell
+from lowrank._linalg.certificate import residual_norm
 from lowrank.results import Look, Status, size_of
 
 NORMS = {"fro": "Frobenius norm", "spectral": "spectral norm at least"}

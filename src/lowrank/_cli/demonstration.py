@@ -10,7 +10,7 @@ import numpy as np
 
 import lowrank
 from lowrank import gallery
-from lowrank._command.telling import tell
+from lowrank._cli.telling import tell
 
 
 def elevation() -> np.ndarray[Any, np.dtype[np.float64]]:

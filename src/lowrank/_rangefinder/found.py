@@ -6,16 +6,22 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from lowrank._array import Array, matrix_norm_by_rows, norms
-from lowrank._check import as_block_size, as_certificate, as_count, as_failure_probability, as_norm
-from lowrank._dot_test import check_adjoint
-from lowrank._operator import as_operator
-from lowrank._options import DEFAULTS
+from lowrank._operators import as_operator
+from lowrank._operators.adjoints import check_adjoint
+from lowrank._operators.checks import (
+    as_block_size,
+    as_certificate,
+    as_count,
+    as_failure_probability,
+    as_norm,
+)
+from lowrank._operators.sketch import TestMatrix
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.estimates import floor_of
+from lowrank._rangefinder.options import DEFAULTS
 from lowrank._rangefinder.residuals import Orthonormal
 from lowrank._rangefinder.sampling import SampledPanel, measured, sampled_panel
 from lowrank._rangefinder.state import Problem, State, StopRule, Work, outcome_of, start
-from lowrank._sketch import TestMatrix
 from lowrank.results import ConvergenceWarning, Outcome, Status, fields_of
 
 Side = Literal["left", "right"]

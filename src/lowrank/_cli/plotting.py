@@ -6,9 +6,9 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from lowrank._array import safe_norm, slices
-from lowrank._command.arguments import Options
-from lowrank._command.telling import printable, required
-from lowrank._small_svd import tails
+from lowrank._cli.arguments import Options
+from lowrank._cli.telling import printable, required
+from lowrank._linalg.small_svd import tails
 
 Double = np.ndarray[Any, np.dtype[Any]]
 

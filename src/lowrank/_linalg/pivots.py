@@ -6,9 +6,9 @@ from typing import NamedTuple
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._certificate import spectral_norm
-from lowrank._panel import orthonormalize
-from lowrank._triangular import upper_solve
+from lowrank._linalg.certificate import spectral_norm
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.triangular import upper_solve
 
 # Bound on the coefficients, the f of Gu & Eisenstat.
 LARGEST = 2.0

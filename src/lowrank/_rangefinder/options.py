@@ -7,7 +7,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Literal, TypedDict, TypeVar
 
-from lowrank._arithmetic import in_full_precision
+from lowrank._array.arithmetic import in_full_precision
 from lowrank.results import Look
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])

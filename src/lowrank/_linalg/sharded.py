@@ -8,9 +8,9 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._operator import Operator, as_operator, shape_of
-from lowrank._panel import orthonormalize
-from lowrank._sketch import as_generator
+from lowrank._linalg.panel import orthonormalize
+from lowrank._operators import Operator, as_operator, shape_of
+from lowrank._operators.sketch import as_generator
 from lowrank.results import QRResult
 
 

@@ -6,16 +6,22 @@ from typing import Any, Unpack
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._found import Found, find, projection, reported
-from lowrank._operator import ENTRIES, UNKNOWN, Operator, as_operator, located, of_row_blocks
-from lowrank._options import Tolerances, shares_options
-from lowrank._panel import defect
+from lowrank._factorizations.truncate import (
+    at_fixed_rank,
+    distance,
+    parts_of,
+    truncated,
+    with_bound,
+)
+from lowrank._linalg.panel import defect
+from lowrank._linalg.sharded import operand
+from lowrank._linalg.small_svd import refuse_infinite, small_svd
+from lowrank._operators import ENTRIES, UNKNOWN, Operator, as_operator, located, of_row_blocks
 from lowrank._rangefinder.estimates import NEAR
+from lowrank._rangefinder.found import Found, find, projection, reported
+from lowrank._rangefinder.options import Tolerances, shares_options
 from lowrank._rangefinder.residuals import FullSVD
 from lowrank._rangefinder.sampling import domain_qr
-from lowrank._sharded import operand
-from lowrank._small_svd import refuse_infinite, small_svd
-from lowrank._truncate import at_fixed_rank, distance, parts_of, truncated, with_bound
 from lowrank.results import Outcome, SVDResult
 
 __all__ = ["centered", "decompose", "svd"]

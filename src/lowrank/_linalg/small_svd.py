@@ -7,9 +7,9 @@ import numpy as np
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._certificate import safety_factor
-from lowrank._panel import defect, is_mixed, mixed_svd, orthonormalize
-from lowrank._sketch import gaussian_source
+from lowrank._linalg.certificate import safety_factor
+from lowrank._linalg.panel import defect, is_mixed, mixed_svd, orthonormalize
+from lowrank._operators.sketch import gaussian_source
 from lowrank.results import QRResult
 
 # Up to MANY columns, Gram matrices and residuals are computed; of larger ones SAMPLES bound the

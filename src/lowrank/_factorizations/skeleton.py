@@ -8,13 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lowrank._array import Array, adjoint, array_namespace, eps, max_abs
-from lowrank._found import Found, find, projection, refined
-from lowrank._operator import Operator
-from lowrank._panel import orthonormalize
-from lowrank._pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
+from lowrank._factorizations.truncate import distance, parts_of, with_bound
+from lowrank._linalg.panel import orthonormalize
+from lowrank._linalg.pivots import Pivoted, as_indices, norm_of, pivoted_qr, tails
+from lowrank._linalg.small_svd import refuse_infinite
+from lowrank._operators import Operator
+from lowrank._rangefinder.found import Found, find, projection, refined
 from lowrank._rangefinder.state import Work
-from lowrank._small_svd import refuse_infinite
-from lowrank._truncate import distance, parts_of, with_bound
 from lowrank.results import Outcome
 
 # The factor on the goals of growth at first, and the smallest after halving it.

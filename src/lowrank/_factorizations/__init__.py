@@ -1,0 +1,1 @@
+"""The factorizations, and the rank that a tolerance needs."""

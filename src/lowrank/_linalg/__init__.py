@@ -1,0 +1,1 @@
+"""Panels, small SVDs, pivots, distributed matrices, and error bounds from samples."""

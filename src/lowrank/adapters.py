@@ -13,19 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lowrank._tensors import (
-    DTYPES,
-    SKIP,
-    Callback,
-    Change,
-    Tensors,
-    appearing,
-    counted_down,
-    layer_of,
-    opened,
-    svd_of,
-    wide,
-)
+from lowrank import _tensors as tensors
+from lowrank._tensors import Change
 from lowrank.results import SVDResult
 
 __all__ = ["Change", "extract_lora"]
@@ -47,11 +36,11 @@ def extract_lora(
     budget: int | None = None,
     save_rest: bool = False,
     transposed: bool = False,
-    skip: str = SKIP,
+    skip: str = tensors.SKIP,
     device: Any = "cpu",
     rng: Any = 0,
     overwrite: bool = False,
-    callback: Callback | None = None,
+    callback: tensors.Callback | None = None,
 ) -> list[Change]:
     """Write a LoRA adapter that turns the model `base` into `tuned`, up to a bounded error.
 
@@ -138,24 +127,24 @@ def extract_lora(
     """
     if rtol is rank is budget is None:
         raise ValueError("Give rtol, rank, budget, or several of them.")
-    (new, _), (old, _) = opened(tuned, device), opened(base, device)
+    (new, _), (old, _) = tensors.opened(tuned, device), tensors.opened(base, device)
     if not new.keys() & old.keys():
         raise ValueError(f"No names in common: {next(iter(new))} … and {next(iter(old))} ….")
     found: dict[str, SVDResult] = {}
     changes: dict[str, Change] = {}
     rest: dict[str, Any] = {}
-    with appearing(output, overwrite, folder=True) as folder:
-        for left, name in counted_down([*(old | new)]):
+    with tensors.appearing(output, overwrite, folder=True) as folder:
+        for left, name in tensors.counted_down([*(old | new)]):
             change, tensor, difference = _compared(name, new, old)
             is_weight = name.endswith(".weight") and len(change.shape) == 2
             if difference is None or change.norm == 0:
                 pass
-            elif is_weight and tensor.dtype in DTYPES and not re.search(skip, name):
+            elif is_weight and tensor.dtype in tensors.DTYPES and not re.search(skip, name):
                 within = None if budget is None else budget // (4 * sum(change.shape))
                 most = min((r for r in (rank, within) if r is not None), default=None)
                 rounding = 0.25 * torch.finfo(tensor.dtype).eps * change.base_norm
                 X = difference.mT if transposed else difference
-                found[name] = svd_of(name, X, most, rtol, atol=rounding, rng=rng)
+                found[name] = tensors.svd_of(name, X, most, rtol, atol=rounding, rng=rng)
                 change = _with_rank(change, found[name], found[name].rank, rtol)
             elif save_rest:
                 rest[name], change = tensor, replace(change, written=tensor.nbytes)
@@ -172,21 +161,20 @@ def extract_lora(
         if not ranks:
             raise ValueError("No matrix has changed by more than the rounding of its numbers.")
         if not any("head" in name for name in new):  # PEFT wants both, and ties them again
-            tied = [tensor for name, tensor in rest.items() if re.search(TIED, name)]
-            if tied:
-                rest["lm_head.weight"] = tied[0].clone()
+            tied = [tensor.clone() for name, tensor in rest.items() if re.search(TIED, name)]
+            rest |= dict(zip(["lm_head.weight"], tied, strict=False))
         part, modules = _parts(found, ranks, rest)
         config = {
             "peft_type": "LORA",
             "base_model_name_or_path": str(base),
-            "target_modules": [layer_of(name) for name in ranks],
-            "modules_to_save": modules or None,
+            "target_modules": [tensors.layer_of(name) for name in ranks],
+            "modules_to_save": [*dict.fromkeys(modules)] or None,
             "ensure_weight_tying": "lm_head" in modules and "lm_head.weight" not in new,
             "bias": "none" if len(modules) == len(rest) else "lora_only",
             # So the scale, alpha over rank, is one.
             "r": max(ranks.values()),
             "lora_alpha": max(ranks.values()),
-            "rank_pattern": (pattern := {layer_of(name): r for name, r in ranks.items()}),
+            "rank_pattern": (pattern := {tensors.layer_of(name): r for name, r in ranks.items()}),
             "alpha_pattern": pattern,
             "fan_in_fan_out": transposed,
         }
@@ -202,7 +190,7 @@ def _parts(
     part: dict[str, Any] = {}
     for name, r in ranks.items():
         U, S, Vh = found[name]
-        root, key = S[:r].sqrt(), f"{PREFIX}{layer_of(name)}.lora_"
+        root, key = S[:r].sqrt(), f"{PREFIX}{tensors.layer_of(name)}.lora_"
         part |= {f"{key}A.weight": root[:, None] * Vh[:r], f"{key}B.weight": U[:, :r] * root}
     part = {key: factor.to(torch.float32) for key, factor in part.items()}
     modules = []
@@ -216,7 +204,7 @@ def _parts(
     return {key: value.contiguous().cpu() for key, value in part.items()}, modules
 
 
-def _compared(name: str, new: Tensors, old: Tensors) -> tuple[Change, Any, Any]:
+def _compared(name: str, new: tensors.Tensors, old: tensors.Tensors) -> tuple[Change, Any, Any]:
     """A tensor, and its change where that is a number for each entry."""
     tensor = (new if name in new else old)[name][1].get_tensor(name)
     change = Change(name, tuple(tensor.shape), tensor.nbytes)
@@ -227,8 +215,8 @@ def _compared(name: str, new: Tensors, old: Tensors) -> tuple[Change, Any, Any]:
     if before.shape != tensor.shape:
         note = f"of shape {[*before.shape]} in BASE and {[*tensor.shape]} in TUNED"
         return replace(change, note=note), tensor, None
-    difference = wide(tensor) - wide(before)
-    norm, base_norm = (torch.linalg.norm(X).item() for X in (difference, wide(before)))
+    difference = tensors.wide(tensor) - tensors.wide(before)
+    norm, base_norm = (torch.linalg.norm(X).item() for X in (difference, tensors.wide(before)))
     return replace(change, norm=norm, base_norm=base_norm), tensor, difference
 
 

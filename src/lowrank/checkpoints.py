@@ -13,18 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from lowrank._tensors import (
-    DTYPES,
-    SKIP,
-    Callback,
-    Change,
-    appearing,
-    counted_down,
-    layer_of,
-    opened,
-    svd_of,
-    wide,
-)
+from lowrank import _tensors as tensors
+from lowrank._tensors import Change
 
 __all__ = ["Change", "factorize"]
 
@@ -36,11 +26,11 @@ def factorize(
     *,
     rtol: float | None = None,
     rank: int | None = None,
-    skip: str = SKIP,
+    skip: str = tensors.SKIP,
     device: Any = "cpu",
     rng: Any = 0,
     overwrite: bool = False,
-    callback: Callback | None = None,
+    callback: tensors.Callback | None = None,
 ) -> list[Change]:
     """Write a checkpoint with two factors in place of each weight where that takes less memory.
 
@@ -109,24 +99,24 @@ def factorize(
     """
     if rtol is None and rank is None:
         raise ValueError("Give rtol, rank, or both.")
-    tensors, index = opened(model, device)
-    biases = {f"{layer_of(name)}.bias" for name in tensors} & tensors.keys()
+    held, index = tensors.opened(model, device)
+    biases = {f"{tensors.layer_of(name)}.bias" for name in held} & held.keys()
     changes: list[Change] = []
     places: dict[str, str] = {}
     part: dict[str, Any] = {}
-    names = [name for name in tensors if name not in biases]
-    with appearing(output, overwrite, folder=bool(index) or Path(model).is_dir()) as folder:
-        for left, name in counted_down(names):
-            path, file = tensors[name]
-            tensor, layer = file.get_tensor(name), layer_of(name)
+    names = [name for name in held if name not in biases]
+    with tensors.appearing(output, overwrite, folder=bool(index) or Path(model).is_dir()) as folder:
+        for left, name in tensors.counted_down(names):
+            path, file = held[name]
+            tensor, layer = file.get_tensor(name), tensors.layer_of(name)
             pair, change = _factors(name, tensor, rtol, rank, skip, rng)
             new = {f"{layer}.{k}.weight": factor for k, factor in enumerate(pair)} or {name: tensor}
             if (bias := f"{layer}.bias") in biases:
-                new[f"{layer}.1.bias" if pair else bias] = tensors[bias][1].get_tensor(bias)
+                new[f"{layer}.1.bias" if pair else bias] = held[bias][1].get_tensor(bias)
             part |= {key: value.contiguous().cpu() for key, value in new.items()}
             places |= dict.fromkeys(new, path.name)
             changes.append(replace(change, written=sum(value.nbytes for value in new.values())))
-            if not left or tensors[names[-left]][0] != path:  # the last of this file
+            if not left or held[names[-left]][0] != path:  # the last of this file
                 save_file(part, folder / path.name, file.metadata())
                 part = {}
             if callback is not None:
@@ -143,19 +133,19 @@ def _factors(
 ) -> tuple[tuple[Any, ...], Change]:
     """The factors for a weight, or none, and what to say of it."""
     change = Change(name, tuple(tensor.shape), tensor.nbytes)
-    if tensor.ndim not in (2, 4) or tensor.dtype not in DTYPES or re.search(skip, name):
+    if tensor.ndim not in (2, 4) or tensor.dtype not in tensors.DTYPES or re.search(skip, name):
         return (), change
-    matrix = wide(tensor).flatten(1)
+    matrix = tensors.wide(tensor).flatten(1)
     (m, n), (_, _, *kernel) = matrix.shape, tensor.shape
     most = (m * n - 1) // (m + n)
-    found = svd_of(name, matrix, min(most, most if rank is None else rank), rtol, rng=rng)
+    found = tensors.svd_of(name, matrix, min(most, most if rank is None else rank), rtol, rng=rng)
     norm = torch.linalg.norm(matrix).item()
     change = replace(change, norm=norm, base_norm=norm)
     if found.rank == 0 or (found.converged is False and found.rank == most):
         return (), replace(change, note="its factors take more memory")
     left, right = (factor.to(tensor.dtype) for factor in found.factors)
     # The error of what is written, rounded to the dtype of the file.
-    error = torch.linalg.norm(matrix - wide(left) @ wide(right)).item()
+    error = torch.linalg.norm(matrix - tensors.wide(left) @ tensors.wide(right)).item()
     pair = right.reshape(-1, *tensor.shape[1:]), left.reshape(m, -1, *(1 for _ in kernel))
     bound = max(error, found.error_bound or 0.0)
     met = None if rtol is None else bound <= rtol * norm

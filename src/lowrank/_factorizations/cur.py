@@ -5,16 +5,9 @@ from bisect import bisect_left
 from typing import Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
-from lowrank._factorizations.skeleton import (
-    Built,
-    Sketch,
-    approximate,
-    errors_of,
-    lost_in,
-    scale_of,
-)
+from lowrank._factorizations import skeleton
+from lowrank._linalg import pivots
 from lowrank._linalg.panel import orthonormalize
-from lowrank._linalg.pivots import as_indices, filled, interpolate, norm_of, pivoted_qr
 from lowrank._linalg.triangular import block_triangle, upper_solve
 from lowrank._operators import as_operator
 from lowrank._rangefinder.found import reported
@@ -97,12 +90,14 @@ def cur(
     >>> bool(np.linalg.norm(A - C @ U @ R) <= found.error_bound <= 1e-3 * np.linalg.norm(A))
     True
     """
-    built, outcome = approximate(as_operator(A), rank, _build, oversampling=oversampling, **options)
+    built, outcome = skeleton.approximate(
+        as_operator(A), rank, _build, oversampling=oversampling, **options
+    )
     C, U, R, columns, rows = built.factors
     return CURResult(C=C, U=U, R=R, columns=columns, rows=rows, **reported(outcome))
 
 
-def _build(sketch: Sketch, k: int) -> Built:
+def _build(sketch: skeleton.Sketch, k: int) -> skeleton.Built:
     """Choose k columns and rows, and U.
 
     With orthonormal bases of C and of the adjoint of R, ``C = P S`` and ``Rᴴ = W T``, the U that
@@ -111,17 +106,17 @@ def _build(sketch: Sketch, k: int) -> Built:
     """
     Q, B, scale = sketch.Q, sketch.B, sketch.scale
     xp, m, n = array_namespace(B), Q.shape[0], B.shape[1]
-    J, _ = interpolate(B, sketch.pivoted.indices[:k])
+    J, _ = pivots.interpolate(B, sketch.pivoted.indices[:k])
     left = sketch.columns(J) * scale
-    rows = adjoint(left) * scale_of(left)
-    picked = interpolate(rows, pivoted_qr(rows).indices)[0]  # rows of C that span it
+    rows = adjoint(left) * skeleton.scale_of(left)
+    picked = pivots.interpolate(rows, pivots.pivoted_qr(rows).indices)[0]  # rows of C that span it
     r = len(picked)
     right = adjoint(sketch.rows(picked)) * scale
     P, S = orthonormalize(left[:, :r])
     W, T = orthonormalize(adjoint(right))
     G = adjoint(Q) @ P
     M = adjoint(G) @ (B @ W)
-    rest = norm_of(B - (G @ M) @ adjoint(W), "fro")
+    rest = pivots.norm_of(B - (G @ M) @ adjoint(W), "fro")
     sizes = xp.linalg.vector_norm(left[:, :r], axis=0)[:, None]
     sizes = sizes * xp.linalg.vector_norm(right, axis=1)[None, :]
     U, lost = _joined(S, M, T, sizes, rest)
@@ -129,18 +124,18 @@ def _build(sketch: Sketch, k: int) -> Built:
     r = U.shape[0]
     k = k if sketch.fixed else r
     U = block_triangle(U, zeros((r, k - r), B), zeros((k - r, k - r), B))
-    J, picked = filled(J, k, n)[:k], filled(picked, k, m)[:k]
+    J, picked = pivots.filled(J, k, n)[:k], pivots.filled(picked, k, m)[:k]
     C, R = sketch.columns(J), adjoint(sketch.rows(picked))
     left = C * scale
     T = U @ (R * scale)
-    lost += lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
+    lost += skeleton.lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
     U = U * scale
     if not is_finite(U):
         raise ValueError(
             "an entry of U exceeds the largest number of its dtype; multiply `A` by a constant."
         )
-    factors = C, U, R, as_indices(J, B), as_indices(picked, B)
-    return errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
+    factors = C, U, R, pivots.as_indices(J, B), pivots.as_indices(picked, B)
+    return skeleton.errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
 
 
 def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Array, float]:
@@ -154,10 +149,10 @@ def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Ar
     def joined(r: int) -> tuple[Array, float]:
         U = upper_solve(S[:r, :r], M[:r, :r])
         U = adjoint(upper_solve(T[:r, :r], adjoint(U)))
-        return U, lost_in(sizes[:r, :r], U, r)
+        return U, skeleton.lost_in(sizes[:r, :r], U, r)
 
     def outside(r: int) -> float:
-        return math.hypot(rest, norm_of(M[:r, r:], "fro"), norm_of(M[r:, :], "fro"))
+        return math.hypot(rest, pivots.norm_of(M[:r, r:], "fro"), pivots.norm_of(M[r:, :], "fro"))
 
     # the last rank at which rounding loses less than the error
     r = bisect_left(range(1, k + 1), True, key=lambda r: not joined(r)[1] <= outside(r))

@@ -4,15 +4,8 @@ from typing import Literal, Unpack
 
 from lowrank._array import Array, adjoint, array_namespace, zeros
 from lowrank._factorizations.skeleton import Built, Sketch, approximate, errors_of, lost_in
+from lowrank._linalg import pivots
 from lowrank._linalg.panel import orthonormalize
-from lowrank._linalg.pivots import (
-    LARGEST,
-    as_indices,
-    filled,
-    interpolate,
-    positions,
-    with_identity,
-)
 from lowrank._linalg.triangular import upper_solve
 from lowrank._operators import as_operator
 from lowrank._rangefinder.found import reported
@@ -128,16 +121,16 @@ def _build(sketch: Sketch, k: int) -> Built:
     """
     Q, B = sketch.Q, sketch.B
     xp, n = array_namespace(B), B.shape[1]
-    J, X = interpolate(B, sketch.pivoted.indices[:k])
-    r, J = len(J), filled(J, k, n)
+    J, X = pivots.interpolate(B, sketch.pivoted.indices[:k])
+    r, J = len(J), pivots.filled(J, k, n)
     skeleton = sketch.columns(J)
     L, below = skeleton * sketch.scale, zeros((k - r, n), B)
     if r > 0:
         P, R = orthonormalize(L[:, :r])
         Y = upper_solve(R, (adjoint(P) @ Q) @ B)
-        X = xp.where(xp.max(xp.abs(Y), axis=0, keepdims=True) <= LARGEST, Y, X)
-    X = with_identity(xp.concat([X, below], axis=0), positions(J, n, B))
-    at = as_indices(J, B)
+        X = xp.where(xp.max(xp.abs(Y), axis=0, keepdims=True) <= pivots.LARGEST, Y, X)
+    X = pivots.with_identity(xp.concat([X, below], axis=0), pivots.positions(J, n, B))
+    at = pivots.as_indices(J, B)
     lost = lost_in(xp.linalg.vector_norm(L, axis=0)[:, None], X, Q.shape[1])
     G = xp.take(B, at, axis=1)
     return errors_of(sketch, L, G, X, lost=lost, factors=(at, X, skeleton))

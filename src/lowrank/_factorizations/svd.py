@@ -6,13 +6,7 @@ from typing import Any, Unpack
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._factorizations.truncate import (
-    at_fixed_rank,
-    distance,
-    parts_of,
-    truncated,
-    with_bound,
-)
+from lowrank._factorizations import truncate
 from lowrank._linalg.panel import defect
 from lowrank._linalg.sharded import operand
 from lowrank._linalg.small_svd import refuse_infinite, small_svd
@@ -157,13 +151,13 @@ def decompose(
     del C
     S = small.S if scale == 1.0 else small.S / scale
     if found.fixed:
-        outcome = at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(S[..., None, :k]))
+        outcome = truncate.at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(S[..., None, :k]))
         if outcome.error is None:  # with an error, the norm was read and checked
             refuse_infinite(S)
     else:
         refuse_infinite(S)
-        residual, estimate = parts_of(found, lambda: xa.matrix_norm_by_rows(S[None, :]))
-        outcome = truncated(
+        residual, estimate = truncate.parts_of(found, lambda: xa.matrix_norm_by_rows(S[None, :]))
+        outcome = truncate.truncated(
             found, S, rank, residual=residual, estimate=estimate,
             floor=found.floor + small.rounding() / scale,
         )  # fmt: skip
@@ -195,10 +189,10 @@ def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array)
         return outcome
     if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
         drift = float(xa.safe_norm(defect(U) * S))
-        return with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
-    error = distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
+        return truncate.with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
+    error = truncate.distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
     bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size
-    return with_bound(found, outcome.rank, cap, error, bound)
+    return truncate.with_bound(found, outcome.rank, cap, error, bound)
 
 
 def _truncated_full_svd(
@@ -207,7 +201,7 @@ def _truncated_full_svd(
     """The truncated SVD of A itself; the truncation is the only error."""
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
-    outcome = truncated(found, S, rank, residual=0.0, estimate=0.0, floor=found.floor)
+    outcome = truncate.truncated(found, S, rank, residual=0.0, estimate=0.0, floor=found.floor)
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
     phase = xa.signed(Vh)[:, None] if fixed_signs else found.state.A.xp.ones_like(Vh[:, :1])

@@ -6,25 +6,12 @@ from typing import Any
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._linalg.certificate import (
-    norm_of_product,
-    rounding_floor,
-    safety_factor,
-    spectral_norm,
-    spread_factor,
-)
+from lowrank._linalg import certificate
 from lowrank._linalg.panel import defect, orthonormalize
 from lowrank._operators import Operator
+from lowrank._rangefinder import sampling
 from lowrank._rangefinder.blocks import powers_of, width_of_sample
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
-from lowrank._rangefinder.sampling import (
-    NOT_FINITE,
-    finite,
-    iterated_sample,
-    multiplied,
-    orthonormalized,
-    with_salted_seed,
-)
 from lowrank._rangefinder.state import Problem, State, epsilon_of
 from lowrank.results import Look
 
@@ -78,7 +65,7 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
     samples, of_complex = int(Omega.shape[-1]), xa.is_complex(Omega)
     if samples == 0:
         return None
-    state, sample = multiplied(problem, state, Omega)
+    state, sample = sampling.multiplied(problem, state, Omega)
     is_unknown = state.A.norm is None
     root = 1.0
     factors: list[Array] = []
@@ -87,20 +74,20 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
         size = float(xa.safe_norm(pending))
     else:
         if is_unknown and not xa.is_finite(sample[0]):
-            raise ValueError(NOT_FINITE)
+            raise ValueError(sampling.NOT_FINITE)
         q = powers_of(problem, state)
         root = 1.0 / (2 * q + 1)
-        basis = orthonormalized(sample, factors)
-        pending = iterated_sample(problem, state, basis, q, factors=factors)
+        basis = sampling.orthonormalized(sample, factors)
+        pending = sampling.iterated_sample(problem, state, basis, q, factors=factors)
         if state.norm_A is None:
             lower = _norm_below(problem, state, pending, factors)
             # products of tiny numbers may underflow although the sample does not
             above = None if lower else float(xa.safe_norm(factors[0])) / state.measured_scale
             state = replace(state, norm_A=lower, norm_above=above)
         if is_unknown and not all(map(xa.is_finite, factors)):
-            raise ValueError(NOT_FINITE)
-        size = norm_of_product(factors, state.A.xp, root)
-    size = finite(state.A.agreed(size))
+            raise ValueError(sampling.NOT_FINITE)
+        size = certificate.norm_of_product(factors, state.A.xp, root)
+    size = sampling.finite(state.A.agreed(size))
     count, is_sampled = state.sampled_estimates + 1, problem.norm == "fro" and is_unknown
     # δ/(j(j+1)) for the j-th sample: these sum to at most δ, however many samples follow. A
     # sampled norm of A takes half of δ.
@@ -108,8 +95,10 @@ def _sampled_estimate(problem: Problem, state: State, norm_bound: float) -> Stat
     factor = spread = 1.0 + 64.0 * epsilon_of(state)
     estimate = size / state.measured_scale
     if not is_identity:
-        factor = safety_factor(samples, delta, is_complex=of_complex)
-        spread = spread_factor(samples, problem.failure_probability / 2.0, is_complex=of_complex)
+        factor = certificate.safety_factor(samples, delta, is_complex=of_complex)
+        spread = certificate.spread_factor(
+            samples, problem.failure_probability / 2.0, is_complex=of_complex
+        )
         estimate /= math.sqrt(samples) ** root
     elif problem.norm == "fro":  # mix its columns: the basis may take only some
         pending = pending @ problem.source.draw(samples)
@@ -134,7 +123,7 @@ def _test_matrix(problem: Problem, state: State) -> tuple[State, Array, bool]:
     n = state.A.shape[-1]
     if problem.source.is_free and state.A.domain is None and 0 < n <= width_of_sample(state):
         return state, xa.eye(n, n, like=state.A.empty(0)), True
-    state = state if state.is_salted else with_salted_seed(problem, state)
+    state = state if state.is_salted else sampling.with_salted_seed(problem, state)
     return state, problem.source.draw(width_of_sample(state)), False
 
 
@@ -180,10 +169,12 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
     else:
         Q = basis.columns()
         D = Y - Q @ xa.adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
-    drift = finite(float(xa.safe_norm(D)) / state.scale)
+    drift = sampling.finite(float(xa.safe_norm(D)) / state.scale)
     if not is_identity:
         delta = problem.failure_probability / 2.0 / (count * (count + 1))
-        drift *= safety_factor(samples, delta, is_complex=xa.is_complex(Omega)) / math.sqrt(samples)
+        drift *= certificate.safety_factor(
+            samples, delta, is_complex=xa.is_complex(Omega)
+        ) / math.sqrt(samples)
     look = look._replace(bound=look.bound + drift)
     return replace(
         state, history=(*state.history[:-1], look), estimated=state.residual,
@@ -226,12 +217,16 @@ def _norm_below(
         if A.domain is not None:
             C = A.domain.orthonormalize(C).R
     if A.norm is None and not xa.is_finite(C):
-        raise ValueError(NOT_FINITE)
+        raise ValueError(sampling.NOT_FINITE)
     scale = state.measured_scale
     if problem.norm == "fro":
         return float(xa.safe_norm(C)) / scale * (1.0 - 32.0 * epsilon_of(state))
     C = orthonormalize(C).R if C.shape[0] > C.shape[1] else C
-    lower = A.agreed(float(spectral_norm(C, A.xp))) / scale * (1.0 - 32.0 * epsilon_of(state))
+    lower = (
+        A.agreed(float(certificate.spectral_norm(C, A.xp)))
+        / scale
+        * (1.0 - 32.0 * epsilon_of(state))
+    )
     return max(lower, (state.frobenius or 0.0) / math.sqrt(min(A.shape)))
 
 
@@ -245,7 +240,7 @@ def base_floor(state: State, factor: float = 1.0) -> float:
     """Rounding error in the error of a basis; `factor` is the safety factor of its sample."""
     A, norm = state.A, state.norm_A or 0.0
     norm = max(norm, state.norm_above or 0.0) + A.offset
-    return rounding_floor(A.empty(0), A.shape, state.rank, norm, factor)
+    return certificate.rounding_floor(A.empty(0), A.shape, state.rank, norm, factor)
 
 
 def lost(state: State, residual: Explicit) -> float:

@@ -6,15 +6,8 @@ from dataclasses import replace
 from typing import Any, Literal, NamedTuple
 
 from lowrank._array import Array, matrix_norm_by_rows, norms
-from lowrank._operators import as_operator
+from lowrank._operators import as_operator, checks
 from lowrank._operators.adjoints import check_adjoint
-from lowrank._operators.checks import (
-    as_block_size,
-    as_certificate,
-    as_count,
-    as_failure_probability,
-    as_norm,
-)
 from lowrank._operators.sketch import TestMatrix
 from lowrank._rangefinder import growth
 from lowrank._rangefinder.estimates import floor_of
@@ -39,13 +32,13 @@ def problem_of(
     options = DEFAULTS | given
     if side not in ("left", "right"):
         raise ValueError(f"`side` must be 'left' (range) or 'right' (corange), got {side!r}.")
-    norm, krylov = as_norm(options["norm"]), bool(options["krylov"])
-    delta = as_failure_probability(options["failure_probability"])
+    norm, krylov = checks.as_norm(options["norm"]), bool(options["krylov"])
+    delta = checks.as_failure_probability(options["failure_probability"])
     power_iterations, block_size = options["power_iterations"], options["block_size"]
     if power_iterations is None and (krylov or powers is not None):
         power_iterations = powers or int(krylov)
     if power_iterations is not None:
-        power_iterations = as_count(power_iterations, "power_iterations")
+        power_iterations = checks.as_count(power_iterations, "power_iterations")
         if krylov and power_iterations == 0:
             raise ValueError(
                 "`krylov` keeps the blocks of power iterations: give at least one of them."
@@ -55,10 +48,10 @@ def problem_of(
         check_adjoint(A, options["rng"])
     A = A if side == "left" else A.adjoint()
     if block_size is not None:
-        block_size = as_block_size(block_size, A.empty(0))
+        block_size = checks.as_block_size(block_size, A.empty(0))
     problem = Problem(
         norm=norm, failure_probability=delta, power_iterations=power_iterations, krylov=krylov,
-        block_size=block_size, certificate=as_certificate(options["certificate"], A),
+        block_size=block_size, certificate=checks.as_certificate(options["certificate"], A),
         overwrite_a=bool(options["overwrite_a"]), hermitian=hermitian,
         check_finite=bool(options["check_finite"]), callback=options["callback"],
         source=TestMatrix(A, options["test_matrix"], options["rng"]), work=Work(),
@@ -127,8 +120,8 @@ def find(
     Krylov space. If the caller `projects` A next, a device is asked only then whether the basis is
     finite.
     """
-    extra, fixed = as_count(oversampling, "oversampling"), rtol is None and atol is None
-    rank = None if rank is None else as_count(rank, "rank")
+    extra, fixed = checks.as_count(oversampling, "oversampling"), rtol is None and atol is None
+    rank = None if rank is None else checks.as_count(rank, "rank")
     if not fixed:
         rank = None if rank is None else rank + (0 if share is None else MARGIN)
         problem, state = problem_of(A, side=side, **options)

@@ -23,14 +23,15 @@ from pathlib import Path
 TESTS = Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "src" / "lowrank"
 MODULES = (
-    "_panel",
+    "_linalg.panel",
     "householder",
-    "_certificate",
-    "_truncate",
+    "_linalg.certificate",
+    "_factorizations.truncate",
     "_rangefinder.residuals",
     "_rangefinder.estimates",
     "_rangefinder.state",
     "_rangefinder.growth",
+    "_rangefinder.found",
     "rangefinder",
 )
 FILES = (  # those that fail soonest come first
@@ -85,9 +86,11 @@ def changes(node):
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
             if not isinstance(node, ast.While):
                 yield "condition", changed(test=ast.UnaryOp(ast.Not(), test))
-        case ast.Call(func=ast.Name("adjoint"), args=[X]):
+        case ast.Call(func=ast.Name("adjoint") | ast.Attribute(attr="adjoint"), args=[X]):
             yield "conjugate", ast.Attribute(X, "mT", ast.Load())
-        case ast.Call(func=ast.Name("adjoint_matmul"), args=[X, Y]):
+        case ast.Call(
+            func=ast.Name("adjoint_matmul") | ast.Attribute(attr="adjoint_matmul"), args=[X, Y]
+        ):
             yield "conjugate", ast.BinOp(ast.Attribute(X, "mT", ast.Load()), ast.MatMult(), Y)
         case ast.Call(func=ast.Name("min" | "max" as name)):
             other = "max" if name == "min" else "min"

@@ -178,7 +178,7 @@ def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array)
 
     Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
     ``‖A − U diag(S) Vh‖`` is computed; its own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
-    `_skeleton.lost_in`). Otherwise the departure of U from orthonormality is added to the bound:
+    `skeleton.lost_in`). Otherwise the departure of U from orthonormality is added to the bound:
     the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded.
     """
     outcome, state, epsilon = found.outcome, found.state, xa.eps(S)

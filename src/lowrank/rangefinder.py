@@ -213,12 +213,7 @@ RangeFinder.__doc__ = with_shared_text(RangeFinder.__doc__)
 
 @shares_options
 def range_finder(
-    A: Array,
-    /,
-    rank: int | None = None,
-    *,
-    side: Side = "left",
-    **options: Unpack[Tolerances],
+    A: Array, /, rank: int | None = None, *, side: Side = "left", **options: Unpack[Tolerances]
 ) -> RangeFinderResult:
     """Orthonormal basis Q with ``A ≈ Q QᴴA``, of a given rank or to a given tolerance.
 

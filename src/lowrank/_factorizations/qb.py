@@ -16,12 +16,7 @@ __all__ = ["qb"]
 
 
 @shares_options
-def qb(
-    A: Array,
-    /,
-    rank: int | None = None,
-    **options: Unpack[Tolerances],
-) -> QBResult:
+def qb(A: Array, /, rank: int | None = None, **options: Unpack[Tolerances]) -> QBResult:
     """``A ≈ Q B`` with Q orthonormal and ``B = QᴴA``, of a given rank or to a given tolerance.
 
     Parameters

@@ -134,12 +134,7 @@ def svd(
 
 
 def decompose(
-    A: Array,
-    rank: int | None,
-    *,
-    fixed_signs: bool = False,
-    oversampling: int = 0,
-    **options: Any,
+    A: Array, rank: int | None, *, fixed_signs: bool = False, oversampling: int = 0, **options: Any
 ) -> tuple[Array, Array, Array, Outcome]:
     """:func:`svd` without a warning: U, S, Vh, and the other attributes of the result."""
     options |= {"share": 1.0, "powers": 2, "oversampling": oversampling, "projects": True}

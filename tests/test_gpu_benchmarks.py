@@ -9,32 +9,32 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    if not FOLDER.exists():
+    if not (ROOT / "benchmarks").exists():
         pytest.skip("the benchmarks are not part of this source distribution")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        names = ("measuring", "gpu_model", "report", "gpu")
-        yield {name: importlib.import_module(name) for name in names}
+        patch.syspath_prepend(ROOT)
+        names = ("common.measuring", "machines.gpu_model", "machines.gpu", "report.__main__")
+        yield {name: importlib.import_module(f"benchmarks.{name}") for name in names}
 
 
 @pytest.fixture
 def measuring(scripts):
-    return scripts["measuring"]
+    return scripts["common.measuring"]
 
 
 @pytest.fixture
 def model(scripts):
-    return scripts["gpu_model"]
+    return scripts["machines.gpu_model"]
 
 
 @pytest.fixture
 def report(scripts):
-    return scripts["report"]
+    return scripts["report.__main__"]
 
 
 HEADER = {"machine": {"device": "a GPU", "cpu": "a CPU", "cores": 2}, "quick": False, "kind": "gpu"}
@@ -153,7 +153,7 @@ def test_code_is_what_is_no_comment(measuring):
     ],
 )
 def test_tests_are_counted(scripts, shown, counts):
-    assert tuple(scripts["gpu"].counts(shown).values()) == counts
+    assert tuple(scripts["machines.gpu"].counts(shown).values()) == counts
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -184,7 +184,7 @@ def test_the_page_says_what_is_older_than_the_code(measuring, report, tmp_path):
 
 
 def test_parts_run_on_a_cpu(scripts, measuring, model):
-    gpu = scripts["gpu"]
+    gpu = scripts["machines.gpu"]
     results = measuring.Results(None, **HEADER)
     budget = measuring.Budget(60.0)
     device = torch.device("cpu")

@@ -29,7 +29,7 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks import measuring
+from benchmarks.common import measuring
 from benchmarks.training import data
 from benchmarks.training.methods import METHODS, Optimizers, Setting
 from benchmarks.training.model import (

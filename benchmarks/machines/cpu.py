@@ -1,6 +1,6 @@
 """Measures lowrank on this machine's processor, against the bare products and other libraries.
 
-    python benchmarks/cpu.py --out benchmarks/results/cpu-NAME-DATE.json [--quick]
+    python -m benchmarks.machines.cpu --out benchmarks/results/cpu-NAME-DATE.json [--quick]
 
 Needs PyTorch and SciPy; scikit-learn, dask and librla are used where they are installed. Takes
 about 12 minutes on two cores, and with --quick, on small matrices, a minute. Nothing else should
@@ -43,11 +43,21 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import measuring
 import numpy as np
-from measuring import Call, Judge, Results, accuracy, cut, interleaved, parts, told
 
 import lowrank
+from benchmarks import ROOT
+from benchmarks.common import measuring
+from benchmarks.common.measuring import (
+    Call,
+    Judge,
+    Results,
+    accuracy,
+    cut,
+    interleaved,
+    parts,
+    told,
+)
 from lowrank import gallery
 
 Shape = tuple[int, int]
@@ -540,9 +550,9 @@ def measure_part(name: str, out: Path, folder: Path, sizes: Sizes) -> None:
 def run_part(results: Results, name: str, folder: Path, *, quick: bool) -> None:
     """Measure a part in a process of its own, and take over what it found."""
     out = folder / f"{name}.json"
-    command = [sys.executable, str(Path(__file__).resolve()), "--part", name]
+    command = [sys.executable, "-m", "benchmarks.machines.cpu", "--part", name]
     command += ["--out", str(out), "--folder", str(folder), *(["--quick"] if quick else [])]
-    done = subprocess.run(command, check=False)
+    done = subprocess.run(command, cwd=ROOT, check=False)
     if done.returncode:
         results.header["failures"].append(f"{name}: ended with exit code {done.returncode}")
     if out.exists():

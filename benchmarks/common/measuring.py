@@ -1,8 +1,7 @@
 """What the measuring scripts share: interleaved timing, accuracy, counts, the machine, the file.
 
 A script collects flat dictionaries in a `Results`, which rewrites its JSON file after each of them,
-so that a run that is killed keeps what it has. Importing this module puts src/ on the path: the
-scripts work from a checkout in which lowrank is not installed.
+so that a run that is killed keeps what it has.
 
 Only the standard library is imported here; the functions that ask torch import it themselves.
 """
@@ -29,10 +28,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-SOURCE = ROOT / "src"
-if str(SOURCE) not in sys.path:
-    sys.path.insert(0, str(SOURCE))
+from benchmarks import ROOT, SOURCE
 
 # The keys that every row has, with the value of what was not measured.
 COLUMNS: dict[str, Any] = {

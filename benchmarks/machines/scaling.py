@@ -1,7 +1,7 @@
 """What a sharded SVD costs each process, and what that predicts for many.
 
-    python benchmarks/scaling.py            # the table of docs/explanation/scaling.md
-    python benchmarks/scaling.py --m 1e8 --n 4096 --k 128 --processes 1,8,64
+    python -m benchmarks.machines.scaling            # the table of docs/explanation/scaling.md
+    python -m benchmarks.machines.scaling --m 1e8 --n 4096 --k 128 --processes 1,8,64
 
 The model of `lowrank.svd` at a fixed rank k, with l = k + oversampling columns and q power
 iterations, of an m×n matrix sharded by rows over P processes. Its counts of numbers communicated
@@ -12,9 +12,10 @@ from a machine that is assumed, and are no measurement.
 import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-TABLE = Path(__file__).parent.parent / "docs" / "explanation" / "scaling_table.md"
+from benchmarks import ROOT
+
+TABLE = ROOT / "docs" / "explanation" / "scaling_table.md"
 
 
 @dataclass(frozen=True, slots=True)

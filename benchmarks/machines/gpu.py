@@ -1,6 +1,6 @@
 """Tests and times lowrank on a CUDA device, in parts that run alone in less than four minutes each.
 
-    python benchmarks/gpu.py --out benchmarks/results/gpu-NAME-DATE.json [--part NAME ...]
+    python -m benchmarks.machines.gpu --out benchmarks/results/gpu-NAME-DATE.json [--part NAME ...]
 
 Needs PyTorch and array-api-compat; CuPy, SciPy, scikit-learn, pytest and hypothesis are used where
 they are installed. Several calls may fill one file: a part takes the place of what it measured last
@@ -16,7 +16,7 @@ GPU, add `--device cpu --sizes small`. The parts, in their order, and the sectio
   "flat" is Gaussian; "fast" has singular values that fall from 1 to 1e-4 over 2k of them, and noise
   of 1e-5.
 - optimizers: one step of each on the weights of a Llama of 130M ("llama step"), and the sections of
-  benchmarks/optimizer.py; all in bfloat16.
+  benchmarks/machines/optimizer.py; all in bfloat16.
 - small_svd ("small svd", "rate"): decompositions of Gram matrices of order `k`, and rates.
 - panels ("panel"): the QR of a sketch. "fast" has singular values that fall from 1 to 1e-10.
 - functions: what docs/capabilities.toml says of CUDA, with every kind of input and dtype, and the
@@ -30,8 +30,8 @@ included, unless the method says otherwise. `error` is ‖A − QQᴴA‖/‖A�
 a factorization, in the Frobenius norm, `orthogonality` is ‖QᴴQ − I‖_F, both in float64.
 `peak_bytes` is what the call allocated beyond what was there, its result included. `operations`,
 `host_reads` and `work` are counted in one more run, and `predicted` is the time by
-benchmarks/gpu_model.py, with the constants that `predicted_by` names. "model" in the file holds its
-constants, fitted to all rows of the file.
+benchmarks/machines/gpu_model.py, with the constants that `predicted_by` names. "model" in the file
+holds its constants, fitted to all rows of the file.
 """
 
 import argparse
@@ -52,14 +52,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import gpu_model
-import measuring
-import optimizer
 import torch
-from measuring import ROOT, SOURCE, Budget, Call, Results, accuracy, cut, told
-from report import duration, gpu_goals, number, size
 
 import lowrank
+from benchmarks import ROOT, SOURCE
+from benchmarks.common import measuring
+from benchmarks.common.measuring import Budget, Call, Results, accuracy, cut, told
+from benchmarks.machines import gpu_model, optimizer
+from benchmarks.report.__main__ import duration, gpu_goals, number, size
 from lowrank import gallery
 
 Shape = tuple[int, int]

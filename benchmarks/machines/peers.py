@@ -1,6 +1,6 @@
 """Comparisons with other libraries: time and error, on this machine.
 
-    OMP_NUM_THREADS=1 python benchmarks/peers.py [--quick] [SECTION ...] [> results/peers-….txt]
+    OMP_NUM_THREADS=1 python -m benchmarks.machines.peers [--quick] [SECTION ...] [> …]
 
 Sections (all by default): `svd` and `tolerance`, the README's; `range`, bases to a tolerance;
 `interpolative`, `eigh`, `nystrom`, `center` at equal rank, columns and products; `stacks`, many
@@ -30,7 +30,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from factorizations import hermitian
 from scipy.linalg import interpolative
 from scipy.linalg import qr as scipy_qr
 from scipy.sparse.linalg import svds
@@ -40,6 +39,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.utils.extmath import randomized_svd
 
 import lowrank
+from benchmarks.studies.factorizations import hermitian
 from lowrank import estimators, gallery
 
 N, RANK, OVER, REPEATS = 2000, 50, 10, 5

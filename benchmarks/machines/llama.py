@@ -1,6 +1,6 @@
 """Trains a Llama in bfloat16 on a GPU with several optimizers: memory, time of a step, loss.
 
-    python benchmarks/llama.py --out benchmarks/results/llama-NAME-DATE.json [--size 350m]
+    python -m benchmarks.machines.llama --out benchmarks/results/llama-NAME-DATE.json [--size 350m]
 
 Needs PyTorch and transformers; galore-torch is used where it is installed. Every method trains the
 same model on the same batches, for `--steps` steps or `--seconds` seconds, whichever ends first.
@@ -25,7 +25,6 @@ import argparse
 import gc
 import math
 import re
-import sys
 import time
 import warnings
 from collections import Counter
@@ -35,14 +34,11 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-import measuring
 import torch
-from measuring import Results, told
 from transformers import LlamaConfig, LlamaForCausalLM
 
-if str(measuring.ROOT) not in sys.path:
-    sys.path.insert(0, str(measuring.ROOT))
-
+from benchmarks.common import measuring
+from benchmarks.common.measuring import Results, told
 from benchmarks.training.data import stdlib
 from benchmarks.training.model import bytes_held, loss_of, split
 from lowrank.optim import LowRank, LowRankMomentum

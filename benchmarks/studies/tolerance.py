@@ -1,6 +1,6 @@
 """What a tolerance costs: beside a plain program of the published algorithm, the SVD, and a rank.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/tolerance.py \
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m benchmarks.studies.tolerance \
         > docs/explanation/tolerance_tables.md
 
 CPU time of one thread, medians of interleaved repeats; takes about ten minutes. `--quick` tries it
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from measuring import cpu_name
 
 import lowrank
+from benchmarks.common.measuring import cpu_name
 from lowrank import gallery
 
 QUICK = "--quick" in sys.argv
@@ -257,7 +257,7 @@ def main() -> None:
     warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
     torch.set_num_threads(1)
     versions = f"NumPy {np.__version__}, torch {torch.__version__}"
-    print(f"<!-- of benchmarks/tolerance.py: {cpu_name()}, one thread, {versions} -->\n")
+    print(f"<!-- of benchmarks/studies/tolerance.py: {cpu_name()}, one thread, {versions} -->\n")
     for table in (
         beside_the_published,
         over_the_svd,

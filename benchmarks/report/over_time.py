@@ -1,6 +1,6 @@
 """Makes the page of the documentation that compares commits, and its plot, of what asv measured.
 
-    python benchmarks/over_time.py [--results benchmarks/results/asv] [--out docs]
+    python -m benchmarks.report.over_time [--results benchmarks/results/asv] [--out docs]
 
 asv writes its results there (`asv run`); this reads those of the first machine, in the order of the
 commits. Needs matplotlib.
@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
-from measuring import ROOT
-from report import (
+
+from benchmarks import ROOT
+from benchmarks.report.__main__ import (
     BLACK,
     BLUE,
     GREEN,
@@ -31,7 +32,7 @@ from report import (
     write_beside,
 )
 
-COMMAND = "python benchmarks/over_time.py"
+COMMAND = "python -m benchmarks.report.over_time"
 Values = dict[tuple[str, str], float]
 TIMES, RATIOS, COUNTS = "times", "ratios", "counts"
 TITLES = {

@@ -1,8 +1,8 @@
 """The experiments of Penke and Herten (2026) with this library, on a processor: stability, speed.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/published.py \
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m benchmarks.studies.published \
         --out benchmarks/results/published-NAME-DATE.json [--part stability speed] [--quick]
-    python benchmarks/published.py --draw
+    python -m benchmarks.studies.published --draw
 
 The first call measures, on one thread: the stability in three minutes, the speed in about twenty,
 when nothing else should run. A part takes the place of what it measured last time. The second makes
@@ -26,11 +26,12 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-import measuring
 import numpy as np
-from measuring import ROOT, Results
 
 import lowrank
+from benchmarks import ROOT
+from benchmarks.common import measuring
+from benchmarks.common.measuring import Results
 
 Row = dict[str, Any]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -250,7 +251,7 @@ def of(rows: list[Row], library: str, method: str) -> list[Row]:
 
 
 def stability_tables(rows: list[Row]) -> list[str]:
-    from report import table  # noqa: PLC0415
+    from benchmarks.report.__main__ import table  # noqa: PLC0415
 
     (best,) = of(rows, "best", "best possible")
     n = best["shape"][0]
@@ -285,7 +286,7 @@ def stability_tables(rows: list[Row]) -> list[str]:
 
 
 def speed_tables(rows: list[Row]) -> list[str]:
-    from report import table, unique  # noqa: PLC0415
+    from benchmarks.report.__main__ import table, unique  # noqa: PLC0415
 
     lines = ["<!-- speed -->", ""]
     for library, title in LIBRARIES.items():
@@ -310,7 +311,8 @@ def milliseconds(seconds: float | None) -> str:
 def picture_of_stability(rows: list[Row], path: Path) -> None:
     """Medians over the seeds, of our bases on NumPy."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
-    from report import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
+
+    from benchmarks.report.__main__ import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
 
     begin_plots()
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
@@ -359,7 +361,8 @@ def picture_of_stability(rows: list[Row], path: Path) -> None:
 def picture_of_speed(rows: list[Row], path: Path) -> None:
     """Times of PyTorch over those of the two bare products."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
-    from report import BLUE, GREEN, GREY, ORANGE, begin_plots, save, unique  # noqa: PLC0415
+
+    from benchmarks.report.__main__ import BLUE, GREEN, GREY, ORANGE, begin_plots, save, unique  # noqa: PLC0415
 
     begin_plots()
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
@@ -406,7 +409,7 @@ def pages(content: Row) -> str:
     """The tables of what the file has measured."""
     machine = content["machine"]
     names = f"{machine['cpu']}, one thread, {content['file']}"
-    lines = [f"<!-- of benchmarks/published.py: {names} -->", ""]
+    lines = [f"<!-- of benchmarks/studies/published.py: {names} -->", ""]
     for section, made in (("stability", stability_tables), ("speed", speed_tables)):
         rows = [row for row in content["rows"] if row["section"] == section]
         lines += made(rows) if rows else []
@@ -414,7 +417,7 @@ def pages(content: Row) -> str:
 
 
 def drawn() -> None:
-    from report import newest, select  # noqa: PLC0415
+    from benchmarks.report.__main__ import newest, select  # noqa: PLC0415
 
     (content,) = select(newest(RESULTS), kind="published")
     (DOCS / "explanation" / "published_tables.md").write_text(pages(content), "utf-8")

@@ -1,6 +1,6 @@
 """Errors and products of the factorizations, for the page that explains them.
 
-    python benchmarks/factorizations.py > docs/explanation/factorizations_tables.md
+    python -m benchmarks.studies.factorizations > docs/explanation/factorizations_tables.md
 
 Takes about a minute on one thread; nothing is timed. Matrices are 500×500 in float64 where nothing
 else is said, with the slowly falling singular values of the gallery, and the rank is 20. *Excess*

@@ -1,10 +1,11 @@
 """Measures the optimizer of low-rank state beside the optimizers that it wraps.
 
-    python benchmarks/optimizer.py --out benchmarks/results/optimizer-NAME-DATE.json [--quick]
+    python -m benchmarks.machines.optimizer [--quick] \
+        --out benchmarks/results/optimizer-NAME-DATE.json
 
 Needs PyTorch; galore-torch is used where it is installed. Takes about five minutes on two cores.
 Nothing else should run meanwhile. `--device cuda --dtype bfloat16` measures on a GPU;
-benchmarks/gpu.py does so. Sections of the rows:
+benchmarks/machines/gpu.py does so. Sections of the rows:
 
 - "step": steps alone of one transformer block, over a whole cycle of refreshes (every 200 steps),
   in turn, and beside them the two products of every weight that low rank can't do without.
@@ -30,10 +31,18 @@ from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-import measuring
 import torch
-from measuring import Budget, Results, host_reads, interleaved, kernels, peak_bytes, told
 
+from benchmarks.common import measuring
+from benchmarks.common.measuring import (
+    Budget,
+    Results,
+    host_reads,
+    interleaved,
+    kernels,
+    peak_bytes,
+    told,
+)
 from lowrank.compress import Subspace
 from lowrank.optim import LowRank, LowRankMomentum, select
 

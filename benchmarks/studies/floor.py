@@ -1,6 +1,6 @@
 """True error against tolerance, down to rounding: the certificate, and the rule of energies.
 
-    python benchmarks/floor.py > docs/explanation/floor_table.md
+    python -m benchmarks.studies.floor > docs/explanation/floor_table.md
 
 Takes about a minute on one thread. The matrix has the singular values exp(−j/20); all errors are
 relative to its Frobenius norm, and true errors are computed in double precision from the entries

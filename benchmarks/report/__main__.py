@@ -1,9 +1,9 @@
 """Makes the page of the documentation with all measured figures, and its plots.
 
-    python benchmarks/report.py [--results benchmarks/results] [--out docs]
+    python -m benchmarks.report [--results benchmarks/results] [--out docs]
 
-Reads the newest file of each kind and device among the results of benchmarks/cpu.py,
-benchmarks/gpu.py and benchmarks/optimizer.py, and writes benchmarks.md and
+Reads the newest file of each kind and device among the results of benchmarks/machines/cpu.py,
+benchmarks/machines/gpu.py and benchmarks/machines/optimizer.py, and writes benchmarks.md and
 _static/benchmarks-*.svg. Needs matplotlib.
 Everything on the page follows from these files, and from the code that it is compared to: run it
 again after every new one.
@@ -18,7 +18,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from measuring import ROOT, sources
+from benchmarks import ROOT
+from benchmarks.common.measuring import sources
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -36,7 +37,7 @@ EQUAL, BY_CHANCE = 1.01, 1.5
 # Okabe and Ito's colors, which everybody can tell apart.
 BLUE, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#777777", "#222222"
 GREEN = "#009E73"
-COMMAND = "python benchmarks/report.py"
+COMMAND = "python -m benchmarks.report"
 # What older files call functions that have another name now.
 RENAMED = {"orthonormalise": "orthonormalize", "_unasked_cholesky_qr": "_shifted_cholesky_qr"}
 LOSSES = (
@@ -695,7 +696,7 @@ def failures(content: Row) -> list[str]:
 
 
 def llama_page(content: Row) -> list[str]:
-    """Of benchmarks/llama.py."""
+    """Of benchmarks/machines/llama.py."""
     plan = content["protocol"]
     head = ["", "step, ms", "step() alone, ms", "mean of a cycle, ms", "first, ms", "state, MB"]
     head += ["peak, MB", "steps", "last loss"]
@@ -715,7 +716,7 @@ def llama_page(content: Row) -> list[str]:
             "refreshes but the first over the steps. "
             f"Each method ran for {plan['seconds']:g} s after the first step, so the losses belong "
             "to different numbers of steps and cannot be compared. "
-            "`python benchmarks/llama.py` repeats the measurement."
+            "`python -m benchmarks.machines.llama` repeats the measurement."
         ),
         "",
         *table(head, body),
@@ -830,7 +831,7 @@ def gpu_predictions(content: Row) -> list[str]:
     fit = content.get("model") or {"rows": 0, "within_30_percent": 0}
     text = (
         "Times in parentheses are predictions by a model of what the host launches and the device "
-        "computes (`benchmarks/gpu_model.py`), with constants that were fitted to "
+        "computes (`benchmarks/machines/gpu_model.py`), with constants that were fitted to "
         f"{' or '.join(unique(row['predicted_by'] for row in found))}. Of {len(found)} predictions "
         f"{near} are within 30 % of the time, and of {fit['rows']} rows that the model was fitted "
         f"to afterwards {fit['within_30_percent']}."

@@ -1,6 +1,6 @@
 """True errors of a range finder beside the published bounds on them: a table and a picture.
 
-    python benchmarks/bounds.py
+    python -m benchmarks.studies.bounds
 
 Writes docs/explanation/bounds_table.md and, where Matplotlib is, docs/_static/bounds.svg; takes
 half a minute on one thread. The matrices are diagonal: VᴴΩ is as Gaussian as Ω, so the errors of
@@ -15,9 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lowrank
+from benchmarks import ROOT
 from lowrank import bounds, gallery
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 N, RANK, OVERSAMPLING, DRAWS = 300, 20, 10, 200
 COLUMNS = RANK + OVERSAMPLING
 # Draws for which the bounds that differ from draw to draw are computed.
@@ -119,7 +120,8 @@ def table(found: dict[str, dict[str, list[float | None]]]) -> str:
 def picture(path: Path) -> None:
     """True errors and bounds over the number of columns, for *slow* and q = 0."""
     import matplotlib.pyplot as plt  # noqa: PLC0415
-    from report import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
+
+    from benchmarks.report.__main__ import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
 
     begin_plots()
     plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})

@@ -94,8 +94,8 @@ def test_all_methods_of_the_grid_find_so_many_columns(published, library):
 
 def test_the_page_shows_the_newest_results(published):
     """Its tables are those that the program makes of the file."""
-    report = importlib.import_module("benchmarks.report.__main__")
-    (content,) = report.select(report.newest(published.RESULTS), kind="published")
+    rows = importlib.import_module("benchmarks.report.rows")
+    (content,) = rows.select(rows.newest(published.RESULTS), kind="published")
     shown = (EXPLANATION / "published_tables.md").read_text(encoding="utf-8")
     assert published.pages(content) == shown
     page = (EXPLANATION / "algorithm.md").read_text(encoding="utf-8")

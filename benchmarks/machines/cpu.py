@@ -48,16 +48,9 @@ import numpy as np
 import lowrank
 from benchmarks import ROOT
 from benchmarks.common import measuring
-from benchmarks.common.measuring import (
-    Call,
-    Judge,
-    Results,
-    accuracy,
-    cut,
-    interleaved,
-    parts,
-    told,
-)
+from benchmarks.common.accuracy import accuracy, cut, parts
+from benchmarks.common.measuring import Call, Judge, interleaved, told
+from benchmarks.common.results import Results, cpu_name, header
 from lowrank import gallery
 
 Shape = tuple[int, int]
@@ -580,10 +573,10 @@ def main() -> None:
         measure_part(options.part, options.out, options.folder, sizes)
         return
     start = time.perf_counter()
-    header = measuring.header("cpu", measuring.cpu_name(), PACKAGES)
+    about = header("cpu", cpu_name(), PACKAGES)
     settings = {name: os.environ.get(name) for name in THREAD_SETTINGS}
     empty: dict[str, list[Any]] = {"fits": [], "memory": [], "failures": []}
-    results = Results(options.out, **header, quick=options.quick, settings=settings, **empty)
+    results = Results(options.out, **about, quick=options.quick, settings=settings, **empty)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_matrices(folder, sizes)

@@ -57,9 +57,13 @@ import torch
 import lowrank
 from benchmarks import ROOT, SOURCE
 from benchmarks.common import measuring
-from benchmarks.common.measuring import Budget, Call, Results, accuracy, cut, told
+from benchmarks.common.accuracy import accuracy, cut, parts
+from benchmarks.common.devices import asked_device, peak_bytes
+from benchmarks.common.measuring import REPEATS, Budget, Call, told
+from benchmarks.common.results import Results, cores, header
+from benchmarks.common.tables import duration, number, size
 from benchmarks.machines import gpu_model, optimizer
-from benchmarks.report.__main__ import duration, gpu_goals, number, size
+from benchmarks.report.goals import gpu_goals
 from lowrank import gallery
 
 Shape = tuple[int, int]
@@ -198,7 +202,7 @@ class Bench:
                 A = self.matrix(special if special in SPECTRA else spectrum, shape, k or 0, dtype)
             calls = calls_of(A)
             judge = partial(self.judge, A, group, through)
-            how = {"budget": budget, "repeats": 2 if section == "functions" else measuring.REPEATS}
+            how = {"budget": budget, "repeats": 2 if section == "functions" else REPEATS}
             measuring.measure(self.results, group, calls, judge, self.synchronise, **how)
         except Exception as error:  # out of memory, mostly
             self.results.add(**group, library="all", method="all", skipped=told(error))
@@ -222,7 +226,7 @@ class Bench:
             if not call.once and "cupy" not in group["arrays"]:
                 columns |= self.counts(call, through)
             if A is not None:
-                columns |= accuracy(A, tuple(map(as_torch, measuring.parts(result))))
+                columns |= accuracy(A, tuple(map(as_torch, parts(result))))
             if call.method in ("interpolative", "cur"):
                 columns["orthogonality"] = None  # of columns of A
         except Exception as error:
@@ -232,7 +236,7 @@ class Bench:
     def counts(self, call: Call, through: str) -> dict[str, Any]:
         """What one more run launches, reads and allocates, and the prediction that follows."""
         found: dict[str, Any] = {}
-        peak = measuring.peak_bytes(
+        peak = peak_bytes(
             lambda: found.update(gpu_model.counted(partial(call.run, 0), through)), self.device
         )
         predicted = gpu_model.predicted(found["work"], self.constants)
@@ -632,7 +636,7 @@ def tests(bench: Bench) -> None:
             Path(folder, "array_api_strict.py").write_text(STRICT, "utf-8")
         # only the plugins named here: others of the machine may warn, and warnings are errors
         options = ["-p", "no:cacheprovider", "--continue-on-collection-errors", "--tb=short"]
-        workers = min(8, measuring.cores() // 2)
+        workers = min(8, cores() // 2)
         if find_spec("xdist") and bench.device.type == "cuda" and workers > 1:
             options += ["-p", "xdist.plugin", "-n", str(workers)]
         command = [sys.executable, "-m", "pytest", "-q", "-k", "cuda or cupy", *options, "tests"]
@@ -718,7 +722,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for a trial")
     parser.add_argument("--sizes", choices=list(SIZES), default="full")
     options = parser.parse_args()
-    device, name = measuring.asked_device(options.device, "--device cpu --sizes small")
+    device, name = asked_device(options.device, "--device cpu --sizes small")
     settings: dict[str, Any] = {"allow_tf32_by_default": torch.backends.cuda.matmul.allow_tf32}
     torch.set_float32_matmul_precision("highest")
     torch.set_grad_enabled(False)
@@ -728,9 +732,9 @@ def main() -> None:
         properties = torch.cuda.get_device_properties(device)
         settings |= {"device_memory": properties.total_memory, "cuda": torch.version.cuda}
         settings["capability"] = [properties.major, properties.minor]
-    header = measuring.header("gpu", name, PACKAGES)
-    header |= {"settings": settings, "quick": options.sizes == "small"}
-    results = Results(options.out, resume=True, **header)
+    about = header("gpu", name, PACKAGES)
+    about |= {"settings": settings, "quick": options.sizes == "small"}
+    results = Results(options.out, resume=True, **about)
     results.tell = lambda row: print(f"{budget.spent():4.0f} s  {told_of(row)}", flush=True)
     fitted = results.header.get("model")
     constants = fitted["constants"] if fitted else gpu_model.CONSTANTS

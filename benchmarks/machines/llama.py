@@ -37,8 +37,10 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common import measuring
-from benchmarks.common.measuring import Results, told
+from benchmarks.common.devices import asked_device
+from benchmarks.common.libraries import module_of
+from benchmarks.common.measuring import told
+from benchmarks.common.results import Results, header
 from benchmarks.training.data import stdlib
 from benchmarks.training.model import bytes_held, loss_of, split
 from lowrank.optim import LowRank, LowRankMomentum
@@ -87,7 +89,7 @@ def methods(rank: int) -> dict[str, Method]:
         )
 
     def galore(model: torch.nn.Module) -> Any:
-        cls = measuring.module_of("galore_torch", "adamw").AdamW
+        cls = module_of("galore_torch", "adamw").AdamW
         told = {"rank": rank, "update_proj_gap": EVERY, "scale": 1.0, "proj_type": "std"}
         return cls(groups(model, **told), no_deprecation_warning=True, **ADAM)
 
@@ -223,11 +225,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="after which none is begun")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    device, name = measuring.asked_device(options.device, "--device cpu --size tiny")
+    device, name = asked_device(options.device, "--device cpu --size tiny")
     start = time.perf_counter()
     plan = {key: getattr(options, key) for key in ("size", "batch", "length", "steps", "seconds")}
-    header = measuring.header("llama", name, PACKAGES)
-    results = Results(options.out, **header, protocol=plan)
+    about = header("llama", name, PACKAGES)
+    results = Results(options.out, **about, protocol=plan)
     bench = Bench(device, options.size, *(plan[k] for k in list(plan)[1:]), words())
     rank = options.rank or SIZES[options.size][0] // 4
     chosen = {k: v for k, v in methods(rank).items() if re.search(options.only, k)}

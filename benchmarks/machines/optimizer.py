@@ -33,16 +33,10 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import measuring
-from benchmarks.common.measuring import (
-    Budget,
-    Results,
-    host_reads,
-    interleaved,
-    kernels,
-    peak_bytes,
-    told,
-)
+from benchmarks.common.devices import asked_device, host_reads, kernels, peak_bytes
+from benchmarks.common.libraries import module_of
+from benchmarks.common.measuring import Budget, Timing, interleaved, timed, told
+from benchmarks.common.results import Results, header
 from lowrank.compress import Subspace
 from lowrank.optim import LowRank, LowRankMomentum, select
 
@@ -91,7 +85,7 @@ def makers(rank: int) -> dict[str, Make]:
         others = [p for p in model.parameters() if p.ndim != 2]
         projected = {"rank": rank, "update_proj_gap": EVERY, "scale": 1.0, "proj_type": "std"}
         groups = [{"params": others}, {"params": matrices, **projected}]
-        cls = measuring.module_of("galore_torch", "adamw").AdamW
+        cls = module_of("galore_torch", "adamw").AdamW
         return cls(groups, **ADAMW, no_deprecation_warning=True)
 
     return {
@@ -179,7 +173,7 @@ def steps(bench: Bench) -> None:
     for _ in range(bench.sizes.cycle + 1):
         for name, (_, opt) in list(bench.made.items()):
             try:
-                seconds[name].append(measuring.timed(opt.step, bench.synchronise)[0])
+                seconds[name].append(timed(opt.step, bench.synchronise)[0])
             except Exception as error:
                 bench.add("step", name, skipped=told(error))
                 del bench.made[name], seconds[name]
@@ -226,10 +220,10 @@ def training(bench: Bench) -> None:
         ).to(dtype)
 
         calls = {name: partial(train, *made, x) for name, made in bench.made.items()}
-        timings = {name: measuring.Timing() for name in calls}
+        timings = {name: Timing() for name in calls}
         for repeat in range(1 + REPEATS if tokens == sizes.tokens else 4):
             for name, run in calls.items():
-                seconds, _ = measuring.timed(run, bench.synchronise)
+                seconds, _ = timed(run, bench.synchronise)
                 if repeat:
                     timings[name].seconds.append(seconds)
         share = {name: refresh_share(refreshes.get(name)) for name in calls}
@@ -367,9 +361,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a trial on small matrices")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    device, name = measuring.asked_device(options.device, "--device cpu --quick")
-    header = measuring.header("optimizer", name, PACKAGES)
-    results = Results(options.out, **header, quick=options.quick)
+    device, name = asked_device(options.device, "--device cpu --quick")
+    about = header("optimizer", name, PACKAGES)
+    results = Results(options.out, **about, quick=options.quick)
     measure(results, device, options.dtype, quick=options.quick)
     for row in results.rows:
         shown = {key: row.get(key) for key in ("seconds", "ratio", "captured", "kernels")}

@@ -15,22 +15,20 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-
 from benchmarks import ROOT
-from benchmarks.report.__main__ import (
+from benchmarks.common.plots import (
     BLACK,
     BLUE,
     GREEN,
     GREY,
     ORANGE,
     begin_plots,
-    number,
     plain,
+    pyplot,
     save,
-    table,
     write_beside,
 )
+from benchmarks.common.tables import number, table
 
 COMMAND = "python -m benchmarks.report.over_time"
 Values = dict[tuple[str, str], float]
@@ -155,7 +153,7 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
     measured = [values(content) for content in found]
-    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, ax = pyplot().subplots(figsize=(8, 3.6), layout="constrained")
     ends = []
     for name, (told, color) in SHOWN.items():
         key = (name, "numpy float64")

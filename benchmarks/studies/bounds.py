@@ -16,6 +16,7 @@ import numpy as np
 
 import lowrank
 from benchmarks import ROOT
+from benchmarks.common.plots import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save
 from lowrank import bounds, gallery
 
 DOCS = ROOT / "docs"
@@ -119,12 +120,7 @@ def table(found: dict[str, dict[str, list[float | None]]]) -> str:
 
 def picture(path: Path) -> None:
     """True errors and bounds over the number of columns, for *slow* and q = 0."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    from benchmarks.report.__main__ import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
-
-    begin_plots()
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    plt = begin_plots(open_axes=True)
     s, counts = gallery.slow(N), range(4, 64, 4)
     drawn = draws(s, 0, counts[-1], DRAWS // 2)
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.4), sharey=True, layout="constrained")

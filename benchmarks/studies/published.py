@@ -30,8 +30,10 @@ import numpy as np
 
 import lowrank
 from benchmarks import ROOT
-from benchmarks.common import measuring
-from benchmarks.common.measuring import Results
+from benchmarks.common.plots import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save
+from benchmarks.common.results import Results, cpu_name, header
+from benchmarks.common.tables import table, unique
+from benchmarks.report.rows import newest, select
 
 Row = dict[str, Any]
 RESULTS, DOCS = ROOT / "benchmarks" / "results", ROOT / "docs"
@@ -251,8 +253,6 @@ def of(rows: list[Row], library: str, method: str) -> list[Row]:
 
 
 def stability_tables(rows: list[Row]) -> list[str]:
-    from benchmarks.report.__main__ import table  # noqa: PLC0415
-
     (best,) = of(rows, "best", "best possible")
     n = best["shape"][0]
     half, first = n // 2, best["ranks"][0]
@@ -286,8 +286,6 @@ def stability_tables(rows: list[Row]) -> list[str]:
 
 
 def speed_tables(rows: list[Row]) -> list[str]:
-    from benchmarks.report.__main__ import table, unique  # noqa: PLC0415
-
     lines = ["<!-- speed -->", ""]
     for library, title in LIBRARIES.items():
         mine = [row for row in rows if row["library"] == library]
@@ -310,12 +308,7 @@ def milliseconds(seconds: float | None) -> str:
 
 def picture_of_stability(rows: list[Row], path: Path) -> None:
     """Medians over the seeds, of our bases on NumPy."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    from benchmarks.report.__main__ import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
-
-    begin_plots()
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    plt = begin_plots(open_axes=True)
     figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
     (best,) = of(rows, "best", "best possible")
     ranks = best["ranks"]
@@ -360,12 +353,7 @@ def picture_of_stability(rows: list[Row], path: Path) -> None:
 
 def picture_of_speed(rows: list[Row], path: Path) -> None:
     """Times of PyTorch over those of the two bare products."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-
-    from benchmarks.report.__main__ import BLUE, GREEN, GREY, ORANGE, begin_plots, save, unique  # noqa: PLC0415
-
-    begin_plots()
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    plt = begin_plots(open_axes=True)
     mine = [row for row in rows if row["library"] == "torch"]
     found = {(row["shape"][0], row["k"], row["method"]): row["seconds"] for row in mine}
     cases = unique((row["shape"][0], row["k"]) for row in mine)
@@ -417,8 +405,6 @@ def pages(content: Row) -> str:
 
 
 def drawn() -> None:
-    from benchmarks.report.__main__ import newest, select  # noqa: PLC0415
-
     (content,) = select(newest(RESULTS), kind="published")
     (DOCS / "explanation" / "published_tables.md").write_text(pages(content), "utf-8")
     for section, draw_it in (("stability", picture_of_stability), ("speed", picture_of_speed)):
@@ -439,8 +425,8 @@ def main() -> None:
         return
     if options.out is None:
         parser.error("--out, or --draw")
-    header = measuring.header("published", measuring.cpu_name(), PACKAGES)
-    results = Results(options.out, resume=True, **header, quick=options.quick, threads=1)
+    about = header("published", cpu_name(), PACKAGES)
+    results = Results(options.out, resume=True, **about, quick=options.quick, threads=1)
     for part in options.part:
         results.begin(part)
         PARTS[part](results, "quick" if options.quick else "full")

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 import lowrank
-from benchmarks.common.measuring import cpu_name
+from benchmarks.common.results import cpu_name
 from lowrank import gallery
 
 QUICK = "--quick" in sys.argv

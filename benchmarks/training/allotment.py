@@ -12,7 +12,7 @@ from dataclasses import asdict
 import torch
 
 from benchmarks import ROOT
-from benchmarks.common import measuring
+from benchmarks.common.results import write_json
 from benchmarks.training import data
 from benchmarks.training.model import Shape, loss_of, short, split
 
@@ -26,7 +26,7 @@ def allotted(corpus: str, rank: int) -> list[int]:
     asked = {"rank": rank, "steps": STEPS, "batches": BATCHES, "model": asdict(Shape())}
     if not path.exists():
         found = shares_of_signal(corpus)
-        measuring.write_json(path, asked | {"ranks": bought(found, rank)})
+        write_json(path, asked | {"ranks": bought(found, rank)})
     content = json.loads(path.read_text("utf-8"))
     if any(content[key] != value for key, value in asked.items()):
         message = f"{path} is for {content}: move it away."

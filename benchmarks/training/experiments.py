@@ -29,7 +29,8 @@ import torch
 from torch import distributed
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.common import measuring
+from benchmarks.common.measuring import interleaved, told
+from benchmarks.common.results import write_json
 from benchmarks.training import data
 from benchmarks.training.methods import METHODS, Optimizers, Setting
 from benchmarks.training.model import (
@@ -109,7 +110,7 @@ def e2(asked: Asked) -> Iterator[Row]:
         U = torch.linalg.svd(G, full_matrices=False)[0]
         exact = time.perf_counter() - start
         for r in ranks:
-            timings = measuring.interleaved(
+            timings = interleaved(
                 {
                     name: lambda _, find=find, G=G, r=r: find(G, r)
                     for name, find in BASES.items()
@@ -388,7 +389,7 @@ def resumed(rank: int, asked: Asked, name: str, path: Path, safely: bool) -> str
     try:
         weights, states, numbers = torch.load(path, weights_only=safely)
     except Exception as error:
-        return f"error: {measuring.told(error)[:60]}"
+        return f"error: {told(error)[:60]}"
     model.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
@@ -412,7 +413,7 @@ def e8(asked: Asked) -> Iterator[Row]:
             for optimizer in optimizers:
                 optimizer.step()
         except Exception as raised:
-            error = measuring.told(raised)[:60]
+            error = told(raised)[:60]
         after = [p.detach() for p in model.parameters()]
         changed = sum(not torch.equal(a, b) for a, b in zip(before, after, strict=True))
         bad = sum(not bool(torch.isfinite(p).all()) for p in after)
@@ -639,9 +640,9 @@ def perform(protocol: Protocol, corpus: str, only: str | None, *, large: bool) -
             rows = list(experiment(asked))
         except Exception as error:
             failed += 1
-            print(f"{name} failed: {measuring.told(error)}", file=sys.stderr, flush=True)
+            print(f"{name} failed: {told(error)}", file=sys.stderr, flush=True)
             continue
         about |= {"wall_seconds": time.perf_counter() - start, "rows": rows}
-        measuring.write_json(RESULTS / protocol.folder / "experiments" / f"{name}.json", about)
+        write_json(RESULTS / protocol.folder / "experiments" / f"{name}.json", about)
         print(f"{name}: {len(rows)} rows in {about['wall_seconds']:.0f} s", flush=True)
     return failed

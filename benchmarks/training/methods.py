@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common.measuring import module_of
+from benchmarks.common.libraries import module_of
 from benchmarks.training.allotment import allotted
 from benchmarks.training.model import Parts
 from benchmarks.training.muon import Orthonormalized

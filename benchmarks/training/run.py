@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from benchmarks import ROOT
-from benchmarks.common import measuring
+from benchmarks.common.measuring import told
+from benchmarks.common.results import cpu_name, header, write_json
 from benchmarks.training import data
 from benchmarks.training.methods import METHODS, Setting
 from benchmarks.training.model import Shape, held_out_loss, loss_of, split, state_bytes
@@ -173,7 +174,7 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    found = measuring.header("training", measuring.cpu_name(), (*PACKAGES, *packages))
+    found = header("training", cpu_name(), (*PACKAGES, *packages))
     return found | {"threads": torch.get_num_threads()}
 
 
@@ -189,7 +190,7 @@ def perform(run: Run) -> None:
         "protocol": run.protocol.about(),
     }
     content |= train(run)
-    measuring.write_json(run.path, content)
+    write_json(run.path, content)
     told = f"{content['held_out']:.4f} nats per byte, {content['wall_seconds']:.0f} s"
     print(f"{run.corpus} {run.path.stem}: {told}", flush=True)
 
@@ -286,7 +287,7 @@ def _take(run: Run, failed: set[str]) -> bool:
             perform(run)
         except Exception as error:
             failed.add(run.method)
-            print(f"{run.path.stem} failed: {measuring.told(error)}", file=sys.stderr, flush=True)
+            print(f"{run.path.stem} failed: {told(error)}", file=sys.stderr, flush=True)
         return True
 
 

@@ -1,0 +1,238 @@
+"""The part of the page that is of benchmarks/machines/cpu.py."""
+
+from benchmarks.common.tables import Key, Row, crossed, duration, number, size, small, table, unique
+from benchmarks.report.comparisons import LOSSES, losses_table
+from benchmarks.report.goals import ELSEWHERE, cpu_goals, unless_missed
+from benchmarks.report.rows import (
+    ARRAYS,
+    DTYPES,
+    PRODUCT,
+    PRODUCTS,
+    SPECTRA,
+    by_method,
+    label,
+    machine,
+    measured,
+    one,
+    section,
+    select,
+)
+
+
+def by_case(row: Row) -> Key:
+    return SPECTRA.index(row["spectrum"]), row["dtype"], f"{row['spectrum']}, {row['dtype']}"
+
+
+def error_cell(row: Row) -> str:
+    if row["error"] is None:
+        return "–"
+    over = row["over_best"]
+    return f"({small(row['error'])})" if over is None else number(over, 3)
+
+
+def fixed_rank(rows: list[Row]) -> list[str]:
+    found, lines = measured(rows, section="fixed rank"), []
+    if not found:
+        return []
+    for arrays, title in ARRAYS.items():
+        mine = sorted(select(found, arrays=arrays), key=by_case)
+        lengths = {base: spread_of(mine, base) for base in (PRODUCT, PRODUCTS)}
+        for tasks, base in ((("basis",), PRODUCT), (("qb", "svd"), PRODUCTS)):
+            chosen = [row for row in mine if row["task"] in tasks]
+            lines += [f"{title}, time relative to {base} ({lengths[base]}):", ""]
+            lines += crossed(chosen, by_method, by_case, lambda row: number(row["ratio"]), title)
+        chosen = [row for row in mine if row["task"] != "product"]
+        lines += [f"{title}, error divided by the best possible:", ""]
+        lines += crossed(chosen, by_method, by_case, error_cell, title)
+    text = (
+        f"All methods compute rank {found[0]['k']} of a {size(found[0]['shape'])} matrix, without "
+        "power iterations or oversampling. The singular values of *flat* are all one, those of "
+        "*fast* are exp(−j/7), and those of *slow* 1/j². Errors are divided by the best possible "
+        "at that rank. If that is below rounding, they are relative to the norm of A and in "
+        "parentheses. Without power iterations, no method is closer to the best."
+    )
+    return section(found, "At a fixed rank", text, lines)
+
+
+def spread_of(rows: list[Row], method: str) -> str:
+    seconds = [row["seconds"] for row in measured(rows, method=method)]
+    return f"{duration(min(seconds))} to {duration(max(seconds))}" if seconds else "not measured"
+
+
+def adaptive(rows: list[Row]) -> list[str]:
+    lines = [
+        [
+            ARRAYS[row["arrays"]],
+            f"{row['spectrum']}, {row['dtype']}",
+            small(row["rtol"]),
+            str(row["rank"]),
+            str(row["products"]),
+            number(row["ratio"]),
+            small(row["error"]),
+        ]
+        for row in measured(rows, section="adaptive", task="adaptive")
+    ]
+    head = ["arrays", "case", "tolerance", "rank found", "products", "time ratio", "true error"]
+    text = (
+        "The table compares `lowrank.range_finder(A, rtol=…)`, on the same matrices, with "
+        "`lowrank.range_finder(A, rank)` at the rank that it found. The search also computes the "
+        "norm of A and the products that certify the error. *Products* counts the columns that "
+        "were multiplied; tolerance and error are relative to the norm of A."
+    )
+    return section(lines, "To a tolerance", text, table(head, lines, left=2))
+
+
+def svds(rows: list[Row]) -> list[str]:
+    found = select(rows, section="svd")
+    if not found:
+        return []
+    lines = [
+        "### Truncated SVD",
+        "",
+        (
+            f"Each method computes rank {found[0]['k']} of a {size(found[0]['shape'])} matrix with "
+            "the singular values 1/j², with its defaults or with the options beside its name. "
+            "Randomized methods make two power iterations unless stated otherwise (scikit-learn "
+            "makes more by default). Times are relative to `lowrank.svd`: above 1, `lowrank.svd` "
+            "is faster. Errors are divided by the best possible, minus 1."
+        ),
+        "",
+    ]
+    for arrays, title in ARRAYS.items():
+        mine = select(found, arrays=arrays)
+        body = []
+        for library, method in unique((row["library"], row["method"]) for row in mine):
+            cells = []
+            for dtype in DTYPES:
+                row = one(mine, library=library, method=method, dtype=dtype)
+                cells += ["–", "–"] if row is None else [number(row["ratio"]), excess(row)]
+            body.append([label({"library": library, "method": method}), *cells])
+        times = [one(mine, library="lowrank", method="svd", dtype=dtype) for dtype in DTYPES]
+        head = [title]
+        for dtype, row in zip(DTYPES, times, strict=True):
+            head += [f"{dtype}: time" + (f" ({duration(row['seconds'])})" if row else ""), "error"]
+        lines += table(head, body)
+    return lines + skipped(found)
+
+
+def excess(row: Row) -> str:
+    """How far the error is above the best possible one."""
+    over = row.get("over_best")
+    if over is None:
+        return "–"
+    above = over - 1.0
+    return f"{above:.0e}" if above > 1e-9 else "0"
+
+
+def skipped(rows: list[Row]) -> list[str]:
+    reasons = unique(
+        f"{label(row)} ({row['dtype']}): {row['skipped']}" for row in rows if row["skipped"]
+    )
+    return ["Not measured: " + "; ".join(reasons) + ".", ""] if reasons else []
+
+
+def qrs(rows: list[Row]) -> list[str]:
+    found = measured(rows, section="qr")
+
+    def case(row: Row) -> Key:
+        return (f"{size(row['shape'])}, {row['dtype']}",)
+
+    def method(row: Row) -> Key:
+        if row["library"] == "lowrank":
+            return (f"`lowrank.qr` on {ARRAYS[row['arrays']]}",)
+        return (f"`{row['library']}.{row['method']}`",)
+
+    def time(row: Row) -> str:
+        return duration(row["seconds"]) if row["library"] == "lowrank" else number(row["ratio"])
+
+    def accuracy(row: Row) -> str:
+        return f"{small(row['orthogonality'])}, {small(row['error'])}"
+
+    text = (
+        "The matrices are Gaussian. The table shows the time of `lowrank.qr`, and the times of the "
+        "others relative to it on the same arrays: above 1, `lowrank.qr` is faster."
+    )
+    lost = "Loss of orthogonality ‖QᵀQ − I‖ and residual ‖A − QR‖/‖A‖, in the Frobenius norm:"
+    times = crossed(found, case, method, time, "time")
+    accuracies = crossed(found, case, method, accuracy, "accuracy")
+    return section(found, "QR", text, [*times, lost, "", *accuracies])
+
+
+def growth(content: Row, picture: str | None) -> list[str]:
+    lines = [
+        [
+            f"`{fit['method']}`" if "," not in fit["method"] else "`range_finder`, adaptive",
+            fit["axis"],
+            f"{fit['sizes'][0]} to {fit['sizes'][-1]}",
+            number(fit["slope"]),
+            number(fit["products_slope"]),
+        ]
+        for fit in content["fits"]
+    ]
+    head = ["on NumPy, float64", "against", "sizes", "exponent of time", "of the products' flops"]
+    pictures = [f"![Time against m, n and k]({picture})", ""] if picture else []
+    text = (
+        "Time grows as a power of each size. The exponents are least-squares slopes of the "
+        "logarithms, with the other sizes fixed. The flops of the products are counted. The "
+        "adaptive range finder multiplies the columns of one error estimate more than it keeps, "
+        "which matters less at larger rank; hence its exponent below 1 in k."
+    )
+    return section(lines, "Growth", text, [*pictures, *table(head, lines, left=3)])
+
+
+def memory(content: Row) -> list[str]:
+    by_size: dict[Key, dict[str, float]] = {}
+    for entry in content["memory"]:
+        key = size(entry["shape"]), entry["k"]
+        by_size.setdefault(key, {})[entry["method"]] = entry["fraction"]
+    methods = unique(entry["method"] for entry in content["memory"])
+    lines = [
+        [shape, str(k), *(f"{100 * cells[method]:.0f} %" for method in methods)]
+        for (shape, k), cells in by_size.items()
+    ]
+    text = (
+        "The table shows the peak memory of NumPy beyond A, including the results, as a share of "
+        "the documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with error "
+        "estimates from b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k "
+        "includes the oversampling."
+    )
+    head = ["shape", "rank", *(f"`{name}`" for name in methods)]
+    return section(lines, "Memory", text, table(head, lines))
+
+
+def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
+    rows = content["rows"]
+    told = "Times relative to the bare products: a dot for each method, matrix and dtype"
+    plot = [f"![{told}]({pictures['ratios']})", ""] if "ratios" in pictures else []
+    return [
+        f"## On a CPU: {content['machine']['device']}",
+        "",
+        *machine(content),
+        "### Goals",
+        "",
+        (
+            "Each goal is a ratio of times. The table shows the smallest and the largest ratio "
+            "over all dtypes and the matrices *flat* and *fast* (*slow* and *fast* for "
+            f"tolerances; see below). The worst case decides. {ELSEWHERE}"
+        ),
+        "",
+        *table(["goal", "measured", "worst case", ""], unless_missed(cpu_goals(rows))),
+        *plot,
+        *fixed_rank(rows),
+        *adaptive(rows),
+        *svds(rows),
+        *qrs(rows),
+        *growth(content, pictures.get("growth")),
+        *memory(content),
+        "### Where lowrank loses",
+        "",
+        LOSSES,
+        "",
+        *losses_table(rows),
+        *failures(content),
+    ]
+
+
+def failures(content: Row) -> list[str]:
+    found = content.get("failures")
+    return ["Failed: " + "; ".join(found) + ".", ""] if found else []

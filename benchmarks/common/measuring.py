@@ -5,7 +5,7 @@ Only the standard library is imported here.
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
@@ -175,3 +175,47 @@ def measure(
         timing.result = None
         named = {"library": call.library, "method": call.method, "task": call.task}
         results.add(**{**group, **named, **columns})
+
+
+def grown_and_at_once(
+    method: Callable[..., Any], A: Any, rtol: float, rank: int = 1
+) -> tuple[Callable[[int], Any], Callable[[int], Any]]:
+    """Calls to a tolerance, and of the rank that the last of them found, at first `rank`."""
+    ranks = [rank]
+
+    def grown(seed: int) -> Any:
+        found = method(A, rtol=rtol, rng=seed)
+        ranks.append(found.rank)
+        return found
+
+    def at_once(seed: int) -> Any:
+        return method(A, ranks[-1], rng=seed)
+
+    return grown, at_once
+
+
+def in_turn(
+    calls: Mapping[str, Callable[[int], Any]],
+    repeats: int,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    once: Container[str] = (),
+    look: Callable[[str, Any], Any] = lambda *_: None,
+) -> dict[str, list[float]]:
+    """Seconds of calls that take turns, after a first one of each that does not count.
+
+    The argument of a call is the number of its repeat; those in `once` have one. `look` gets what
+    each has returned.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in calls}
+    for repeat in range(repeats + 1):
+        for name, call in calls.items():
+            if repeat > 1 and name in once:
+                continue
+            start = clock()
+            found = call(repeat)
+            duration = clock() - start
+            if repeat:
+                seconds[name].append(duration)
+                look(name, found)
+    return seconds

@@ -18,8 +18,8 @@ def scripts():
         pytest.skip("the benchmarks are not part of this source distribution")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(ROOT)
-        names = ("common.measuring", "common.results", "machines.gpu_model", "machines.gpu")
-        names += ("report.__main__",)
+        names = ("common.measuring", "common.results", "machines.gpu.__main__")
+        names += ("machines.gpu.functions", "machines.gpu.model", "report.__main__")
         yield {name: importlib.import_module(f"benchmarks.{name}") for name in names}
 
 
@@ -30,7 +30,7 @@ def files(scripts):
 
 @pytest.fixture
 def model(scripts):
-    return scripts["machines.gpu_model"]
+    return scripts["machines.gpu.model"]
 
 
 @pytest.fixture
@@ -154,7 +154,7 @@ def test_code_is_what_is_no_comment(files):
     ],
 )
 def test_tests_are_counted(scripts, shown, counts):
-    assert tuple(scripts["machines.gpu"].counts(shown).values()) == counts
+    assert tuple(scripts["machines.gpu.functions"].counts(shown).values()) == counts
 
 
 # -- the page --------------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_the_page_says_what_is_older_than_the_code(files, report, tmp_path):
 
 
 def test_parts_run_on_a_cpu(scripts, files, model):
-    gpu = scripts["machines.gpu"]
+    gpu = scripts["machines.gpu.__main__"]
     results = files.Results(None, **HEADER)
     budget = scripts["common.measuring"].Budget(60.0)
     device = torch.device("cpu")

@@ -21,6 +21,14 @@ def asked_device(name: str, trial: str = "--device cpu") -> tuple[Any, str]:
     return device, torch.cuda.get_device_name(device)
 
 
+def synchronise(device: Any) -> None:
+    """Wait for a GPU; nothing else has work that is not done."""
+    import torch  # noqa: PLC0415
+
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
 def host_reads(call: Callable[[], Any]) -> int:
     """How often `call` reads a value of a torch tensor, and so waits for the device.
 

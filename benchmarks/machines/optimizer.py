@@ -5,7 +5,7 @@
 
 Needs PyTorch; galore-torch is used where it is installed. Takes about five minutes on two cores.
 Nothing else should run meanwhile. `--device cuda --dtype bfloat16` measures on a GPU;
-benchmarks/machines/gpu.py does so. Sections of the rows:
+benchmarks/machines/gpu does so. Sections of the rows:
 
 - "step": steps alone of one transformer block, over a whole cycle of refreshes (every 200 steps),
   in turn, and beside them the two products of every weight that low rank can't do without.

@@ -2,8 +2,8 @@
 
     python -m benchmarks.report [--results benchmarks/results] [--out docs]
 
-Reads the newest file of each kind and device among the results of benchmarks/machines/cpu.py,
-benchmarks/machines/gpu.py and benchmarks/machines/optimizer.py, and writes benchmarks.md and
+Reads the newest file of each kind and device among the results of benchmarks/machines/cpu,
+benchmarks/machines/gpu and benchmarks/machines/optimizer.py, and writes benchmarks.md and
 _static/benchmarks-*.svg. Needs matplotlib.
 Everything on the page follows from these files, and from the code that it is compared to: run it
 again after every new one.

@@ -1,4 +1,4 @@
-"""The part of the page that is of benchmarks/machines/cpu.py."""
+"""The part of the page that is of benchmarks/machines/cpu."""
 
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, small, table, unique
 from benchmarks.report.comparisons import LOSSES, losses_table

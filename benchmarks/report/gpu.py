@@ -1,4 +1,4 @@
-"""The part of the page that is of benchmarks/machines/gpu.py."""
+"""The part of the page that is of benchmarks/machines/gpu."""
 
 import math
 import re
@@ -86,7 +86,7 @@ def gpu_predictions(content: Row) -> list[str]:
     fit = content.get("model") or {"rows": 0, "within_30_percent": 0}
     text = (
         "Times in parentheses are predictions by a model of what the host launches and the device "
-        "computes (`benchmarks/machines/gpu_model.py`), with constants that were fitted to "
+        "computes (`benchmarks/machines/gpu/model.py`), with constants that were fitted to "
         f"{' or '.join(unique(row['predicted_by'] for row in found))}. Of {len(found)} predictions "
         f"{near} are within 30 % of the time, and of {fit['rows']} rows that the model was fitted "
         f"to afterwards {fit['within_30_percent']}."

@@ -1,4 +1,4 @@
-"""The plots of what benchmarks/machines/cpu.py measured."""
+"""The plots of what benchmarks/machines/cpu measured."""
 
 from pathlib import Path
 

@@ -37,8 +37,8 @@ from typing import Any
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.common.devices import asked_device
-from benchmarks.common.libraries import module_of
+from benchmarks.common import libraries
+from benchmarks.common.devices import asked_device, synchronise
 from benchmarks.common.measuring import told
 from benchmarks.common.results import Results, header
 from benchmarks.training.data import stdlib
@@ -89,9 +89,8 @@ def methods(rank: int) -> dict[str, Method]:
         )
 
     def galore(model: torch.nn.Module) -> Any:
-        cls = module_of("galore_torch", "adamw").AdamW
         told = {"rank": rank, "update_proj_gap": EVERY, "scale": 1.0, "proj_type": "std"}
-        return cls(groups(model, **told), no_deprecation_warning=True, **ADAM)
+        return libraries.galore(groups(model, **told), **ADAM)
 
     return {
         "AdamW, foreach": adamw(foreach=True),
@@ -138,10 +137,6 @@ class Bench:
     seconds: float
     text: torch.Tensor
 
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def peak(self) -> int | None:
         """The largest number of bytes allocated since the last call."""
         if self.device.type != "cuda":
@@ -167,16 +162,16 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
             stack.enter_context(opt.step_in_backward())
         for _ in range(bench.steps):
             windows = bench.windows(generator)
-            bench.synchronise()
+            synchronise(bench.device)
             bench.peak()
             begun = time.perf_counter()
             loss = loss_of(model, windows)
             loss.backward()
-            bench.synchronise()
+            synchronise(bench.device)
             before = time.perf_counter()
             opt.step()
             opt.zero_grad()
-            bench.synchronise()
+            synchronise(bench.device)
             ended = time.perf_counter()
             whole.append(ended - begun)
             alone.append(ended - before)

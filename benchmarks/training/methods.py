@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.common import libraries
 from benchmarks.common.libraries import module_of
 from benchmarks.training.allotment import allotted
 from benchmarks.training.model import Parts
@@ -92,9 +93,7 @@ def projected(
 
 
 def galore(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
-    cls = module_of("galore_torch", "adamw").AdamW
-    groups = projected(parts, setting, **options)
-    return [cls(groups, no_deprecation_warning=True, **setting.adam)]
+    return [libraries.galore(projected(parts, setting, **options), **setting.adam)]
 
 
 def apollo(parts: Parts, setting: Setting, **options: Any) -> Optimizers:

@@ -38,7 +38,7 @@ def over(rows, name, other, columns):
 
 
 def test_table(script, figures):
-    made = script.table(figures)
+    made = script.page(figures)
     assert re.sub(r"[\d.]+", "#", made) == re.sub(r"[\d.]+", "#", TABLE)
     assert numbers(made) == pytest.approx(numbers(TABLE), rel=1e-2)
 

@@ -1,7 +1,8 @@
 """Tables in Markdown, and the numbers in them."""
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 Row = dict[str, Any]
@@ -44,6 +45,15 @@ def table(head: list[str], lines: list[list[str]], *, left: int = 1) -> list[str
     """A table whose first `left` columns hold words, the others numbers."""
     rule = [":---"] * left + ["---:"] * (len(head) - left)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
+
+
+def print_table(rows: Iterator[Iterable[Any]], *, words: Container[str] | None = None) -> None:
+    """The head, and each row as soon as it is known; the first column is words, or those named."""
+    head = list(next(rows))
+    words = head[:1] if words is None else words
+    rule = [":---" if name in words else "---:" for name in head]
+    for cells in chain((head, rule), rows):
+        print(f"| {' | '.join(map(str, cells))} |", flush=True)
 
 
 def crossed(

@@ -35,5 +35,5 @@ def test_counts_are_exact(world, model, m, n, k, q):
 
 
 def test_the_table_of_the_documentation_is_that_of_the_script(model):
-    text = model.table(2.0**20, 2**14, 256, [1, 4, 64, 4096], model.Machine())
+    text = model.page(2.0**20, 2**14, 256, [1, 4, 64, 4096], model.Machine())
     assert model.TABLE.read_text(encoding="utf-8") == text

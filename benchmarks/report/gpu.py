@@ -5,10 +5,11 @@ import re
 from collections.abc import Callable
 
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, small, table, unique
-from benchmarks.report.comparisons import LOSSES, losses_table
-from benchmarks.report.goals import ELSEWHERE, gpu_goals, unless_missed
+from benchmarks.report.comparisons import losses_section
+from benchmarks.report.goals import goals_met, gpu_goals
 from benchmarks.report.optimizers import optimizer_sections
-from benchmarks.report.rows import SECTIONS, by_code, by_method, machine, measured, section, select
+from benchmarks.report.rows import SECTIONS, by_code, by_method, machine, measured, select
+from benchmarks.report.texts import section
 
 
 def gpu_page(content: Row) -> list[str]:
@@ -19,11 +20,7 @@ def gpu_page(content: Row) -> list[str]:
         *machine(content),
         *older(rows),
         *tests_of(content),
-        "### Goals on this GPU",
-        "",
-        ELSEWHERE,
-        "",
-        *table(["goal", "worst case", ""], unless_missed(gpu_goals(rows))),
+        *goals_met("Goals on this GPU", gpu_goals(rows), ["goal", "worst case", ""]),
         *gpu_predictions(content),
         *gpu_published(rows),
         *gpu_tolerances(rows),
@@ -33,11 +30,7 @@ def gpu_page(content: Row) -> list[str]:
         *gpu_functions(rows),
         *gpu_steps(rows),
         *optimizer_sections(rows),
-        "### Where lowrank loses on this GPU",
-        "",
-        LOSSES,
-        "",
-        *losses_table(rows),
+        *losses_section(rows, " on this GPU"),
     ]
 
 
@@ -84,26 +77,12 @@ def gpu_predictions(content: Row) -> list[str]:
     found = [row for row in measured(content["rows"]) if row.get("predicted")]
     near = sum(abs(math.log(row["predicted"] / row["seconds"])) < math.log(1.3) for row in found)
     fit = content.get("model") or {"rows": 0, "within_30_percent": 0}
-    text = (
-        "Times in parentheses are predictions by a model of what the host launches and the device "
-        "computes (`benchmarks/machines/gpu/model.py`), with constants that were fitted to "
-        f"{' or '.join(unique(row['predicted_by'] for row in found))}. Of {len(found)} predictions "
-        f"{near} are within 30 % of the time, and of {fit['rows']} rows that the model was fitted "
-        f"to afterwards {fit['within_30_percent']}."
-    )
-    return section(found, "Predictions", text, [])
+    by = " or ".join(unique(row["predicted_by"] for row in found))
+    return section(found, "Predictions", [], by=by, count=len(found), near=near, **fit)
 
 
 def gpu_published(rows: list[Row]) -> list[str]:
     found = sorted(measured(rows, section="published"), key=lambda row: (row["shape"], row["k"]))
-    text = (
-        "The matrices are Gaussian, in float32; there are no power iterations. Beside our times "
-        "are those of C. Penke and A. Herten (A GPU-accelerated blocked adaptive randomized range "
-        "finder based on an implicit Householder QR decomposition, 2026), **measured on another "
-        "machine**, probably a Grace Hopper. *With B* is their range finder, which grows by blocks "
-        "and also computes B, as `lowrank.RangeFinder.reach` does, and `lowrank.qb` in one block. "
-        "*Fixed rank* uses cuSOLVER and does not compute B, as `lowrank.range_finder`."
-    )
     both = [
         {**row, "method": name, "library": "theirs", "seconds": row[key], "predicted": None}
         for row in found
@@ -113,7 +92,7 @@ def gpu_published(rows: list[Row]) -> list[str]:
     both = sorted([*both, *found], key=lambda row: (row["shape"], row["k"]))
 
     lines = crossed(both, lambda row: by_matrix(row)[1:], by_method, timed)
-    return section(found, "The published grid", text, lines)
+    return section(found, "The published grid", lines)
 
 
 def gpu_tolerances(rows: list[Row]) -> list[str]:
@@ -127,13 +106,8 @@ def gpu_tolerances(rows: list[Row]) -> list[str]:
         error = small(row["error"]) + ("*" if row["converged"] is False else "")
         return f"{timed(row)}; {row['rank']}; {number(row['ratio'])}; {error}"
 
-    text = (
-        "The table compares `lowrank.svd` to a tolerance with `lowrank.svd` at the rank that it "
-        "found. Each cell shows the time, the rank, the time relative to the fixed rank, and the "
-        "error (*: not certified)."
-    )
     lines = crossed(found, matrix, by_code, cell, "matrix, tolerance")
-    return section(found, "To a tolerance on this GPU", text, lines)
+    return section(found, "To a tolerance on this GPU", lines)
 
 
 def gpu_matrices(rows: list[Row]) -> list[str]:
@@ -147,12 +121,10 @@ def gpu_matrices(rows: list[Row]) -> list[str]:
             lines += crossed(select(rows, dtype=dtype), by_method, by_matrix, cell, dtype)
         return lines
 
-    text = "Times are relative to as many products with A as the method makes; those of full SVDs"
-    text += " are relative to a single product."
     ratios = tables(found, lambda row: number(row["ratio"]))
     return [
-        *section(found, "Time over the bare products", text, ratios),
-        *section(known, "Times", "These are the times of the same calls.", tables(known, timed)),
+        *section(found, "Time over the bare products", ratios),
+        *section(known, "Times", tables(known, timed)),
     ]
 
 
@@ -166,10 +138,8 @@ def gpu_panels(rows: list[Row]) -> list[str]:
         figures = f"{number(row['ratio'])}; {small(row['orthogonality'])}"
         return f"{figures}; {timed(row)}" if row.get("predicted") else figures
 
-    text = "Each cell shows the time relative to `torch.linalg.qr`, and the loss of orthogonality "
-    text += "‖QᴴQ − I‖."
     lines = crossed(found, sketch, by_code, cell, "sketch")
-    return section(found, "Orthonormal columns of a sketch", text, lines)
+    return section(found, "Orthonormal columns of a sketch", lines)
 
 
 def gpu_small(rows: list[Row]) -> list[str]:
@@ -179,12 +149,10 @@ def gpu_small(rows: list[Row]) -> list[str]:
         lost = row["orthogonality"]
         return timed(row) + ("" if lost is None else f"; {small(lost)}")
 
-    text = "The matrices are Gram matrices of order k. Each cell shows the time, and the loss of "
-    text += "orthogonality ‖QᴴQ − I‖."
     lines = crossed(found, by_method, lambda row: (f"k = {row['k']}",), cell)
     rates = [[row["method"], timed(row)] for row in measured(rows, section="rate")]
     lines += table(["rates", "time"], rates) if rates else []
-    return section(found, "Small decompositions", text, lines)
+    return section(found, "Small decompositions", lines)
 
 
 def gpu_functions(rows: list[Row]) -> list[str]:
@@ -203,9 +171,8 @@ def gpu_functions(rows: list[Row]) -> list[str]:
 
     shown = [row for row in found if row["method"] != "all"]
     lines = [f"- Not {of} of {on} ({', '.join(d)}): {why}" for (of, on, why), d in reasons.items()]
-    text = "Each cell counts the dtypes that work, of those in [the reference](reference.md)."
     tables = crossed(shown, by_code, lambda row: (row["arrays"],), cell)
-    return section(found, "All functions", text, [*tables, *lines, ""])
+    return section(found, "All functions", [*tables, *lines, ""])
 
 
 def gpu_steps(rows: list[Row]) -> list[str]:
@@ -216,8 +183,4 @@ def gpu_steps(rows: list[Row]) -> list[str]:
         for row in found
     ]
     head = ["step", "time", "over AdamW, fused", "operations", "numbers read by the host"]
-    text = (
-        "The weights are those of a Llama of 130M in bfloat16: 84 matrices, compressed to rank 192 "
-        "unless another rank is named, and 27 other weights."
-    )
-    return section(found, "Steps of a Llama", text, table(head, lines))
+    return section(found, "Steps of a Llama", table(head, lines))

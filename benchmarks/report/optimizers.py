@@ -1,8 +1,9 @@
 """The parts of the page that are of benchmarks/machines/optimizer.py and llama.py."""
 
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, table, unique
-from benchmarks.report.goals import ELSEWHERE, optimizer_goals, unless_missed
+from benchmarks.report.goals import goals_met, optimizer_goals
 from benchmarks.report.rows import machine, measured, one, select
+from benchmarks.report.texts import text
 
 
 def llama_page(content: Row) -> list[str]:
@@ -20,14 +21,7 @@ def llama_page(content: Row) -> list[str]:
         f"## Training a Llama of {plan['size'].upper()} weights: {content['machine']['device']}",
         "",
         *machine(content),
-        (
-            f"The model is trained in bfloat16, with {plan['batch']}×{plan['length']} tokens per "
-            "step. galore-torch refreshes all bases in the first step; LowRank spreads all "
-            "refreshes but the first over the steps. "
-            f"Each method ran for {plan['seconds']:g} s after the first step, so the losses belong "
-            "to different numbers of steps and cannot be compared. "
-            "`python -m benchmarks.machines.llama` repeats the measurement."
-        ),
+        text("Llama", **plan),
         "",
         *table(head, body),
     ]
@@ -70,18 +64,8 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
         for row in steps
     ]
     return [
-        "### Goals of the optimizer",
-        "",
-        ELSEWHERE,
-        "",
-        *table(["goal", "measured", ""], unless_missed(optimizer_goals(rows))),
-        (
-            f"The model is one transformer block with {base['numbers']:,} weights. The rank is "
-            f"{base['rank']} = k/8, and bases are refreshed every {base['repeats']} steps; times "
-            "are means over such a cycle. The bare products are the two that low-rank state needs "
-            "for every weight, QᵀG and QX. Arithmetic limits them, while memory limits AdamW, so "
-            "their ratio depends on the machine."
-        ),
+        *goals_met("Goals of the optimizer", optimizer_goals(rows), ["goal", "measured", ""]),
+        text("Optimizer", **base),
         "",
         *table(head, lines),
         *training_table(measured(rows, section="training")),
@@ -114,13 +98,8 @@ def refresh_table(rows: list[Row]) -> list[str]:
     def cell(row: Row) -> str:
         return f"{number(1.0 / row['ratio'])} ×; {row['captured']:.3f}"
 
-    text = (
-        f"The table is for one basis of rank {rows[0]['rank']} of a {size(rows[0]['shape'])} "
-        f"matrix in {rows[0]['dtype']}. Each cell shows how many times faster it is than "
-        "`torch.linalg.svd`, and the energy that it captures, relative to that of the SVD."
-    )
     table = crossed(rows, by_name, lambda row: (row["spectrum"],), cell, "singular values")
-    return [text, "", *table]
+    return [text("Refresh", **rows[0] | {"shape": size(rows[0]["shape"])}), "", *table]
 
 
 def counts_table(rows: list[Row]) -> list[str]:
@@ -135,9 +114,6 @@ def counts_table(rows: list[Row]) -> list[str]:
     kept = [place for place, column in enumerate(zip(*lines, strict=True)) if {*column} != {"–"}]
     return [
         *table([head[at] for at in kept], [[line[at] for at in kept] for line in lines]),
-        (
-            "The numbers read include AdamW's step counts, one for every parameter or proxy. AdamW "
-            "keeps them on the host, so reading them does not wait for the device."
-        ),
+        text("Counts"),
         "",
     ]

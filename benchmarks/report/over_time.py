@@ -29,34 +29,12 @@ from benchmarks.common.plots import (
     write_beside,
 )
 from benchmarks.common.tables import number, table
+from benchmarks.report.texts import text
 
 COMMAND = "python -m benchmarks.report.over_time"
 Values = dict[tuple[str, str], float]
 TIMES, RATIOS, COUNTS = "times", "ratios", "counts"
-TITLES = {
-    RATIOS: (
-        "Ratios",
-        (
-            "These are ratios of interleaved times in one process, and of memory. If the unit "
-            "names the alternative without `lowrank`, a ratio below one is a gain."
-        ),
-    ),
-    COUNTS: (
-        "Independent of the machine",
-        (
-            "These are errors and ranks relative to the best possible, passes, columns multiplied, "
-            "operations that torch launches, numbers that are read from a device, and rounding."
-        ),
-    ),
-    TIMES: (
-        "Times",
-        (
-            "These are medians on one thread. Commits were measured one after another on a shared "
-            "machine, so a single figure may be off by half. Trust a change only if several rows "
-            "show it."
-        ),
-    ),
-}
+TITLES = {RATIOS: "Ratios", COUNTS: "Independent of the machine", TIMES: "Times"}
 # What the plot shows, by name: all on NumPy in double precision.
 SHOWN = {
     "bench_svd.Factorizations.time_svd": ("svd, rank", BLUE),
@@ -135,9 +113,10 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
     keys = sorted(key for key in measured[-1] if key[0] in units)
     calls = Counter(name.partition(".")[2] for name in {name for name, _ in keys})
     lines = []
-    for group, (title, text) in TITLES.items():
+    for group, title in TITLES.items():
         mine = [key for key in keys if kind(key[0], units[key[0]]["unit"]) == group]
-        lines += [f"## {title}", "", text, ""]
+        told = text("Times of commits" if group == TIMES else title)
+        lines += [f"## {title}", "", told, ""]
         head = ["benchmark", "of", *map(heading, found)]
         rows = [
             [
@@ -184,20 +163,9 @@ def page(folder: Path, out: Path) -> str:
             "",
             "# Over time",
             "",
-            (
-                "This page compares some commits. [asv](https://asv.readthedocs.io) measured all "
-                "of them with the benchmarks of the last one, in `benchmarks/suite`. A dash means "
-                "that a function did not exist or had other arguments. The matrices are small (up "
-                "to 1000×1000), so that the whole suite takes minutes; [Benchmarks](benchmarks.md) "
-                "has larger ones, and other libraries."
-            ),
+            text("Over time"),
             "",
-            (
-                f"{machine['cpu']}, {machine['num_cpu']} cores, one thread; Python "
-                f"{found[-1]['python']}, {needs}. All numbers, with their spread, are in "
-                f"`benchmarks/results/asv/{machine['machine']}`; `asv publish` and `asv preview` "
-                "show them as plots."
-            ),
+            text("Results of commits", python=found[-1]["python"], needs=needs, **machine),
             "",
             "```sh",
             f"printf '%s\\n' {commits} > commits",
@@ -221,9 +189,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
     begin_plots()
-    text = page(options.results, options.out)
-    (options.out / "over_time.md").write_text(text, "utf-8")
-    print(f"{options.out / 'over_time.md'} has {len(text.splitlines())} lines")
+    words = page(options.results, options.out)
+    (options.out / "over_time.md").write_text(words, "utf-8")
+    print(f"{options.out / 'over_time.md'} has {len(words.splitlines())} lines")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.common.results import sources
-from benchmarks.common.tables import Key, Row
+from benchmarks.common.tables import Key, Row, unique
+from benchmarks.report.texts import text
 
 DTYPES = ("float32", "float64")
 SPECTRA = ("flat", "fast", "slow")
@@ -18,11 +19,6 @@ RENAMED = {"orthonormalise": "orthonormalize", "_unasked_cholesky_qr": "_shifted
 
 # The day on which the range finder was written anew, for files that don't say what code is theirs.
 REBUILT = "2026-11-29"
-OLDER = (
-    "**Older than the code**: the range finder and everything that uses it were rewritten on "
-    f"{REBUILT}. [What a tolerance costs](explanation/tolerance.md) has current times on a CPU."
-)
-
 OF_OPTIMIZERS = ("step", "training", "refresh", "counts", "llama step")
 # What the sections of a GPU are of.
 SECTIONS = {
@@ -95,10 +91,6 @@ def label(row: Row) -> str:
     return f"{NAMES.get(row['library'], row['library'])} `{row['method']}`"
 
 
-def section(rows: Any, title: str, text: str, lines: Iterable[str]) -> list[str]:
-    return [f"### {title}", "", text, "", *lines] if rows else []
-
-
 def by_code(row: Row) -> Key:
     return (f"`{row['method']}`",)
 
@@ -112,27 +104,26 @@ def in_words(count: int, one_of: str) -> str:
 
 
 def machine(content: Row) -> list[str]:
-    versions = ", ".join(f"{key} {value}" for key, value in content["versions"].items() if value)
-    where = content["machine"]
-    device = where["device"]
-    host = "" if device == where["cpu"] else f", beside {where['cpu']}"
+    where, commit = content["machine"], str(content["commit"])
     settings = content.get("settings", {})
     names = [key for key, value in settings.items() if key.isupper() and value]
-    set_up = "".join(f", `{name}={settings[name]}`" for name in names)
-    told = [
-        (
-            f"{device}{host}, {in_words(where['cores'], 'core')}{set_up}; {versions}. "
-            f"Measured {content['date'][:10]} at commit `{str(content['commit'])[:12]}`"
-            f"{' with changes' if str(content['commit']).endswith('dirty') else ''}; "
-            f"all rows are in `benchmarks/results/{content['file']}`."
-        ),
-        "",
-    ]
+    told = text(
+        "Machine",
+        device=", beside ".join(unique([where["device"], where["cpu"]])),
+        cores=in_words(where["cores"], "core"),
+        settings="".join(f", `{name}={settings[name]}`" for name in names),
+        versions=", ".join(f"{key} {value}" for key, value in content["versions"].items() if value),
+        date=content["date"][:10],
+        commit=commit[:12],
+        changes=" with changes" if commit.endswith("dirty") else "",
+        file=content["file"],
+    )
+    lines = [told, ""]
     source, of = content.get("source"), "core" if content["kind"] == "cpu" else "optim"
     if content["kind"] != "gpu" and source is not None and source[of] != sources()[of]:
-        told += ["**Older than the code**: it has changed since the measurement.", ""]
+        lines += ["**Older than the code**: it has changed since the measurement.", ""]
     if content["kind"] in ("cpu", "llama") and source is None and content["date"] < REBUILT:
-        told += [OLDER, ""]
+        lines += [text("Rewritten", rebuilt=REBUILT), ""]
     if content.get("quick"):
-        told = ["**A quick trial on small matrices: no figure here means anything.**", "", *told]
-    return told
+        return ["**A quick trial on small matrices: no figure here means anything.**", "", *lines]
+    return lines

@@ -22,26 +22,15 @@ from typing import Any
 
 from benchmarks import ROOT, SOURCE
 
-# The keys that every row has, with the value of what was not measured.
-COLUMNS: dict[str, Any] = {
-    "section": None,
-    "library": None,
-    "dtype": None,
-    "shape": None,
-    "rank": None,
-    "spectrum": None,
-    "method": None,
-    "seconds": None,  # median
-    "fastest": None,
-    "repeats": 0,
-    "ratio": None,
-    "error": None,
-    "orthogonality": None,
-    "peak_bytes": None,
-    "kernels": None,
-    "host_reads": None,
-    "skipped": None,  # or the reason why nothing was measured
-}
+# The keys that every row has, with None for what was not measured: `seconds` are the median, and
+# `skipped` is the reason why nothing was measured.
+COLUMNS: dict[str, Any] = dict.fromkeys(
+    (
+        *("section", "library", "dtype", "shape", "rank", "spectrum", "method"),
+        *("seconds", "fastest", "repeats", "ratio", "error", "orthogonality"),
+        *("peak_bytes", "kernels", "host_reads", "skipped"),
+    )
+) | {"repeats": 0}
 
 
 class Results:

@@ -35,14 +35,13 @@ from statistics import fmean, median
 from typing import Any
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.common import libraries
 from benchmarks.common.devices import asked_device, synchronise
 from benchmarks.common.measuring import told
 from benchmarks.common.results import Results, header
 from benchmarks.training.data import stdlib
-from benchmarks.training.model import bytes_held, loss_of, split
+from benchmarks.training.model import bytes_held, llama, loss_of, split
 from lowrank.optim import LowRank, LowRankMomentum
 
 PACKAGES = ("torch", "transformers", "numpy", "array-api-compat", "galore-torch")
@@ -112,21 +111,6 @@ def words() -> torch.Tensor:
     return torch.tensor([frequent.get(word, 0) for word in found])
 
 
-def model_of(size: str, device: torch.device) -> torch.nn.Module:
-    hidden, intermediate, layers, heads = SIZES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=1024,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(device, torch.bfloat16)
-
-
 @dataclass
 class Bench:
     device: torch.device
@@ -151,7 +135,7 @@ class Bench:
 
 
 def train(bench: Bench, method: Method) -> dict[str, Any]:
-    model = model_of(bench.size, bench.device)
+    model = llama(VOCABULARY, *SIZES[bench.size]).to(bench.device, torch.bfloat16)
     opt = method.make(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     generator = torch.Generator().manual_seed(1)

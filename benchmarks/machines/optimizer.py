@@ -321,12 +321,7 @@ def counts(bench: Bench) -> None:
 
 
 def measure(
-    results: Results,
-    device: torch.device,
-    dtype: str,
-    *,
-    quick: bool,
-    budget: Budget | None = None,
+    results: Results, device: torch.device, dtype: str, *, quick: bool, budget: Budget | None = None
 ) -> None:
     """All parts in turn; one that fails, or for which no time is left, is a row that says so."""
     bench = Bench(results, device, dtype, quick=quick)

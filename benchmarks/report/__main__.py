@@ -21,7 +21,7 @@ from benchmarks.report.cpu import cpu_page
 from benchmarks.report.goals import missed_goals
 from benchmarks.report.gpu import gpu_page
 from benchmarks.report.optimizers import llama_page, optimizer_page
-from benchmarks.report.pictures import plots
+from benchmarks.report.pictures import pictures
 from benchmarks.report.rows import newest, select
 from benchmarks.report.texts import text
 
@@ -59,7 +59,7 @@ def page(files: list[Row], out: Path) -> str:
         found = select(files, kind=kind)
         for place, content in enumerate(found):
             suffix = f"-{place + 1}" if place else ""
-            lines += PAGES[kind](content, plots(content, out, suffix))
+            lines += PAGES[kind](content, pictures(content, out, suffix))
         if title is not None and not found:
             lines += [f"## {title}", "", text("Nothing"), "", *command(kind)]
     lines += missed_goals(files)

@@ -3,20 +3,21 @@
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, small, table, unique
 from benchmarks.report.comparisons import losses_section
 from benchmarks.report.goals import cpu_goals, goals_met
+from benchmarks.report.machine import machine
 from benchmarks.report.rows import (
     ARRAYS,
-    DTYPES,
     PRODUCT,
     PRODUCTS,
-    SPECTRA,
     by_method,
     label,
-    machine,
     measured,
     one,
     select,
 )
 from benchmarks.report.texts import section
+
+DTYPES = ("float32", "float64")
+SPECTRA = ("flat", "fast", "slow")
 
 
 def by_case(row: Row) -> Key:

@@ -7,8 +7,9 @@ from collections.abc import Callable
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, small, table, unique
 from benchmarks.report.comparisons import losses_section
 from benchmarks.report.goals import goals_met, gpu_goals
+from benchmarks.report.machine import machine
 from benchmarks.report.optimizers import optimizer_sections
-from benchmarks.report.rows import SECTIONS, by_code, by_method, machine, measured, select
+from benchmarks.report.rows import SECTIONS, by_code, by_method, measured, select
 from benchmarks.report.texts import section
 
 

@@ -2,7 +2,8 @@
 
 from benchmarks.common.tables import Key, Row, crossed, duration, number, size, table, unique
 from benchmarks.report.goals import goals_met, optimizer_goals
-from benchmarks.report.rows import machine, measured, one, select
+from benchmarks.report.machine import machine
+from benchmarks.report.rows import measured, one, select
 from benchmarks.report.texts import text
 
 

@@ -16,18 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import ROOT
-from benchmarks.common.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    begin_plots,
-    plain,
-    pyplot,
-    save,
-    write_beside,
-)
+from benchmarks.common import plots
 from benchmarks.common.tables import number, table
 from benchmarks.report.texts import text
 
@@ -37,11 +26,11 @@ TIMES, RATIOS, COUNTS = "times", "ratios", "counts"
 TITLES = {RATIOS: "Ratios", COUNTS: "Independent of the machine", TIMES: "Times"}
 # What the plot shows, by name: all on NumPy in double precision.
 SHOWN = {
-    "bench_svd.Factorizations.time_svd": ("svd, rank", BLUE),
-    "bench_svd.Factorizations.time_svd_to_tolerance": ("svd, tolerance", ORANGE),
-    "bench_rangefinder.RangeFinder.time_rank": ("range finder, rank", GREEN),
-    "bench_rangefinder.RangeFinder.time_tolerance": ("range finder, tolerance", BLACK),
-    "bench_householder.Square.time_qr": ("qr", GREY),
+    "bench_svd.Factorizations.time_svd": ("svd, rank", plots.BLUE),
+    "bench_svd.Factorizations.time_svd_to_tolerance": ("svd, tolerance", plots.ORANGE),
+    "bench_rangefinder.RangeFinder.time_rank": ("range finder, rank", plots.GREEN),
+    "bench_rangefinder.RangeFinder.time_tolerance": ("range finder, tolerance", plots.BLACK),
+    "bench_householder.Square.time_qr": ("qr", plots.GREY),
 }
 
 
@@ -132,7 +121,7 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
     measured = [values(content) for content in found]
-    figure, ax = pyplot().subplots(figsize=(8, 3.6), layout="constrained")
+    figure, ax = plots.pyplot().subplots(figsize=(8, 3.6), layout="constrained")
     ends = []
     for name, (told, color) in SHOWN.items():
         key = (name, "numpy float64")
@@ -143,12 +132,12 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
         ends.append((last[-1], told, x[-1], color))
     ax.set_ylim(bottom=0.0)
     ax.set_xlim(right=len(found) - 1)
-    write_beside(ax, ends)
+    plots.write_beside(ax, ends)
     ax.set_xticks(range(len(found)), [heading(content).replace("`", "") for content in found])
     ax.tick_params(axis="x", labelsize=8)
     ax.set_title("milliseconds, NumPy in double precision", loc="left", fontsize=10)
-    plain(ax)
-    save(figure, path)
+    plots.plain(ax)
+    plots.save(figure, path)
 
 
 def page(folder: Path, out: Path) -> str:
@@ -188,7 +177,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "asv")
     parser.add_argument("--out", type=Path, default=ROOT / "docs")
     options = parser.parse_args()
-    begin_plots()
+    plots.begin_plots()
     words = page(options.results, options.out)
     (options.out / "over_time.md").write_text(words, "utf-8")
     print(f"{options.out / 'over_time.md'} has {len(words.splitlines())} lines")

@@ -2,17 +2,7 @@
 
 from pathlib import Path
 
-from benchmarks.common.plots import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    plain,
-    pyplot,
-    save,
-    write_beside,
-)
+from benchmarks.common import plots
 from benchmarks.common.tables import Row, unique
 from benchmarks.report.rows import ARRAYS, NAMES, measured, select
 
@@ -27,7 +17,8 @@ def plot_ratios(content: Row, path: Path) -> bool:
     if not found:
         return False
     columns = list(ARRAYS)
-    figure, axes = pyplot().subplots(1, 2, figsize=(10, 3.4), sharex=True, layout="constrained")
+    subplots = plots.pyplot().subplots
+    figure, axes = subplots(1, 2, figsize=(10, 3.4), sharex=True, layout="constrained")
     for ax, arrays in zip(axes, columns, strict=True):
         mine = select(found, arrays=arrays)
         order = {"basis": 0, "qb": 1, "svd": 2}
@@ -41,17 +32,17 @@ def plot_ratios(content: Row, path: Path) -> bool:
                     for row in select(mine, library=library, method=method, dtype=dtype)
                 ]
                 y = [place + (0.13 if filled else -0.13)] * len(x)
-                color = BLUE if is_ours else ORANGE
+                color = plots.BLUE if is_ours else plots.ORANGE
                 face = {"color": color, "markerfacecolor": color if filled else "white"}
                 ax.plot(x, y, marker="o", linestyle="", markersize=6, clip_on=False, **face)
-        ax.axvline(1.0, color=GREY, linewidth=1.0, zorder=0)
+        ax.axvline(1.0, color=plots.GREY, linewidth=1.0, zorder=0)
         names = [f"{NAMES.get(name[1], name[1])} {name[2]}" for name in methods]
         ax.set_yticks(range(len(names)), names)
         for tick, name in zip(ax.get_yticklabels(), methods, strict=True):
-            tick.set_color(BLUE if name[1] == "lowrank" else BLACK)
+            tick.set_color(plots.BLUE if name[1] == "lowrank" else plots.BLACK)
         ax.set_ylim(len(names) - 0.5, -0.5)
         ax.set_title(f"{ARRAYS[arrays]} arrays", loc="left", fontsize=11)
-        plain(ax)
+        plots.plain(ax)
         if arrays == columns[0]:
             ax.set_xlabel("time over the bare products (line: 1), logarithmic")
         else:
@@ -63,7 +54,7 @@ def plot_ratios(content: Row, path: Path) -> bool:
     marks = [mark for mark in marks if mark > 0.7 * low]
     axes[0].set_xticks(marks, [f"{mark:g}" for mark in marks])
     axes[0].set_xticks([], minor=True)
-    save(figure, path)
+    plots.save(figure, path)
     return True
 
 
@@ -71,9 +62,10 @@ def plot_growth(content: Row, path: Path) -> bool:
     rows = measured(content["rows"], section="growth")
     if not rows:
         return False
-    colors = {"range_finder": BLUE, "range_finder, adaptive": ORANGE, "qb": GREEN}
+    colors = {"range_finder": plots.BLUE, "range_finder, adaptive": plots.ORANGE, "qb": plots.GREEN}
     slopes = {(fit["method"], fit["axis"]): fit["slope"] for fit in content["fits"]}
-    figure, axes = pyplot().subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
+    subplots = plots.pyplot().subplots
+    figure, axes = subplots(1, 3, figsize=(10, 3.4), sharey=True, layout="constrained")
     for ax, axis in zip(axes, ("m", "n", "k"), strict=True):
         mine = select(rows, axis=axis)
         ends = []
@@ -88,7 +80,7 @@ def plot_growth(content: Row, path: Path) -> bool:
             ends.append((y[-1], f"{name} $\\sim {axis}^{{{slope:.2f}}}$", x[-1], color))
         ax.set_xscale("log")
         ax.set_yscale("log")
-        write_beside(ax, ends)
+        plots.write_beside(ax, ends)
         sizes = unique(sorted(abscissa(row, axis) for row in mine))
         # every second one, from the largest down: all would run into one another
         sizes = sizes[::-1][::2]
@@ -103,7 +95,7 @@ def plot_growth(content: Row, path: Path) -> bool:
     inside = [step for step in steps if low <= step <= high]
     axes[0].set_yticks(inside, [f"{step:g}" for step in inside])
     axes[0].set_yticks([], minor=True)
-    save(figure, path)
+    plots.save(figure, path)
     return True
 
 
@@ -116,7 +108,7 @@ def fixed_sizes(row: Row, axis: str) -> str:
     return ", ".join(f"{name} = {abscissa(row, name)}" for name in ("m", "n", "k") if name != axis)
 
 
-def plots(content: Row, out: Path, suffix: str) -> dict[str, str]:
+def pictures(content: Row, out: Path, suffix: str) -> dict[str, str]:
     """The plots that the file has rows for, by name."""
     made = {}
     for name, draw in (("ratios", plot_ratios), ("growth", plot_growth)):

@@ -9,6 +9,7 @@ is ‖A − Â‖_F over the best possible error at that rank, less one, the med
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -143,16 +144,12 @@ def semidefinite() -> Table:
     methods: dict[str, tuple[int, int, Any]] = {
         "`nystrom(A, 20)`": (1, WIDTH, one),
         "`nystrom`, a basis of the range as test matrix": (2, 2 * WIDTH, two),
-        "`eigh(A, 20, power_iterations=0)`": (
-            2,
-            2 * WIDTH,
-            lambda A, seed: eigh(A, seed, power_iterations=0),
-        ),
+        "`eigh(A, 20, power_iterations=0)`": (2, 2 * WIDTH, partial(eigh, power_iterations=0)),
         "`eigh(A, 20)`": (6, 6 * WIDTH, eigh),
         "`eigh(A, 20, krylov=True, power_iterations=2)`": (
             6,
             8 * WIDTH,
-            lambda A, seed: eigh(A, seed, krylov=True, power_iterations=2),
+            partial(eigh, krylov=True, power_iterations=2),
         ),
     }
     yield ("method", "passes", "products", *SPECTRA)

@@ -50,10 +50,7 @@ class Method:
 
 
 def adamw(parts: Parts, setting: Setting, matrices: float = 1.0) -> Optimizers:
-    groups = [
-        {"params": parts.matrices, "lr": matrices * setting.lr},
-        {"params": parts.rest},
-    ]
+    groups = [{"params": parts.matrices, "lr": matrices * setting.lr}, {"params": parts.rest}]
     return [torch.optim.AdamW(groups, **setting.adam)]
 
 
@@ -86,10 +83,7 @@ def projected(
 ) -> list[dict[str, Any]]:
     """Groups of the kind that galore-torch introduced."""
     told = {"update_proj_gap": setting.refresh_every, "scale": 1.0, "proj_type": "std", **options}
-    return [
-        {"params": parts.matrices, "lr": matrices * setting.lr, **told},
-        {"params": parts.rest},
-    ]
+    return [{"params": parts.matrices, "lr": matrices * setting.lr, **told}, {"params": parts.rest}]
 
 
 def galore(parts: Parts, setting: Setting, **options: Any) -> Optimizers:

@@ -5,6 +5,7 @@ import math
 import statistics
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -79,64 +80,52 @@ def e10(asked: Asked) -> Iterator[Row]:
     steps, seeds = (20, (0,)) if asked.quick else (300, (0, 1, 2))
     rates = (3e-3,) if asked.quick else (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     for name, make in CONVOLUTIONAL.items():
-        first = {rate: convolutional(make, rate, 0, steps, x, y) for rate in rates}
+        run = partial(convolutional, x, y, steps, make)
+        first = {rate: run(rate, 0) for rate in rates}
         best = min(first, key=lambda rate: first[rate]["loss"])
-        runs = [first[best], *(convolutional(make, best, s, steps, x, y) for s in seeds[1:])]
-        losses = [run["loss"] for run in runs]
+        runs = [first[best], *(run(best, seed) for seed in seeds[1:])]
+        losses = [each["loss"] for each in runs]
         yield {"method": name, "lr": best, "held-out loss": statistics.mean(losses)} | {
             "least": min(losses),
             "largest": max(losses),
-            "accuracy": statistics.mean(run["accuracy"] for run in runs),
+            "accuracy": statistics.mean(each["accuracy"] for each in runs),
             "state of the convolutions": runs[0]["bytes"],
             "steps": steps,
         }
 
 
-CONVOLUTIONAL: dict[str, Callable[[torch.nn.Module, float], torch.optim.Optimizer]] = {
-    "SGD, momentum 0.9": lambda net, rate: torch.optim.SGD(
-        net.parameters(), lr=10 * rate, momentum=0.9
-    ),
-    "AdamW": lambda net, rate: torch.optim.AdamW(net.parameters(), lr=rate, weight_decay=0.0),
-    "LowRank, rank 8": lambda net, rate: LowRank(
-        select(net, rank=8), torch.optim.AdamW, lr=rate, weight_decay=0.0, refresh_every=100
-    ),
-    "LowRankMomentum, rank 8": lambda net, rate: LowRankMomentum(
-        select(net, rank=8), lr=rate, weight_decay=0.0
-    ),
-    "LowRankMomentum, rank 1": lambda net, rate: LowRankMomentum(
-        select(net, rank=1), lr=rate, weight_decay=0.0
-    ),
-    "LowRankMuon, rank 8": lambda net, rate: LowRankMuon(
-        select(net, rank=8), lr=rate, weight_decay=0.0
-    ),
-    "LowRankMuon, rank 0": lambda net, rate: LowRankMuon(
-        select(net, rank=0), lr=rate, weight_decay=0.0
-    ),
+Make = Callable[[torch.nn.Module, float], torch.optim.Optimizer]
+
+
+def ours(cls: type[torch.optim.Optimizer], rank: int, *inner: Any, **options: Any) -> Make:
+    plain = {"weight_decay": 0.0, **options}
+    return lambda net, rate: cls(select(net, rank=rank), *inner, lr=rate, **plain)
+
+
+SGD, AdamW = torch.optim.SGD, torch.optim.AdamW
+CONVOLUTIONAL: dict[str, Make] = {
+    "SGD, momentum 0.9": lambda net, rate: SGD(net.parameters(), lr=10 * rate, momentum=0.9),
+    "AdamW": lambda net, rate: AdamW(net.parameters(), lr=rate, weight_decay=0.0),
+    "LowRank, rank 8": ours(LowRank, 8, AdamW, refresh_every=100),
+    "LowRankMomentum, rank 8": ours(LowRankMomentum, 8),
+    "LowRankMomentum, rank 1": ours(LowRankMomentum, 1),
+    "LowRankMuon, rank 8": ours(LowRankMuon, 8),
+    "LowRankMuon, rank 0": ours(LowRankMuon, 0),
 }
 
 
 def convolutional(
-    make: Callable[[torch.nn.Module, float], torch.optim.Optimizer],
-    rate: float,
-    seed: int,
-    steps: int,
-    x: torch.Tensor,
-    y: torch.Tensor,
+    x: torch.Tensor, y: torch.Tensor, steps: int, make: Make, rate: float, seed: int
 ) -> Row:
     """One run: held-out loss and accuracy, and the bytes kept for the second and third weights."""
     torch.manual_seed(seed)
-    net = torch.nn.Sequential(
-        torch.nn.Conv2d(1, 32, 3, padding=1),
-        torch.nn.GELU(),
-        torch.nn.Conv2d(32, 64, 3, padding=1),
-        torch.nn.GELU(),
-        torch.nn.MaxPool2d(2),
-        torch.nn.Conv2d(64, 128, 3, padding=1),
-        torch.nn.GELU(),
-        torch.nn.AdaptiveAvgPool2d(1),
-        torch.nn.Flatten(),
-        torch.nn.Linear(128, 10),
+    nn = torch.nn
+    first, second, third = (
+        nn.Conv2d(of, to, 3, padding=1) for of, to in ((1, 32), (32, 64), (64, 128))
     )
+    parts = [first, nn.GELU(), second, nn.GELU(), nn.MaxPool2d(2), third, nn.GELU()]
+    parts += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(128, 10)]
+    net = nn.Sequential(*parts)
     optimizer = make(net, rate)
     generator = torch.Generator().manual_seed(seed)
     for step in range(steps):
@@ -152,7 +141,7 @@ def convolutional(
         told = net(x[1200:])
     held = sum(
         tensor.untyped_storage().nbytes()
-        for weight in (net[2].weight, net[5].weight)
+        for weight in (second.weight, third.weight)
         for tensor in tensors_in(optimizer.state[weight])
     )
     return {

@@ -90,6 +90,9 @@ class Asked:
     def corpus(self) -> data.Corpus:
         return data.load(self.name)
 
+    def batch(self, generator: torch.Generator) -> torch.Tensor:
+        return self.corpus.batch(self.protocol.batch, self.protocol.length, generator)
+
 
 @dataclass(frozen=True)
 class Run:

@@ -47,30 +47,22 @@ def e6(asked: Asked) -> Iterator[Row]:
             yield known | {"held/formula": held / formula, "file": buffer.getbuffer().nbytes}
 
 
-def start_of(asked: Asked, name: str) -> tuple[torch.nn.Module, Optimizers, torch.Generator]:
+Start = tuple[torch.nn.Module, Optimizers, torch.Generator]
+
+
+def start_of(asked: Asked, name: str) -> Start:
     model = asked.protocol.shape.build(0)
     options = Setting(1e-2, 0, refresh_every=6)
     return model, METHODS[name].optimizers(split(model), options), torch.Generator().manual_seed(0)
 
 
-def some_steps(
-    asked: Asked,
-    model: torch.nn.Module,
-    optimizers: Optimizers,
-    generator: torch.Generator,
-    steps: int,
-) -> list[float]:
-    losses = []
+def some_steps(asked: Asked, start: Start, steps: int) -> None:
+    model, optimizers, generator = start
     for _ in range(steps):
-        loss = loss_of(
-            model, asked.corpus.batch(asked.protocol.batch, asked.protocol.length, generator)
-        )
         model.zero_grad()
-        loss.backward()
+        loss_of(model, asked.batch(generator)).backward()
         for each in optimizers:
             each.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 def digest(tensors: Any) -> str:
@@ -86,21 +78,15 @@ STEPS = 10  # before the stop, and after it: with a refresh every 6
 
 def e7(asked: Asked) -> Iterator[Row]:
     """Whether a run that goes on in a new process ends at the same weights, bit by bit."""
-    for name in (
-        "adamw",
-        "galore-r8",
-        "apollo-r8",
-        "lowrank-r8",
-        "lowrank-energy-0.95",
-        "momentum-r8",
-    ):
+    names = ("adamw", "galore-r8", "apollo-r8", "lowrank-r8", "lowrank-energy-0.95", "momentum-r8")
+    for name in names:
         model, optimizers, generator = start_of(asked, name)
-        some_steps(asked, model, optimizers, generator, STEPS)
+        some_steps(asked, (model, optimizers, generator), STEPS)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "state.pt"
             states = [optimizer.state_dict() for optimizer in optimizers]
             torch.save([model.state_dict(), states, generator.get_state()], path)
-            some_steps(asked, model, optimizers, generator, STEPS)
+            some_steps(asked, (model, optimizers, generator), STEPS)
             unbroken = digest(model.parameters())
             for safely in (True, False):
                 (ended,) = in_processes(1, resumed, asked, name, path, safely)
@@ -123,7 +109,7 @@ def resumed(rank: int, asked: Asked, name: str, path: Path, safely: bool) -> str
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict(state)
     generator.set_state(numbers)
-    some_steps(asked, model, optimizers, generator, STEPS)
+    some_steps(asked, (model, optimizers, generator), STEPS)
     return digest(model.parameters())
 
 
@@ -131,8 +117,8 @@ def e8(asked: Asked) -> Iterator[Row]:
     """One NaN in the gradient of the tenth matrix, in a step with a refresh: what has changed."""
     for name in ("adamw", "galore-r8", "apollo-r8", "muon", "lowrank-r8", "momentum-r8"):
         model, optimizers, generator = start_of(asked, name)
-        some_steps(asked, model, optimizers, generator, 6)
-        batch = asked.corpus.batch(asked.protocol.batch, asked.protocol.length, generator)
+        some_steps(asked, (model, optimizers, generator), 6)
+        batch = asked.batch(generator)
         model.zero_grad()
         loss_of(model, batch).backward()
         split(model).matrices[9].grad.view(-1)[0] = torch.nan
@@ -191,7 +177,7 @@ def parallel(rank: int, asked: Asked, world: int, meeting: Path | None, steps: i
         whole = DistributedDataParallel(model)
     losses = []
     for _ in range(steps):
-        batch = asked.corpus.batch(asked.protocol.batch, asked.protocol.length, generator)
+        batch = asked.batch(generator)
         loss = loss_of(whole, batch.chunk(world)[rank])
         model.zero_grad()
         loss.backward()

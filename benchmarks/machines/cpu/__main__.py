@@ -60,10 +60,7 @@ THREAD_SETTINGS = (
 Section = Callable[[Bench], None]
 COMMON: tuple[Section, ...] = (fixed_rank, adaptive, svds, qrs)
 # Memory comes last: counting allocations slows them down.
-PARTS: dict[str, tuple[Section, ...]] = {
-    "numpy": (*COMMON, growth, memory),
-    "torch": COMMON,
-}
+PARTS: dict[str, tuple[Section, ...]] = {"numpy": (*COMMON, growth, memory), "torch": COMMON}
 
 
 def make_matrices(folder: Path, sizes: Sizes) -> None:

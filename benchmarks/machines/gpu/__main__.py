@@ -47,18 +47,8 @@ from benchmarks.common.devices import asked_device
 from benchmarks.common.measuring import Budget, told
 from benchmarks.common.results import Results, header
 from benchmarks.common.tables import duration, number, size
-from benchmarks.machines.gpu import model
+from benchmarks.machines.gpu import functions, matrices, model, optimizers
 from benchmarks.machines.gpu.bench import Bench
-from benchmarks.machines.gpu.functions import functions, tests
-from benchmarks.machines.gpu.matrices import (
-    SIZES,
-    matrices,
-    panels,
-    published,
-    small_svd,
-    tolerances,
-)
-from benchmarks.machines.gpu.optimizers import optimizers
 from benchmarks.report.goals import gpu_goals
 
 PACKAGES = ("torch", "numpy", "array-api-compat", "cupy-cuda12x", "cupy-cuda13x", "scipy")
@@ -66,14 +56,14 @@ PACKAGES += ("scikit-learn", "pytest", "hypothesis", "galore-torch")
 PART_MINUTES = 3.8  # the longest for one part
 # What tells most comes first.
 PARTS: dict[str, Callable[[Bench], None]] = {
-    "tests": tests,
-    "published": published,
-    "tolerances": tolerances,
-    "matrices": matrices,
-    "optimizers": optimizers,
-    "small_svd": small_svd,
-    "panels": panels,
-    "functions": functions,  # a capture that fails may leave torch unusable
+    "tests": functions.tests,
+    "published": matrices.published,
+    "tolerances": matrices.tolerances,
+    "matrices": matrices.matrices,
+    "optimizers": optimizers.optimizers,
+    "small_svd": matrices.small_svd,
+    "panels": matrices.panels,
+    "functions": functions.functions,  # a capture that fails may leave torch unusable
 }
 
 
@@ -119,7 +109,7 @@ def main() -> None:
     parser.add_argument("--part", nargs="+", choices=list(PARTS), default=list(PARTS))
     parser.add_argument("--minutes", type=float, help="for all; by default 3.8 for each part")
     parser.add_argument("--device", default="cuda", help="cuda, cuda:N, or cpu for a trial")
-    parser.add_argument("--sizes", choices=list(SIZES), default="full")
+    parser.add_argument("--sizes", choices=list(matrices.SIZES), default="full")
     options = parser.parse_args()
     device, name = asked_device(options.device, "--device cpu --sizes small")
     settings: dict[str, Any] = {"allow_tf32_by_default": torch.backends.cuda.matmul.allow_tf32}

@@ -13,13 +13,7 @@ from scipy.linalg import qr as scipy_qr
 from sklearn.decomposition import PCA
 
 import lowrank
-from benchmarks.common.libraries import (
-    full_svd,
-    interpolative_svd,
-    is_here,
-    svd_lowrank,
-    truncated_svds,
-)  # fmt: skip
+from benchmarks.common import libraries
 from lowrank import gallery
 
 OVER = 10  # columns more than the rank
@@ -35,14 +29,14 @@ def at_a_rank(A: Any, k: int) -> Calls:
 
     def of_torch(seed: int, q: int) -> Any:
         torch.manual_seed(seed)
-        return svd_lowrank(At, k, q)
+        return libraries.svd_lowrank(At, k, q)
 
     def skerch(seed: int) -> Any:
         ssvd = import_module("skerch.algorithms").ssvd
         U, S, Vh = ssvd(At, "cpu", At.dtype, k + OVER, seed=seed, noise_type="gaussian")
         return U[:, :k], S[:k], Vh[:k]
 
-    theirs = {method: call for (_, method), call in truncated_svds(A, k).items()}
+    theirs = {method: call for (_, method), call in libraries.truncated_svds(A, k).items()}
     calls: Calls = {
         "lowrank.svd": ours(lowrank.svd, A, k),
         "lowrank.svd, power_iterations=7": ours(lowrank.svd, A, k, power_iterations=7),
@@ -50,9 +44,9 @@ def at_a_rank(A: Any, k: int) -> Calls:
         f"torch.svd_lowrank, q={k}": partial(of_torch, q=k),
         f"torch.svd_lowrank, q={k + OVER}": partial(of_torch, q=k + OVER),
         **theirs,
-        "numpy.linalg.svd": lambda _: full_svd("numpy", A, k),
+        "numpy.linalg.svd": lambda _: libraries.full_svd("numpy", A, k),
     }
-    if is_here("skerch"):
+    if libraries.is_here("skerch"):
         bare = ours(lowrank.svd, A, k, power_iterations=0)
         calls |= {"lowrank.svd, power_iterations=0": bare}
         calls |= {f"skerch.ssvd, outer_dims={k + OVER}": skerch}
@@ -68,8 +62,8 @@ def to_a_tolerance(A: Any, rtol: float) -> Calls:
 
     return {
         "lowrank.svd, rtol": ours(lowrank.svd, A, rtol=rtol),
-        "interpolative.svd, eps": lambda seed: interpolative_svd(A, rtol, seed),
-        "interpolative.svd, eps/10": lambda seed: interpolative_svd(A, rtol / 10, seed),
+        "interpolative.svd, eps": lambda seed: libraries.interpolative_svd(A, rtol, seed),
+        "interpolative.svd, eps/10": lambda seed: libraries.interpolative_svd(A, rtol / 10, seed),
         "numpy.linalg.svd": smallest,
     }
 
@@ -82,7 +76,7 @@ def to_a_basis(A: Any, rtol: float) -> Calls:
         "lowrank.range_finder": lambda seed: finder(A, rtol=rtol, rng=seed).Q,
         "lowrank.range_finder, spectral": lambda seed: finder(A, rng=seed, **spectral).Q,
     }
-    if is_here("pymor"):
+    if libraries.is_here("pymor"):
         import_module("pymor.core.logger").set_log_levels({"pymor": "ERROR"})
         operator = import_module("pymor.operators.numpy").NumpyMatrixOperator(A)
         theirs = import_module("pymor.algorithms.rand_la").RandomizedRangeFinder
@@ -124,7 +118,7 @@ def of_columns(A: Any, k: int) -> Calls:
         "scipy interp_decomp": scipy,
         "scipy interp_decomp, rand=False": partial(scipy, rand=False),
     }
-    if is_here("librla"):
+    if libraries.is_here("librla"):
         calls["librla.id_sketch"] = librla
     return calls | {"scipy.linalg.qr, pivoting": lapack}
 
@@ -175,7 +169,7 @@ def of_fbpca(name: str, A: Any, k: int, iterations: tuple[int, ...], **options: 
 
     told = "".join(f", {key}={value}" for key, value in options.items())
     names = {f"fbpca.{name}{told}, n_iter={n_iter}": n_iter for n_iter in iterations}
-    there = names if is_here("fbpca") else {}
+    there = names if libraries.is_here("fbpca") else {}
     return {shown: partial(call, n_iter=n_iter) for shown, n_iter in there.items()}
 
 

@@ -1,9 +1,13 @@
 """Tables in Markdown, and the numbers in them."""
 
+import argparse
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from itertools import chain
+from pathlib import Path
 from typing import Any
+
+from benchmarks import ROOT
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -45,6 +49,18 @@ def table(head: list[str], lines: list[list[str]], *, left: int = 1) -> list[str
     """A table whose first `left` columns hold words, the others numbers."""
     rule = [":---"] * left + ["---:"] * (len(head) - left)
     return [f"| {' | '.join(cells)} |" for cells in (head, rule, *lines)] + [""]
+
+
+def write_page(page: Callable[[Path, Path], str], told: str, name: str, results: Path) -> None:
+    """The command of a page: from a folder of results to one of documents."""
+    parser = argparse.ArgumentParser(description=told.partition("\n")[0])
+    parser.add_argument("--results", type=Path, default=results)
+    parser.add_argument("--out", type=Path, default=ROOT / "docs")
+    options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
+    text = page(options.results, options.out)
+    (options.out / name).write_text(text, "utf-8")
+    print(f"{options.out / name} has {len(text.splitlines())} lines")
 
 
 def print_table(rows: Iterator[Iterable[Any]], *, words: Container[str] | None = None) -> None:

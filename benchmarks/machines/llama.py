@@ -40,7 +40,7 @@ from benchmarks.common import libraries
 from benchmarks.common.devices import asked_device, synchronise
 from benchmarks.common.measuring import told
 from benchmarks.common.results import Results, header
-from benchmarks.training.data import stdlib
+from benchmarks.training.data import stdlib, windows
 from benchmarks.training.model import bytes_held, llama, loss_of, split
 from lowrank.optim import LowRank, LowRankMomentum
 
@@ -129,10 +129,6 @@ class Bench:
         torch.cuda.reset_peak_memory_stats(self.device)
         return int(found)
 
-    def windows(self, generator: torch.Generator) -> torch.Tensor:
-        starts = torch.randint(len(self.text) - self.length, (self.batch, 1), generator=generator)
-        return self.text[starts + torch.arange(self.length + 1)].to(self.device)
-
 
 def train(bench: Bench, method: Method) -> dict[str, Any]:
     model = llama(VOCABULARY, *SIZES[bench.size]).to(bench.device, torch.bfloat16)
@@ -145,11 +141,11 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
         if method.in_backward:
             stack.enter_context(opt.step_in_backward())
         for _ in range(bench.steps):
-            windows = bench.windows(generator)
+            batch = windows(bench.text, bench.batch, bench.length, generator).to(bench.device)
             synchronise(bench.device)
             bench.peak()
             begun = time.perf_counter()
-            loss = loss_of(model, windows)
+            loss = loss_of(model, batch)
             loss.backward()
             synchronise(bench.device)
             before = time.perf_counter()
@@ -170,6 +166,7 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
     ordinary = [i for i in range(1, len(whole)) if i not in refreshed] or [0]
     usual = median(whole[i] for i in ordinary)
     cycle = whole[1 : 1 + EVERY]
+    longer = max(0.0, fmean(whole[i] for i in refreshed) - usual) if refreshed else None
     return {
         "seconds": usual,
         "step_seconds": usual,
@@ -177,9 +174,7 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
         "mean_seconds": fmean(cycle) if cycle else None,
         "first": whole[0],
         "slowest": max(cycle, default=None),
-        "refresh_seconds": max(0.0, fmean(whole[i] for i in refreshed) - usual)
-        if refreshed
-        else None,
+        "refresh_seconds": longer,
         "repeats": len(whole),
         "weight_bytes": weights,
         "state_bytes": bytes_held([opt.state]),

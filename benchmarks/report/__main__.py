@@ -9,13 +9,12 @@ Everything on the page follows from these files, and from the code that it is co
 again after every new one.
 """
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks import ROOT
 from benchmarks.common.plots import begin_plots
-from benchmarks.common.tables import Row
+from benchmarks.common.tables import Row, write_page
 from benchmarks.report.comparisons import answer
 from benchmarks.report.cpu import cpu_page
 from benchmarks.report.goals import missed_goals
@@ -72,15 +71,9 @@ def command(kind: str) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    options = parser.parse_args()
     begin_plots()
-    options.out.mkdir(parents=True, exist_ok=True)
-    words = page(newest(options.results), options.out)
-    (options.out / "benchmarks.md").write_text(words, "utf-8")
-    print(f"{options.out / 'benchmarks.md'} has {len(words.splitlines())} lines")
+    results = ROOT / "benchmarks" / "results"
+    write_page(lambda folder, out: page(newest(folder), out), __doc__, "benchmarks.md", results)
 
 
 if __name__ == "__main__":

@@ -4,16 +4,7 @@ from benchmarks.common.tables import Key, Row, crossed, duration, number, size, 
 from benchmarks.report.comparisons import losses_section
 from benchmarks.report.goals import cpu_goals, goals_met
 from benchmarks.report.machine import machine
-from benchmarks.report.rows import (
-    ARRAYS,
-    PRODUCT,
-    PRODUCTS,
-    by_method,
-    label,
-    measured,
-    one,
-    select,
-)
+from benchmarks.report.rows import ARRAYS, PRODUCT, PRODUCTS, by_method, measured, one, select
 from benchmarks.report.texts import section
 
 DTYPES = ("float32", "float64")
@@ -57,13 +48,8 @@ def spread_of(rows: list[Row], method: str) -> str:
 def adaptive(rows: list[Row]) -> list[str]:
     lines = [
         [
-            ARRAYS[row["arrays"]],
-            f"{row['spectrum']}, {row['dtype']}",
-            small(row["rtol"]),
-            str(row["rank"]),
-            str(row["products"]),
-            number(row["ratio"]),
-            small(row["error"]),
+            *(ARRAYS[row["arrays"]], by_case(row)[-1], small(row["rtol"])),
+            *(str(row["rank"]), str(row["products"]), number(row["ratio"]), small(row["error"])),
         ]
         for row in measured(rows, section="adaptive", task="adaptive")
     ]
@@ -79,12 +65,12 @@ def svds(rows: list[Row]) -> list[str]:
     for arrays, title in ARRAYS.items():
         mine = select(found, arrays=arrays)
         body = []
-        for library, method in unique((row["library"], row["method"]) for row in mine):
+        for library, method, label in unique(map(by_method, mine)):
             cells = []
             for dtype in DTYPES:
                 row = one(mine, library=library, method=method, dtype=dtype)
                 cells += ["–", "–"] if row is None else [number(row["ratio"]), excess(row)]
-            body.append([label({"library": library, "method": method}), *cells])
+            body.append([label, *cells])
         times = [one(mine, library="lowrank", method="svd", dtype=dtype) for dtype in DTYPES]
         head = [title]
         for dtype, row in zip(DTYPES, times, strict=True):
@@ -105,7 +91,7 @@ def excess(row: Row) -> str:
 
 def skipped(rows: list[Row]) -> list[str]:
     reasons = unique(
-        f"{label(row)} ({row['dtype']}): {row['skipped']}" for row in rows if row["skipped"]
+        f"{by_method(row)[-1]} ({row['dtype']}): {row['skipped']}" for row in rows if row["skipped"]
     )
     return ["Not measured: " + "; ".join(reasons) + ".", ""] if reasons else []
 
@@ -137,10 +123,8 @@ def growth(content: Row, picture: str | None) -> list[str]:
     lines = [
         [
             f"`{fit['method']}`" if "," not in fit["method"] else "`range_finder`, adaptive",
-            fit["axis"],
-            f"{fit['sizes'][0]} to {fit['sizes'][-1]}",
-            number(fit["slope"]),
-            number(fit["products_slope"]),
+            *(fit["axis"], f"{fit['sizes'][0]} to {fit['sizes'][-1]}"),
+            *(number(fit[key]) for key in ("slope", "products_slope")),
         ]
         for fit in content["fits"]
     ]

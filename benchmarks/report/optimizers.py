@@ -52,12 +52,9 @@ def optimizer_sections(rows: list[Row]) -> list[str]:
         head.append("temporary, MiB")
     lines = [
         [
-            row["method"],
-            duration(row["seconds"]),
-            number(row["ratio"]),
+            *(row["method"], duration(row["seconds"]), number(row["ratio"])),
             "–" if products is None else number(row["seconds"] / products["seconds"]),
-            duration(row["slowest"]),
-            duration(row["first"]),
+            *(duration(row[key]) for key in ("slowest", "first")),
             megabytes(row["state_bytes"]),
             f"{100 * row['state_bytes'] / base['state_bytes']:.0f} %",
             megabytes(row["peak_bytes"]),

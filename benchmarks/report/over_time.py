@@ -6,7 +6,6 @@ asv writes its results there (`asv run`); this reads those of the first machine,
 commits. Needs matplotlib.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -17,7 +16,7 @@ from typing import Any
 
 from benchmarks import ROOT
 from benchmarks.common import plots
-from benchmarks.common.tables import number, table
+from benchmarks.common.tables import number, table, write_page
 from benchmarks.report.texts import text
 
 COMMAND = "python -m benchmarks.report.over_time"
@@ -173,14 +172,8 @@ def page(folder: Path, out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "asv")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    options = parser.parse_args()
     plots.begin_plots()
-    words = page(options.results, options.out)
-    (options.out / "over_time.md").write_text(words, "utf-8")
-    print(f"{options.out / 'over_time.md'} has {len(words.splitlines())} lines")
+    write_page(page, __doc__, "over_time.md", ROOT / "benchmarks" / "results" / "asv")
 
 
 if __name__ == "__main__":

@@ -25,8 +25,12 @@ N, RANK, WIDTH, SEEDS = 500, 20, 30, 10
 SPECTRA = ("slow", "slower", "medium")
 
 
-def spectrum(name: str, n: int = N) -> Any:
-    return gallery.SPECTRA[name](n)
+def spectrum(name: str) -> Any:
+    return gallery.SPECTRA[name](N)
+
+
+def matrix(name: str) -> Any:
+    return gallery.matrix(spectrum(name), rng=0)
 
 
 def hermitian(s: Any, *, signs: bool = False) -> Any:
@@ -73,21 +77,18 @@ WORDS = ("", "method", "options of `svd(A, 20)`")
 
 
 def krylov() -> Table:
-    matrices = {name: gallery.matrix(spectrum(name), rng=0) for name in SPECTRA}
+    matrices = {name: matrix(name) for name in SPECTRA}
     options: list[dict[str, Any]] = [{"power_iterations": q} for q in (1, 2, 3, 4, 5, 6)]
     options += [{"power_iterations": q, "krylov": True} for q in (1, 2, 3, 4)]
     options += [{"power_iterations": 2, "oversampling": 20}]
     rows = []
     for option in options:
         found = lowrank.svd(matrices["slow"], RANK, rng=0, **option)
-        excesses = [
-            excess(
-                A,
-                spectrum(name),
-                lambda seed, A=A, option=option: product(lowrank.svd(A, RANK, rng=seed, **option)),
-            )
-            for name, A in matrices.items()
-        ]
+
+        def call(seed: int, A: Any, option: dict[str, Any] = option) -> Any:
+            return product(lowrank.svd(A, RANK, rng=seed, **option))
+
+        excesses = [excess(A, spectrum(name), partial(call, A=A)) for name, A in matrices.items()]
         shown = ", ".join(f"`{key}={value}`" for key, value in option.items())
         rows.append((found.products, found.passes, shown, *map(cell, excesses)))
     yield ("products", "passes", "options of `svd(A, 20)`", *SPECTRA)
@@ -96,16 +97,12 @@ def krylov() -> Table:
 
 def tolerances() -> Table:
     """Products of `svd` to a tolerance, and its rank."""
-    options: list[dict[str, Any]] = [
-        {"power_iterations": 0},
-        {"power_iterations": 1},
-        {"power_iterations": 1, "krylov": True},
-        {"power_iterations": 2, "krylov": True},
-    ]
+    options: list[dict[str, Any]] = [{"power_iterations": q} for q in (0, 1)]
+    options += [{"power_iterations": q, "krylov": True} for q in (1, 2)]
     yield ("", "q = 0", "q = 1", "Krylov, q = 1", "Krylov, q = 2")
     for norm, rtol in (("fro", 1e-1), ("fro", 1e-2), ("spectral", 1e-1), ("spectral", 1e-2)):
         for name in SPECTRA:
-            A = gallery.matrix(spectrum(name), rng=0)
+            A = matrix(name)
             cells = []
             for option in options:
                 found = lowrank.svd(A, rtol=rtol, norm=norm, rng=0, **option)
@@ -141,16 +138,13 @@ def semidefinite() -> Table:
     def eigh(A: Any, seed: int, **options: Any) -> Any:
         return of_eigen(lowrank.eigh(A, RANK, rng=seed, **options))
 
+    blocks = partial(eigh, krylov=True, power_iterations=2)
     methods: dict[str, tuple[int, int, Any]] = {
         "`nystrom(A, 20)`": (1, WIDTH, one),
         "`nystrom`, a basis of the range as test matrix": (2, 2 * WIDTH, two),
         "`eigh(A, 20, power_iterations=0)`": (2, 2 * WIDTH, partial(eigh, power_iterations=0)),
         "`eigh(A, 20)`": (6, 6 * WIDTH, eigh),
-        "`eigh(A, 20, krylov=True, power_iterations=2)`": (
-            6,
-            8 * WIDTH,
-            partial(eigh, krylov=True, power_iterations=2),
-        ),
+        "`eigh(A, 20, krylov=True, power_iterations=2)`": (6, 8 * WIDTH, blocks),
     }
     yield ("method", "passes", "products", *SPECTRA)
     for name, (passes, products, call) in methods.items():
@@ -197,7 +191,7 @@ def skeletons() -> Table:
         cells = []
         for q in (0, 2):
             for kind in SPECTRA:
-                A, s = gallery.matrix(spectrum(kind), rng=0), spectrum(kind)
+                A, s = matrix(kind), spectrum(kind)
                 over = excess(A, s, lambda seed, A=A, call=call, q=q: call(A, seed, q))
                 cells.append(f"{1 + over:.3f}")
         yield (name, *cells)
@@ -250,7 +244,7 @@ def streaming() -> Table:
     for name, options in sizes.items():
         cells = []
         for kind in SPECTRA:
-            s, A = spectrum(kind), gallery.matrix(spectrum(kind), rng=0)
+            s, A = spectrum(kind), matrix(kind)
             errors, bounds = [], []
             for seed in range(SEEDS):
                 sketch = lowrank.SketchedMatrix(A.shape, RANK, rng=seed, **options).update(A)

@@ -21,7 +21,7 @@ def asked_device(name: str, trial: str = "--device cpu") -> tuple[Any, str]:
     return device, torch.cuda.get_device_name(device)
 
 
-def synchronise(device: Any) -> None:
+def synchronize(device: Any) -> None:
     """Wait for a GPU; nothing else has work that is not done."""
     import torch  # noqa: PLC0415
 

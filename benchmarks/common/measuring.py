@@ -57,7 +57,7 @@ class Timing:
 
 def interleaved(
     calls: Mapping[str, Callable[[int], Any]],
-    synchronise: Callable[[], Any] = lambda: None,
+    synchronize: Callable[[], Any] = lambda: None,
     *,
     budget: Budget | None = None,
     repeats: int = REPEATS,
@@ -67,7 +67,7 @@ def interleaved(
 
     The argument of a call is the number of its repeat, to be used as a seed. The first run of each
     warms up and does not count, except for the calls named in `once`, which run a single time. The
-    clock is `time.perf_counter`, read after `synchronise()` before and after the call: what the
+    clock is `time.perf_counter`, read after `synchronize()` before and after the call: what the
     user waits for, the work of the host included. A call that fails is not tried again; nor is one
     that would no longer fit into the budget.
     """
@@ -85,7 +85,7 @@ def interleaved(
             try:
                 timing.result = None  # frees its memory before the call needs as much again
                 duration, timing.result = timed(
-                    lambda call=call, seed=repeat: call(seed), synchronise
+                    lambda call=call, seed=repeat: call(seed), synchronize
                 )
             except Exception as error:
                 timing.failure = told(error)
@@ -101,11 +101,11 @@ def _has_enough(seconds: list[float]) -> bool:
     return (len(seconds) >= LEAST and total > ENOUGH) or total > FAR_TOO_MUCH
 
 
-def timed(call: Callable[[], Any], synchronise: Callable[[], Any]) -> tuple[float, Any]:
-    synchronise()
+def timed(call: Callable[[], Any], synchronize: Callable[[], Any]) -> tuple[float, Any]:
+    synchronize()
     start = time.perf_counter()
     result = call()
-    synchronise()
+    synchronize()
     return time.perf_counter() - start, result
 
 
@@ -143,7 +143,7 @@ def measure(
     group: Mapping[str, Any],
     calls: list[Call],
     judge: Judge,
-    synchronise: Callable[[], Any] = lambda: None,
+    synchronize: Callable[[], Any] = lambda: None,
     *,
     budget: Budget | None = None,
     repeats: int = REPEATS,
@@ -160,7 +160,7 @@ def measure(
         if call.foreign and rest is not None:
             turns[f"rest after {call.name}"] = rest
     once = frozenset(call.name for call in calls if call.once)
-    timings = interleaved(turns, synchronise, budget=budget, repeats=repeats, once=once)
+    timings = interleaved(turns, synchronize, budget=budget, repeats=repeats, once=once)
     medians = {name: median(timing.seconds) for name, timing in timings.items() if timing.seconds}
     for call in calls:
         timing = timings[call.name]

@@ -37,7 +37,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import libraries
-from benchmarks.common.devices import asked_device, synchronise
+from benchmarks.common.devices import asked_device, synchronize
 from benchmarks.common.measuring import told
 from benchmarks.common.results import Results, header
 from benchmarks.training.data import stdlib, windows
@@ -142,16 +142,16 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
             stack.enter_context(opt.step_in_backward())
         for _ in range(bench.steps):
             batch = windows(bench.text, bench.batch, bench.length, generator).to(bench.device)
-            synchronise(bench.device)
+            synchronize(bench.device)
             bench.peak()
             begun = time.perf_counter()
             loss = loss_of(model, batch)
             loss.backward()
-            synchronise(bench.device)
+            synchronize(bench.device)
             before = time.perf_counter()
             opt.step()
             opt.zero_grad()
-            synchronise(bench.device)
+            synchronize(bench.device)
             ended = time.perf_counter()
             whole.append(ended - begun)
             alone.append(ended - before)

@@ -35,7 +35,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import libraries
-from benchmarks.common.devices import asked_device, host_reads, kernels, peak_bytes, synchronise
+from benchmarks.common.devices import asked_device, host_reads, kernels, peak_bytes, synchronize
 from benchmarks.common.measuring import Budget, Timing, in_turn, interleaved, timed, told
 from benchmarks.common.results import Results, header
 from lowrank.compress import Subspace
@@ -139,7 +139,7 @@ class Bench:
         self.results, self.device, self.dtype = results, device, dtype
         self.sizes = Sizes(quick=quick)
         self.rank = self.sizes.width // 8
-        self.wait = partial(synchronise, device)
+        self.wait = partial(synchronize, device)
         self.made: dict[str, tuple[torch.nn.Module, torch.optim.Optimizer]] = {}
 
     def clock(self) -> float:

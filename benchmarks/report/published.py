@@ -41,22 +41,18 @@ def spread(rows: list[Row], name: str, rank: int) -> str:
     return low if low == high else f"{low} to {high}"
 
 
-def of(rows: list[Row], library: str, method: str) -> list[Row]:
-    return [row for row in rows if (row["library"], row["method"]) == (library, method)]
-
-
 def stability_tables(rows: list[Row]) -> list[str]:
-    (best,) = of(rows, "best", "best possible")
+    (best,) = select(rows, library="best", method="best possible")
     n = best["shape"][0]
     half, first = n // 2, best["ranks"][0]
     asked = [("orthogonality", first), ("orthogonality", half), ("orthogonality", n)]
     asked += [("residual", half), ("residual", n)]
     named = [(f"`RangeFinder`, {q}, {LIBRARIES[of_]}", of_, q) for of_, q in OURS]
     named += [(name, "numpy", name) for name in (AGAIN, ONCE)]
-    lines = [
-        [title, *(spread(of(rows, library, method), name, rank) for name, rank in asked)]
-        for title, library, method in named
-    ]
+    lines = []
+    for title, library, method in named:
+        mine = select(rows, library=library, method=method)
+        lines.append([title, *(spread(mine, name, rank) for name, rank in asked)])
     lines += [[name, *(f"{value:.1e}" for value in values)] for name, values in PUBLISHED.items()]
     lines += [["best possible", "", "", "", f"{at(best, 'residual', half):.1e}", "0"]]
     head = [f"{name}, {rank} columns" for name, rank in asked]
@@ -65,7 +61,7 @@ def stability_tables(rows: list[Row]) -> list[str]:
     ranks = ranks if ranks[-1] == n else [*ranks, n]
     lines = []
     for q in (0, 1):
-        mine = of(rows, "numpy", f"q = {q}")
+        mine = select(rows, library="numpy", method=f"q = {q}")
         for name, title in (
             ("error", "true error"),
             ("tracked", "norm of the residual"),
@@ -81,7 +77,7 @@ def stability_tables(rows: list[Row]) -> list[str]:
 def speed_tables(rows: list[Row]) -> list[str]:
     lines = ["<!-- speed -->", ""]
     for library, title in LIBRARIES.items():
-        mine = [row for row in rows if row["library"] == library]
+        mine = select(rows, library=library)
         cases = unique((row["shape"][0], row["k"]) for row in mine)
         found = {(row["shape"][0], row["k"], row["method"]): row["seconds"] for row in mine}
         cells = [
@@ -103,12 +99,13 @@ def picture_of_stability(rows: list[Row], path: Path) -> None:
     """Medians over the seeds, of our bases on NumPy."""
     plt = begin_plots(open_axes=True)
     figure, axes = plt.subplots(1, 3, figsize=(11, 4), layout="constrained")
-    (best,) = of(rows, "best", "best possible")
+    (best,) = select(rows, library="best", method="best possible")
     ranks = best["ranks"]
     n = ranks[-1]
 
     def line(ax: Any, method: str, name: str, label: str, **style: Any) -> None:
-        found = np.array([row[name] for row in of(rows, "numpy", method)], dtype=float)
+        mine = select(rows, library="numpy", method=method)
+        found = np.array([row[name] for row in mine], dtype=float)
         middle = np.median(found, axis=0)
         ax.semilogy(ranks, np.where(middle > 0.0, middle, np.nan), label=label, **style)
 
@@ -147,7 +144,7 @@ def picture_of_stability(rows: list[Row], path: Path) -> None:
 def picture_of_speed(rows: list[Row], path: Path) -> None:
     """Times of PyTorch over those of the two bare products."""
     plt = begin_plots(open_axes=True)
-    mine = [row for row in rows if row["library"] == "torch"]
+    mine = select(rows, library="torch")
     found = {(row["shape"][0], row["k"], row["method"]): row["seconds"] for row in mine}
     cases = unique((row["shape"][0], row["k"]) for row in mine)
     blocks = next(name for _, _, name in reversed(found) if name.endswith("and Q"))
@@ -192,7 +189,7 @@ def pages(content: Row) -> str:
     names = f"{machine['cpu']}, one thread, {content['file']}"
     lines = [f"<!-- of benchmarks/studies/published.py: {names} -->", ""]
     for section, made in (("stability", stability_tables), ("speed", speed_tables)):
-        rows = [row for row in content["rows"] if row["section"] == section]
+        rows = select(content["rows"], section=section)
         lines += made(rows) if rows else []
     return "\n".join(lines).rstrip() + "\n"
 

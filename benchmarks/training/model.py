@@ -84,7 +84,7 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
         inner = getattr(value, "__tensor_flatten__", None)
         if inner is None:
             yield value
-        else:  # a quantised tensor is made of others
+        else:  # a quantized tensor is made of others
             for name in inner()[0]:
                 yield from tensors_in(getattr(value, name))
     elif isinstance(value, dict):

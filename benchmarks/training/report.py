@@ -13,7 +13,7 @@ from benchmarks.training.methods import GROUPS, METHODS
 from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
 
 # Okabe and Ito's colors, which everybody can tell apart, and a gray; with a dash for each.
-COLOURS = (
+COLORS = (
     "#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9",
     "#882255", "#882255",
 )  # fmt: skip
@@ -237,7 +237,7 @@ def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
 def drawn(lines: list[Line]) -> list[tuple[str, Line, str, str]]:
     """The few methods that have a label, with a color and a dash each."""
     few = [line for line in lines if METHODS[line.name].drawn]
-    styles = zip(few, COLOURS, DASHES, strict=False)
+    styles = zip(few, COLORS, DASHES, strict=False)
     return [(str(METHODS[x.name].drawn), x, color, dash) for x, color, dash in styles]
 
 

@@ -22,7 +22,7 @@ GPU, add `--device cpu --sizes small`. The parts, in their order, and the sectio
 - functions: what docs/capabilities.toml says of CUDA, with every kind of input and dtype, and the
   replay of a CUDA graph ("capture", whose `ratio` is to the eager call).
 
-Seconds are medians of interleaved repeats by `time.perf_counter` between synchronisations of the
+Seconds are medians of interleaved repeats by `time.perf_counter` between synchronizations of the
 device. `ratio` is to the time of as many bare products as the method takes (`products`), where
 nothing else is said: A@Omega with the draw of Omega, and for each further product of k columns the
 difference between "A@Omega, then AᴴQ" and it. Of bfloat16 matrices they are in float32, the cast

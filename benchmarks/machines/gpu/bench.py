@@ -97,8 +97,8 @@ class Bench:
             calls = calls_of(A)
             judge = partial(self.judge, A, group, through)
             how = {"budget": budget, "repeats": 2 if section == "functions" else REPEATS}
-            synchronise = partial(devices.synchronise, self.device)
-            measuring.measure(self.results, group, calls, judge, synchronise, **how)
+            synchronize = partial(devices.synchronize, self.device)
+            measuring.measure(self.results, group, calls, judge, synchronize, **how)
         except Exception as error:  # out of memory, mostly
             self.results.add(**group, library="all", method="all", skipped=told(error))
         del A, calls

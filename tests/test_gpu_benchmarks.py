@@ -9,32 +9,33 @@ import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
-FOLDER = Path(__file__).parent.parent / "benchmarks"
+ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    if not FOLDER.exists():
+    if not (ROOT / "benchmarks").exists():
         pytest.skip("the benchmarks are not part of this source distribution")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        names = ("measuring", "gpu_model", "report", "gpu")
-        yield {name: importlib.import_module(name) for name in names}
+        patch.syspath_prepend(ROOT)
+        names = ("common.measuring", "common.results", "machines.gpu.__main__")
+        names += ("machines.gpu.functions", "machines.gpu.model", "report.__main__")
+        yield {name: importlib.import_module(f"benchmarks.{name}") for name in names}
 
 
 @pytest.fixture
-def measuring(scripts):
-    return scripts["measuring"]
+def files(scripts):
+    return scripts["common.results"]
 
 
 @pytest.fixture
 def model(scripts):
-    return scripts["gpu_model"]
+    return scripts["machines.gpu.model"]
 
 
 @pytest.fixture
 def report(scripts):
-    return scripts["report"]
+    return scripts["report.__main__"]
 
 
 HEADER = {"machine": {"device": "a GPU", "cpu": "a CPU", "cores": 2}, "quick": False, "kind": "gpu"}
@@ -108,13 +109,13 @@ def test_operations_are_counted(model):
 # -- the file --------------------------------------------------------------------------------------
 
 
-def test_a_part_replaces_its_own_rows_only(measuring, tmp_path):
+def test_a_part_replaces_its_own_rows_only(files, tmp_path):
     path = tmp_path / "gpu.json"
-    first = measuring.Results(path, resume=True, **HEADER, tests={"passed": 3})
+    first = files.Results(path, resume=True, **HEADER, tests={"passed": 3})
     for part in ("panels", "matrices"):
         first.begin(part)
         first.add(method="old")
-    again = measuring.Results(path, resume=True, **HEADER | {"commit": "def"})
+    again = files.Results(path, resume=True, **HEADER | {"commit": "def"})
     assert [row["part"] for row in again.rows] == ["panels", "matrices"]
     again.begin("panels")
     again.add(method="new")
@@ -130,18 +131,18 @@ def test_a_part_replaces_its_own_rows_only(measuring, tmp_path):
 
 
 @pytest.mark.parametrize("other", [{"quick": True}, {"machine": {"device": "another GPU"}}])
-def test_another_run_is_not_mixed_in(measuring, tmp_path, other):
-    measuring.Results(tmp_path / "gpu.json", **HEADER)
+def test_another_run_is_not_mixed_in(files, tmp_path, other):
+    files.Results(tmp_path / "gpu.json", **HEADER)
     with pytest.raises(SystemExit, match="of another run"):
-        measuring.Results(tmp_path / "gpu.json", resume=True, **HEADER | other)
+        files.Results(tmp_path / "gpu.json", resume=True, **HEADER | other)
 
 
-def test_code_is_what_is_no_comment(measuring):
+def test_code_is_what_is_no_comment(files):
     code = 'x = "# no comment"\n\ndef f():\n    """Words,\n    # more words"""\n    return x\n'
-    assert measuring.code_of(code) == 'x = "# no comment"\ndef f():\n    return x'
-    assert measuring.code_of(f"# words\n\n{code}") == measuring.code_of(code)
-    assert measuring.code_of(code) != measuring.code_of(code.replace("return x", "return f"))
-    assert measuring.sources().keys() == {"core", "optim"}
+    assert files.code_of(code) == 'x = "# no comment"\ndef f():\n    return x'
+    assert files.code_of(f"# words\n\n{code}") == files.code_of(code)
+    assert files.code_of(code) != files.code_of(code.replace("return x", "return f"))
+    assert files.sources().keys() == {"core", "optim"}
 
 
 @pytest.mark.parametrize(
@@ -153,16 +154,14 @@ def test_code_is_what_is_no_comment(measuring):
     ],
 )
 def test_tests_are_counted(scripts, shown, counts):
-    assert tuple(scripts["gpu"].counts(shown).values()) == counts
+    assert tuple(scripts["machines.gpu.functions"].counts(shown).values()) == counts
 
 
 # -- the page --------------------------------------------------------------------------------------
 
 
-def test_the_page_says_what_is_older_than_the_code(measuring, report, tmp_path):
-    results = measuring.Results(
-        tmp_path / "gpu.json", **HEADER | {"source": measuring.sources()}, tests={}
-    )
+def test_the_page_says_what_is_older_than_the_code(files, report, tmp_path):
+    results = files.Results(tmp_path / "gpu.json", **HEADER | {"source": files.sources()}, tests={})
     group = {"dtype": "float32", "shape": [8, 8], "k": 4, "spectrum": "flat", "seconds": 1e-3}
     for part, method in (("published", "qb, q=0"), ("panels", "qr")):
         results.begin(part)
@@ -183,10 +182,10 @@ def test_the_page_says_what_is_older_than_the_code(measuring, report, tmp_path):
 # -- on a CPU --------------------------------------------------------------------------------------
 
 
-def test_parts_run_on_a_cpu(scripts, measuring, model):
-    gpu = scripts["gpu"]
-    results = measuring.Results(None, **HEADER)
-    budget = measuring.Budget(60.0)
+def test_parts_run_on_a_cpu(scripts, files, model):
+    gpu = scripts["machines.gpu.__main__"]
+    results = files.Results(None, **HEADER)
+    budget = scripts["common.measuring"].Budget(60.0)
     device = torch.device("cpu")
     bench = gpu.Bench(device, "small", results, budget, dict(model.CONSTANTS), "constants")
     with warnings.catch_warnings():

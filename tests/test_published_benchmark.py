@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 
 ROOT = Path(__file__).parent.parent
-FOLDER, EXPLANATION = ROOT / "benchmarks", ROOT / "docs" / "explanation"
+EXPLANATION = ROOT / "docs" / "explanation"
 N, WIDTH = 128, 16
 
 
 @pytest.fixture(scope="module")
 def published():
-    if not (FOLDER / "results").exists():
+    if not (ROOT / "benchmarks" / "results").exists():
         pytest.skip("the results are not part of this source distribution")
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield importlib.import_module("published")
+        patch.syspath_prepend(ROOT)
+        yield importlib.import_module("benchmarks.studies.published")
 
 
 @pytest.fixture(scope="module")
@@ -94,13 +94,13 @@ def test_all_methods_of_the_grid_find_so_many_columns(published, library):
 
 def test_the_page_shows_the_newest_results(published):
     """Its tables are those that the program makes of the file."""
-    report = importlib.import_module("report")
-    (content,) = report.select(report.newest(published.RESULTS), kind="published")
+    report = importlib.import_module("benchmarks.report.published")
+    (content,) = report.select(report.newest(report.RESULTS), kind="published")
     shown = (EXPLANATION / "published_tables.md").read_text(encoding="utf-8")
-    assert published.pages(content) == shown
+    assert report.pages(content) == shown
     page = (EXPLANATION / "algorithm.md").read_text(encoding="utf-8")
     parts = {row["section"] for row in content["rows"]}
     included = {part for part in ("stability", "speed") if f'"<!-- {part} -->"' in page}
     assert parts == included
-    raw = json.loads((published.RESULTS / content["file"]).read_text("utf-8"))
+    raw = json.loads((report.RESULTS / content["file"]).read_text("utf-8"))
     assert not raw["quick"]

@@ -11,7 +11,8 @@ from dataclasses import asdict
 
 import torch
 
-from benchmarks import measuring
+from benchmarks import ROOT
+from benchmarks.common.results import write_json
 from benchmarks.training import data
 from benchmarks.training.model import Shape, loss_of, short, split
 
@@ -21,11 +22,11 @@ BATCH, CLIP = (16, 64), 1.0  # as the protocol has them
 
 def allotted(corpus: str, rank: int) -> list[int]:
     """The ranks, as they are in a file that is made when it is first asked for."""
-    path = measuring.ROOT / "benchmarks" / "results" / "training" / f"ranks-{corpus}.json"
+    path = ROOT / "benchmarks" / "results" / "training" / f"ranks-{corpus}.json"
     asked = {"rank": rank, "steps": STEPS, "batches": BATCHES, "model": asdict(Shape())}
     if not path.exists():
         found = shares_of_signal(corpus)
-        measuring.write_json(path, asked | {"ranks": bought(found, rank)})
+        write_json(path, asked | {"ranks": bought(found, rank)})
     content = json.loads(path.read_text("utf-8"))
     if any(content[key] != value for key, value in asked.items()):
         message = f"{path} is for {content}: move it away."

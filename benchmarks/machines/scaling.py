@@ -1,7 +1,7 @@
 """What a sharded SVD costs each process, and what that predicts for many.
 
-    python benchmarks/scaling.py            # the table of docs/explanation/scaling.md
-    python benchmarks/scaling.py --m 1e8 --n 4096 --k 128 --processes 1,8,64
+    python -m benchmarks.machines.scaling            # the table of docs/explanation/scaling.md
+    python -m benchmarks.machines.scaling --m 1e8 --n 4096 --k 128 --processes 1,8,64
 
 The model of `lowrank.svd` at a fixed rank k, with l = k + oversampling columns and q power
 iterations, of an m×n matrix sharded by rows over P processes. Its counts of numbers communicated
@@ -12,9 +12,11 @@ from a machine that is assumed, and are no measurement.
 import argparse
 import math
 from dataclasses import dataclass
-from pathlib import Path
 
-TABLE = Path(__file__).parent.parent / "docs" / "explanation" / "scaling_table.md"
+from benchmarks import ROOT
+from benchmarks.common.tables import table
+
+TABLE = ROOT / "docs" / "explanation" / "scaling_table.md"
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,18 +103,18 @@ def seconds_of_svd(  # the parameters of the model
     return Seconds(products, replicated, tall, second, network)
 
 
-def table(m: float, n: int, k: int, processes: list[int], machine: Machine) -> str:
+def page(m: float, n: int, k: int, processes: list[int], machine: Machine) -> str:
     """Strong scaling, and weak scaling of the same rows for each process."""
     told_of = (
         f"n = {n:,}, k = {k}, q = 2, {machine.word} bytes a number; {machine.products / 1e12:g} "
         f"Tflop/s in products and {machine.panels / 1e12:g} in QR, {machine.network / 1e9:g} GB/s "
         f"and {machine.latency * 1e6:g} µs between processes."
     )
-    columns = (
+    columns = [
         "rows in all", "processes", "total, at once", "efficiency", "total, tree", "efficiency",
         "products", "QR along the rows", "replicated", "second QR, at once", "in a tree", "network",
-    )  # fmt: skip
-    lines = [told_of, "", f"| {' | '.join(columns)} |", "|" + " ---: |" * len(columns)]
+    ]  # fmt: skip
+    lines = []
     for weak in (False, True):
         one = seconds_of_svd(m, n, k, 1, machine).total
         for P in processes:
@@ -121,13 +123,14 @@ def table(m: float, n: int, k: int, processes: list[int], machine: Machine) -> s
                 seconds_of_svd(rows, n, k, P, machine, tree=tree) for tree in (False, True)
             )
             ideal = one if weak else one / P
+            totals = (told(at_once.total), f"{ideal / at_once.total:.0%}")
+            totals += (told(tree.total), f"{ideal / tree.total:.0%}")
+            parts = (at_once.products, at_once.tall, at_once.replicated, at_once.second)
             lines.append(
-                f"| {rows:.3g} | {P:,} | {told(at_once.total)} | {ideal / at_once.total:.0%} "
-                f"| {told(tree.total)} | {ideal / tree.total:.0%} | {told(at_once.products)} "
-                f"| {told(at_once.tall)} | {told(at_once.replicated)} | {told(at_once.second)} "
-                f"| {told(tree.second)} | {told(at_once.network)} |"
+                [f"{rows:.3g}", f"{P:,}", *totals]
+                + [told(seconds) for seconds in (*parts, tree.second, at_once.network)]
             )
-    return "\n".join(lines) + "\n"
+    return "\n".join([told_of, "", *table(columns, lines, left=0)])
 
 
 def told(seconds: float) -> str:
@@ -146,7 +149,7 @@ def main() -> None:
     parser.add_argument("--processes", default="1,4,64,4096")
     parser.add_argument("--write", action="store_true", help="write the table of the documentation")
     asked = parser.parse_args()
-    text = table(asked.m, asked.n, asked.k, [*map(int, asked.processes.split(","))], Machine())
+    text = page(asked.m, asked.n, asked.k, [*map(int, asked.processes.split(","))], Machine())
     print(text)
     if asked.write:
         TABLE.write_text(text, encoding="utf-8")

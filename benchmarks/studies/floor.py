@@ -1,6 +1,6 @@
 """True error against tolerance, down to rounding: the certificate, and the rule of energies.
 
-    python benchmarks/floor.py > docs/explanation/floor_table.md
+    python -m benchmarks.studies.floor > docs/explanation/floor_table.md
 
 Takes about a minute on one thread. The matrix has the singular values exp(−j/20); all errors are
 relative to its Frobenius norm, and true errors are computed in double precision from the entries
@@ -8,11 +8,13 @@ that both methods were given.
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 import lowrank
+from benchmarks.common.tables import print_table
 from lowrank import gallery
 
 N, BLOCK, SEEDS = 1000, 32, 10
@@ -74,19 +76,19 @@ def cells(method: Any, A: Any, rtol: float) -> list[str]:
     return [f"{np.median(ranks):.0f}", f"{max(errors):.1e}", f"{sum(claims)}", told]
 
 
+def rows(A: Any, exponents: range) -> Iterator[list[str]]:
+    names = ["rank", "largest error", "says success", "falsely"]
+    yield ["tolerance", *names, *(f"energies: {name}" for name in names)]
+    for exponent in exponents:
+        rtol = 10.0**-exponent
+        yield [f"{rtol:.0e}", *cells(certified, A, rtol), *cells(by_energies, A, rtol)]
+
+
 def main() -> None:
     wide = gallery.matrix(gallery.medium(N), (N, N), rng=0)
     for dtype, exponents in TOLERANCES.items():
-        A = wide.astype(dtype)
         print(f"**{dtype}**, {N}×{N}, {SEEDS} seeds\n")
-        names = ["rank", "largest error", "says success", "falsely"]
-        others = [f"energies: {name}" for name in names]
-        print("| " + " | ".join(["tolerance", *names, *others]) + " |")
-        print("| ---: " * 9 + "|")
-        for exponent in exponents:
-            rtol = 10.0**-exponent
-            row = [f"{rtol:.0e}", *cells(certified, A, rtol), *cells(by_energies, A, rtol)]
-            print("| " + " | ".join(row) + " |", flush=True)
+        print_table(rows(wide.astype(dtype), exponents), words=())
         print()
 
 

@@ -1,6 +1,6 @@
 """True errors of a range finder beside the published bounds on them: a table and a picture.
 
-    python benchmarks/bounds.py
+    python -m benchmarks.studies.bounds
 
 Writes docs/explanation/bounds_table.md and, where Matplotlib is, docs/_static/bounds.svg; takes
 half a minute on one thread. The matrices are diagonal: VᴴΩ is as Gaussian as Ω, so the errors of
@@ -15,15 +15,19 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import lowrank
+from benchmarks import ROOT
+from benchmarks.common.plots import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save
+from benchmarks.common.tables import table
 from lowrank import bounds, gallery
 
-DOCS = Path(__file__).parent.parent / "docs"
+DOCS = ROOT / "docs"
 N, RANK, OVERSAMPLING, DRAWS = 300, 20, 10, 200
 COLUMNS = RANK + OVERSAMPLING
 # Draws for which the bounds that differ from draw to draw are computed.
 SHOWN = 20
 SPECTRA = ("slow", "fast", "s_shaped")
 POWERS = (0, 1)
+NORMS = {"fro": "Frobenius norm", "spectral": "Spectral norm"}
 DELTA = 1e-9
 
 
@@ -39,7 +43,7 @@ def draws(s: Any, q: int, columns: int, count: int = DRAWS) -> Draws:
     """Of the range finder for ``diag(s)`` with q power iterations."""
     Omega = np.random.default_rng(0).standard_normal((count, s.size, columns))
     Q = np.linalg.qr((s[:, None] / s[0]) ** (2 * q + 1) * Omega).Q
-    return Draws(Omega, Q, {kind: errors(s, Q, kind) for kind in ("fro", "spectral")})
+    return Draws(Omega, Q, {kind: errors(s, Q, kind) for kind in NORMS})
 
 
 def errors(s: Any, Q: Any, kind: str) -> Any:
@@ -92,7 +96,7 @@ def column(s: Any, q: int, kind: str, drawn: Draws) -> list[tuple[str, float | N
 
 def figures() -> dict[str, dict[str, list[float | None]]]:
     """For each norm the rows of its table, each with a number for every spectrum and power."""
-    found: dict[str, dict[str, list[float | None]]] = {"fro": {}, "spectral": {}}
+    found: dict[str, dict[str, list[float | None]]] = {kind: {} for kind in NORMS}
     for spectrum in SPECTRA:
         s = gallery.SPECTRA[spectrum](N)
         for q in POWERS:
@@ -103,32 +107,26 @@ def figures() -> dict[str, dict[str, list[float | None]]]:
     return found
 
 
-def table(found: dict[str, dict[str, list[float | None]]]) -> str:
+def page(found: dict[str, dict[str, list[float | None]]]) -> str:
     head = [f"*{spectrum}*, q&nbsp;=&nbsp;{q}" for spectrum in SPECTRA for q in POWERS]
     lines = []
-    for kind, title in (("fro", "Frobenius norm"), ("spectral", "Spectral norm")):
-        lines += [f"| {title} | {' | '.join(head)} |", "| :--- |" + " ---: |" * len(head)]
-        for name, values in found[kind].items():
-            if any(value is not None for value in values):
-                cells = ["–" if value is None else f"{value:.3g}" for value in values]
-                lines.append(f"| {name} | {' | '.join(cells)} |")
-        lines.append("")
+    for kind, title in NORMS.items():
+        cells = [
+            [name, *("–" if value is None else f"{value:.3g}" for value in values)]
+            for name, values in found[kind].items()
+            if any(value is not None for value in values)
+        ]
+        lines += table([title, *head], cells)
     return "\n".join(lines)
 
 
 def picture(path: Path) -> None:
     """True errors and bounds over the number of columns, for *slow* and q = 0."""
-    import matplotlib.pyplot as plt  # noqa: PLC0415
-    from report import BLACK, BLUE, GREEN, GREY, ORANGE, begin_plots, save  # noqa: PLC0415
-
-    begin_plots()
-    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False})
+    plt = begin_plots(open_axes=True)
     s, counts = gallery.slow(N), range(4, 64, 4)
     drawn = draws(s, 0, counts[-1], DRAWS // 2)
     figure, panels = plt.subplots(1, 2, figsize=(8, 4.4), sharey=True, layout="constrained")
-    for axes, (kind, title) in zip(
-        panels, (("fro", "Frobenius norm"), ("spectral", "Spectral norm")), strict=True
-    ):
+    for axes, (kind, title) in zip(panels, NORMS.items(), strict=True):
         best = np.array([gallery.best_error(s, count, norm=kind) for count in counts])
         # the first columns of Q are a basis of the first columns of the sketch
         true = np.array([errors(s, drawn.Q[..., :count], kind) for count in counts]) / best[:, None]
@@ -158,7 +156,7 @@ def picture(path: Path) -> None:
 
 
 def main() -> None:
-    (DOCS / "explanation" / "bounds_table.md").write_text(table(figures()), encoding="utf-8")
+    (DOCS / "explanation" / "bounds_table.md").write_text(page(figures()), encoding="utf-8")
     if find_spec("matplotlib") is not None:
         picture(DOCS / "_static" / "bounds.svg")
 

@@ -1,6 +1,6 @@
 """What a tolerance costs: beside a plain program of the published algorithm, the SVD, and a rank.
 
-    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python benchmarks/tolerance.py \
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m benchmarks.studies.tolerance \
         > docs/explanation/tolerance_tables.md
 
 CPU time of one thread, medians of interleaved repeats; takes about ten minutes. `--quick` tries it
@@ -13,15 +13,19 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
+from operator import matmul
 from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
-from measuring import cpu_name
 
 import lowrank
+from benchmarks.common.measuring import in_turn
+from benchmarks.common.results import cpu_name
+from benchmarks.common.tables import print_table
 from lowrank import gallery
 
 QUICK = "--quick" in sys.argv
@@ -68,15 +72,9 @@ def best_rank(A: Any, rtol: float) -> int:
 
 def milliseconds(*calls: Callable[[], Any], repeats: int = REPEATS) -> list[float]:
     """Median CPU times of calls that take turns."""
-    for call in calls:
-        call()
-    times: list[list[float]] = [[] for _ in calls]
-    for _ in range(repeats):
-        for call, taken in zip(calls, times, strict=True):
-            start = time.process_time()
-            call()
-            taken.append(1e3 * (time.process_time() - start))
-    return [median(taken) for taken in times]
+    named = {str(place): lambda _, call=call: call() for place, call in enumerate(calls)}
+    times = in_turn(named, repeats, clock=time.process_time)
+    return [1e3 * median(taken) for taken in times.values()]
 
 
 # -- the published algorithm -----------------------------------------------------------------------
@@ -116,71 +114,33 @@ def published(A: Any, rtol: float, *, width: int = 64, goal: float = 0.9) -> tup
 # -- the tables ------------------------------------------------------------------------------------
 
 
-def begin(title: str, *columns: str) -> None:
-    name, _, size = title.partition(": ")
-    print(f"<!-- {name} -->\n\n{size}:\n")
-    print("|", " | ".join(columns), "|")
-    print("| :--- |" + " ---: |" * (len(columns) - 1))
+Table = Iterator[tuple[Any, ...]]
 
 
-def row(*cells: Any) -> None:
-    print("|", " | ".join(map(str, cells)), "|", flush=True)
-
-
-def end() -> None:
-    print("\n<!-- end -->\n")
-
-
-def beside_the_published() -> None:
-    begin(
-        f"published: {N}×{N}, noise {2 * N}×{N}",
-        "matrix, tolerance, dtype",
-        "goal",
-        "best rank",
-        "plain program: ms",
-        "rank",
-        "torch: ms",
-        "over it",
-        "rank",
-        "NumPy: ms",
-        "over it",
-        "rank",
-    )
+def beside_the_published() -> Table:
+    yield ("published", f"{N}×{N}, noise {2 * N}×{N}")
+    head = "matrix, tolerance, dtype", "goal", "best rank", "plain program: ms", "rank"
+    yield (*head, "torch: ms", "over it", "rank", "NumPy: ms", "over it", "rank")
     for name, rtol, goal in CASES:
         for dtype in DTYPES:
             A = matrix(name, dtype, 2 * N if "noise" in name else N, N)
             X = torch.from_numpy(A)
             calls = (
                 lambda X=X, rtol=rtol, goal=goal: published(X, rtol, goal=goal),
-                lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
-                lambda A=A, rtol=rtol: lowrank.svd(A, rtol=rtol, rng=1),
+                partial(lowrank.svd, X, rtol=rtol, rng=1),
+                partial(lowrank.svd, A, rtol=rtol, rng=1),
             )
-            plain, of_torch, of_numpy = milliseconds(*calls)
-            ranks = [int(call()[1].shape[0]) for call in calls[:1]]
-            ranks += [int(call().rank) for call in calls[1:]]
-            row(
-                f"{name}, {rtol:g}, {dtype}",
-                f"{goal:g}",
-                best_rank(A, rtol),
-                f"{plain:.0f}",
-                ranks[0],
-                f"{of_torch:.0f}",
-                f"{of_torch / plain:.2f}",
-                ranks[1],
-                f"{of_numpy:.0f}",
-                f"{of_numpy / plain:.2f}",
-                ranks[2],
-            )
-    end()
+            plain, *times = milliseconds(*calls)
+            cells = [f"{plain:.0f}", int(calls[0]()[1].shape[0])]
+            for call, time_of in zip(calls[1:], times, strict=True):
+                cells += [f"{time_of:.0f}", f"{time_of / plain:.2f}", int(call().rank)]
+            yield (f"{name}, {rtol:g}, {dtype}", f"{goal:g}", best_rank(A, rtol), *cells)
 
 
-def over_the_svd() -> None:
+def over_the_svd() -> Table:
     tolerances = (0.5, 0.1, 1e-2, 1e-4, 1e-6, 1e-10)
-    begin(
-        f"svd: n = {SMALL}",
-        "matrix, dtype, library",
-        *(f"{tolerance:g}" for tolerance in tolerances),
-    )
+    yield ("svd", f"n = {SMALL}")
+    yield ("matrix, dtype, library", *(f"{tolerance:g}" for tolerance in tolerances))
     for name in ("noise", "orthogonal", "identity", "1/j", "1/√j", "exp(−j/40)"):
         for dtype in DTYPES:
             A = matrix(name, dtype, SMALL, SMALL)
@@ -191,81 +151,73 @@ def over_the_svd() -> None:
                 cells = []
                 for rtol in tolerances:
                     ours, full = milliseconds(
-                        lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
-                        lambda X=X, svd=svd: svd(X, full_matrices=False),
+                        partial(lowrank.svd, X, rtol=rtol, rng=1),
+                        partial(svd, X, full_matrices=False),
                         repeats=1 if QUICK else 3,
                     )
                     cells.append(f"{ours / full:.2f}")
-                row(f"{name}, {dtype}, {library}", *cells)
-    end()
+                yield (f"{name}, {dtype}, {library}", *cells)
 
 
-def over_the_same_rank() -> None:
+def over_the_same_rank() -> Table:
     m, n = (300, 200) if QUICK else (3072, 2048)
-    begin(
-        f"rank: {m}×{n}",
-        "matrix, tolerance, dtype",
-        "rank",
-        "NumPy: over svd(A, rank)",
-        "torch: over svd(A, rank)",
-    )
+    yield ("rank", f"{m}×{n}")
+    over = (f"{library}: over svd(A, rank)" for library in ("NumPy", "torch"))
+    yield ("matrix, tolerance, dtype", "rank", *over)
     for name, rtol in (("exp(−j/40)", 1e-3), ("1/j", 0.1), ("decay + 8 % noise", 0.1)):
         for dtype in DTYPES:
             A, cells = matrix(name, dtype, m, n), []
             for X in (A, torch.from_numpy(A)):
                 rank = lowrank.svd(X, rtol=rtol, rng=1).rank
                 ours, fixed = milliseconds(
-                    lambda X=X, rtol=rtol: lowrank.svd(X, rtol=rtol, rng=1),
-                    lambda X=X, rank=rank: lowrank.svd(X, rank, rng=1),
+                    partial(lowrank.svd, X, rtol=rtol, rng=1), partial(lowrank.svd, X, rank, rng=1)
                 )
                 cells.append(f"{ours / fixed:.2f}")
-            row(f"{name}, {rtol:g}, {dtype}", rank, *cells)
-    end()
+            yield (f"{name}, {rtol:g}, {dtype}", rank, *cells)
 
 
-def of_a_sparse_matrix() -> None:
+def of_a_sparse_matrix() -> Table:
     from scipy import sparse  # noqa: PLC0415
 
     m, n = (300, 200) if QUICK else (2400, 1600)
     A = sparse.csr_array(matrix("decay + 8 % noise", "float64", m, n))
-    begin(f"sparse: {m}×{n}", "tolerance", "best rank", "rank", "columns multiplied", "passes")
+    yield ("sparse", f"{m}×{n}")
+    yield ("tolerance", "best rank", "rank", "columns multiplied", "passes")
     for rtol in (0.3, 0.15, 0.1):
         found = lowrank.svd(A, rtol=rtol, rng=1)
-        row(f"{rtol:g}", best_rank(A.toarray(), rtol), found.rank, found.products, found.passes)
-    end()
+        best = best_rank(A.toarray(), rtol)
+        yield (f"{rtol:g}", best, found.rank, found.products, found.passes)
 
 
-def over_the_product() -> None:
+def over_the_product() -> Table:
     n, k = (400, 32) if QUICK else (4096, 256)
-    begin(f"product: {n}×{n}, k = {k}", "dtype", "NumPy", "torch", "torch qr over linalg.qr")
+    yield ("product", f"{n}×{n}, k = {k}")
+    yield ("dtype", "NumPy", "torch", "torch qr over linalg.qr")
     for dtype in DTYPES:
         A = np.random.default_rng(0).standard_normal((n, n)).astype(dtype)
         cells = []
         for X in (A, torch.from_numpy(A)):
             Omega = X[:, :k] + 1
             ours, product = milliseconds(
-                lambda X=X: lowrank.range_finder(X, k, rng=1), lambda X=X, Y=Omega: X @ Y
+                partial(lowrank.range_finder, X, k, rng=1), partial(matmul, X, Omega)
             )
             cells.append(f"{ours / product:.2f}")
         tall = torch.from_numpy(A[:, :k].copy())
-        ours, native = milliseconds(lambda X=tall: lowrank.qr(X), lambda X=tall: torch.linalg.qr(X))
-        row(dtype, *cells, f"{ours / native:.2f}")
-    end()
+        ours, native = milliseconds(partial(lowrank.qr, tall), partial(torch.linalg.qr, tall))
+        yield (dtype, *cells, f"{ours / native:.2f}")
 
 
 def main() -> None:
     warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
     torch.set_num_threads(1)
     versions = f"NumPy {np.__version__}, torch {torch.__version__}"
-    print(f"<!-- of benchmarks/tolerance.py: {cpu_name()}, one thread, {versions} -->\n")
-    for table in (
-        beside_the_published,
-        over_the_svd,
-        over_the_same_rank,
-        of_a_sparse_matrix,
-        over_the_product,
-    ):
-        table()
+    print(f"<!-- of benchmarks/studies/tolerance.py: {cpu_name()}, one thread, {versions} -->\n")
+    tables = beside_the_published(), over_the_svd(), over_the_same_rank()
+    for table in (*tables, of_a_sparse_matrix(), over_the_product()):
+        name, size = next(table)
+        print(f"<!-- {name} -->\n\n{size}:\n")
+        print_table(table)
+        print("\n<!-- end -->\n")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
 """Measures the optimizer of low-rank state beside the optimizers that it wraps.
 
-    python benchmarks/optimizer.py --out benchmarks/results/optimizer-NAME-DATE.json [--quick]
+    python -m benchmarks.machines.optimizer [--quick] \
+        --out benchmarks/results/optimizer-NAME-DATE.json
 
 Needs PyTorch; galore-torch is used where it is installed. Takes about five minutes on two cores.
 Nothing else should run meanwhile. `--device cuda --dtype bfloat16` measures on a GPU;
-benchmarks/gpu.py does so. Sections of the rows:
+benchmarks/machines/gpu does so. Sections of the rows:
 
 - "step": steps alone of one transformer block, over a whole cycle of refreshes (every 200 steps),
   in turn, and beside them the two products of every weight that low rank can't do without.
@@ -24,16 +25,19 @@ and beyond weights and gradients (on a GPU).
 
 import argparse
 import math
+import time
 import warnings
 from collections.abc import Callable
 from functools import partial
 from statistics import fmean, median
 from typing import Any
 
-import measuring
 import torch
-from measuring import Budget, Results, host_reads, interleaved, kernels, peak_bytes, told
 
+from benchmarks.common import libraries
+from benchmarks.common.devices import asked_device, host_reads, kernels, peak_bytes, synchronize
+from benchmarks.common.measuring import Budget, Timing, in_turn, interleaved, timed, told
+from benchmarks.common.results import Results, header
 from lowrank.compress import Subspace
 from lowrank.optim import LowRank, LowRankMomentum, select
 
@@ -82,8 +86,7 @@ def makers(rank: int) -> dict[str, Make]:
         others = [p for p in model.parameters() if p.ndim != 2]
         projected = {"rank": rank, "update_proj_gap": EVERY, "scale": 1.0, "proj_type": "std"}
         groups = [{"params": others}, {"params": matrices, **projected}]
-        cls = measuring.module_of("galore_torch", "adamw").AdamW
-        return cls(groups, **ADAMW, no_deprecation_warning=True)
+        return libraries.galore(groups, **ADAMW)
 
     return {
         BASE: plain(foreach=True),
@@ -103,12 +106,8 @@ def makers(rank: int) -> dict[str, Make]:
 def with_gradients(model: torch.nn.Module) -> torch.nn.Module:
     generator = torch.Generator(next(model.parameters()).device).manual_seed(1)
     for p in model.parameters():
-        p.grad = (
-            torch.randn(p.shape, generator=generator, device=p.device, dtype=torch.float32).to(
-                p.dtype
-            )
-            * 1e-2
-        )
+        options = {"device": p.device, "dtype": torch.float32}
+        p.grad = torch.randn(p.shape, generator=generator, **options).to(p.dtype) * 1e-2
     return model
 
 
@@ -140,11 +139,12 @@ class Bench:
         self.results, self.device, self.dtype = results, device, dtype
         self.sizes = Sizes(quick=quick)
         self.rank = self.sizes.width // 8
+        self.wait = partial(synchronize, device)
         self.made: dict[str, tuple[torch.nn.Module, torch.optim.Optimizer]] = {}
 
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
+    def clock(self) -> float:
+        self.wait()
+        return time.perf_counter()
 
     def add(self, section: str, name: str, **columns: Any) -> None:
         fixed = {"section": section, "library": library_of(name), "method": name}
@@ -170,7 +170,7 @@ def steps(bench: Bench) -> None:
     for _ in range(bench.sizes.cycle + 1):
         for name, (_, opt) in list(bench.made.items()):
             try:
-                seconds[name].append(measuring.timed(opt.step, bench.synchronise)[0])
+                seconds[name].append(timed(opt.step, bench.wait)[0])
             except Exception as error:
                 bench.add("step", name, skipped=told(error))
                 del bench.made[name], seconds[name]
@@ -212,17 +212,12 @@ def training(bench: Bench) -> None:
     for tokens in (sizes.tokens, 4 * sizes.tokens):
         length = min(tokens, 512)
         generator = torch.Generator(bench.device).manual_seed(2)
-        x = torch.randn(
-            (tokens // length, length, sizes.width), generator=generator, device=bench.device
-        ).to(dtype)
-
+        shape = (tokens // length, length, sizes.width)
+        x = torch.randn(shape, generator=generator, device=bench.device).to(dtype)
         calls = {name: partial(train, *made, x) for name, made in bench.made.items()}
-        timings = {name: measuring.Timing() for name in calls}
-        for repeat in range(1 + REPEATS if tokens == sizes.tokens else 4):
-            for name, run in calls.items():
-                seconds, _ = measuring.timed(run, bench.synchronise)
-                if repeat:
-                    timings[name].seconds.append(seconds)
+        repeats = REPEATS if tokens == sizes.tokens else 3
+        found = in_turn(calls, repeats, clock=bench.clock)
+        timings = {name: Timing(seconds) for name, seconds in found.items()}
         share = {name: refresh_share(refreshes.get(name)) for name in calls}
         base = median(timings[BASE].seconds) + share[BASE]
         for name, timing in timings.items():
@@ -234,7 +229,7 @@ def training(bench: Bench) -> None:
             bench.add("training", name, tokens=tokens, **columns)
 
 
-def train(model: torch.nn.Module, opt: torch.optim.Optimizer, x: torch.Tensor) -> None:
+def train(model: torch.nn.Module, opt: torch.optim.Optimizer, x: torch.Tensor, _: int = 0) -> None:
     with torch.enable_grad():  # which a caller may have switched off for everything
         opt.zero_grad()
         model(x).square().mean().backward()
@@ -243,9 +238,7 @@ def train(model: torch.nn.Module, opt: torch.optim.Optimizer, x: torch.Tensor) -
 
 def refresh_share(row: dict[str, Any] | None) -> float:
     """Seconds that refreshes add to a step on the average."""
-    return (
-        0.0 if row is None or row["seconds"] is None else max(0.0, row["seconds"] - row["median"])
-    )
+    return 0.0 if not row or row["seconds"] is None else max(0.0, row["seconds"] - row["median"])
 
 
 def refreshes(bench: Bench) -> None:
@@ -275,7 +268,7 @@ def refreshes(bench: Bench) -> None:
             name: lambda seed, policy=policy, G=G: policy.refresh(G, step=seed).basis
             for name, policy in policies.items()
         }
-        timings = interleaved(calls, bench.synchronise)
+        timings = interleaved(calls, bench.wait)
         base = median(timings["svd"].seconds)
         best = energy(timings["svd"].result, G)
         for name, timing in timings.items():
@@ -328,12 +321,7 @@ def counts(bench: Bench) -> None:
 
 
 def measure(
-    results: Results,
-    device: torch.device,
-    dtype: str,
-    *,
-    quick: bool,
-    budget: Budget | None = None,
+    results: Results, device: torch.device, dtype: str, *, quick: bool, budget: Budget | None = None
 ) -> None:
     """All parts in turn; one that fails, or for which no time is left, is a row that says so."""
     bench = Bench(results, device, dtype, quick=quick)
@@ -358,9 +346,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a trial on small matrices")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    device, name = measuring.asked_device(options.device, "--device cpu --quick")
-    header = measuring.header("optimizer", name, PACKAGES)
-    results = Results(options.out, **header, quick=options.quick)
+    device, name = asked_device(options.device, "--device cpu --quick")
+    about = header("optimizer", name, PACKAGES)
+    results = Results(options.out, **about, quick=options.quick)
     measure(results, device, options.dtype, quick=options.quick)
     for row in results.rows:
         shown = {key: row.get(key) for key in ("seconds", "ratio", "captured", "kernels")}

@@ -1,6 +1,6 @@
 """Trains a Llama in bfloat16 on a GPU with several optimizers: memory, time of a step, loss.
 
-    python benchmarks/llama.py --out benchmarks/results/llama-NAME-DATE.json [--size 350m]
+    python -m benchmarks.machines.llama --out benchmarks/results/llama-NAME-DATE.json [--size 350m]
 
 Needs PyTorch and transformers; galore-torch is used where it is installed. Every method trains the
 same model on the same batches, for `--steps` steps or `--seconds` seconds, whichever ends first.
@@ -25,7 +25,6 @@ import argparse
 import gc
 import math
 import re
-import sys
 import time
 import warnings
 from collections import Counter
@@ -35,16 +34,14 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Any
 
-import measuring
 import torch
-from measuring import Results, told
-from transformers import LlamaConfig, LlamaForCausalLM
 
-if str(measuring.ROOT) not in sys.path:
-    sys.path.insert(0, str(measuring.ROOT))
-
-from benchmarks.training.data import stdlib
-from benchmarks.training.model import bytes_held, loss_of, split
+from benchmarks.common import libraries
+from benchmarks.common.devices import asked_device, synchronize
+from benchmarks.common.measuring import told
+from benchmarks.common.results import Results, header
+from benchmarks.training.data import stdlib, windows
+from benchmarks.training.model import bytes_held, llama, loss_of, split
 from lowrank.optim import LowRank, LowRankMomentum
 
 PACKAGES = ("torch", "transformers", "numpy", "array-api-compat", "galore-torch")
@@ -91,9 +88,8 @@ def methods(rank: int) -> dict[str, Method]:
         )
 
     def galore(model: torch.nn.Module) -> Any:
-        cls = measuring.module_of("galore_torch", "adamw").AdamW
         told = {"rank": rank, "update_proj_gap": EVERY, "scale": 1.0, "proj_type": "std"}
-        return cls(groups(model, **told), no_deprecation_warning=True, **ADAM)
+        return libraries.galore(groups(model, **told), **ADAM)
 
     return {
         "AdamW, foreach": adamw(foreach=True),
@@ -115,21 +111,6 @@ def words() -> torch.Tensor:
     return torch.tensor([frequent.get(word, 0) for word in found])
 
 
-def model_of(size: str, device: torch.device) -> torch.nn.Module:
-    hidden, intermediate, layers, heads = SIZES[size]
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=VOCABULARY,
-        hidden_size=hidden,
-        intermediate_size=intermediate,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        max_position_embeddings=1024,
-        use_cache=False,
-    )
-    return LlamaForCausalLM(config).to(device, torch.bfloat16)
-
-
 @dataclass
 class Bench:
     device: torch.device
@@ -140,10 +121,6 @@ class Bench:
     seconds: float
     text: torch.Tensor
 
-    def synchronise(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-
     def peak(self) -> int | None:
         """The largest number of bytes allocated since the last call."""
         if self.device.type != "cuda":
@@ -152,13 +129,9 @@ class Bench:
         torch.cuda.reset_peak_memory_stats(self.device)
         return int(found)
 
-    def windows(self, generator: torch.Generator) -> torch.Tensor:
-        starts = torch.randint(len(self.text) - self.length, (self.batch, 1), generator=generator)
-        return self.text[starts + torch.arange(self.length + 1)].to(self.device)
-
 
 def train(bench: Bench, method: Method) -> dict[str, Any]:
-    model = model_of(bench.size, bench.device)
+    model = llama(VOCABULARY, *SIZES[bench.size]).to(bench.device, torch.bfloat16)
     opt = method.make(model)
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     generator = torch.Generator().manual_seed(1)
@@ -168,17 +141,17 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
         if method.in_backward:
             stack.enter_context(opt.step_in_backward())
         for _ in range(bench.steps):
-            windows = bench.windows(generator)
-            bench.synchronise()
+            batch = windows(bench.text, bench.batch, bench.length, generator).to(bench.device)
+            synchronize(bench.device)
             bench.peak()
             begun = time.perf_counter()
-            loss = loss_of(model, windows)
+            loss = loss_of(model, batch)
             loss.backward()
-            bench.synchronise()
+            synchronize(bench.device)
             before = time.perf_counter()
             opt.step()
             opt.zero_grad()
-            bench.synchronise()
+            synchronize(bench.device)
             ended = time.perf_counter()
             whole.append(ended - begun)
             alone.append(ended - before)
@@ -193,6 +166,7 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
     ordinary = [i for i in range(1, len(whole)) if i not in refreshed] or [0]
     usual = median(whole[i] for i in ordinary)
     cycle = whole[1 : 1 + EVERY]
+    longer = max(0.0, fmean(whole[i] for i in refreshed) - usual) if refreshed else None
     return {
         "seconds": usual,
         "step_seconds": usual,
@@ -200,9 +174,7 @@ def train(bench: Bench, method: Method) -> dict[str, Any]:
         "mean_seconds": fmean(cycle) if cycle else None,
         "first": whole[0],
         "slowest": max(cycle, default=None),
-        "refresh_seconds": max(0.0, fmean(whole[i] for i in refreshed) - usual)
-        if refreshed
-        else None,
+        "refresh_seconds": longer,
         "repeats": len(whole),
         "weight_bytes": weights,
         "state_bytes": bytes_held([opt.state]),
@@ -227,11 +199,11 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=6.0, help="after which none is begun")
     options = parser.parse_args()
     warnings.simplefilter("ignore")
-    device, name = measuring.asked_device(options.device, "--device cpu --size tiny")
+    device, name = asked_device(options.device, "--device cpu --size tiny")
     start = time.perf_counter()
     plan = {key: getattr(options, key) for key in ("size", "batch", "length", "steps", "seconds")}
-    header = measuring.header("llama", name, PACKAGES)
-    results = Results(options.out, **header, protocol=plan)
+    about = header("llama", name, PACKAGES)
+    results = Results(options.out, **about, protocol=plan)
     bench = Bench(device, options.size, *(plan[k] for k in list(plan)[1:]), words())
     rank = options.rank or SIZES[options.size][0] // 4
     chosen = {k: v for k, v in methods(rank).items() if re.search(options.only, k)}

@@ -1,12 +1,11 @@
 """Makes the page of the documentation that compares commits, and its plot, of what asv measured.
 
-    python benchmarks/over_time.py [--results benchmarks/results/asv] [--out docs]
+    python -m benchmarks.report.over_time [--results benchmarks/results/asv] [--out docs]
 
 asv writes its results there (`asv run`); this reads those of the first machine, in the order of the
 commits. Needs matplotlib.
 """
 
-import argparse
 import itertools
 import json
 import math
@@ -15,56 +14,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
-from measuring import ROOT
-from report import (
-    BLACK,
-    BLUE,
-    GREEN,
-    GREY,
-    ORANGE,
-    begin_plots,
-    number,
-    plain,
-    save,
-    table,
-    write_beside,
-)
+from benchmarks import ROOT
+from benchmarks.common import plots
+from benchmarks.common.tables import number, table, write_page
+from benchmarks.report.texts import text
 
-COMMAND = "python benchmarks/over_time.py"
+COMMAND = "python -m benchmarks.report.over_time"
 Values = dict[tuple[str, str], float]
 TIMES, RATIOS, COUNTS = "times", "ratios", "counts"
-TITLES = {
-    RATIOS: (
-        "Ratios",
-        (
-            "These are ratios of interleaved times in one process, and of memory. If the unit "
-            "names the alternative without `lowrank`, a ratio below one is a gain."
-        ),
-    ),
-    COUNTS: (
-        "Independent of the machine",
-        (
-            "These are errors and ranks relative to the best possible, passes, columns multiplied, "
-            "operations that torch launches, numbers that are read from a device, and rounding."
-        ),
-    ),
-    TIMES: (
-        "Times",
-        (
-            "These are medians on one thread. Commits were measured one after another on a shared "
-            "machine, so a single figure may be off by half. Trust a change only if several rows "
-            "show it."
-        ),
-    ),
-}
+TITLES = {RATIOS: "Ratios", COUNTS: "Independent of the machine", TIMES: "Times"}
 # What the plot shows, by name: all on NumPy in double precision.
 SHOWN = {
-    "bench_svd.Factorizations.time_svd": ("svd, rank", BLUE),
-    "bench_svd.Factorizations.time_svd_to_tolerance": ("svd, tolerance", ORANGE),
-    "bench_rangefinder.RangeFinder.time_rank": ("range finder, rank", GREEN),
-    "bench_rangefinder.RangeFinder.time_tolerance": ("range finder, tolerance", BLACK),
-    "bench_householder.Square.time_qr": ("qr", GREY),
+    "bench_svd.Factorizations.time_svd": ("svd, rank", plots.BLUE),
+    "bench_svd.Factorizations.time_svd_to_tolerance": ("svd, tolerance", plots.ORANGE),
+    "bench_rangefinder.RangeFinder.time_rank": ("range finder, rank", plots.GREEN),
+    "bench_rangefinder.RangeFinder.time_tolerance": ("range finder, tolerance", plots.BLACK),
+    "bench_householder.Square.time_qr": ("qr", plots.GREY),
 }
 
 
@@ -136,9 +101,10 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
     keys = sorted(key for key in measured[-1] if key[0] in units)
     calls = Counter(name.partition(".")[2] for name in {name for name, _ in keys})
     lines = []
-    for group, (title, text) in TITLES.items():
+    for group, title in TITLES.items():
         mine = [key for key in keys if kind(key[0], units[key[0]]["unit"]) == group]
-        lines += [f"## {title}", "", text, ""]
+        told = text("Times of commits" if group == TIMES else title)
+        lines += [f"## {title}", "", told, ""]
         head = ["benchmark", "of", *map(heading, found)]
         rows = [
             [
@@ -154,7 +120,7 @@ def tables(found: list[dict[str, Any]], units: dict[str, dict[str, Any]]) -> lis
 
 def plot(found: list[dict[str, Any]], path: Path) -> None:
     measured = [values(content) for content in found]
-    figure, ax = plt.subplots(figsize=(8, 3.6), layout="constrained")
+    figure, ax = plots.pyplot().subplots(figsize=(8, 3.6), layout="constrained")
     ends = []
     for name, (told, color) in SHOWN.items():
         key = (name, "numpy float64")
@@ -165,12 +131,12 @@ def plot(found: list[dict[str, Any]], path: Path) -> None:
         ends.append((last[-1], told, x[-1], color))
     ax.set_ylim(bottom=0.0)
     ax.set_xlim(right=len(found) - 1)
-    write_beside(ax, ends)
+    plots.write_beside(ax, ends)
     ax.set_xticks(range(len(found)), [heading(content).replace("`", "") for content in found])
     ax.tick_params(axis="x", labelsize=8)
     ax.set_title("milliseconds, NumPy in double precision", loc="left", fontsize=10)
-    plain(ax)
-    save(figure, path)
+    plots.plain(ax)
+    plots.save(figure, path)
 
 
 def page(folder: Path, out: Path) -> str:
@@ -185,20 +151,9 @@ def page(folder: Path, out: Path) -> str:
             "",
             "# Over time",
             "",
-            (
-                "This page compares some commits. [asv](https://asv.readthedocs.io) measured all "
-                "of them with the benchmarks of the last one, in `benchmarks/suite`. A dash means "
-                "that a function did not exist or had other arguments. The matrices are small (up "
-                "to 1000×1000), so that the whole suite takes minutes; [Benchmarks](benchmarks.md) "
-                "has larger ones, and other libraries."
-            ),
+            text("Over time"),
             "",
-            (
-                f"{machine['cpu']}, {machine['num_cpu']} cores, one thread; Python "
-                f"{found[-1]['python']}, {needs}. All numbers, with their spread, are in "
-                f"`benchmarks/results/asv/{machine['machine']}`; `asv publish` and `asv preview` "
-                "show them as plots."
-            ),
+            text("Results of commits", python=found[-1]["python"], needs=needs, **machine),
             "",
             "```sh",
             f"printf '%s\\n' {commits} > commits",
@@ -217,14 +172,8 @@ def page(folder: Path, out: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--results", type=Path, default=ROOT / "benchmarks" / "results" / "asv")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs")
-    options = parser.parse_args()
-    begin_plots()
-    text = page(options.results, options.out)
-    (options.out / "over_time.md").write_text(text, "utf-8")
-    print(f"{options.out / 'over_time.md'} has {len(text.splitlines())} lines")
+    plots.begin_plots()
+    write_page(page, __doc__, "over_time.md", ROOT / "benchmarks" / "results" / "asv")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Errors and products of the factorizations, for the page that explains them.
 
-    python benchmarks/factorizations.py > docs/explanation/factorizations_tables.md
+    python -m benchmarks.studies.factorizations > docs/explanation/factorizations_tables.md
 
 Takes about a minute on one thread; nothing is timed. Matrices are 500×500 in float64 where nothing
 else is said, with the slowly falling singular values of the gallery, and the rank is 20. *Excess*
@@ -8,7 +8,8 @@ is ‖A − Â‖_F over the best possible error at that rank, less one, the med
 """
 
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,14 +18,19 @@ from scipy.linalg import qr as pivoted
 from scipy.sparse.linalg import aslinearoperator
 
 import lowrank
+from benchmarks.common.tables import print_table
 from lowrank import gallery
 
 N, RANK, WIDTH, SEEDS = 500, 20, 30, 10
 SPECTRA = ("slow", "slower", "medium")
 
 
-def spectrum(name: str, n: int = N) -> Any:
-    return gallery.SPECTRA[name](n)
+def spectrum(name: str) -> Any:
+    return gallery.SPECTRA[name](N)
+
+
+def matrix(name: str) -> Any:
+    return gallery.matrix(spectrum(name), rng=0)
 
 
 def hermitian(s: Any, *, signs: bool = False) -> Any:
@@ -62,71 +68,51 @@ def cell(value: float) -> str:
     return f"{value:.1e}" if value else "0"
 
 
-def begin(name: str, *columns: str) -> None:
-    """Between these marks, the page includes a table."""
-    print(f"<!-- {name} -->\n\n| " + " | ".join(columns) + " |")
-    words = ("", "method", "options of `svd(A, 20)`")
-    print("".join("| :--- " if each in words else "| ---: " for each in columns) + "|")
-
-
-def row(*cells: Any) -> None:
-    print("| " + " | ".join(str(each) for each in cells) + " |", flush=True)
-
-
-def end(name: str) -> None:
-    print(f"\n<!-- end of {name} -->\n")
+Table = Iterator[Sequence[Any]]
+# Columns that hold words.
+WORDS = ("", "method", "options of `svd(A, 20)`")
 
 
 # -- tables ---------------------------------------------------------------------------------------
 
 
-def krylov() -> None:
-    matrices = {name: gallery.matrix(spectrum(name), rng=0) for name in SPECTRA}
+def krylov() -> Table:
+    matrices = {name: matrix(name) for name in SPECTRA}
     options: list[dict[str, Any]] = [{"power_iterations": q} for q in (1, 2, 3, 4, 5, 6)]
     options += [{"power_iterations": q, "krylov": True} for q in (1, 2, 3, 4)]
     options += [{"power_iterations": 2, "oversampling": 20}]
     rows = []
     for option in options:
         found = lowrank.svd(matrices["slow"], RANK, rng=0, **option)
-        excesses = [
-            excess(
-                A,
-                spectrum(name),
-                lambda seed, A=A, option=option: product(lowrank.svd(A, RANK, rng=seed, **option)),
-            )
-            for name, A in matrices.items()
-        ]
+
+        def call(seed: int, A: Any, option: dict[str, Any] = option) -> Any:
+            return product(lowrank.svd(A, RANK, rng=seed, **option))
+
+        excesses = [excess(A, spectrum(name), partial(call, A=A)) for name, A in matrices.items()]
         shown = ", ".join(f"`{key}={value}`" for key, value in option.items())
         rows.append((found.products, found.passes, shown, *map(cell, excesses)))
-    begin("krylov", "products", "passes", "options of `svd(A, 20)`", *SPECTRA)
-    for each in sorted(rows):
-        row(*each)
-    end("krylov")
+    yield ("products", "passes", "options of `svd(A, 20)`", *SPECTRA)
+    yield from sorted(rows)
 
 
-def tolerances() -> None:
+def tolerances() -> Table:
     """Products of `svd` to a tolerance, and its rank."""
-    options: list[dict[str, Any]] = [
-        {"power_iterations": 0},
-        {"power_iterations": 1},
-        {"power_iterations": 1, "krylov": True},
-        {"power_iterations": 2, "krylov": True},
-    ]
-    begin("tolerances", "", "q = 0", "q = 1", "Krylov, q = 1", "Krylov, q = 2")
+    options: list[dict[str, Any]] = [{"power_iterations": q} for q in (0, 1)]
+    options += [{"power_iterations": q, "krylov": True} for q in (1, 2)]
+    yield ("", "q = 0", "q = 1", "Krylov, q = 1", "Krylov, q = 2")
     for norm, rtol in (("fro", 1e-1), ("fro", 1e-2), ("spectral", 1e-1), ("spectral", 1e-2)):
         for name in SPECTRA:
-            A = gallery.matrix(spectrum(name), rng=0)
+            A = matrix(name)
             cells = []
             for option in options:
                 found = lowrank.svd(A, rtol=rtol, norm=norm, rng=0, **option)
                 assert found.converged
                 cells.append(f"{found.products} ({found.rank})")
-            row(f"{name}, {rtol:g}, {'Frobenius' if norm == 'fro' else norm}", *cells)
-    end("tolerances")
+            yield (f"{name}, {rtol:g}, {'Frobenius' if norm == 'fro' else norm}", *cells)
 
 
-def two_sides() -> None:
-    begin("two sides", "", *SPECTRA, "counted")
+def two_sides() -> Table:
+    yield ("", *SPECTRA, "counted")
     for norm, order in (("Frobenius", "fro"), ("spectral", 2)):
         cells = []
         for name in SPECTRA:
@@ -138,11 +124,10 @@ def two_sides() -> None:
                 both = A - Q @ (Q.T @ A @ Q) @ Q.T
                 ratios.append(float(np.linalg.norm(both, order) / np.linalg.norm(E, order)))
             cells.append(f"{min(ratios):.2f} to {max(ratios):.2f}")
-        row(norm, *cells, "1.41")
-    end("two sides")
+        yield (norm, *cells, "1.41")
 
 
-def semidefinite() -> None:
+def semidefinite() -> Table:
     def one(A: Any, seed: int) -> Any:
         return of_eigen(lowrank.nystrom(A, RANK, rng=seed))
 
@@ -153,32 +138,24 @@ def semidefinite() -> None:
     def eigh(A: Any, seed: int, **options: Any) -> Any:
         return of_eigen(lowrank.eigh(A, RANK, rng=seed, **options))
 
+    blocks = partial(eigh, krylov=True, power_iterations=2)
     methods: dict[str, tuple[int, int, Any]] = {
         "`nystrom(A, 20)`": (1, WIDTH, one),
         "`nystrom`, a basis of the range as test matrix": (2, 2 * WIDTH, two),
-        "`eigh(A, 20, power_iterations=0)`": (
-            2,
-            2 * WIDTH,
-            lambda A, seed: eigh(A, seed, power_iterations=0),
-        ),
+        "`eigh(A, 20, power_iterations=0)`": (2, 2 * WIDTH, partial(eigh, power_iterations=0)),
         "`eigh(A, 20)`": (6, 6 * WIDTH, eigh),
-        "`eigh(A, 20, krylov=True, power_iterations=2)`": (
-            6,
-            8 * WIDTH,
-            lambda A, seed: eigh(A, seed, krylov=True, power_iterations=2),
-        ),
+        "`eigh(A, 20, krylov=True, power_iterations=2)`": (6, 8 * WIDTH, blocks),
     }
-    begin("semidefinite", "method", "passes", "products", *SPECTRA)
+    yield ("method", "passes", "products", *SPECTRA)
     for name, (passes, products, call) in methods.items():
         cells = []
         for kind in SPECTRA:
             A = hermitian(spectrum(kind))
             cells.append(excess(A, spectrum(kind), lambda seed, A=A, call=call: call(A, seed)))
-        row(name, passes, products, *map(cell, cells))
-    end("semidefinite")
+        yield (name, passes, products, *map(cell, cells))
 
 
-def skeletons() -> None:
+def skeletons() -> Table:
     def by_basis(A: Any, seed: int, q: int) -> tuple[Any, Any, Any]:
         Q = lowrank.range_finder(A, WIDTH, power_iterations=q, rng=seed).Q
         found = lowrank.interpolative(A, RANK, power_iterations=q, rng=seed)
@@ -209,23 +186,22 @@ def skeletons() -> None:
         "QR of A with pivots (LAPACK), $X = A_J^+ A$": lapack,
     }
     names = [f"{name}, q = {q}" for q in (0, 2) for name in SPECTRA]
-    begin("skeletons", "method", *names)
+    yield ("method", *names)
     for name, call in methods.items():
         cells = []
         for q in (0, 2):
             for kind in SPECTRA:
-                A, s = gallery.matrix(spectrum(kind), rng=0), spectrum(kind)
+                A, s = matrix(kind), spectrum(kind)
                 over = excess(A, s, lambda seed, A=A, call=call, q=q: call(A, seed, q))
                 cells.append(f"{1 + over:.3f}")
-        row(name, *cells)
-    end("skeletons")
+        yield (name, *cells)
 
 
-def limits() -> None:
+def limits() -> Table:
     """The smallest tolerance certified, of the powers of √10."""
     tolerances = [10.0 ** (-half / 2) for half in range(2, 29)]
     names = ("svd", "interpolative", "cur")
-    begin("limits", "", *(f"`{name}`" for name in names))
+    yield ("", *(f"`{name}`" for name in names))
     for dtype in ("float32", "float64"):
         A = gallery.matrix(gallery.fast(N), rng=0).astype(dtype)
         cells = []
@@ -237,13 +213,12 @@ def limits() -> None:
                 least = rtol
             root = float(np.finfo(dtype).eps) ** 0.5
             cells.append(f"{least:.1e} ({least / root:.2g} √eps)")
-        row(dtype, *cells)
-    end("limits")
+        yield (dtype, *cells)
 
 
-def centering() -> None:
+def centering() -> Table:
     """A mean that is 10⁶ times as large as the rest of the matrix; all of its rank is kept."""
-    begin("centering", "", "array", "operator", "operator, relative to ‖A‖")
+    yield ("", "array", "operator", "operator, relative to ‖A‖")
     rest = gallery.matrix(gallery.fast(N), rng=0)
     rest -= rest.mean(axis=0)
     mean = np.random.default_rng(1).standard_normal(N)
@@ -256,12 +231,11 @@ def centering() -> None:
             centered = A.astype(np.float64) - found.mean.astype(np.float64)
             error = float(np.linalg.norm(centered - product(X.astype(np.float64) for X in found)))
             cells.append(f"{error / np.linalg.norm(centered):.1e}")
-        row(dtype, *cells, f"{error / np.linalg.norm(A.astype(np.float64)):.1e}")
-    end("centering")
+        yield (dtype, *cells, f"{error / np.linalg.norm(A.astype(np.float64)):.1e}")
 
 
-def streaming() -> None:
-    begin("streaming", "", *SPECTRA)
+def streaming() -> Table:
+    yield ("", *SPECTRA)
     sizes: dict[str, dict[str, int]] = {
         "k = 81, s = 163 (default)": {},
         "k = 41, s = 83": {"sketch_size": 41, "core_size": 83},
@@ -270,7 +244,7 @@ def streaming() -> None:
     for name, options in sizes.items():
         cells = []
         for kind in SPECTRA:
-            s, A = spectrum(kind), gallery.matrix(spectrum(kind), rng=0)
+            s, A = spectrum(kind), matrix(kind)
             errors, bounds = [], []
             for seed in range(SEEDS):
                 sketch = lowrank.SketchedMatrix(A.shape, RANK, rng=seed, **options).update(A)
@@ -279,23 +253,18 @@ def streaming() -> None:
                 bounds.append(found.error_bound / errors[-1])
             best = gallery.best_error(s, RANK)
             cells.append(f"{median(errors) / best:.3g} ({min(bounds):.2f} to {max(bounds):.2f})")
-        row(name, *cells)
-    end("streaming")
+        yield (name, *cells)
 
 
 def main() -> None:
     warnings.simplefilter("ignore", lowrank.ConvergenceWarning)
-    for table in (
-        krylov,
-        tolerances,
-        two_sides,
-        semidefinite,
-        skeletons,
-        limits,
-        centering,
-        streaming,
-    ):
-        table()
+    tables = {"krylov": krylov(), "tolerances": tolerances(), "two sides": two_sides()}
+    tables |= {"semidefinite": semidefinite(), "skeletons": skeletons(), "limits": limits()}
+    tables |= {"centering": centering(), "streaming": streaming()}
+    for name, table in tables.items():
+        print(f"<!-- {name} -->\n")
+        print_table(table, words=WORDS)
+        print(f"\n<!-- end of {name} -->\n")
 
 
 if __name__ == "__main__":

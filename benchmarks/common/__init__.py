@@ -1,0 +1,1 @@
+"""What several benchmarks share: measuring, files, tables, plots."""

@@ -1,0 +1,1 @@
+"""What is timed on a machine; each module with a command says how to run it."""

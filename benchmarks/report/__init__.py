@@ -1,0 +1,1 @@
+"""Pages of the documentation and plots, from the files of results."""

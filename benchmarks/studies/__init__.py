@@ -1,0 +1,1 @@
+"""What is shown: errors beside bounds, tolerances, and published methods."""

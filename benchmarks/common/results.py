@@ -154,7 +154,7 @@ def sources() -> dict[str, str]:
     """Digests of the library's code: its optimizers, and the rest less the command line."""
     digests = {"core": sha256(), "optim": sha256()}
     for path in sorted((SOURCE / "lowrank").rglob("*.py")):
-        if path.parent.name != "_command":
+        if path.parent.name != "_cli":
             name = "optim" if path.parent.name == "optim" else "core"
             digests[name].update(code_of(path.read_text("utf-8")).encode())
     return {name: digest.hexdigest()[:16] for name, digest in digests.items()}

@@ -222,8 +222,7 @@ def _compared(name: str, new: tensors.Tensors, old: tensors.Tensors) -> tuple[Ch
 
 def _with_rank(change: Change, found: SVDResult, r: int, rtol: float | None) -> Change:
     """With the first `r` columns of the factors, and what is lost by that."""
-    lost = torch.linalg.norm(found.S[r:]).item()
-    error = hypot(found.error_bound or 0.0, lost)
+    error = hypot(found.error_bound or 0.0, torch.linalg.norm(found.S[r:]).item())
     met = None if rtol is None else error <= (found.tolerance or 0.0)
     written = 4 * r * sum(change.shape)
     return replace(change, rank=r, written=written, error_bound=error, converged=met)

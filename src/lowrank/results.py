@@ -3,10 +3,12 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from enum import Enum
+from functools import cache
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -122,6 +124,18 @@ class Outcome:
     passes: int
     products: int
     history: tuple[Look, ...] = field(repr=False, default=())
+
+    def __post_init__(self) -> None:
+        if "jax" in sys.modules:
+            _as_pytree(type(self))  # type: ignore[arg-type]
+
+
+@cache
+def _as_pytree(result: Any) -> None:
+    """Let results leave a function that JAX traces: their arrays are its leaves."""
+    about = [*Outcome.__dataclass_fields__, *(["side"] if hasattr(result, "side") else [])]
+    arrays = [field.name for field in fields(result) if field.name not in about]
+    xa.loaded("jax").tree_util.register_dataclass(result, arrays, about)
 
 
 def fields_of(outcome: Outcome) -> dict[str, Any]:

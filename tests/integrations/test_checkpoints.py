@@ -404,7 +404,7 @@ def test_the_command_says_what_it_did(capsys):
         ("M.safetensors --output D --rank 1", "--output must name a file of kind .npz"),
         ("TUNED --output D --rank 1 --save-rest", "--save-rest is for --lora"),
         ("TUNED --output D --rank 1 --center", "--center is not for checkpoints"),
-        ("TUNED --output D --rank 1 --norm spectral", "in the Frobenius norm"),
+        ("TUNED --output D --rank 1 --norm spectral", "--norm is not for checkpoints"),
         ("TUNED --output BASE --rank 1", "BASE: exists; --force replaces it"),
         (
             "TUNED --minus M.safetensors --lora D --rank 1",

@@ -117,7 +117,7 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
 def same_place(X: Array, Y: Array, *, names: tuple[str, str]) -> None:
     """Raise a TypeError unless both arrays have one library, device and dtype."""
     homes = [(array_namespace(Z), device_of(Z), Z.dtype) for Z in (X, Y)]
-    if homes[0] != homes[1]:
+    if homes[0] != homes[1] and not is_traced(X):  # then without a device
         places = [
             f"`{name}` is a {xp.__name__.rpartition('.')[2]} array of dtype {dtype} on {device}"
             for name, (xp, device, dtype) in zip(names, homes, strict=True)
@@ -201,8 +201,7 @@ def rows_below(X: Array, rows: int) -> Array:
     """`X` with `rows` rows of zeros above it."""
     if rows == 0:
         return X
-    above = zeros((*X.shape[:-2], rows, X.shape[-1]), X)
-    return array_namespace(X).concat([above, X], axis=-2)
+    return array_namespace(X).concat([zeros((*X.shape[:-2], rows, X.shape[-1]), X), X], axis=-2)
 
 
 def phases(d: Array) -> Array:
@@ -286,7 +285,9 @@ def is_finite(X: Array) -> bool:
 
 
 def is_traced(X: Array) -> bool:
-    """Whether torch.compile is tracing, so that X has no values."""
+    """Whether torch.compile or JAX is tracing, so that X has no values."""
+    if is_jax_array(X):
+        return isinstance(X, loaded("jax").core.Tracer)
     return is_torch_array(X) and bool(loaded("torch").compiler.is_compiling())
 
 
@@ -413,8 +414,7 @@ def _row_blocks(X: Array) -> list[Array]:
     if X.ndim > 2:
         X = array_namespace(X).reshape(X, (-1, n))
     m = X.shape[0]
-    rows = max(1, max(2**16, m * n // 64) // n)
-    return [X[part, :] for part in slices(m, rows)]
+    return [X[part, :] for part in slices(m, max(1, max(2**16, m * n // 64) // n))]
 
 
 def as_numpy(X: Array) -> Any:

@@ -17,6 +17,10 @@ import numpy as np
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
+UNTRACED = (
+    "This call decides on numbers, which an array that JAX traces does not have; give a rank and "
+    "check_finite=False (range_finder, qb, svd, nystrom), or make it outside of jit and vmap."
+)
 FULL = ("ieee", "none", "highest")  # names of full precision in torch
 CUPY_DEFAULT, CUPY_REDUCED = 1, (3, 6, 7)  # CuPy's own: float16, bfloat16, TF32
 
@@ -105,7 +109,12 @@ def in_full_precision(function: Callable[_P, _T]) -> Callable[_P, _T]:
 
     @wraps(function)
     def computed(*args: _P.args, **options: _P.kwargs) -> _T:
-        with np.errstate(all="ignore"), full_precision():
-            return function(*args, **options)
+        try:
+            with np.errstate(all="ignore"), full_precision():
+                return function(*args, **options)
+        except TypeError as error:
+            if type(error).__module__.startswith("jax"):
+                raise TypeError(UNTRACED) from error
+            raise
 
     return computed

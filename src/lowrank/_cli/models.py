@@ -34,10 +34,10 @@ def are_asked(options: Options) -> bool:
     if not lora and in_parts == is_file:
         kind = "directory" if in_parts else "file"
         refuse(f"--output must be a {kind}, as FILE is; got {output}")
-    if unfit := given & {"atol", "center", "name", "plot", "power_iterations"}:
+    if options.norm == "fro":
+        given.discard("norm")
+    if unfit := given & {"atol", "center", "name", "norm", "plot", "power_iterations"}:
         refuse(f"--{unfit.pop().replace('_', '-')} is not for checkpoints")
-    if options.norm != "fro":
-        refuse("--norm: the errors of checkpoints are in the Frobenius norm")
     if len(options.rtols) > 1:
         refuse(f"a checkpoint takes one tolerance, as --rtol 0.1; got {len(options.rtols)}")
     return True
@@ -57,11 +57,8 @@ def run(options: Options) -> int:
         rank = "" if change.rank is None else f", rank {change.rank}"
         progress.show(lambda: f"{change.name}{rank}; {left} tensors left")
 
-    told = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
-    told["device"] = options.device or "cpu"
-    told |= {"overwrite": options.force, "callback": show}
-    if options.skip_names is not None:
-        told["skip"] = options.skip_names
+    told = {"rtol": rtol, "rank": options.rank, "rng": options.seed, "skip": options.skip_names}
+    told |= {"device": options.device, "overwrite": options.force, "callback": show}
     target = options.output or options.lora
     with guarded(target, "written"):
         if target.exists() and not options.force:
@@ -88,27 +85,28 @@ def _table(changes: Sequence[Any], *, of_difference: bool) -> None:
     factors = [change for change in changes if change.rank]
     others = [change for change in changes if not change.rank]
     width = max((len(printable(change.name)) for change in factors), default=6)
-    change_title = "change  " if of_difference else ""
-    tell(f"{'tensor':{width}}        shape  rank  {change_title}error bound            bytes")
+    title = "change  " if of_difference else ""
+    tell(f"{'tensor':{width}}        shape  rank  {title}error bound            bytes")
     for change in factors:
-        shape = "×".join(map(str, change.shape))
-        moved = f"{change.norm / change.base_norm:6.2%}  " if of_difference else ""
+        name, shape = printable(change.name), "×".join(map(str, change.shape))
+        moved = f"{_share(change.norm, change.base_norm):>6}  " if of_difference else ""
+        error = _share(change.error_bound, change.norm)
         memory = f"{size_of(change.written)} {change.written / change.nbytes:>5.0%}"
-        error = change.error_bound / change.norm
-        tell(
-            f"{printable(change.name):{width}} {shape:>12} {change.rank:5}  {moved}{error:11.2%} "
-            f"{memory:>16}"
-        )
+        tell(f"{name:{width}} {shape:>12} {change.rank:5}  {moved}{error:>11} {memory:>16}")
     written, before = (sum(getattr(c, key) for c in changes) for key in ("written", "nbytes"))
     norm, lost = (hypot(*(getattr(c, key) for c in factors)) for key in ("norm", "error_bound"))
-    error = lost / (norm or 1.0)
+    error = _share(lost, norm)
     if not of_difference:
         tell(f"\n{size_of(before)} became {size_of(written)}; {len(others)} tensors are unchanged.")
-        tell(f"What was factorized has an error of {error:.2%}.")
+        tell(f"What was factorized has an error of {error}.")
         return
-    tell(f"\nOf the change of these weights {error:.2%} is left; {size_of(written)} were written.")
+    tell(f"\nOf the change of these weights {error} is left; {size_of(written)} were written.")
     for change in others:
-        moved = f"changed by {change.norm / change.base_norm:.2%}" if change.base_norm else ""
+        moved = change.norm and f"changed by {_share(change.norm, change.base_norm)}"
         why = "; ".join(filter(None, (moved, change.note, size_of(change.nbytes))))
         what = "in full" if change.written else "not in the adapter"
         tell(f"{what}: {printable(change.name)}: {why}")
+
+
+def _share(part: float, whole: float) -> str:
+    return f"{part / (whole or 1.0):.2%}"

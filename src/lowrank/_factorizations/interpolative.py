@@ -132,5 +132,4 @@ def _build(sketch: Sketch, k: int) -> Built:
     X = pivots.with_identity(xp.concat([X, below], axis=0), pivots.positions(J, n, B))
     at = pivots.as_indices(J, B)
     lost = lost_in(xp.linalg.vector_norm(L, axis=0)[:, None], X, Q.shape[1])
-    G = xp.take(B, at, axis=1)
-    return errors_of(sketch, L, G, X, lost=lost, factors=(at, X, skeleton))
+    return errors_of(sketch, L, xp.take(B, at, axis=1), X, lost=lost, factors=(at, X, skeleton))

@@ -104,8 +104,7 @@ def at_fixed_rank(found: Found, norm_of_it: Callable[[int], float]) -> Outcome:
     problem, state, outcome, A = found.problem, found.state, found.outcome, found.state.A
     if problem.norm != "fro" or A.norm is None or A.is_stack or not problem.check_finite:
         return outcome
-    known = state if state.frobenius is not None else measured(problem, state)
-    norm = known.frobenius or 0.0
+    norm = (state if state.frobenius is not None else measured(problem, state)).frobenius or 0.0
     outcome = replace(outcome, norm_A=norm, passes=problem.work.passes)
     captured = norm_of_it(outcome.rank)
     if not math.isfinite(captured):

@@ -4,6 +4,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,9 @@ def gaussian_source(
     the device, and draws for different purposes are independent even if they share one seed.
     """
     generator = as_generator(rng, xp, device)
+    if xa.is_traced(generator):
+        folded = xa.loaded("jax").random.fold_in(generator, len(purpose))
+        return _native_source(folded, xp, device)
     if not isinstance(generator, np.random.Generator):
         return _native_source(generator, xp, device)
     # 16 bits of the salt: rounding does not change them, a projection does.
@@ -138,19 +142,22 @@ def gaussian_source(
         with device:
             native = random.Generator(random.Philox4x3210(seed))
             return _native_source(native, xp, device)
+    if xa.is_jax_namespace(xp):
+        return _native_source(xa.loaded("jax").random.key(seed % 2**32), xp, device)
     return _host_source(seeds, xp, device)
 
 
 def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
-    native = type(rng).__module__.partition(".")[0]
-    if native not in ("torch", "cupy"):
+    native = "jax" if xa.is_jax_array(rng) else type(rng).__module__.partition(".")[0]
+    if native not in ("torch", "cupy", "jax"):
         return np.random.default_rng(rng)
-    matches = {"torch": xa.is_torch_namespace, "cupy": xa.is_cupy_namespace}[native]
-    if not matches(xp):
+    if native not in xp.__name__:
         raise TypeError(
             f"`rng` is a generator of {native}, but the array belongs to {xp.__name__}; pass an "
             "integer or a numpy.random.Generator, which work with every library."
         )
+    if native == "jax" and not xa.is_traced(rng):  # a key, but no two draws may be the same
+        return np.random.default_rng(np.asarray(xa.loaded("jax").random.key_data(rng)))
     if native == "torch" and (
         rng.device.type != device.type or (rng.device.index or 0) != (device.index or 0)
     ):
@@ -162,10 +169,15 @@ def as_generator(rng: Any, xp: Namespace, device: Any) -> Any:
 
 
 def _native_source(generator: Any, xp: Namespace, device: Any) -> Source:
+    draws = count()
+
     def draw(shape: tuple[int, ...], dtype: Any) -> Array:
         if xa.is_torch_namespace(xp):
             # torch's complex normal already has variance 1/2 in each part
             return xa.loaded("torch").randn(shape, generator=generator, dtype=dtype, device=device)
+        if xa.is_jax_namespace(xp):
+            key = xa.loaded("jax").random.fold_in(generator, next(draws))
+            return xa.to_device(xa.loaded("jax").random.normal(key, shape, dtype), device)
         with device:
             return _assemble(generator.standard_normal, shape, np.dtype(dtype))
 

@@ -48,8 +48,7 @@ def _falls_slowly(state: State) -> bool:
     for before, last in pairwise(state.history):
         if before.rank < last.rank and last.estimate > 0.0:
             ratio = before.estimate / last.estimate
-            energy = ratio * ratio - 1.0
-            if last.rank - before.rank > GROWTH.slow * last.rank * energy:
+            if last.rank - before.rank > GROWTH.slow * last.rank * (ratio * ratio - 1.0):
                 return True
     return False
 

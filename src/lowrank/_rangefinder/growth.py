@@ -112,8 +112,7 @@ def _prepared(problem: Problem, state: State, keep: Keep) -> State:
         if array is not None:
             return _with_explicit_residual(problem, state, array)
     if problem.norm == "fro" and problem.certificate != "sampled" and state.frobenius:
-        norm = state.frobenius * state.scale
-        energies = ByEnergies(state.A, state.residual.basis, norm_A=norm)
+        energies = ByEnergies(state.A, state.residual.basis, norm_A=state.frobenius * state.scale)
         if state.rank:
             problem.work.add(state.rank)
             energies = energies.completed()
@@ -191,8 +190,7 @@ def extend(problem: Problem, state: State, columns: int, keep: Keep) -> State:
     status = Status.FULL_RANK if columns > missing else Status.RANK_REACHED
     columns = min(columns, missing)
     if columns > 0 and isinstance(state.residual, FullSVD):
-        residual = replace(state.residual, rank=state.rank + columns)
-        state = replace(state, residual=residual)
+        state = replace(state, residual=replace(state.residual, rank=state.rank + columns))
     elif columns > 0:
         _refuse_overwritten(state)
         state, Q = sampled_panel(problem, state, columns).checked()

@@ -209,8 +209,7 @@ class LowRankMuon(LowRankOptimizer):
             state["step"] = step
         add_to_weights(weights, None, None, U, states=states)
         P, R = Q.to(first.kept), R.to(first.kept)
-        new = {"basis": P, "exp_avg": R, "ratio": ratio, "row_sq": squares}
-        self._keep(weights, states, new)
+        self._keep(weights, states, {"basis": P, "exp_avg": R, "ratio": ratio, "row_sq": squares})
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:

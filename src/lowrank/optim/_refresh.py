@@ -57,9 +57,8 @@ def refreshed(
 def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
     """Put new bases into states that can be joined, and transport the rest of each state."""
     first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
-    stacked = len(weights) > 1
     olds: Any = [state["basis"] for state in states] if "basis" in states[0] else None
-    if stacked:
+    if len(weights) > 1:
         G: Any = stacks.gradients(weights, stacked=True)
         A = located(G, G.shape, matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y)
         draws = [source(weight.policy, A, step) for weight in weights]
@@ -87,8 +86,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
             squares = first.shard(first.sum_k(stacks.column_squares(G, R.dtype)))
             outside = (squares - stacks.column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            C = first.sum_k(bases.mT @ old)
-            after = transported(inner, before, C, group, outside)
+            after = transported(inner, before, first.sum_k(bases.mT @ old), group, outside)
             if after is None:
                 inner.warn_of_reset(before[0])
         for i, state in enumerate(states):

@@ -334,8 +334,7 @@ def _noise(weight: Weight, state: dict[str, Any]) -> torch.Generator:
     blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
     numbers = weight.policy.seed, int(step), weight.index, 0 if blocks is None else blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
-    seed = int.from_bytes(digest, "little")
-    return torch.Generator(weight.parameter.device).manual_seed(seed)
+    return torch.Generator(weight.parameter.device).manual_seed(int.from_bytes(digest, "little"))
 
 
 def _round_to_neighbors(w: torch.Tensor, dtype: torch.dtype, generator: torch.Generator) -> None:

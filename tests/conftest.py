@@ -73,7 +73,8 @@ class Backend:
     @property
     def namespace(self) -> str:
         library = self.name.partition(":")[0]
-        return {"strict": "array_api_strict"}.get(library, f"array_api_compat.{library}")
+        own = {"strict": "array_api_strict", "jax": "jax.numpy"}
+        return own.get(library, f"array_api_compat.{library}")
 
     def skip_if_flushed(self, dtype: str) -> None:
         """For matrices with entries below the normal numbers."""
@@ -129,8 +130,20 @@ def _cupy() -> list[Backend]:
     return [Backend("cupy", xc, cupy.cuda.Device(0))]
 
 
+def _jax() -> list[Backend]:
+    try:
+        import jax  # noqa: PLC0415
+    except ImportError:
+        ABSENT["jax"] = "jax is not installed"
+        return []
+    jax.config.update("jax_enable_x64", True)  # otherwise there is no double precision
+    return [Backend("jax", jax.numpy, jax.devices("cpu")[0])]
+
+
 ABSENT: dict[str, str] = {}
 BACKENDS = [*_numpy_and_strict(), *_torch(), *_cupy()]
+# Compiles every operation for every shape, which takes long: for a few tests.
+COMPILING = _jax()
 
 
 def pytest_generate_tests(metafunc):

@@ -1,6 +1,6 @@
 """
-The same script on NumPy, PyTorch and CuPy
-==========================================
+The same script on NumPy, PyTorch, CuPy and JAX
+===============================================
 
 Results have the library, the device and the dtype of the input. This script runs one function on
 every array library that is installed.
@@ -57,6 +57,13 @@ def places():
         print("no CuPy here, or no GPU for it")
     else:
         yield "CuPy, GPU", cupy, None
+    try:
+        jax = importlib.import_module("jax")
+    except ImportError:
+        print("no JAX here")
+    else:
+        jax.config.update("jax_enable_x64", True)  # otherwise JAX has no float64
+        yield f"JAX, {jax.default_backend().upper()}", jax.numpy, None
 
 
 found = {}
@@ -71,6 +78,29 @@ print("smallest tolerance that was certified:")
 for (name, bits), rows in found.items():
     certified = [rtol for rtol, row in zip(TOLERANCES, rows, strict=True) if row[0]]
     print(f"    {name:13} float{bits}  {min(certified):.0e}")
+
+# %%
+# Under ``jax.jit``
+# -----------------
+#
+# At a fixed rank, ``range_finder``, ``qb``, ``svd``, ``nystrom`` and ``qr`` can be traced by JAX
+# with ``check_finite=False``: the whole call becomes one compiled program, which also works on
+# stacks by ``jax.vmap``. A tolerance decides on numbers, so it cannot be traced.
+
+try:
+    jax = importlib.import_module("jax")
+except ImportError:
+    print("no JAX here")
+else:
+    A = gallery.matrix(spectrum, (300, 200), xp=jax.numpy, dtype="float32", rng=0)
+
+    @jax.jit
+    def leading(A, key):
+        return lowrank.svd(A, 10, check_finite=False, rng=key)
+
+    traced = leading(A, jax.random.key(0))
+    print("singular values:", traced.S)
+    assert abs(traced.S - spectrum[:10]).max() < 1e-4 * spectrum[0]
 
 # %%
 # What may differ

@@ -58,7 +58,7 @@ class RangeFinder:
         an array are used from left to right. A callable ``(shape, dtype, device) -> array`` is
         called once per block. With a tolerance, it must be standard Gaussian (E|ω|² = 1 if complex)
         and independent of A; otherwise bounds may fail.
-    rng : None, int, numpy.random.Generator or native generator
+    rng : None, int, numpy.random.Generator, native generator or JAX key
         As in SPEC 7. With an integer, the same library on the same device model repeats the
         result. To approximate the rest of a matrix, after a projection by a basis of a fixed rank,
         pass another seed than the one of that basis, and no native generator in the same state.

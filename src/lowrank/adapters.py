@@ -77,9 +77,9 @@ def extract_lora(
     overwrite : bool
         Replace files that exist.
     callback : callable, optional
-        Called as ``callback(change, left)`` after each tensor, with a :class:`Change` and the
-        number of tensors left. If it raises an exception, nothing is written. A `budget` may lower
-        the ranks afterwards.
+        Called as ``callback(change, left)`` after each tensor, with a
+        :class:`lowrank.checkpoints.Change` and the number of tensors left. If it raises an
+        exception, nothing is written. A `budget` may lower the ranks afterwards.
 
     Returns
     -------

@@ -62,8 +62,9 @@ def factorize(
     overwrite : bool
         Replace files that exist.
     callback : callable, optional
-        Called as ``callback(change, left)`` after each tensor, with a :class:`Change` and the
-        number of tensors left. If it raises an exception, nothing is written.
+        Called as ``callback(change, left)`` after each tensor, with a
+        :class:`lowrank.checkpoints.Change` and the number of tensors left. If it raises an
+        exception, nothing is written.
 
     Returns
     -------

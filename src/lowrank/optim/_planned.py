@@ -81,8 +81,9 @@ class Planned(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         """Translate the options of a group; raise for options or parameters that don't work."""
+        translated = parse(group)
         group.clear()
-        group.update(parse(group))
+        group.update(translated)
         check_betas(group, self._betas)
         if group["rank"] == 0:
             as_count(0, "rank", least=self._least_rank)

@@ -12,6 +12,7 @@ import torch
 from torch import multiprocessing as mp
 
 PATIENCE = 100.0  # seconds for one task, of a machine that is busy
+PRELOADED = ["pytest", "factorizing", "training", "torch.distributed.checkpoint.state_dict"]
 
 
 class FailedError(Exception):
@@ -44,7 +45,8 @@ class World:
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")  # which imports torch and the library once for all
+        context.set_forkserver_preload(PRELOADED)
         self._folder = tempfile.TemporaryDirectory()
         pairs = [context.Pipe() for _ in range(self.count)]
         self._pipes = [theirs for theirs, _ in pairs]

@@ -20,8 +20,9 @@ def agree(answers):
 @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_factorizations(world, shape, axis):
-    for dtype in ("float64", "complex64"):
-        agree(world.run(factorizing.factorizations, shape, axis, dtype))
+    """Of two dtypes: one on two ranks, and the other on four."""
+    turn = (SHAPES.index(shape) + axis + (world.count == 4)) % 2
+    agree(world.run(factorizing.factorizations, shape, axis, ("float64", "complex64")[turn]))
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])

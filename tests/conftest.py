@@ -9,6 +9,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 from dataclasses import dataclass
+from multiprocessing import set_forkserver_preload
 from types import ModuleType
 from typing import Any
 
@@ -25,6 +26,20 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# Imported once, by the process from which those of the tests are forked.
+set_forkserver_preload(
+    [
+        "pytest",
+        "torch._dynamo",
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+        "lowrank.optim",
+        "matplotlib.pyplot",
+        "scipy.sparse.linalg",
+        "sklearn.datasets",
+    ]
+)
 NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 DTYPES = ("float32", "float64", "complex64", "complex128")

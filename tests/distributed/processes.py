@@ -12,7 +12,6 @@ import torch
 from torch import multiprocessing as mp
 
 PATIENCE = 100.0  # seconds for one task, of a machine that is busy
-PRELOADED = ["pytest", "factorizing", "training", "torch.distributed.checkpoint.state_dict"]
 
 
 class FailedError(Exception):
@@ -45,8 +44,7 @@ class World:
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        context = mp.get_context("forkserver")  # which imports torch and the library once for all
-        context.set_forkserver_preload(PRELOADED)
+        context = mp.get_context("forkserver")
         self._folder = tempfile.TemporaryDirectory()
         pairs = [context.Pipe() for _ in range(self.count)]
         self._pipes = [theirs for theirs, _ in pairs]

@@ -1,6 +1,7 @@
 """The array libraries that every numerical test runs on, and how tests talk to them."""
 
 import os
+import zlib
 
 # The matrices here are small: threads only wait for one another, the more so on a busy machine.
 # Set before any array library is imported.
@@ -8,6 +9,7 @@ for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
 from dataclasses import dataclass
+from multiprocessing import set_forkserver_preload
 from types import ModuleType
 from typing import Any
 
@@ -24,6 +26,21 @@ settings.register_profile(
 )
 settings.register_profile("nightly", settings.get_profile("default"), max_examples=1500)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
+# Imported once, by the process from which those of the tests are forked.
+set_forkserver_preload(
+    [
+        "pytest",
+        "torch._dynamo",
+        "torch.distributed.checkpoint.state_dict",
+        "torch.distributed.fsdp",
+        "torch.distributed.tensor",
+        "lowrank.optim",
+        "matplotlib.pyplot",
+        "scipy.sparse.linalg",
+        "sklearn.datasets",
+    ]
+)
+NIGHTLY = os.environ.get("HYPOTHESIS_PROFILE") == "nightly"
 
 DTYPES = ("float32", "float64", "complex64", "complex128")
 
@@ -146,13 +163,51 @@ BACKENDS = [*_numpy_and_strict(), *_torch(), *_cupy()]
 COMPILING = _jax()
 
 
+def combinations(test: str) -> list[tuple[Backend, str]]:
+    """The pairs of library and dtype that a test of this name runs on.
+
+    On a GPU, and in the nightly profile, all. Else each dtype with NumPy, on arrays that may be
+    written in two and must not be in the others; and with every other library a real and a complex
+    one, of which one is single and one is double, so that any two of library, kind and precision
+    meet. Tests take turns at the two such choices.
+    """
+    every = [(backend, dtype) for backend in BACKENDS for dtype in backend.dtypes]
+    if NIGHTLY:
+        return every
+    single, double = turn = [("float32", "complex128"), ("complex64", "float64")][_turn_of(test)]
+    mine = {"strict": (double,), "strict:no_float64": (single,), "torch:cpu": turn, "numpy": turn}
+    mine["numpy:readonly"] = tuple(dtype for dtype in DTYPES if dtype not in turn)
+    return [pair for pair in every if pair[1] in mine.get(pair[0].name, DTYPES)]
+
+
+def libraries(test: str) -> list[Backend]:
+    """Those of a test without dtypes: arrays that may be written or not, float64 or not, in turn.
+
+    What is true of float64 alone is tested `in_double`.
+    """
+    others = ["numpy strict", "numpy:readonly strict:no_float64"][_turn_of(test)].split()
+    return [backend for backend in BACKENDS if NIGHTLY or backend.name not in others]
+
+
+in_double = pytest.mark.parametrize(
+    "backend", [each for each in BACKENDS if each.has_float64 and not each.readonly], ids=repr
+)
+
+
+def _turn_of(test: str) -> int:
+    return zlib.crc32(test.encode()) % 2
+
+
 def pytest_generate_tests(metafunc):
-    """Run a test that asks for `backend`, and maybe `dtype`, on all that the machine has."""
-    if "backend" not in metafunc.fixturenames:
+    """Run a test that asks for `backend`, and maybe `dtype`, on what the machine has."""
+    marks = metafunc.definition.iter_markers("parametrize")
+    if "backend" not in metafunc.fixturenames or any("backend" in mark.args[0] for mark in marks):
         return
+    test = f"{metafunc.module.__name__}.{metafunc.function.__name__}"
     if "dtype" in metafunc.fixturenames:
-        pairs = [(backend, dtype) for backend in BACKENDS for dtype in backend.dtypes]
+        pairs = combinations(test)
         names = [f"{backend.name}-{dtype}" for backend, dtype in pairs]
         metafunc.parametrize(("backend", "dtype"), pairs, ids=names)
     else:
-        metafunc.parametrize("backend", BACKENDS, ids=[backend.name for backend in BACKENDS])
+        found = libraries(test)
+        metafunc.parametrize("backend", found, ids=[backend.name for backend in found])

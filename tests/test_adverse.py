@@ -47,21 +47,26 @@ LIBRARIES = [each for each in BACKENDS if each.name in ("numpy", "torch:cpu", "t
 WIDE = {"float32": "float64", "complex64": "complex128", "float64": "longdouble"}
 
 
-@pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
-@pytest.mark.parametrize("block_size", [None, 1])
-@pytest.mark.parametrize(
-    ("shape", "dtype"),
-    [
-        ((3000, 100), "float32"),
-        ((3000, 100), "float64"),
-        ((3000, 100), "complex64"),
-        ((40, 3000), "float64"),
-        ((50000, 30), "float32"),
-    ],
-)
+CERTIFICATES = ["exact", "energy", "sampled"]
+CONSTANT = [
+    ((3000, 100), "float32"),
+    ((3000, 100), "float64"),
+    ((3000, 100), "complex64"),
+    ((40, 3000), "float64"),
+    ((50000, 30), "float32"),
+]
+
+
+@pytest.mark.parametrize("certificate", CERTIFICATES)
+@pytest.mark.parametrize(("shape", "dtype"), CONSTANT)
 @pytest.mark.parametrize("library", LIBRARIES, ids=repr)
-def test_bounds_on_constant_matrices(library, shape, dtype, block_size, certificate):
-    """Rounding is biased in sums of equal numbers: columns that seem orthonormal are not."""
+def test_bounds_on_constant_matrices(library, shape, dtype, certificate):
+    """Rounding is biased in sums of equal numbers: columns that seem orthonormal are not.
+
+    Libraries take turns at blocks of the usual width and of single columns.
+    """
+    turn = LIBRARIES.index(library) + CONSTANT.index((shape, dtype))
+    block_size = (None, 1)[(turn + CERTIFICATES.index(certificate)) % 2]
     A = np.ones(shape, dtype)
     A[: shape[0] // 2] *= np.asarray(0.7, dtype)
     options = {"certificate": certificate, "block_size": block_size, "rng": 0}

@@ -209,9 +209,17 @@ def symbols(found, dtype, q):
 
 
 @pytest.mark.parametrize(("name", "call", "certificate"), QUESTIONS)
-@pytest.mark.parametrize("dtype", BOTH)
-@pytest.mark.parametrize("q", [0, 1, 2])
-@pytest.mark.parametrize("rtol", [1e-1, 1e-2, 2e-3])
+@pytest.mark.parametrize(
+    ("q", "rtol", "dtype"),
+    [
+        (0, 1e-1, "float64"),
+        (0, 2e-3, "complex128"),
+        (1, 1e-2, "complex128"),
+        (1, 2e-3, "float64"),
+        (2, 1e-1, "complex128"),
+        (2, 1e-2, "float64"),
+    ],
+)
 def test_products_to_a_tolerance(name, call, certificate, dtype, q, rtol):
     if "spectral" in name and q == 0:
         return  # a lower bound on the norm then takes a product of its own

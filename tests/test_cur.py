@@ -72,8 +72,10 @@ def test_error_is_near_that_of_an_interpolative_decomposition(backend, spectrum)
     assert np.median(ratios) <= 1.1 * 2**0.5
 
 
-@pytest.mark.parametrize("kind", ["fro", "spectral"])
-@pytest.mark.parametrize("spectrum", ["slow", "fast", "s_shaped", "medium"])
+@pytest.mark.parametrize(
+    ("spectrum", "kind"),
+    [("slow", "fro"), ("fast", "spectral"), ("s_shaped", "fro"), ("medium", "spectral")],
+)
 def test_rank_is_near_that_of_an_interpolative_decomposition(backend, spectrum, kind):
     A = backend.asarray(with_spectrum(gallery.SPECTRA[spectrum](100), (110, 100), "float32"))
     for rtol in (1e-1, 1e-2):
@@ -97,7 +99,7 @@ def test_fixed_rank(backend, dtype, shape):
 
 
 def test_bound_and_estimate_are_near_the_error(backend, dtype):
-    A = with_spectrum(gallery.medium(150), (150, 150), dtype)
+    A = with_spectrum(gallery.medium(120), (120, 120), dtype)
     found = cur(backend.asarray(A), rtol=1e-2, rng=0)
     true = np.linalg.norm(A - approximation(backend, A, found))
     assert found.error == pytest.approx(true, rel=0.05)
@@ -211,9 +213,9 @@ def test_half_precision(half):
 
 def test_results_are_copies(backend):
     """Also where all columns and rows are chosen."""
-    if backend.readonly:
-        return
     A = backend.asarray(gaussian((4, 4), "float32"))
+    if backend.readonly:
+        A = A.copy()
     found = cur(A, 4, rng=0)
     before = [backend.numpy(X).copy() for X in found]
     A[:, :] = A + 1

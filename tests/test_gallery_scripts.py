@@ -1,9 +1,13 @@
 """Every script of docs/gallery runs, what it asserts holds, and its pictures have a text."""
 
+import multiprocessing
 import os
 import re
-import subprocess
+import runpy
 import sys
+import traceback
+import warnings
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -11,20 +15,29 @@ import pytest
 FOLDER = Path(__file__).parent.parent / "docs" / "gallery"
 SCRIPTS = sorted(FOLDER.glob("plot_*.py"))
 
-# What a reader's Python does, and then a look at the pictures that are open.
-RUN = """
-import runpy, sys
-runpy.run_path(sys.argv[1], run_name="__main__")
-import matplotlib.pyplot as plt
-figures = [plt.figure(number) for number in plt.get_fignums()]
-assert figures, "no picture"
-for figure in figures:
-    figure.canvas.draw()
-    assert len(figure.get_label()) > 80, "a picture without alternative text"
-    for axes in figure.axes:
-        names = (axes.get_title(), axes.get_xlabel(), axes.get_ylabel())
-        assert any(names) or not axes.get_xticks().size, "axes without a name"
-"""
+
+def as_a_reader(script, folder, said):
+    """Run a script in this process, which is new, and look at the pictures that are open then."""
+    import matplotlib.pyplot as plt  # noqa: PLC0415
+
+    os.chdir(folder)
+    plt.switch_backend("Agg")
+    warnings.simplefilter("error", UserWarning)
+    warnings.filterwarnings("ignore", "FigureCanvasAgg is non-interactive")
+    with said.open("w", encoding="utf-8") as file, redirect_stdout(file), redirect_stderr(file):
+        try:
+            runpy.run_path(str(script), run_name="__main__")
+            figures = [plt.figure(number) for number in plt.get_fignums()]
+            assert figures, "no picture"
+            for figure in figures:
+                figure.canvas.draw()
+                assert len(figure.get_label()) > 80, "a picture without alternative text"
+                for axes in figure.axes:
+                    names = (axes.get_title(), axes.get_xlabel(), axes.get_ylabel())
+                    assert any(names) or not axes.get_xticks().size, "axes without a name"
+        except BaseException:
+            traceback.print_exc()
+            raise SystemExit(1) from None
 
 
 def needs(script):
@@ -42,18 +55,15 @@ def test_there_are_scripts():
 def test_script_runs_and_its_claims_hold(script, tmp_path):
     for package in needs(script):
         pytest.importorskip(package)
-    only_canvas = "ignore:FigureCanvasAgg is non-interactive"
-    done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-W", only_canvas, "-c", RUN, str(script)],
-        check=False,
-        capture_output=True,
-        cwd=tmp_path,
-        env=os.environ | {"MPLBACKEND": "Agg", "PYTHONIOENCODING": "utf-8"},
-        encoding="utf-8",
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout
-    assert not any(tmp_path.iterdir()), "a script left files behind"
+    said, folder = tmp_path / "said.txt", tmp_path / "folder"
+    folder.mkdir()
+    context = multiprocessing.get_context("forkserver")
+    process = context.Process(target=as_a_reader, args=(script, folder, said))
+    process.start()
+    process.join()
+    assert process.exitcode == 0, said.read_text(encoding="utf-8")
+    assert said.read_text(encoding="utf-8")
+    assert not any(folder.iterdir()), "a script left files behind"
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda script: script.stem)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from conftest import in_double
 from matrices import adjoint, gaussian, residual, with_spectrum
 
 import lowrank
@@ -73,9 +74,8 @@ def test_oversampling_is_a_number(function, wrong):
         getattr(lowrank, function)(np.eye(4), 2, oversampling=wrong)
 
 
+@in_double
 def test_integers_are_told_how_to_be_cast(backend):
-    if not backend.has_float64:
-        pytest.skip("no float64 to cast to")
     xp = backend.xp
     A = xp.ones((4, 3), dtype=xp.int64, device=backend.device)
     with pytest.raises(TypeError, match="int64") as raised:

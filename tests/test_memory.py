@@ -1,6 +1,7 @@
 """How much memory a call takes beyond A, counted by the allocations of NumPy."""
 
 import tracemalloc
+from functools import cache
 from math import prod
 
 import numpy as np
@@ -30,6 +31,7 @@ def spectrum(request):
     return request.param
 
 
+@cache
 def matrix(spectrum, shape):
     values = [1.0] * min(shape) if spectrum == "flat" else getattr(gallery, spectrum)(min(shape))
     return with_spectrum(values, shape, "float64")

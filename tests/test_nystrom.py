@@ -67,8 +67,10 @@ def test_lies_between_zero_and_the_matrix(backend, dtype, spectrum, n, rank, ove
     assert found.status is (Status.FULL_RANK if rank > n else Status.RANK_REACHED)
 
 
-@pytest.mark.parametrize("oversampling", [3, 10])
-@pytest.mark.parametrize("spectrum", ["slow", "medium", "s_shaped", "plateau_polynomial"])
+@pytest.mark.parametrize(
+    ("spectrum", "oversampling"),
+    [("slow", 3), ("medium", 10), ("s_shaped", 10), ("plateau_polynomial", 3)],
+)
 def test_published_expectation(backend, dtype, spectrum, oversampling):
     """``E‖A − Â‖₁ ≤ (1 + r/(k − r − α)) ‖A − A_r‖₁`` with α = 1, or 0 if complex."""
     n, r, draws = 80, 8, 25

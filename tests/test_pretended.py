@@ -1,5 +1,7 @@
 """The ways that are taken on a GPU only, on tensors that say they are on one."""
 
+import itertools
+
 import numpy as np
 import pytest
 from matrices import adjoint, defect, gaussian, norm, quietly, residual, with_spectrum
@@ -148,10 +150,18 @@ PANELS = {
 }
 
 
-@every_dtype
-@pytest.mark.parametrize("kind", PANELS)
-# by the library's own qr, and by Cholesky QR with sums by blocks of rows
-@pytest.mark.parametrize("shape", [(300, 40), (2200, 256)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "kind", "dtype"),
+    [
+        # by the library's own qr, and by Cholesky QR with sums by blocks of rows
+        *itertools.product([(300, 40)], PANELS, DTYPES),
+        *(
+            ((2200, 256), kind, dtype)
+            for turn, kind in enumerate(PANELS)
+            for dtype in (DTYPES[turn % 2], DTYPES[3 - turn % 2])
+        ),
+    ],
+)
 def test_panels(dtype, kind, shape):
     P = PANELS[kind](shape, dtype).astype(dtype)
     Q, R = map(to_numpy, orthonormalize(from_numpy(P)))
@@ -197,11 +207,12 @@ def test_reflectors(dtype, shape):
 
 
 @every_dtype
-@pytest.mark.parametrize("shape", [(220, 160), (160, 220)], ids=str)
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("kind", ["fro", "spectral"])
 @pytest.mark.parametrize("known", ["exact", "energy", "sampled"])
-def test_certificates(dtype, shape, side, kind, known):
+def test_certificates(dtype, side, kind, known):
+    """Of tall matrices on the left in the one norm, and on the right in the other."""
+    shape = (220, 160) if (side == "left") == (kind == "fro") else (160, 220)
     A = with_spectrum(gallery.slower(160), shape, dtype)
     options = {"norm": kind, "side": side, "rng": 1, "certificate": known, "block_size": 24}
     found = lowrank.range_finder(from_numpy(A), rtol=0.15, **options)
@@ -299,7 +310,10 @@ def test_measured_errors(dtype, kind):
     assert true <= found.upper_bound <= 12 * true
 
 
-@pytest.fixture(params=["decomposed at once", "growing"])
+STARTS = ["decomposed at once", "growing"]
+
+
+@pytest.fixture(params=STARTS)
 def start(request, monkeypatch):
     """Matrices as small as these are decomposed at once, unless they are kept from it."""
     if request.param == "growing":
@@ -309,9 +323,13 @@ def start(request, monkeypatch):
 
 @every_dtype
 @pytest.mark.parametrize("name", MATRICES)
-@pytest.mark.parametrize("kind", ["fro", "spectral"])
-def test_any_matrix(start, dtype, name, kind):
-    """Zero, of low rank, graded, next to the largest and to the smallest numbers, of no rows."""
+def test_any_matrix(start, dtype, name):
+    """Zero, of low rank, graded, next to the largest and to the smallest numbers, of no rows.
+
+    Dtypes take turns at the two norms, and so does each in the two ways to start.
+    """
+    turn = DTYPES.index(dtype) + [*MATRICES].index(name) + (start == "growing")
+    kind = ("fro", "spectral")[turn % 2]
     make, rank = MATRICES[name]
     A = make(dtype)
     U, S, Vh = found = lowrank.svd(from_numpy(A), rtol=1e-3, norm=kind, rng=0)
@@ -327,8 +345,14 @@ def test_any_matrix(start, dtype, name, kind):
 SIZES = {"float32": [-136, -129, 90, 123], "float64": [-1060, -1025, 1000, 1018]}
 
 
-@every_dtype
-@pytest.mark.parametrize("position", range(4))
+@pytest.mark.parametrize(
+    ("start", "dtype", "position"),
+    [
+        (STARTS[(DTYPES.index(dtype) + position) % 2], dtype, position)
+        for dtype, position in itertools.product(DTYPES, range(4))
+    ],
+    indirect=["start"],
+)
 @pytest.mark.parametrize("name", ["range_finder", "qb", "svd"])
 def test_bounds_at_the_ends_of_the_range(start, dtype, position, name):
     """A GPU divides by a number through its reciprocal, which is Inf for the smallest ones."""

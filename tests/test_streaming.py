@@ -89,7 +89,7 @@ def test_any_matrix_is_known_by_a_full_sketch(backend, dtype):
         assert difference <= 300 * backend.eps(dtype) * np.linalg.norm(A)
 
 
-@pytest.mark.parametrize("spectrum", ["slow", "medium", "plateau_polynomial", "s_shaped"])
+@pytest.mark.parametrize("spectrum", ["slow", "s_shaped"])
 def test_published_expectation(backend, dtype, spectrum):
     """Theorem for s ≥ 2k + α, before the cut, and the estimate is unbiased; 20 draws."""
     s, shape, draws = gallery.SPECTRA[spectrum](70), (70, 90), 20
@@ -458,7 +458,7 @@ def test_operators(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 def test_sparse_matrices_are_never_dense(dtype):
     sparse = pytest.importorskip("scipy.sparse")
-    shape = (500_000, 300_000)  # 600 GB and more, were it dense
+    shape = (200_000, 150_000)  # 120 GB and more, were it dense
     rng = np.random.default_rng(0)
     rows, columns = rng.integers(shape[0], size=40), rng.integers(3, size=40)
     values = gaussian((40,), dtype)

@@ -44,7 +44,7 @@ class World:
         self.processes: list[Any] = []
 
     def _start(self) -> None:
-        context = mp.get_context("spawn")
+        context = mp.get_context("forkserver")
         self._folder = tempfile.TemporaryDirectory()
         pairs = [context.Pipe() for _ in range(self.count)]
         self._pipes = [theirs for theirs, _ in pairs]

@@ -44,7 +44,7 @@ def _follows_one_process(make, steps, options):
 
 @MAKES
 def test_steps_are_those_of_one_process_with_the_whole_batch(world, make):
-    world.run(_follows_one_process, make, 20, {})
+    world.run(_follows_one_process, make, 15, {})
 
 
 @pytest.mark.parametrize(

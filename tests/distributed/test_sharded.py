@@ -20,16 +20,19 @@ def agree(answers):
 @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_factorizations(world, shape, axis):
-    for dtype in ("float64", "complex64"):
-        agree(world.run(factorizing.factorizations, shape, axis, dtype))
+    """Of two dtypes: one on two ranks, and the other on four."""
+    turn = (SHAPES.index(shape) + axis + (world.count == 4)) % 2
+    agree(world.run(factorizing.factorizations, shape, axis, ("float64", "complex64")[turn]))
 
 
 @pytest.mark.parametrize("axis", [0, 1], ids=["rows", "columns"])
 def test_uneven_and_empty_parts(world, axis):
     shape = (60, 45) if axis == 0 else (45, 60)
     heights = {2: [60, 0], 4: [3, 0, 50, 7]}[world.count]
-    agree(world.run(factorizing.factorizations, shape, axis, "float64", heights))
-    agree(world.run(factorizing.factorizations, shape, axis, "complex128", heights[::-1]))
+    if (world.count == 4) == (axis == 0):
+        agree(world.run(factorizing.factorizations, shape, axis, "float64", heights))
+    else:
+        agree(world.run(factorizing.factorizations, shape, axis, "complex128", heights[::-1]))
 
 
 def test_a_slow_spectrum(world):

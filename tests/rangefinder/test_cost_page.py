@@ -16,7 +16,7 @@ import lowrank
 from lowrank import gallery
 from lowrank._operators import as_operator
 
-PAGE = Path(__file__).parent.parent / "docs" / "explanation" / "cost.md"
+PAGE = Path(__file__).parents[2] / "docs" / "explanation" / "cost.md"
 N, SAMPLES = 400, 50
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-FOLDER = Path(__file__).parent.parent / "docs" / "gallery"
+FOLDER = Path(__file__).parents[2] / "docs" / "gallery"
 SCRIPTS = sorted(FOLDER.glob("plot_*.py"))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-PAGES = Path(__file__).parent.parent / "docs" / "how-to"
+PAGES = Path(__file__).parents[2] / "docs" / "how-to"
 NEEDS = {
     "eof.md": ("dask.array", "xarray"),
     "operators.md": ("dask.array", "h5py", "scipy"),

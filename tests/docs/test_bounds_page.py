@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "docs" / "explanation"
 PAGE = (FOLDER / "bounds.md").read_text(encoding="utf-8")
 TABLE = (FOLDER / "bounds_table.md").read_text(encoding="utf-8")

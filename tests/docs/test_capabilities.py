@@ -15,7 +15,7 @@ from matrices import adjoint, with_spectrum
 import lowrank
 from lowrank import gallery
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 TABLES = runpy.run_path(str(ROOT / "docs" / "capabilities.py"))
 DECLARED, kind_of = TABLES["DECLARED"], TABLES["kind_of"]
 FUNCTIONS, LIBRARIES = DECLARED["functions"], DECLARED["libraries"]

@@ -114,5 +114,5 @@ def test_version_is_that_of_the_distribution():
     from importlib.metadata import version  # noqa: PLC0415
 
     assert lowrank.__version__ == version("lowrank-xp")
-    citation = Path(__file__).parent.parent / "CITATION.cff"
+    citation = Path(__file__).parents[2] / "CITATION.cff"
     assert f"\nversion: {lowrank.__version__}\n" in citation.read_text(encoding="utf-8")

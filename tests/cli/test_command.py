@@ -531,7 +531,7 @@ def test_examples_of_the_help_work(capsys):
 
 
 def test_the_command_that_is_installed(monkeypatch, capsys):
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text("utf-8"))
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text("utf-8"))
     module, _, name = project["project"]["scripts"]["lowrank"].partition(":")
     monkeypatch.setattr(sys, "argv", ["lowrank", "nowhere.npy"])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}

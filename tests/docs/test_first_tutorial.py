@@ -12,7 +12,7 @@ import pytest
 
 import lowrank
 
-PAGE = Path(__file__).parent.parent / "docs" / "tutorials" / "first.md"
+PAGE = Path(__file__).parents[2] / "docs" / "tutorials" / "first.md"
 BLOCKS = re.findall(
     r"^```(\w+)\n(.*?)^```$", PAGE.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
 )

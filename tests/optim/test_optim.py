@@ -624,7 +624,7 @@ RESUME = """
 import os, sys
 tests, folder = sys.argv[1:]
 os.chdir(folder)
-sys.path.insert(0, tests)
+sys.path[:0] = [tests, os.path.dirname(tests)]
 from test_optim import *
 for number, (dtype, options) in enumerate(RESUMED):
     params = parameters(dtype=dtype)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 EXPLANATION = ROOT / "docs" / "explanation"
 N, WIDTH = 128, 16
 

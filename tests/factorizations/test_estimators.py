@@ -27,7 +27,7 @@ from sklearn.preprocessing import StandardScaler
 
 from lowrank.estimators import PCA, TruncatedSVD
 
-PAGE = Path(__file__).parent.parent / "docs" / "how-to" / "pca.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how-to" / "pca.md"
 DIGITS = load_digits().data
 BOTH = pytest.mark.parametrize("kind", [PCA, TruncatedSVD])
 FORMS = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array, sparse.csc_matrix])

@@ -156,8 +156,7 @@ def reflect(Y: Array, block_size: int) -> HouseholderQR:
         Q, R = orthonormalize(Y)
         V, T, D = reflectors(Q)
         return HouseholderQR(V, T, (D,), R, block_size)
-    panels = -(-n // block_size)
-    half = block_size * ((panels + 1) // 2)
+    half = block_size * ((-(-n // block_size) + 1) // 2)
     return reflect(Y[..., :half], block_size).extend(Y[..., half:])
 
 

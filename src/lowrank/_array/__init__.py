@@ -245,21 +245,6 @@ def updated(X: Array, index: Any, update: Callable[[Array], Array]) -> Array:
     return X.at[index].set(part) if is_jax_array(X) else X
 
 
-def subtract_product(Y: Array, V: Array, W: Array) -> Array:
-    """``Y − V W``, written into Y if it can be, for a matrix or stack with many rows."""
-    xp = array_namespace(Y)
-    if is_jax_namespace(xp):
-        return Y - V @ W
-    if is_torch_namespace(xp) and Y.ndim == 2:
-        return Y.addmm_(V, W, alpha=-1)
-    # by blocks of rows: no product is as large as Y, and on NumPy each one fits into the cache
-    m, n = Y.shape[-2:]
-    rows = max(1, max(2**16, 0 if is_numpy_namespace(xp) else m * n // 16) // max(1, n))
-    for part in slices(m, rows):
-        Y[..., part, :] -= V[..., part, :] @ W
-    return Y
-
-
 def leading(X: Array, columns: int) -> Array:
     """The first `columns` columns of X, or all if there are fewer."""
     return X[..., : min(columns, X.shape[-1])]

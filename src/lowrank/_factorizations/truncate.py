@@ -5,10 +5,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lowrank._array import Array, array_namespace, eps, flushes, subtract_product
+from lowrank._array import Array, array_namespace, eps, flushes
 from lowrank._linalg.certificate import rounding_floor
 from lowrank._linalg.small_svd import TOO_LARGE, tails
 from lowrank._operators import Operator, of_row_blocks
+from lowrank._rangefinder.basis import subtract_product
 from lowrank._rangefinder.found import Found
 from lowrank._rangefinder.residuals import energy_error
 from lowrank._rangefinder.sampling import measured

@@ -30,7 +30,7 @@ class Block:
 
     def _applied(self, X: Array, T: Array) -> Array:
         def applied(part: Array) -> Array:
-            return xa.subtract_product(part, self.V, T @ xa.adjoint_matmul(self.V, part))
+            return subtract_product(part, self.V, T @ xa.adjoint_matmul(self.V, part))
 
         return xa.updated(X, (..., slice(self.start, None), slice(None)), applied)
 
@@ -101,3 +101,18 @@ class Basis:
         for block in reversed(self.blocks):
             X = block.apply(X)
         return X
+
+
+def subtract_product(Y: Array, V: Array, W: Array) -> Array:
+    """``Y − V W``, written into Y if it can be, for a matrix or stack with many rows."""
+    xp = xa.array_namespace(Y)
+    if xa.is_jax_namespace(xp):
+        return Y - V @ W
+    if xa.is_torch_namespace(xp) and Y.ndim == 2:
+        return Y.addmm_(V, W, alpha=-1)
+    # by blocks of rows: no product is as large as Y, and on NumPy each one fits into the cache
+    m, n = Y.shape[-2:]
+    rows = max(1, max(2**16, 0 if xa.is_numpy_namespace(xp) else m * n // 16) // max(1, n))
+    for part in xa.slices(m, rows):
+        Y[..., part, :] -= V[..., part, :] @ W
+    return Y

@@ -1,6 +1,7 @@
 """The array libraries that every numerical test runs on, and how tests talk to them."""
 
 import os
+import sys
 import zlib
 
 # The matrices here are small: threads only wait for one another, the more so on a busy machine.
@@ -196,6 +197,14 @@ in_double = pytest.mark.parametrize(
 
 def _turn_of(test: str) -> int:
     return zlib.crc32(test.encode()) % 2
+
+
+@pytest.fixture
+def forgets_compiled():
+    """What JAX compiles for every shape takes megabytes each."""
+    yield
+    if COMPILING:
+        sys.modules["jax"].clear_caches()
 
 
 def pytest_generate_tests(metafunc):

@@ -152,7 +152,7 @@ class RowBlocks:
         """``A X``, of shape (m, k), for an array X of shape (n, k), of the library of products."""
         product = xa.zeros((self.shape[0], X.shape[-1]), self._empty @ X)
         for part in xa.slices(self.shape[0], self.rows):
-            product = xa.put(product, part, self._block(part) @ X)
+            product = xa.put(product, (part, ...), self._block(part) @ X)
             self._report_progress("matmat", part)
         return product
 

@@ -328,7 +328,7 @@ class SketchedMatrix:
         XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
         Z = theta * self._Z + eta * xa.adjoint_matmul(self._core[rows, :], of_rows[:, k:])
         norm, added = self._checked(name, XW, of_columns, Y, Z)
-        self._Y = xa.put(self._Y, rows, Y)
+        self._Y = xa.put(self._Y, (rows, ...), Y)
         self._XW, self._Z, self._factors = XW, Z, None
         self._added = abs(theta) * (self._added + self.norm) + abs(eta) * added
         self.norm = norm

@@ -119,7 +119,7 @@ def test_a_basis_that_differs_from_its_reflectors_says_so(monkeypatch, backend, 
         asked.append(delta)
         return safety_factor(samples, delta, **options)
 
-    monkeypatch.setattr(estimates, "safety_factor", factor)
+    monkeypatch.setattr(estimates.certificate, "safety_factor", factor)
     monkeypatch.setattr(
         Basis, "columns", lambda self, start=0: usual(self, start) * (1.0 + 35 * eps)
     )

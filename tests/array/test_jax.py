@@ -10,6 +10,7 @@ from lowrank import gallery
 
 jax = pytest.importorskip("jax")
 BACKEND = COMPILING[0]
+pytestmark = pytest.mark.usefixtures("forgets_compiled")
 M, N, RANK = 40, 24, 4
 FIXED = {"check_finite": False, "rng": 0}
 

@@ -1124,7 +1124,11 @@ def test_progress_and_ctrl_c():
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "lowrank", "noise.npy", "--rtol", "1e-10"]
     process = subprocess.Popen(
-        [*command, "--output", "F.npz"], stdout=subprocess.PIPE, stderr=theirs
+        [*command, "--output", "F.npz"],
+        stdout=subprocess.PIPE,
+        stderr=theirs,
+        # Where the tests run in the background of a shell, it is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
     )
     os.close(theirs)
     shown = b""

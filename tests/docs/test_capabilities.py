@@ -205,6 +205,8 @@ TRIED = [
 def test_library(request, name, dtype, function):
     """Results have the library, the device and the dtype that the row says."""
     row, kind = ROWS[name], kind_of(name)
+    if name == "jax":
+        request.getfixturevalue("forgets_compiled")
     if dtype in REFUSED and not exists(name, dtype, request):
         pytest.skip(f"{row['library']} has no {dtype}")
     column = "half" if kind == "array" and dtype in HALF else kind

@@ -68,7 +68,7 @@ def pivoted_qr(B: Array) -> Pivoted:
         if size <= ROUNDING * epsilon * math.sqrt(K) * first:
             break
         P = xa.put(P, (slice(None), slice(k, k + 1)), v / size)
-        R = xa.put(R, slice(k, k + 1), xa.adjoint(P[:, k : k + 1]) @ rest)
+        R = xa.put(R, (slice(k, k + 1), ...), xa.adjoint(P[:, k : k + 1]) @ rest)
         sizes = xp.maximum(sizes - _squares(R[k : k + 1, :], axis=0), xp.zeros_like(sizes))
         taken = xp.logical_or(taken, position == j)
         indices.append(j)

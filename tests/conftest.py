@@ -199,7 +199,7 @@ def _turn_of(test: str) -> int:
     return zlib.crc32(test.encode()) % 2
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def forgets_compiled():
     """What JAX compiles for every shape takes megabytes each."""
     yield

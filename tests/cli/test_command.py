@@ -1123,13 +1123,12 @@ def test_progress_and_ctrl_c():
     np.save("noise.npy", gaussian((3000, 3000), "float64"))
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "lowrank", "noise.npy", "--rtol", "1e-10"]
+    # Where the tests run in the background of a shell it is ignored, and the child inherits that.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = subprocess.Popen(
-        [*command, "--output", "F.npz"],
-        stdout=subprocess.PIPE,
-        stderr=theirs,
-        # Where the tests run in the background of a shell, it is ignored.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509
+        [*command, "--output", "F.npz"], stdout=subprocess.PIPE, stderr=theirs
     )
+    signal.signal(signal.SIGINT, before)
     os.close(theirs)
     shown = b""
     deadline = time.monotonic() + 60

@@ -61,12 +61,11 @@ def test_a_traced_basis():
     assert np.linalg.norm(Q @ adjoint(Q) - own @ adjoint(own)) <= 1e-4
 
 
-@pytest.mark.parametrize("dtype", ["float32", "complex128"])
-def test_a_tolerance_is_kept_and_nothing_is_modified(dtype):
-    A = BACKEND.asarray(matrix(dtype))
+def test_a_tolerance_is_kept_and_nothing_is_modified():
+    A = BACKEND.asarray(matrix("complex64"))
     before = np.asarray(A).copy()
-    for certificate in ("exact", "energy", "sampled"):
-        found = lowrank.svd(A, rtol=0.1, certificate=certificate, rng=0)
+    for certificate in ("exact", "sampled"):
+        found = lowrank.qb(A, rtol=0.1, certificate=certificate, rng=0)
         error = np.linalg.norm(dense(found) - before)
         assert found.converged
         assert error <= found.error_bound * (1 + 1e-4)
@@ -128,6 +127,6 @@ def test_what_decides_on_numbers_says_that_it_can_not_be_traced(call):
 def test_without_double_precision():
     with jax.enable_x64(False):
         A = jax.numpy.asarray(matrix())
-        found = lowrank.svd(A, rtol=0.1, rng=0)
+        found = lowrank.qb(A, rtol=0.1, rng=0)
         assert found.converged
-        assert found.S.dtype == "float32"
+        assert found.B.dtype == "float32"

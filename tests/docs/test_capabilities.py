@@ -202,7 +202,7 @@ TRIED = [
     if backends_of(name) and ROWS[name][dtype] != "none"
     # What is compiled for every shape takes long: every function in one dtype, one in every dtype.
     # For those that compile at each pivot see test_jax.py.
-    if name != "jax" or NIGHTLY or function == "svd" or (dtype, function) in OF_JAX
+    if name != "jax" or NIGHTLY or function == "qb" or (dtype, function) in OF_JAX
 ]
 
 

@@ -100,16 +100,14 @@ def opened(model: str | PathLike[str], device: Any) -> tuple[Tensors, str]:
         files, index = [path.parent / shard for shard in sorted(set(shards))], path.name
     if not files:
         raise FileNotFoundError(f"{model} is a directory without .safetensors files.")
-    opened: list[tuple[Path, Any]] = [
-        (file, safe_open(file, "pt", device=str(device))) for file in files
-    ]
-    return {name: (path, file) for path, file in opened for name in file.keys()}, index  # noqa: SIM118
+    held: dict[Path, Any] = {file: safe_open(file, "pt", device=str(device)) for file in files}
+    return {name: (path, file) for path, file in held.items() for name in file.keys()}, index  # noqa: SIM118
 
 
 @contextmanager
 def appearing(output: str | PathLike[str], overwrite: bool, *, folder: bool) -> Iterator[Path]:
     """A temporary directory whose files become `output` when all of them are complete."""
-    target = Path(output)
+    target = Path(output).resolve()  # a link stays a link
     if target.exists() and not overwrite:
         raise FileExistsError(f"{output} exists; choose another name, or overwrite=True.")
     with tempfile.TemporaryDirectory(prefix=".lowrank-", dir=target.parent) as temporary:

@@ -161,20 +161,22 @@ def extract_lora(
         if not ranks:
             raise ValueError("No matrix has changed by more than the rounding of its numbers.")
         if not any("head" in name for name in new):  # PEFT wants both, and ties them again
-            tied = [tensor.clone() for name, tensor in rest.items() if re.search(TIED, name)]
-            rest |= dict(zip(["lm_head.weight"], tied, strict=False))
+            tied = [name for name in rest if re.search(TIED, name)]
+            if tied:
+                rest["lm_head.weight"] = rest[tied[0]].clone()
         part, modules = _parts(found, ranks, rest)
+        pattern = {tensors.layer_of(name): r for name, r in ranks.items()}
         config = {
             "peft_type": "LORA",
             "base_model_name_or_path": str(base),
-            "target_modules": [tensors.layer_of(name) for name in ranks],
+            "target_modules": [*pattern],
             "modules_to_save": [*dict.fromkeys(modules)] or None,
             "ensure_weight_tying": "lm_head" in modules and "lm_head.weight" not in new,
             "bias": "none" if len(modules) == len(rest) else "lora_only",
             # So the scale, alpha over rank, is one.
             "r": max(ranks.values()),
             "lora_alpha": max(ranks.values()),
-            "rank_pattern": (pattern := {tensors.layer_of(name): r for name, r in ranks.items()}),
+            "rank_pattern": pattern,
             "alpha_pattern": pattern,
             "fan_in_fan_out": transposed,
         }
@@ -189,10 +191,9 @@ def _parts(
     """The tensors of an adapter, and the modules that it holds in full."""
     part: dict[str, Any] = {}
     for name, r in ranks.items():
-        U, S, Vh = found[name]
+        U, S, Vh = (factor.to(torch.float32) for factor in found[name])
         root, key = S[:r].sqrt(), f"{PREFIX}{tensors.layer_of(name)}.lora_"
         part |= {f"{key}A.weight": root[:, None] * Vh[:r], f"{key}B.weight": U[:, :r] * root}
-    part = {key: factor.to(torch.float32) for key, factor in part.items()}
     modules = []
     for name, tensor in rest.items():
         module, _, kind = name.rpartition(".")
@@ -211,12 +212,12 @@ def _compared(name: str, new: tensors.Tensors, old: tensors.Tensors) -> tuple[Ch
     if name not in new or name not in old:
         where = "TUNED" if name in new else "BASE"
         return replace(change, note=f"only in {where}"), tensor, None
-    before = old[name][1].get_tensor(name)
+    before = tensors.wide(old[name][1].get_tensor(name))
     if before.shape != tensor.shape:
         note = f"of shape {[*before.shape]} in BASE and {[*tensor.shape]} in TUNED"
         return replace(change, note=note), tensor, None
-    difference = tensors.wide(tensor) - tensors.wide(before)
-    norm, base_norm = (torch.linalg.norm(X).item() for X in (difference, tensors.wide(before)))
+    difference = tensors.wide(tensor) - before
+    norm, base_norm = (torch.linalg.norm(X).item() for X in (difference, before))
     return replace(change, norm=norm, base_norm=base_norm), tensor, difference
 
 

@@ -122,8 +122,8 @@ def _parser() -> argparse.ArgumentParser:
     checkpoints("--save-rest", action="store_true", help=help_rest)
     help_transposed = "weights of the adapter are in×out, as in GPT-2"
     checkpoints("--transposed", action="store_true", help=help_transposed)
-    names: Any = {"metavar": "REGEX", "default": "embed|wte|wpe|lm_head"}
-    checkpoints("--skip-names", **names, help="tensors without factors (embed|wte|wpe|lm_head)")
+    help_names = "expression of names to leave without factors (embed|wte|wpe|lm_head)"
+    checkpoints("--skip-names", metavar="REGEX", help=help_names)
     checkpoints("--device", metavar="D", default="cpu", help="where to compute (cpu)")
     help_plot = "plot estimate, bound and true error against rank, for one tolerance; matplotlib"
     add("--plot", metavar="FILE.png", type=Path, help=help_plot)

@@ -11,9 +11,6 @@ from lowrank._cli.arguments import Options
 from lowrank._cli.telling import Progress, complain, guarded, printable, refuse, required, tell
 from lowrank.results import size_of
 
-# Exit code if a tolerance was not met.
-NOT_MET = 3
-
 
 def are_asked(options: Options) -> bool:
     """Whether a checkpoint or an adapter is to be written; then the other options must fit."""
@@ -43,8 +40,8 @@ def are_asked(options: Options) -> bool:
     return True
 
 
-def run(options: Options) -> int:
-    """Write the compressed checkpoint or the adapter, and print what became of each tensor."""
+def run(options: Options) -> bool:
+    """Write a checkpoint or an adapter, and print the result; whether all tolerances are met."""
     for package in ("torch", "safetensors"):
         required(package, "a checkpoint")
     # Here, because it imports torch.
@@ -57,7 +54,8 @@ def run(options: Options) -> int:
         rank = "" if change.rank is None else f", rank {change.rank}"
         progress.show(lambda: f"{change.name}{rank}; {left} tensors left")
 
-    told = {"rtol": rtol, "rank": options.rank, "rng": options.seed, "skip": options.skip_names}
+    told = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
+    told |= {} if options.skip_names is None else {"skip": options.skip_names}
     told |= {"device": options.device, "overwrite": options.force, "callback": show}
     target = options.output or options.lora
     with guarded(target, "written"):
@@ -78,7 +76,7 @@ def run(options: Options) -> int:
     missed = [change.name for change in changes if change.converged is False]
     if missed:
         complain(f"{target}: {len(missed)} weights have a larger error, such as {missed[0]}")
-    return NOT_MET if missed else 0
+    return not missed
 
 
 def _table(changes: Sequence[Any], *, of_difference: bool) -> None:

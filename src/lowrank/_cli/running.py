@@ -23,7 +23,7 @@ NOT_MET = 3
 def run(options: Options) -> int:
     """Do the work and return the exit code."""
     if models.are_asked(options):
-        return models.run(options)
+        return 0 if models.run(options) else NOT_MET
     matrices = sources(options)
     several = len(matrices) > 1
     _check_targets(options, len(matrices))

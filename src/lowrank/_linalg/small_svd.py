@@ -147,8 +147,7 @@ def robust_svd(M: Array) -> tuple[Array, Array, Array]:
     largest entry, and vectors are orthonormalized without another trial.
     """
     if xa.is_traced(M):
-        U, S, W = xa.array_namespace(M).linalg.svd(M, full_matrices=False)
-        return U, S, W
+        return xa.array_namespace(M).linalg.svd(M, full_matrices=False)
     refuse_infinite(M)
     if not xa.is_of_a_gpu(M) or 0 in M.shape:
         U, S, W = _svd(M, retries=True)

@@ -117,15 +117,15 @@ def gaussian_source(
     the purpose and the salt it seeds a generator on the device. So no random numbers are copied to
     the device, and draws for different purposes are independent even if they share one seed.
     """
-    generator = as_generator(rng, xp, device)
+    generator, number = as_generator(rng, xp, device), int.from_bytes(purpose.encode(), "little")
     if xa.is_traced(generator):
-        folded = xa.loaded("jax").random.fold_in(generator, len(purpose))
+        folded = xa.loaded("jax").random.fold_in(generator, number % 2**32)
         return _native_source(folded, xp, device)
     if not isinstance(generator, np.random.Generator):
         return _native_source(generator, xp, device)
     # 16 bits of the salt: rounding does not change them, a projection does.
     fraction, exponent = math.frexp(salt)
-    key = [int.from_bytes(purpose.encode(), "little"), round(fraction * 2**16), exponent + 2**15]
+    key = [number, round(fraction * 2**16), exponent + 2**15]
     seeds = np.random.SeedSequence([int(generator.integers(2**63)), *key])
     seed = int(seeds.generate_state(1, np.uint64)[0]) % 2**63
     if xa.is_torch_namespace(xp):

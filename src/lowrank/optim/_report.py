@@ -100,8 +100,9 @@ class Groups(list[dict[str, Any]]):
         """Every parameter, its rank, and the bytes of its state in :class:`LowRank` with Adam."""
         rows: list[Row] = []
         for group in self:
+            options = {**DEFAULTS, **parse(group)}
             for name, parameter in zip(group["param_names"], group["params"], strict=True):
-                weight, rank = weight_of({**DEFAULTS, **parse(group)}, parameter, len(rows)), None
+                weight, rank = weight_of(options, parameter, len(rows)), None
                 whole = here = 2 * parameter.numel() * parameter.element_size()
                 if weight is not None:
                     rank, here = weight.rank, weight.adam_bytes(weight.rank)

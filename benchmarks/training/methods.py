@@ -196,8 +196,8 @@ METHODS: dict[str, Method] = {
     **with_rates("muon", Method(muon, LIKE_ADAMW, few=True, drawn="Muon"), (0.5, 0.25), few=True),
     **with_rates("normuon", Method(orthonormalized, {"rows": True}, drawn="NorMuon"), (0.5, 0.25)),
     **with_rates("muon8bit", Method(orthonormalized, EIGHT), (0.5,)),
-    **with_rates("no-momentum", Method(orthonormalized, NONE), (0.5, 0.25)),
-    **with_rates("no-momentum-rows", Method(orthonormalized, {**NONE, "rows": True}), (0.5, 0.25)),
+    **with_rates("no-momentum", Method(orthonormalized, NONE), (0.5,)),
+    **with_rates("no-momentum-rows", Method(orthonormalized, {**NONE, "rows": True}), (0.5,)),
     **with_rates(
         "galore-r8",
         Method(galore, {"rank": 8}, "galore-torch", few=True, drawn="galore-torch, r=8"),

@@ -22,12 +22,13 @@ from pretended import (  # noqa: E402
     reads,
     to_numpy,
 )
+from test_adverse import CERTIFICATES, CONSTANT, WIDE  # noqa: E402
 from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
 from lowrank._linalg import certificate as _certificate  # noqa: E402
 from lowrank._linalg import small_svd as _small_svd  # noqa: E402
-from lowrank._linalg.panel import orthonormalize  # noqa: E402
+from lowrank._linalg.panel import conditioned, orthonormalize  # noqa: E402
 from lowrank.compress import Subspace  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -169,6 +170,23 @@ def test_panels(dtype, kind, shape):
     assert not np.tril(R, -1).any()
     lost = np.linalg.norm(P - Q @ R, axis=0)
     assert np.all(lost <= 60 * eps(dtype) * np.linalg.norm(wide(P), axis=0))
+
+
+@every_dtype
+@pytest.mark.parametrize("columns", [29, 256])
+def test_panels_of_constant_blocks(dtype, columns):
+    """The rounding of sums of equal numbers is biased; Cholesky factors have to exist all the same.
+
+    Narrow panels in double precision are left to the library's own QR.
+    """
+    shape = (2200 if columns == 256 else 700, columns)
+    P = np.repeat(np.eye(2), shape[0] // 2, axis=0) @ gaussian((2, columns), dtype)
+    P = P.astype(dtype)
+    Q, R = map(to_numpy, orthonormalize(from_numpy(P)))
+    rows = shape[0] if eps(dtype) < 1e-10 else 1
+    assert defect(Q) <= (columns**0.5 + rows) * eps(dtype)
+    assert np.linalg.norm(P - Q @ R) <= (columns**0.5 + rows) * eps(dtype) * np.linalg.norm(P)
+    assert np.linalg.norm(to_numpy(conditioned(from_numpy(P))), 2) <= 1.1
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
@@ -341,6 +359,30 @@ def test_any_matrix(start, dtype, name):
     assert max(defect(U), defect(adjoint(Vh))) <= 100 * eps(dtype) * max(rank, 1) ** 0.5
 
 
+@pytest.mark.parametrize("certificate", CERTIFICATES)
+@pytest.mark.parametrize(("shape", "dtype"), [*CONSTANT, ((700, 700), "float32")])
+def test_bounds_on_constant_matrices(shape, dtype, certificate):
+    """Of rank one or two, in sums that are not by blocks: the rounding of equal numbers is biased.
+
+    Certificates take turns at blocks of the usual width and of single columns.
+    """
+    turn = sum(shape) // 10 + CERTIFICATES.index(certificate)
+    A = np.ones(shape, dtype)
+    A[: shape[0] // 2] *= np.asarray(0.7, dtype)
+    A = (A + A.T) / 2 if shape[0] == shape[1] else A
+    truth = A.astype(WIDE[dtype])
+    names = ["range_finder", "svd", *(["eigh"] if shape[0] == shape[1] else [])]
+    for name, rtol in itertools.product(names, (0.5, 100 * eps(dtype))):
+        options = {"block_size": (None, 1)[turn % 2], "certificate": certificate, "rng": 0}
+        found = quietly(getattr(lowrank, name), from_numpy(A), rtol=rtol, **options)
+        Q = to_numpy(getattr(found, {"svd": "U", "eigh": "eigenvectors"}.get(name, "Q")))
+        rest = residual(truth, Q)
+        if name != "range_finder":
+            rest = truth - to_numpy(found.reconstruct())
+        assert np.linalg.norm(rest.astype(Q.dtype)) <= found.error_bound
+        assert defect(Q) <= max(shape) * eps(dtype)
+
+
 # Powers of two, from below the normal numbers to next to the largest number.
 SIZES = {"float32": [-136, -129, 90, 123], "float64": [-1060, -1025, 1000, 1018]}
 
@@ -508,14 +550,14 @@ def test_norms(dtype, exponent):
 
 # Operations and reads in single precision. Whoever makes them fewer lowers what is written here.
 BUDGETS = {
-    "range_finder": (21, 1),
-    "range_finder, q = 2": (61, 1),
-    "range_finder, unchecked": (18, 0),
-    "qb": (24, 1),
-    "svd, q = 0": (58, 2),
-    "svd": (98, 2),
-    "qr": (18, 0),
-    "qr, narrow": (18, 0),
+    "range_finder": (20, 1),
+    "range_finder, q = 2": (60, 1),
+    "range_finder, unchecked": (17, 0),
+    "qb": (23, 1),
+    "svd, q = 0": (56, 2),
+    "svd": (96, 2),
+    "qr": (17, 0),
+    "qr, narrow": (17, 0),
 }
 
 

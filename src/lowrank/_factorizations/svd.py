@@ -143,6 +143,7 @@ def decompose(
         return _truncated_full_svd(found, found.state.residual, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, domain_qr(found.state.A))
+    lost = 0.0 if found.fixed else small.rounding(C if _is_near_rounding(found) else None) / scale
     del C
     S = small.S if scale == 1.0 else small.S / scale
     if found.fixed:
@@ -153,9 +154,8 @@ def decompose(
         refuse_infinite(S)
         residual, estimate = truncate.parts_of(found, lambda: xa.matrix_norm_by_rows(S[None, :]))
         outcome = truncate.truncated(
-            found, S, rank, residual=residual, estimate=estimate,
-            floor=found.floor + small.rounding() / scale,
-        )  # fmt: skip
+            found, S, rank, residual=residual, estimate=estimate, floor=found.floor + lost
+        )
     r = int(found.state.A.agreed(float(outcome.rank)))
     Vh = xa.adjoint(small.right(r))
     U = small.U[..., :r]
@@ -168,6 +168,18 @@ def decompose(
     return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh)
 
 
+def _is_near_rounding(found: Found) -> bool:
+    """Whether the bound is so small that rounding in later steps matters.
+
+    Not if the domain is sharded over processes: other products make the factors then.
+    """
+    outcome, A = found.outcome, found.state.A
+    if outcome.error_bound is None or outcome.error is None or A.domain is not None:
+        return False
+    near = max(found.state.drift, NEAR * xa.eps(A.empty(0))) * (outcome.norm_A or 0.0)
+    return 0.0 < outcome.error_bound <= 2.0 * near
+
+
 def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array) -> Outcome:
     """The outcome with the error of the computed product, if the bound is near rounding.
 
@@ -178,9 +190,7 @@ def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array)
     """
     outcome, state, epsilon = found.outcome, found.state, xa.eps(S)
     bound, size = outcome.error_bound, outcome.norm_A
-    if bound is None or outcome.error is None or not size or bound > 2.0 * NEAR * epsilon * size:
-        return outcome
-    if state.A.domain is not None:  # U is made by other products
+    if not _is_near_rounding(found) or bound is None or outcome.error is None or not size:
         return outcome
     if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
         drift = float(xa.safe_norm(defect(U) * S))

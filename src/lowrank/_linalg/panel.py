@@ -111,7 +111,7 @@ def orthonormalize(P: Array, gram: Array | None = None) -> QRResult:
             return factors
         if tall:
             return _by_halves(P, gram) if b > NARROW else _polished(_native_qr(P))
-    elif widest and tall and (b >= narrowest or P.ndim > 2):
+    elif widest and tall and (b >= narrowest or P.ndim > 2) and xa.eps(P) < 1e-10:
         return _shifted_cholesky_qr(P) if b <= widest else _by_halves(P)
     return _native_qr(P)
 
@@ -256,10 +256,10 @@ def _shifted_cholesky_qr(P: Array) -> QRResult:
     Cholesky QR for computing the QR factorization of ill-conditioned matrices, 2020,
     doi:10.1137/18M1218212). Triangular solves, and no inverses, keep the residual at eps.
 
-    The shift covers the rounding of the Gram matrix of b unit columns with p entries. Tried on
-    panels from square to 10⁵ times as tall as wide, with decaying, repeated, zero, monomial and
-    Hilbert columns: twice the shift without noise fails, and so do square panels. Noise on the
-    diagonal alone fails for nilpotent panels.
+    The shift covers the rounding of the Gram matrix (see `_rounding_of_gram`); in single precision
+    that is too much for three passes. Tried on panels from square to 10⁵ times as tall as wide,
+    with decaying, repeated, zero, constant, monomial and Hilbert columns: a small shift without
+    noise fails, and so do square panels. Noise on the diagonal alone fails for nilpotent panels.
     """
     xp = xa.array_namespace(P)
     X, scale = _scaled(P)
@@ -269,7 +269,7 @@ def _shifted_cholesky_qr(P: Array) -> QRResult:
     identity = xa.eye(b, b, like=X)
     top = X[..., : 2 * b, :]
     top += 2.0 * xa.eps(X) / NOISE * _constant("noise", 0, b, xp, X.dtype, xa.device_of(X))
-    shift = 2.0 * xa.eps(X) * (b + p**0.5)
+    shift = _rounding_of_gram(min(p, 2 * max(GRAM_ROWS, 4 * b)), b) * xa.eps(X)
     R = scale * norms * identity
     for s in (shift, shift, shift, 0.0, 0.0):
         upper = xa.adjoint(xt.unchecked_cholesky(gram_matrix(X) + s * identity))
@@ -287,9 +287,10 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
 
     I. Yamazaki, S. Tomov and J. Dongarra, Mixed-precision Cholesky QR factorization and its case
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
-    a quarter of an eps in the first rows gives every panel full rank and a least singular value of
-    about eps, which the first Gram matrix in double precision resolves. The second Gram matrix is
-    that of a nearly orthonormal basis. X is overwritten.
+    a quarter of an eps in the first rows gives every panel full rank and a least singular value σ
+    of about eps. The first Gram matrix, in double precision, is lifted by its rounding error s;
+    then the least singular value is about σ/√s, over 1e-3, which the second one resolves. X is
+    overwritten.
     """
     identity, lifted, noise = _constants_of(X, "identity", "lifted", "noise")
     sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)
@@ -297,7 +298,7 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     top += noise * (sizes + 1e-60)  # also where columns are zero
     first = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
     X = X @ xt.upper_solve(first, identity, left=False)
-    second = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X) * lifted))
+    second = xa.adjoint(xt.unchecked_cholesky(xa.adjoint_matmul(X, X)))
     return X @ xt.upper_solve(second, identity, left=False), first, second
 
 
@@ -351,7 +352,7 @@ def _constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device: Any)
 
     ``"identity"``; ``"floor"``, the identity times 1e-290; ``"noise"``, a Gaussian 2b×b matrix with
     columns of norm about NOISE; ``"lifted"``, by which the entries of a Gram matrix are multiplied,
-    so that its diagonal grows by the rounding error of sums of p terms.
+    so that its diagonal grows by its rounding error.
     """
     return _kept_constant(name, p, b, xp, dtype, device)
 
@@ -367,7 +368,7 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
         return xp.astype(xp.asarray(Z, device=device), dtype)
     identity = xp.eye(b, dtype=dtype, device=device)
     if name == "lifted":
-        return 1.0 + 8.0 * (b + p**0.5) * xa.eps(identity) * identity
+        return 1.0 + _rounding_of_gram(p, b) * xa.eps(identity) * identity
     return identity if name == "identity" else 1e-290 * identity
 
 
@@ -375,6 +376,15 @@ def defect(Q: Array, *, is_panel: bool = False) -> Array:
     """``QᴴQ − I``. For a panel the identity is cached."""
     b = Q.shape[-1]
     return gram_matrix(Q) - (_constants_of(Q, "identity")[0] if is_panel else xa.eye(b, b, like=Q))
+
+
+def _rounding_of_gram(p: int, b: int) -> float:
+    """A bound, in eps, on the norm of the rounding error of a Gram matrix of b unit columns.
+
+    Sums of p numbers of random signs are off by √p eps. Sums of equal numbers are biased, by up to
+    0.4 p eps, but differently for each entry, and a random b×b matrix has norm 2√b.
+    """
+    return 8.0 * (b + p**0.5) + b**0.5 * p
 
 
 def gram_matrix(X: Array) -> Array:
@@ -391,7 +401,8 @@ def gram_matrix(X: Array) -> Array:
         rows = p // count
         last = X[..., count * rows :, :]
         blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
-        return xp.sum(xa.adjoint_matmul(blocks, blocks), axis=-3) + xa.adjoint_matmul(last, last)
+        total = xp.sum(xa.adjoint_matmul(blocks, blocks), axis=-3)
+        return total + xa.adjoint_matmul(last, last) if count * rows < p else total
     # another library may have no double precision
     dtype = _double_of(X) if xa.is_numpy_namespace(xp) or xa.is_torch_namespace(xp) else X.dtype
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS

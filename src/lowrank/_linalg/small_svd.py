@@ -39,12 +39,18 @@ class SmallSVD(NamedTuple):
         """The first `rank` right singular vectors, as columns."""
         return self.P[..., :rank] if self.W is None else self.P @ xa.adjoint(self.W[..., :rank, :])
 
-    def rounding(self) -> float:
-        """``‖Rᴴ − U diag(S) W‖_F``, the error of the library's SVD (gesdd leaves up to 40 eps)."""
+    def rounding(self, C: Array | None = None) -> float:
+        """``‖Rᴴ − U diag(S) W‖_F``, the error of the library's SVD (gesdd leaves up to 40 eps).
+
+        Given ``C = Bᴴ``, also that of its QR, which may be p/4 eps for p rows of equal numbers.
+        """
+        xp = xa.array_namespace(self.R)
+        R = self.R if self.W is not None else self.R @ xa.adjoint(self.U)
+        more = 0.0 if C is None else _lost(C, self.P, xp.ones_like(self.S), R)
         if self.W is not None:
-            return _lost(xa.adjoint(self.R), self.U, self.S, self.W)
-        k, weights = self.S.shape[0], xa.array_namespace(self.S).astype(self.S, self.R.dtype)
-        return float(xa.safe_norm(self.R - weights * xa.eye(k, k, like=self.R)))
+            return more + _lost(xa.adjoint(self.R), self.U, self.S, self.W)
+        identity = xa.eye(self.R.shape[-1], self.R.shape[-1], like=self.R)
+        return more + float(xa.safe_norm(self.R - xp.astype(self.S, self.R.dtype) * identity))
 
 
 def small_svd(C: Array, qr: Callable[[Array], QRResult] = orthonormalize) -> SmallSVD:

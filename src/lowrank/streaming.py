@@ -12,7 +12,6 @@ from lowrank.results import ErrorEstimate, Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
 
-
 _Factors = single_pass.Factors  # older pickles name it
 
 

@@ -1,14 +1,11 @@
-"""The results of all functions: frozen dataclasses, and the enumeration Status."""
+"""The results of all functions: frozen dataclasses, and how they are saved and loaded."""
 
 import json
 import math
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
-from enum import Enum
-from functools import cache
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
@@ -19,6 +16,7 @@ from lowrank._array.arithmetic import in_full_precision
 from lowrank._files import write_whole
 from lowrank._operators import centered_product
 from lowrank._operators.factored import Factored
+from lowrank._outcome import Look, Outcome, Status, fields_of
 
 __all__ = [
     "Approximation",
@@ -39,108 +37,12 @@ __all__ = [
     "size_of",
 ]
 
+for _shared in (Look, Outcome, Status):
+    _shared.__module__ = __name__  # the public name, for pickles and messages
+
 
 class ConvergenceWarning(UserWarning):
     """The error bound of a result is above the tolerance."""
-
-
-class Status(Enum):
-    """Why the work ended. The value of each member explains it in a sentence."""
-
-    CONVERGED = "The certified error bound is at most the tolerance."
-    RANK_REACHED = "The result has the requested rank, or the largest rank that was allowed."
-    FULL_RANK = "The basis has min(m, n) columns, the most that it can have."
-    PRECISION_FLOOR = (
-        "The error is as small as rounding in this dtype allows, and the tolerance is below that; "
-        "give a larger tolerance, or pass the matrix in a wider dtype."
-    )
-    STOPPED = "The callback raised StopIteration, or the test matrix has no columns left."
-
-
-class Look(NamedTuple):
-    """An estimate of the error of a growing basis, made after a block of columns.
-
-    Attributes
-    ----------
-    rank : int
-        Columns of the basis at that time.
-    estimate : float
-        Estimate of the absolute error of that basis.
-    bound : float
-        Upper bound on that error. All bounds of an object hold together, except with its
-        `failure_probability`.
-    """
-
-    rank: int
-    estimate: float
-    bound: float
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Outcome:
-    """The attributes that all results share.
-
-    Attributes
-    ----------
-    status : Status
-        Why the work ended; ``status.value`` explains it.
-    converged : bool or None
-        Whether `error_bound` is at most the tolerance; None without a tolerance.
-    tolerance : float or None
-        The tolerance, as an absolute error.
-    norm : str
-        ``"fro"`` or ``"spectral"``: the norm of `tolerance`, `error`, `error_bound` and `norm_A`.
-    error, error_bound : float or None
-        Estimate of the absolute error ``‖A − approximation‖``, and a bound on it that holds with
-        probability ``1 − failure_probability`` (always, in the Frobenius norm, if the certificate
-        is exact or by energies). Without a tolerance they are None, but for `qb`, `svd` and `eigh`
-        in the Frobenius norm, if ‖A‖_F is available, and :class:`~lowrank.SketchedMatrix`.
-    certificate : str or None
-        How the bound was found: ``"exact"`` (from the residual itself, or the singular values of
-        A), ``"energy"`` (from ``‖A‖² − ‖QᴴA‖²``) or ``"sampled"`` (from products with random
-        vectors). None without a bound.
-    norm_A : float or None
-        ``‖A‖`` in the chosen norm, if it was needed: a lower bound in the spectral norm and for
-        operators, and an estimate for :class:`~lowrank.SketchedMatrix`.
-    rank : int
-        Rank of the result.
-    passes : int
-        Number of passes over A: products with A or Aᴴ, and its norm.
-    products : int
-        Columns multiplied by A or Aᴴ, over all passes.
-    history : tuple of Look
-        The estimates of the error of the growing basis, in order.
-    """
-
-    status: Status
-    converged: bool | None = None
-    tolerance: float | None = None
-    norm: str = "fro"
-    error: float | None = None
-    error_bound: float | None = None
-    certificate: str | None = None
-    norm_A: float | None = None
-    rank: int
-    passes: int
-    products: int
-    history: tuple[Look, ...] = field(repr=False, default=())
-
-    def __post_init__(self) -> None:
-        if "jax" in sys.modules:
-            _as_pytree(type(self))  # type: ignore[arg-type]
-
-
-@cache
-def _as_pytree(result: Any) -> None:
-    """Let results leave a function that JAX traces: their arrays are its leaves."""
-    about = [*Outcome.__dataclass_fields__, *(["side"] if hasattr(result, "side") else [])]
-    arrays = [field.name for field in fields(result) if field.name not in about]
-    xa.loaded("jax").tree_util.register_dataclass(result, arrays, about)
-
-
-def fields_of(outcome: Outcome) -> dict[str, Any]:
-    """The shared attributes by name, as arguments of a result."""
-    return {name: getattr(outcome, name) for name in Outcome.__dataclass_fields__}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,12 +86,11 @@ class Approximation(Factored, Outcome):
         return tuple(self)
 
     def __repr__(self) -> str:
-        xp, (*batch, m, n) = xa.array_namespace(self.factors[0]), self.shape
-        arrays, _ = self._parts()
+        xp, (arrays, _) = xa.array_namespace(self.factors[0]), self._parts()
         held = [X for X in arrays.values() if not xp.isdtype(X.dtype, "integral")]
         numbers = sum(math.prod(X.shape) for X in held)
         itemsize = xp.finfo(self.dtype).bits // 8 * (2 if xa.is_complex(self.factors[0]) else 1)
-        said = f"{'×'.join(map(str, (*batch, m, n)))} {self.dtype}, rank {self.rank}: "
+        said = f"{'×'.join(map(str, self.shape))} {self.dtype}, rank {self.rank}: "
         if self.error is not None:
             said += f"error {self.error:.2e}, at most {self.error_bound:.2e}"
             said += f" of {self.norm_A:.4g}; " if self.norm_A else "; "
@@ -198,7 +99,7 @@ class Approximation(Factored, Outcome):
 
     def _parts(self) -> tuple[dict[str, Array], dict[str, Any]]:
         """The arrays, and all other attributes."""
-        rest = {entry.name: getattr(self, entry.name) for entry in fields(self)}
+        rest = fields_of(self)
         names = [name for name, value in rest.items() if xa.is_array_api_obj(value)]
         return {name: rest.pop(name) for name in names}, rest
 

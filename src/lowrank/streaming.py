@@ -1,38 +1,21 @@
 """A matrix that is never stored: its linear sketches, a low-rank approximation, and the error."""
 
-import math
-import numbers
-from typing import Any, NamedTuple
-
-import numpy as np
+from typing import Any
 
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._array.arithmetic import in_full_precision
-from lowrank._linalg.certificate import rounding_floor, safety_factor
-from lowrank._linalg.panel import orthonormalize
-from lowrank._linalg.small_svd import robust_svd
-from lowrank._linalg.triangular import upper_solve
+from lowrank._linalg import single_pass
 from lowrank._operators import Operator, as_operator, located
-from lowrank._operators.checks import as_count, as_failure_probability
-from lowrank._operators.sketch import gaussian_source
+from lowrank._operators.checks import as_count
 from lowrank.results import ErrorEstimate, Status, SVDResult
 
 __all__ = ["SketchedMatrix"]
 
-
-class _Factors(NamedTuple):
-    """``Â = U diag(S) Vh`` with all k columns, and the error sketch of each column."""
-
-    U: Array
-    S: Array
-    Vh: Array
-    kept: Array  # column j of Θ(A − Â)V
-    dropped: Array  # column j of ΘAV
-    outside: float  # ‖ΘA(I − VVᴴ)‖_F
+_Factors = single_pass.Factors  # older pickles name it
 
 
-class SketchedMatrix:
+class SketchedMatrix(single_pass.Sketches):
     """A matrix known by linear sketches: updated in pieces, approximated at the end.
 
     It starts as zero. Updates ``A ← θA + ηH`` may be whole matrices, low-rank terms or blocks of
@@ -128,68 +111,10 @@ class SketchedMatrix:
     True
     """
 
-    @in_full_precision
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        rank: int,
-        *,
-        dtype: Any = None,
-        like: Any = None,
-        sketch_size: int | None = None,
-        core_size: int | None = None,
-        error_rows: int | None = None,
-        rng: Any = None,
-        failure_probability: float = 1e-9,
-    ) -> None:
-        home = _home(dtype, like)
-        lengths: Any = shape
-        if not isinstance(lengths, tuple | list) or len(lengths) != 2:
-            raise ValueError(f"`shape` must be a pair of numbers, got {shape!r}.")
-        m, n = (as_count(length, "shape") for length in lengths)
-        self.shape = (m, n)
-        self.rank = as_count(rank, "rank")
-        alpha = 0 if xa.is_complex(home) else 1
-        k = 4 * self.rank + alpha if sketch_size is None else as_count(sketch_size, "sketch_size")
-        k = min(k, m, n)
-        if k < min(self.rank, m, n):
-            raise ValueError(
-                f"`sketch_size` must be at least `rank`, {self.rank}, got {sketch_size}."
-            )
-        s = 2 * k + alpha if core_size is None else as_count(core_size, "core_size", least=k)
-        q = 32 * (1 + alpha) if error_rows is None else as_count(error_rows, "error_rows", least=1)
-        self.sketch_size, self.core_size, self.error_rows = k, s, q
-        self._delta = as_failure_probability(failure_probability)
-
-        xp, device = xa.array_namespace(home), xa.device_of(home)
-
-        def draw(purpose: str, shape: tuple[int, int]) -> Array:
-            return gaussian_source(rng, xp, device, purpose=f"stream: {purpose}")(shape, home.dtype)
-
-        # Side by side, so that an update is multiplied once from each side. Matrices for products
-        # from the left, and their sketches, are stored as adjoints: all products are with tall
-        # ones.
-        self._right = xp.concat([draw("range", (n, k)), draw("core, right", (n, s))], axis=1)
-        self._left = xp.concat([draw("corange", (m, k)), draw("error", (m, q))], axis=1)
-        self._core = draw("core, left", (m, s))
-        self._Y = xa.zeros((m, k), home)  # A Ω
-        self._XW = xa.zeros((n, k + q), home)  # Aᴴ [Υᴴ Θᴴ]
-        self._Z = xa.zeros((s, s), home)  # Φ A Ψᴴ
-
-        self.norm = 0.0
-        # Sum of the norms of all updates and sums so far, to which rounding is relative. The error
-        # sketch does not see some rounding errors, such as small pieces lost in each sum, because
-        # it loses them too.
-        self._added = 0.0
-        self._factors: _Factors | None = None
-        self._states = 0
-
     def __repr__(self) -> str:
         m, n = self.shape
         sizes = f"sketch_size={self.sketch_size}, core_size={self.core_size}"
         return f"SketchedMatrix({m}×{n}, rank={self.rank}, {sizes}, norm={self.norm:.3g})"
-
-    # -- updates --------------------------------------------------------------------------------
 
     @in_full_precision
     def update(self, H: Any, /, *, theta: complex = 1.0, eta: complex = 1.0) -> "SketchedMatrix":
@@ -216,7 +141,7 @@ class SketchedMatrix:
         -----
         Every update reads two numbers from the device.
         """
-        return self._add("H", self._as_operator(H, "H", self.shape), theta, eta)
+        return self._add("H", _as_operator(H, "H", self._Y, self.shape), theta, eta)
 
     @in_full_precision
     def update_rank_one(
@@ -239,7 +164,7 @@ class SketchedMatrix:
         -----
         2j(m + n)(2k + s + q) flops, and 2m(s + k)·j for the core, for j columns.
         """
-        u, v = (self._as_columns(X, name) for X, name in ((u, "u"), (v, "v")))
+        u, v = (_as_columns(X, name, self._Y) for X, name in ((u, "u"), (v, "v")))
         (m, n), j = self.shape, u.shape[1]
         if (u.shape[0], v.shape[0], v.shape[1]) != (m, n, j):
             raise ValueError(
@@ -276,7 +201,7 @@ class SketchedMatrix:
         rows are cheaper than single rows.
         """
         start = as_count(start, "start")
-        operator = self._as_operator(block, "block", None)
+        operator = _as_operator(block, "block", self._Y, None)
         end = start + operator.shape[0]
         if operator.shape[1] != self.shape[1] or end > self.shape[0]:
             raise ValueError(
@@ -309,71 +234,10 @@ class SketchedMatrix:
                 f"only sketches with the same test matrices can be merged, got {self} and {other}; "
                 "make both with the same shape, sizes and integer `rng`."
             )
-        Y, XW, Z = self._Y + other._Y, self._XW + other._XW, self._Z + other._Z
-        norm, _ = self._checked("other", XW, XW, Y, Z)
-        self._Y, self._XW, self._Z, self._factors = Y, XW, Z, None
-        self._added += other._added + self.norm + other.norm
-        self.norm = norm
+        lost = other._added
+        self._combine("other", 1.0, 1.0, other._Y, other._XW, other._Z, slice(None))
+        self._added += lost
         return self
-
-    def _add(
-        self, name: str, H: Operator, theta: complex, eta: complex, rows: slice = slice(None)
-    ) -> "SketchedMatrix":
-        k = self.sketch_size
-        theta, eta = self._as_number(theta, "theta"), self._as_number(eta, "eta")
-        of_rows, of_columns = H.matmat(self._right), H.rmatmat(self._left[rows, :])
-        xa.same_place(self._Y, of_rows, names=("self", f"{name}.matmat(X)"))
-        xa.same_place(self._Y, of_columns, names=("self", f"{name}.rmatmat(X)"))
-        Y = theta * self._Y[rows, :] + eta * of_rows[:, :k]
-        XW = theta.conjugate() * self._XW + eta.conjugate() * of_columns
-        Z = theta * self._Z + eta * xa.adjoint_matmul(self._core[rows, :], of_rows[:, k:])
-        norm, added = self._checked(name, XW, of_columns, Y, Z)
-        self._Y = xa.put(self._Y, (rows, ...), Y)
-        self._XW, self._Z, self._factors = XW, Z, None
-        self._added = abs(theta) * (self._added + self.norm) + abs(eta) * added
-        self.norm = norm
-        return self
-
-    def _checked(self, name: str, XW: Array, piece: Array, *others: Array) -> tuple[float, float]:
-        """Norms of the new matrix and of the piece, by the error sketch; all must be finite."""
-        xp, k = xa.array_namespace(XW), self.sketch_size
-        norm, added = (xa.safe_norm(X[:, k:]) / self.error_rows**0.5 for X in (XW, piece))
-        for X in (XW, *others):
-            norm = xp.where(xp.all(xp.isfinite(X)), norm, xp.full_like(norm, math.nan))
-        sizes = float(norm), float(added)
-        if not all(math.isfinite(size) for size in sizes):
-            raise ValueError(
-                f"a product of `{name}` with the test matrices is not finite: it holds NaN or Inf, "
-                "or a sketch overflows. The sketched matrix is unchanged."
-            )
-        return sizes
-
-    def _as_operator(self, A: Any, name: str, shape: tuple[int, int] | None) -> Operator:
-        operator = None if xa.is_array_api_obj(A) and A.ndim != 2 else as_operator(A, name=name)
-        found = tuple(A.shape) if operator is None else operator.shape
-        if operator is None or shape not in (None, found):
-            expected = "two dimensions" if shape is None else f"shape {shape}"
-            raise ValueError(f"`{name}` must have {expected}, got shape {found}.")
-        xa.same_place(self._Y, operator.empty(0), names=("self", name))
-        return operator
-
-    def _as_columns(self, x: Any, name: str) -> Array:
-        if xa.is_array_api_obj(x) and x.ndim == 1:
-            x = x[:, None]
-        x, _ = xa.as_matrix(x, name=name)
-        xa.same_place(self._Y, x, names=("self", name))
-        return x
-
-    def _as_number(self, value: Any, name: str) -> complex:
-        of_real = not xa.is_complex(self._Y)
-        if of_real and isinstance(value, numbers.Complex) and not isinstance(value, numbers.Real):
-            raise TypeError(f"`{name}` must be real for real sketches, got {value!r}.")
-        number = float(value) if of_real else complex(value)
-        if not math.isfinite(abs(number)):
-            raise ValueError(f"`{name}` must be finite, got {value!r}.")
-        return number
-
-    # -- results --------------------------------------------------------------------------------
 
     @in_full_precision
     def svd(self, rank: int | None = None) -> SVDResult:
@@ -401,8 +265,7 @@ class SketchedMatrix:
         About 10(m + n)k² + 2(m + n)ks + 4nkq flops after an update; almost none if there was no
         update since the last call.
         """
-        wanted = self.rank if rank is None else rank
-        estimate = self.error(wanted)
+        estimate, wanted = self.error(rank), self.rank if rank is None else rank
         r = min(wanted, *self.shape)
         U, S, Vh, *_ = self._solved()
         return SVDResult(
@@ -440,54 +303,20 @@ class SketchedMatrix:
                 f"`rank` must be at most the sketch size, {self.sketch_size}, got {r}; make the "
                 "sketch for a larger `rank`."
             )
-        factors = self._solved()
-        # ‖Θ(A − Â)‖ in the coordinates of the orthonormal V: no difference of large squares
-        parts = xa.safe_norm(factors.kept[:, :r]), xa.safe_norm(factors.dropped[:, r:])
-        q, of_complex = self.error_rows, xa.is_complex(factors.U)
-        value = math.hypot(factors.outside, *map(float, parts)) / math.sqrt(q)
-        delta = self._delta / (self._states * (self._states + 1) * (self.sketch_size + 1))
-        factor = safety_factor(q, delta, is_complex=of_complex)
-        floor = rounding_floor(factors.U, self.shape, self.sketch_size, self.norm, factor)
-        bound = factor * (value + xa.eps(factors.U) * self._added) + floor
-        return ErrorEstimate(value, bound, "fro", q, self._delta)
-
-    def _solved(self) -> _Factors:
-        """The approximation with all columns, and its error; computed once for each state."""
-        if self._factors is None:
-            k = self.sketch_size
-            Q, P = orthonormalize(self._Y).Q, orthonormalize(self._XW[:, :k]).Q
-            left, right = xa.adjoint_matmul(self._core, Q), xa.adjoint_matmul(self._right[:, k:], P)
-            C = xa.adjoint(_left_solve(right, xa.adjoint(_left_solve(left, self._Z))))
-            U, S, V = robust_svd(C)
-            U, V = Q @ U, P @ xa.adjoint(V)
-            W = xa.adjoint(self._XW[:, k:])
-            dropped = W @ V
-            scale = xa.array_namespace(S).astype(S, U.dtype)
-            kept = dropped - xa.adjoint_matmul(self._left[:, k:], U) * scale
-            outside = float(xa.safe_norm(W - dropped @ xa.adjoint(V)))
-            self._factors = _Factors(U, S, xa.adjoint(V), kept, dropped, outside)
-            self._states += 1
-        return self._factors
+        return single_pass.error(self, self._solved(), r)
 
 
-def _left_solve(M: Array, Z: Array) -> Array:
-    """``M⁺ Z`` for a tall M of full rank."""
-    Q, R = orthonormalize(M)
-    return upper_solve(R, xa.adjoint_matmul(Q, Z))
+def _as_operator(A: Any, name: str, home: Array, shape: tuple[int, int] | None) -> Operator:
+    operator = None if xa.is_array_api_obj(A) and A.ndim != 2 else as_operator(A, name=name)
+    found = tuple(A.shape) if operator is None else operator.shape
+    if operator is None or shape not in (None, found):
+        expected = "two dimensions" if shape is None else f"shape {shape}"
+        raise ValueError(f"`{name}` must have {expected}, got shape {found}.")
+    xa.same_place(home, operator.empty(0), names=("self", name))
+    return operator
 
 
-def _home(dtype: Any, like: Any) -> Array:
-    """An empty array of the library, device and dtype of the sketches."""
-    of_numpy, like = like is None, np.empty(0) if like is None else like
-    if not xa.is_array_api_obj(like):
-        raise TypeError(f"`like` must be an array, got {type(like).__name__}.")
-    dtype = like.dtype if dtype is None else dtype
-    try:
-        home = xa.array_namespace(like).empty((0, 0), dtype=dtype, device=xa.device_of(like))
-    except TypeError:
-        if not of_numpy:
-            raise
-        raise TypeError(
-            f"`dtype` is not a NumPy dtype, got {dtype!r}; give `like`, an array of its library."
-        ) from None
-    return xa.as_matrix(home, name="like")[0]
+def _as_columns(x: Any, name: str, home: Array) -> Array:
+    x, _ = xa.as_matrix(x[:, None] if xa.is_array_api_obj(x) and x.ndim == 1 else x, name=name)
+    xa.same_place(home, x, names=("self", name))
+    return x

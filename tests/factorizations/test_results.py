@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -210,6 +211,16 @@ def test_a_file_holds_all_of_a_result(backend, dtype, way, tmp_path):
         else:
             assert read == kept
     assert [path.name for path in tmp_path.iterdir()] == ["found.npz"]
+
+
+@every_way
+def test_pickles_name_public_modules(way):
+    """They stay readable when private modules change."""
+    found = WAYS[way](matrix(way))
+    pickled = pickle.dumps(found)
+    assert b"lowrank.results" in pickled
+    assert b"lowrank._" not in pickled
+    assert repr(pickle.loads(pickled)) == repr(found)
 
 
 def test_a_file_is_read_by_numpy_alone(tmp_path):

@@ -428,6 +428,8 @@ def test_copies_and_pickles():
     for other in (copy.deepcopy(sketch), pickle.loads(pickle.dumps(sketch))):
         other.update(A).merge(sketch)
         assert np.allclose(other.svd().S, 3 * sketch.svd().S)
+    # what is kept after `svd`, by its name in pickles of older versions
+    assert pickle.loads(b"clowrank.streaming\n_Factors\n.") is type(sketch._solved())
 
 
 class Coat:

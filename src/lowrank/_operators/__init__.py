@@ -267,7 +267,7 @@ def _of_dask(A: Any, name: str) -> Operator:
         home,
         tuple(int(length) for length in A.shape),
         matmat=lambda X: (A @ X).compute(),
-        rmatmat=lambda Y: _by_transpose(lambda Z: (A.T @ Z).compute(), Y),
+        rmatmat=lambda Y: _by_transpose(A.T, Y).compute(),
         norm=lambda: float(xa.safe_norm(norms.compute())),
         max_abs=lambda: float(abs(A).max().compute()),
         costly_passes=True,
@@ -278,13 +278,13 @@ def _norm_of_block(block: Any) -> Any:
     return np.full((1, 1), xa.matrix_norm_by_rows(block))
 
 
-def _by_transpose(multiply: Callable[[Array], Array], Y: Array) -> Array:
+def _by_transpose(transpose: Any, Y: Array) -> Any:
     """``Aᴴ Y`` by a product with the transpose.
 
     The narrow Y is conjugated, and not A: that would copy A, and may report a wrong dtype.
     """
     xp = xa.array_namespace(Y)
-    return xp.conj(multiply(xp.conj(Y))) if xa.is_complex(Y) else multiply(Y)
+    return xp.conj(transpose @ xp.conj(Y)) if xa.is_complex(Y) else transpose @ Y
 
 
 def _of_sparse(A: Any, name: str) -> Operator:
@@ -294,12 +294,7 @@ def _of_sparse(A: Any, name: str) -> Operator:
         csr = csr.copy()
         csr.sum_duplicates()
     values, _ = xa.as_matrix(csr.data[None, : csr.nnz], name=name)  # the storage may be longer
-    return located(
-        values,
-        shape,
-        matmat=lambda X: csr @ X,
-        rmatmat=lambda Y: _by_transpose(lambda Z: csr.T @ Z, Y),
-    )
+    return located(values, shape, matmat=lambda X: csr @ X, rmatmat=partial(_by_transpose, csr.T))
 
 
 def _of_torch_sparse(A: Array, name: str) -> Operator:
@@ -370,8 +365,7 @@ def _product_with_adjoint(A: Any, name: str, is_complex_: bool) -> Callable[[Arr
             return lambda Y: adjoint_of_A @ Y
     # The `T` of a complex operator without `conj` may be the transpose or the adjoint.
     if hasattr(A, "T") and (hasattr(A, "conj") or not is_complex_):
-        transpose = A.T
-        return lambda Y: _by_transpose(lambda Z: transpose @ Z, Y)
+        return partial(_by_transpose, A.T)
     alone = " (its `T` does not say whether it conjugates)" if hasattr(A, "T") else ""
     raise TypeError(
         f"`{name}` is a {type(A).__name__} without an adjoint{alone}: give it a method "

@@ -61,16 +61,15 @@ def problem_of(
 
 def reported(outcome: Outcome) -> dict[str, Any]:
     """The attributes of a result by name; warns, at the user's line, of a tolerance not met."""
-    if outcome.converged is not False:
-        return fields_of(outcome)
-    bound, error, status = outcome.error_bound, outcome.error, outcome.status
-    reached = "no estimate yet" if bound is None else f"bound {bound:.3g}, estimate {error:.3g}"
-    message = (
-        f"the tolerance {outcome.tolerance:.3g} (absolute) was not certified: {reached} at rank "
-        f"{outcome.rank}. {status.name}: {status.value}"
-    )
-    # stack level 4: the caller of the public function, outside of its decorator
-    warnings.warn(message, ConvergenceWarning, stacklevel=4)
+    if outcome.converged is False:
+        bound, error, status = outcome.error_bound, outcome.error, outcome.status
+        reached = "no estimate yet" if bound is None else f"bound {bound:.3g}, estimate {error:.3g}"
+        message = (
+            f"the tolerance {outcome.tolerance:.3g} (absolute) was not certified: {reached} at "
+            f"rank {outcome.rank}. {status.name}: {status.value}"
+        )
+        # stack level 4: the caller of the public function, outside of its decorator
+        warnings.warn(message, ConvergenceWarning, stacklevel=4)
     return fields_of(outcome)
 
 

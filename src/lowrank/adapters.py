@@ -126,10 +126,10 @@ def extract_lora(
     (1, True)
     """
     if rtol is rank is budget is None:
-        raise ValueError("Give rtol, rank, budget, or several of them.")
+        raise ValueError("Give rtol, rank or budget, or several of them.")
     (new, _), (old, _) = tensors.opened(tuned, device), tensors.opened(base, device)
     if not new.keys() & old.keys():
-        raise ValueError(f"No names in common: {next(iter(new))} … and {next(iter(old))} ….")
+        raise ValueError(f"No names in common: {next(iter(new))}, … and {next(iter(old))}, ….")
     found: dict[str, SVDResult] = {}
     changes: dict[str, Change] = {}
     rest: dict[str, Any] = {}
@@ -159,7 +159,7 @@ def extract_lora(
             changes |= {name: _with_rank(changes[name], found[name], r, rtol) for name, r in kept}
         ranks = {name: r for name in found if (r := changes[name].rank)}
         if not ranks:
-            raise ValueError("No matrix has changed by more than the rounding of its numbers.")
+            raise ValueError("No matrix has changed by more than its rounding error.")
         if not any("head" in name for name in new):  # PEFT wants both, and ties them again
             tied = [name for name in rest if re.search(TIED, name)]
             if tied:

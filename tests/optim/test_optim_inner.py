@@ -524,7 +524,7 @@ def test_edited_options_hold_or_are_refused(make, change):
         opt.param_groups[0].update(options)
         start = weights(params)
         if make is not OPTIMIZERS["LowRank"] and foreign(opt, options):
-            with pytest.raises(ValueError, match="is not for LowRank"):
+            with pytest.raises(ValueError, match="is not an option of LowRank"):
                 opt.add_param_group({"params": parameters([(24, 40)]), **options})
             return
         train(opt, params, 5, start=4)

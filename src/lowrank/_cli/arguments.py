@@ -5,7 +5,7 @@ argument: the same for a map of elevations that comes with the package.
 files:
   .npy                an array, memory-mapped if its dtype needs no conversion
   .npz                one of its arrays; or a sparse matrix of SciPy, with SciPy
-  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or blanks; # starts a comment;
+  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or spaces; # starts a comment;
                       also compressed (.csv.gz .csv.bz2 .csv.xz)
   -                   text from the standard input
   .mtx                Matrix Market, sparse or dense, with SciPy
@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("file", metavar="FILE", type=Path, help="file that holds the matrix; see below")
     help_rtol = "relative tolerance, such as 1e-2; or several, for a line each"
     add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
-    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger one holds")
+    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger applies")
     add("--rank", metavar="K", type=_number(int, 1), help="rank; with a tolerance, the largest")
     add("--center", action="store_true", help="subtract the mean of all rows from each")
     add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")

@@ -117,7 +117,7 @@ def nystrom(
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
         missing = k - Omega.shape[-1]
-        raise ValueError(f"`test_matrix` has {missing} columns too few; pass a wider one.")
+        raise ValueError(f"`test_matrix` needs {missing} more columns; pass a wider one.")
     if k == 0 or 0 in batch:
         V = Omega
         w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # zeros: real, one per column of V

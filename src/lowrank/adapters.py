@@ -60,8 +60,8 @@ def extract_lora(
     rank : int, optional
         Largest rank of a weight; without the others, the rank of each.
     budget : int, optional
-        Largest size of all factors in bytes. The singular values of all weights share it so that
-        the sum of the squared errors is least. At least one of the three is required.
+        Largest size of all factors in bytes. It is divided among all weights so that the sum of
+        the squared errors is smallest. At least one of the three is required.
     save_rest : bool
         Also write changed tensors that have no factors, such as norms and embeddings, in full
         (``modules_to_save`` of PEFT, and the biases of adapted layers).
@@ -97,7 +97,7 @@ def extract_lora(
     Notes
     -----
     A weight in bfloat16 has a rounding error of about 0.2 eps of its norm, of full rank, which was
-    not learned. So no error below eps/4 of the norm of the weight is asked for.
+    not learned. So the tolerance is never below eps/4 of the norm of the weight.
 
     Computes in float32 (float64 for float64) and holds in memory a weight, its difference, one and
     a half times as much to factorize it, and all factors, which are written in float32. With a

@@ -45,7 +45,7 @@ def eigh(
         Find the smallest rank with ``‖A − V diag(w) Vᴴ‖ ≤ max(rtol · ‖A‖, atol)``, as certified by
         the error bound.
     oversampling : int
-        At a fixed rank, extra columns of the basis, which are cut off in the end.
+        At a fixed rank, extra columns of the basis, which are discarded.
     <options>
 
     Returns
@@ -72,7 +72,7 @@ def eigh(
     At a fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
     2n²(k + p) flops each, and one for ‖A‖_F, if available, from which the error follows. With a
     tolerance the basis grows as for :func:`svd`. Both ``E = A − QQᴴA`` and ``F = QQᴴA(I − QQᴴ)``
-    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. Then the result is cut to
+    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. The result is truncated to
     the smallest rank that the tolerance allows; if there is none, the basis grows further. `check`
     tests whether A is Hermitian, also for dense matrices (but not for stacks).
 

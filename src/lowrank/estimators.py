@@ -206,7 +206,7 @@ class PCA(_Projection):
     product with the components, so that it agrees with `transform`.
 
     float32 stays float32, and other dtypes become float64. With scikit-learn's
-    ``array_api_dispatch``, arrays of PyTorch, CuPy and others stay on their device, and so do
+    ``array_api_dispatch``, PyTorch, CuPy and other arrays stay on their device, and so do
     results. SciPy's sparse matrices are not centered explicitly, so their rounding error is
     relative to X itself. Does not support complex data, missing values, ``n_components="mle"``,
     `partial_fit`, `score`, `get_covariance`, or a choice of solvers.

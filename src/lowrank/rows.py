@@ -44,7 +44,7 @@ class RowBlocks:
     ----------
     A : object with `shape`, `dtype` and slices of rows, shape (m, n)
         ``A[i:j, :]`` must be an array, or become one in :func:`numpy.asarray`: a memory-mapped
-        file, a dataset of h5py, an array of zarr or Dask, a tensor in the memory of the host.
+        file, an h5py dataset, a zarr or Dask array, a tensor in host memory.
     block_bytes : int
         Size of a block in the dtype of the products. If A has an attribute `chunks`, the height of
         a block is rounded to a multiple of the chunks; a chunk higher than a block is read whole,

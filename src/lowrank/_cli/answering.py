@@ -60,9 +60,9 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
         error, goal = look.bound / norm_A(), max(rtol or 0.0, (atol or 0.0) / norm_A())
         return f"rank {look.rank}, error at most {error:.2e}, goal {goal:.2e}"
 
-    asked = {"rtol": rtol, "atol": atol, "power_iterations": options.power_iterations}
+    given = {"rtol": rtol, "atol": atol, "power_iterations": options.power_iterations}
     start = time.perf_counter()
-    found = svd(options.rank, callback=lambda look: progress.show(partial(state, look)), **asked)
+    found = svd(options.rank, callback=lambda look: progress.show(partial(state, look)), **given)
     seconds = time.perf_counter() - start
     found = with_error(found)
     numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)

@@ -74,10 +74,10 @@ for dtype, rtol in tolerances.items():
     runs[dtype] = A, Q, energies, found
 
 # %%
-# The criterion ended without reporting a problem. In the picture the root of E follows the true error
-# down to the dotted line, √eps, and then departs from it. The errors that the library computes
-# follow it further: the library keeps the residual as an array, and the norm of that has an error
-# of eps·‖A‖, not of √eps·‖A‖.
+# The criterion ended without reporting a problem. In the picture the root of E follows the true
+# error down to the dotted line, √eps, and then departs from it. The errors that the library
+# computes follow it further: the library keeps the residual as an array, and the norm of that has an
+# error of eps·‖A‖, not of √eps·‖A‖.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 # sphinx_gallery_start_ignore

@@ -14,8 +14,8 @@ files, with the packages that they need:
   .parquet            all columns (pyarrow)
   .xlsx               a sheet, read like text (openpyxl)
   .png .jpg .tif ...  an image as shades of gray (Pillow)
-  .safetensors        every floating-point tensor of two dimensions (safetensors; bfloat16 and float8:
-                      also torch). With --output or --lora the checkpoint of a model, also as a
+  .safetensors        every floating tensor of two dimensions (safetensors; bfloat16, float8: also
+                      torch). With --output or --lora the checkpoint of a model, also as a
                       directory or an index (.json) of shards
 
   Choose one of several arrays, datasets, sheets or tensors as FILE:NAME or with --name. In text, a

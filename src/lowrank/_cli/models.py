@@ -54,21 +54,19 @@ def run(options: Options) -> bool:
         rank = "" if change.rank is None else f", rank {change.rank}"
         progress.show(lambda: f"{change.name}{rank}; {left} tensors left")
 
-    keywords = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
-    keywords |= {} if options.skip_names is None else {"skip": options.skip_names}
-    keywords |= {"device": options.device, "overwrite": options.force, "callback": show}
+    keys = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
+    keys |= {} if options.skip_names is None else {"skip": options.skip_names}
+    keys |= {"device": options.device, "overwrite": options.force, "callback": show}
     target = options.output or options.lora
     with guarded(target, "written"):
         if target.exists() and not options.force:
             refuse("exists; --force replaces it")
         progress.start(str(options.file))
         if options.minus is None:
-            changes = factorize(options.file, target, **keywords)
+            changes = factorize(options.file, target, **keys)
         else:
-            keywords |= {
-                name: getattr(options, name) for name in ("budget", "save_rest", "transposed")
-            }
-            changes = extract_lora(options.file, options.minus, target, **keywords)
+            keys |= {name: getattr(options, name) for name in ("budget", "save_rest", "transposed")}
+            changes = extract_lora(options.file, options.minus, target, **keys)
     progress.start("")
     if options.json:
         head = {"lowrank": lowrank.__version__, "file": str(options.file), "output": str(target)}

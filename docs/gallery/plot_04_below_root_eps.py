@@ -76,8 +76,8 @@ for dtype, rtol in tolerances.items():
 # %%
 # The criterion ended without reporting a problem. In the picture the root of E follows the true
 # error down to the dotted line, √eps, and then departs from it. The errors that the library
-# computes follow it further: the library keeps the residual as an array, and the norm of that has an
-# error of eps·‖A‖, not of √eps·‖A‖.
+# computes follow it further: the library keeps the residual as an array, and the norm of the
+# residual has an error of eps·‖A‖, not of √eps·‖A‖.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 # sphinx_gallery_start_ignore

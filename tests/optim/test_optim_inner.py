@@ -211,7 +211,7 @@ def test_a_rate_that_the_optimizer_chooses():
     assert not any(torch.equal(p, w) for p, w in zip(params, start, strict=True))
     assert all(bool(torch.isfinite(p).all()) for p in params)
     decaying = LowRank(params, adafactor, rank=4, lr=None, weight_decay=0.1)
-    with pytest.raises(ValueError, match="`weight_decay` is a multiple of `lr`"):
+    with pytest.raises(ValueError, match="`lr` must be a number if `weight_decay` is not zero"):
         train(decaying, params, 1)
 
 

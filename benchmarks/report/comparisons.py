@@ -47,7 +47,8 @@ def answer(files: list[Row]) -> list[str]:
             "square": peers("qr", "numpy", "linalg.qr", **square),
         }
         where = {"k": first["k"], "shape": size(first["shape"])}
-        found.append(text("Is it faster, on a CPU", **where, **gain))
+        titles = "Is it faster, on a CPU", "Is the QR faster, on a CPU"
+        found += [text(title, **where, **gain) for title in titles]
     cases = select(gpu, section="matrix", dtype="float32", method="svd, q=2", spectrum="fast")
     if cases := sorted(cases, key=lambda row: min(row["shape"])):
         small, *_, large = cases if len(cases) > 1 else 2 * cases
@@ -55,7 +56,7 @@ def answer(files: list[Row]) -> list[str]:
         where = {"large": size(large["shape"]), "small": size(small["shape"])}
         found.append(text("Is it faster, on a GPU", **where, **gain))
     question, unit = "**Is it faster than what you use?**", "Below one, `lowrank` is slower."
-    return [" ".join([question, *found, unit]), ""] if found else []
+    return [question, "", *(f"- {line}" for line in found), "", unit, ""] if found else []
 
 
 TASKS = {

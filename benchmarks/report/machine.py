@@ -18,7 +18,7 @@ def machine(content: Row) -> list[str]:
     names = [key for key, value in settings.items() if key.isupper() and value]
     told = text(
         "Machine",
-        device=", beside ".join(unique([where["device"], where["cpu"]])),
+        device=", with ".join(unique([where["device"], where["cpu"]])),
         cores=in_words(where["cores"], "core"),
         settings="".join(f", `{name}={settings[name]}`" for name in names),
         versions=", ".join(f"{key} {value}" for key, value in content["versions"].items() if value),
@@ -32,7 +32,7 @@ def machine(content: Row) -> list[str]:
     if content["kind"] != "gpu" and source is not None and source[of] != sources()[of]:
         lines += ["**Older than the code**: it has changed since the measurement.", ""]
     if content["kind"] in ("cpu", "llama") and source is None and content["date"] < REBUILT:
-        lines += [text("Rewritten", rebuilt=REBUILT), ""]
+        lines += [text("Rewritten"), ""]
     if content.get("quick"):
         return ["**A quick trial on small matrices: no figure here means anything.**", "", *lines]
     return lines

@@ -1,9 +1,10 @@
 """
-Below the root of eps: a stop rule that reports false success
-=============================================================
+Below the root of eps: a stopping criterion that reports false success
+======================================================================
 
-A popular stop rule costs nothing and needs no random numbers. It is right for large tolerances, but
-for small ones it reports false success. This script implements the rule and shows when it fails.
+A popular stopping criterion costs nothing and needs no random numbers. It is right for large
+tolerances, but for small ones it reports false success. This script implements the criterion and
+shows when it fails.
 """
 
 # %%
@@ -11,8 +12,8 @@ for small ones it reports false success. This script implements the rule and sho
 #
 #     ‖A − Q B‖² = ‖A‖² − ‖B‖²,
 #
-# and B is needed anyway. So the rule subtracts the squared norm of each block of B from a running
-# total E, and stops when E is below the square of the tolerance. This is the rule of randQB_EI (W.
+# and B is needed anyway. So the criterion subtracts the squared norm of each block of B from a
+# running total E, and stops when E is below the square of the tolerance. This is randQB_EI (W.
 # Yu, Y. Gu and Y. Li, 2018, `doi:10.1137/17M1141977 <https://doi.org/10.1137/17M1141977>`__),
 # written from the published formula:
 
@@ -40,8 +41,8 @@ def qb_by_energies(A, tolerance, rng, block=16):
 
 
 # %%
-# In exact arithmetic the rule is correct. But E is the difference of two numbers of size ‖A‖², each
-# rounded to eps·‖A‖². Below eps·‖A‖², E is noise of either sign, so the rule cannot see errors
+# In exact arithmetic the criterion is correct. But E is the difference of two numbers of size ‖A‖²,
+# each rounded to eps·‖A‖². Below eps·‖A‖², E is noise of either sign, so it cannot show errors
 # below √eps·‖A‖: 3.5e-4·‖A‖ in float32, and 1.5e-8·‖A‖ in float64.
 #
 # A negative E is below the square of *any* tolerance.
@@ -68,15 +69,15 @@ for dtype, rtol in tolerances.items():
             f"    {name} end with {basis.shape[1]} columns, error {error(A, basis):.1e}: {verdict}"
         )
     assert error(A, found.Q) <= found.error_bound / norm_A <= rtol
-    # By chance the rule goes on to the last column instead of ending too early.
+    # By chance the criterion may add columns up to the last instead of ending too early.
     assert error(A, Q) > rtol or Q.shape[1] > 780
     runs[dtype] = A, Q, energies, found
 
 # %%
-# The rule ended without reporting a problem. In the picture the root of E follows the true error
-# down to the dotted line, √eps, and then departs from it. The errors that the library computes
-# follow it further: the library keeps the residual as an array, and the norm of that has an error
-# of eps·‖A‖, not of √eps·‖A‖.
+# The criterion ended without reporting a problem. In the picture the root of E follows the true
+# error down to the dotted line, √eps, and then departs from it. The errors that the library
+# computes follow it further: the library keeps the residual as an array, and the norm of the
+# residual has an error of eps·‖A‖, not of √eps·‖A‖.
 
 fig, axes = plt.subplots(1, 2, figsize=(7.2, 3.8))
 # sphinx_gallery_start_ignore

@@ -85,7 +85,7 @@ for (name, bits), rows in found.items():
 #
 # At a fixed rank, ``range_finder``, ``qb``, ``svd``, ``nystrom`` and ``qr`` can be traced by JAX
 # with ``check_finite=False``: the whole call becomes one compiled program, which also works on
-# stacks by ``jax.vmap``. A tolerance decides on numbers, so it cannot be traced.
+# stacks by ``jax.vmap``. A tolerance depends on values, so it cannot be traced.
 
 try:
     jax = importlib.import_module("jax")

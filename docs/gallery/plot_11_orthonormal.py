@@ -111,7 +111,9 @@ for name, values in loss.items():
     axes[0].semilogy(ranks, values, label=name)
 axes[0].set_title("‖QᵀQ − I‖")
 axes[1].semilogy(ranks, true, color="0.75", linewidth=5, label="true error")
-axes[1].semilogy(ranks, np.where(np.array(tracked) > 0, tracked, np.nan), label="norm of the rest")
+axes[1].semilogy(
+    ranks, np.where(np.array(tracked) > 0, tracked, np.nan), label="norm of the residual"
+)
 axes[1].semilogy(ranks, bound, ":", color="C0", label="certified bound")
 seen = np.array(energy) > 0
 axes[1].semilogy(np.array(ranks)[seen], np.sqrt(np.array(energy)[seen]), "s", color="C1", ms=4,

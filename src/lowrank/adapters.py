@@ -60,8 +60,8 @@ def extract_lora(
     rank : int, optional
         Largest rank of a weight; without the others, the rank of each.
     budget : int, optional
-        Largest size of all factors in bytes. The singular values of all weights share it so that
-        the sum of the squared errors is least. At least one of the three is required.
+        Largest size of all factors in bytes. It is divided among all weights so that the sum of
+        the squared errors is smallest. At least one of the three is required.
     save_rest : bool
         Also write changed tensors that have no factors, such as norms and embeddings, in full
         (``modules_to_save`` of PEFT, and the biases of adapted layers).
@@ -97,7 +97,7 @@ def extract_lora(
     Notes
     -----
     A weight in bfloat16 has a rounding error of about 0.2 eps of its norm, of full rank, which was
-    not learned. So no error below eps/4 of the norm of the weight is asked for.
+    not learned. So the tolerance is never below eps/4 of the norm of the weight.
 
     Computes in float32 (float64 for float64) and holds in memory a weight, its difference, one and
     a half times as much to factorize it, and all factors, which are written in float32. With a
@@ -126,10 +126,10 @@ def extract_lora(
     (1, True)
     """
     if rtol is rank is budget is None:
-        raise ValueError("Give rtol, rank, budget, or several of them.")
+        raise ValueError("Give rtol, rank or budget, or several of them.")
     (new, _), (old, _) = tensors.opened(tuned, device), tensors.opened(base, device)
     if not new.keys() & old.keys():
-        raise ValueError(f"No names in common: {next(iter(new))} … and {next(iter(old))} ….")
+        raise ValueError(f"No names in common: {next(iter(new))}, … and {next(iter(old))}, ….")
     found: dict[str, SVDResult] = {}
     changes: dict[str, Change] = {}
     rest: dict[str, Any] = {}
@@ -159,7 +159,7 @@ def extract_lora(
             changes |= {name: _with_rank(changes[name], found[name], r, rtol) for name, r in kept}
         ranks = {name: r for name in found if (r := changes[name].rank)}
         if not ranks:
-            raise ValueError("No matrix has changed by more than the rounding of its numbers.")
+            raise ValueError("No matrix has changed by more than its rounding error.")
         if not any("head" in name for name in new):  # PEFT wants both, and ties them again
             tied = [name for name in rest if re.search(TIED, name)]
             if tied:

@@ -84,7 +84,7 @@ def given_sketch(
     sketch = np.asarray(sketch)
     if sketch.ndim != 2 or sketch.shape[0] != s.size or sketch.shape[1] < k:
         raise ValueError(
-            f"`sketch` must have {s.size} rows and {k} columns or more, got {sketch.shape}."
+            f"`sketch` must have {s.size} rows and at least {k} columns, got {sketch.shape}."
         )
     if not np.all(np.isfinite(sketch)):
         raise ValueError("`sketch` must be finite, but it holds NaN or Inf.")

@@ -60,7 +60,7 @@ class Subspace:
         They determine all random numbers, together with the `step` of a refresh: no generator has
         to be saved. Give each matrix of a training run its own index.
     basis : array, shape (k, r), optional
-        A basis from an earlier refresh, to go on with.
+        A basis from an earlier refresh, to continue with.
 
     Notes
     -----
@@ -347,7 +347,7 @@ def transport_squares(C: Array, mean: Array, square: Array, outside: Array | Non
     outside : array, shape (M,), optional
         Mean square of a coordinate outside the old basis. Only the part ``Σ |C|²`` of a new
         direction lies in the old basis; this value is used for the rest. Without it the rest counts
-        as zero, and an optimizer that divides by the root would take too large steps there.
+        as zero, and an optimizer that divides by the root would take steps that are too large.
 
     Returns
     -------

@@ -196,7 +196,7 @@ class PCA(_Projection):
     ‖A_r‖²``: a share v is captured if the error is at most ``√(1 − v) ‖A‖``. :func:`lowrank.svd`
     certifies this tolerance, exactly up to rounding for dense arrays, and except with probability
     1e-9 for sparse ones. The number of components is near the smallest possible one; if variances
-    fall slowly, there may be one or so more.
+    decay slowly, there may be about one more.
 
     For k components of a dense X with m samples and n features, the fit uses a Krylov space of two
     power iterations: 16mn(k + 10) flops in six passes, and the memory of :func:`lowrank.svd` for a
@@ -206,7 +206,7 @@ class PCA(_Projection):
     product with the components, so that it agrees with `transform`.
 
     float32 stays float32, and other dtypes become float64. With scikit-learn's
-    ``array_api_dispatch``, arrays of PyTorch, CuPy and others stay on their device, and so do
+    ``array_api_dispatch``, PyTorch, CuPy and other arrays stay on their device, and so do
     results. SciPy's sparse matrices are not centered explicitly, so their rounding error is
     relative to X itself. Does not support complex data, missing values, ``n_components="mle"``,
     `partial_fit`, `score`, `get_covariance`, or a choice of solvers.

@@ -86,7 +86,7 @@ def steps(n: int, condition: float = 1e10) -> Spectrum:
 
 
 def drop(n: int, ones: int = 10, level: float = 2.0**-26) -> Spectrum:
-    """`ones` values of one, then `level`, √ε by default: what breaks Cholesky QR (RandLAPACK)."""
+    """`ones` values of one, then `level`, √ε by default: Cholesky QR fails for it (RandLAPACK)."""
     return np.where(_index(n) <= ones, 1.0, level)
 
 

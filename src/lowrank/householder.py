@@ -234,8 +234,8 @@ def qr(A: Array, /, *, mode: Literal["reduced", "complete"] = "reduced") -> QRRe
     ----------
     A : array, shape (..., m, n)
         Real or complex, float32 or float64 (float16 and bfloat16 are computed in float32), any
-        rank. Or a DTensor of PyTorch, sharded by rows, with m ≥ n: Q is then sharded likewise, and
-        R replicated.
+        rank. Or a DTensor of PyTorch, sharded by rows, with m ≥ n: Q is then sharded in the same
+        way, and R replicated.
     mode : {"reduced", "complete"}
         Q is m×min(m, n) or m×m; R has as many rows as Q has columns.
 

@@ -18,7 +18,7 @@ __all__ = ["RangeFinder", "range_finder"]
 class RangeFinder:
     """A growing orthonormal basis of the range of A, kept as Householder reflectors.
 
-    The basis can grow again and again: by a number of columns (:meth:`extend`), or to a smaller
+    The basis can grow repeatedly: by a number of columns (:meth:`extend`), or to a smaller
     tolerance (:meth:`reach`). Earlier work is kept, and all estimates from samples share one
     failure probability.
 
@@ -41,12 +41,12 @@ class RangeFinder:
         Number of products with ``E Eᴴ`` for each block, where E is the residual of the basis.
         Columns are orthonormalized after every product. Default for :meth:`extend`: 0. To a
         tolerance: 1 in the spectral norm; 0 if only samples measure the error, or if passes over A
-        are expensive (files and processes); else each block chooses up to 2 (on a GPU 1), if they
-        pay. With `krylov`, 1.
+        are expensive (files and processes); otherwise up to 2 for each block (1 on a GPU), if these
+        save time. With `krylov`, 1.
     krylov : bool
         Keep each block as it was before its power iterations, too: a block Krylov space. It has
         ``power_iterations + 1`` times the columns, from the same products with A. Its error is
-        never larger, and much smaller if singular values fall slowly. Meant for factorizations of
+        never larger, and much smaller if singular values decay slowly. Meant for factorizations of
         a fixed rank, which truncate the basis; to a tolerance, growing without it takes fewer
         products. If more singular values are equal than a block has columns, only that many of
         them are found.
@@ -61,11 +61,11 @@ class RangeFinder:
     rng : None, int, numpy.random.Generator, native generator or JAX key
         As in SPEC 7. With an integer, the same library on the same device model repeats the
         result. To approximate the rest of a matrix, after a projection by a basis of a fixed rank,
-        pass another seed than the one of that basis, and no native generator in the same state.
+        pass a seed that differs from that of the basis, and no native generator in the same state.
     failure_probability : float
         Probability that any error bound of this object is too small, over all its samples. Bounds
-        in the Frobenius norm from the residual itself or from energies do not depend on it; only
-        near rounding, a sample that measures the rounding may fail with probability 1e-12.
+        in the Frobenius norm from the residual itself or from ‖A‖² − ‖QᴴA‖² do not depend on it;
+        only near rounding, a sample that measures the rounding may fail with probability 1e-12.
     certificate : {"exact", "energy", "sampled"}, optional
         How the error is known. ``"exact"``, the default for arrays in memory: the residual of the
         basis is kept as an array, and its norm is the error (in the spectral norm a bound from the
@@ -160,8 +160,7 @@ class RangeFinder:
         """Add `columns` columns (fewer if min(m, n) is reached) and return the object.
 
         This is one block: one product with A, two more for each power iteration, and no estimate of
-        the error. (One product more if the residual is explicit or known by energies, as after
-        :meth:`reach`.)
+        the error. (One more product after :meth:`reach`, unless the certificate is ``"sampled"``.)
 
         Raises
         ------

@@ -44,7 +44,7 @@ class RowBlocks:
     ----------
     A : object with `shape`, `dtype` and slices of rows, shape (m, n)
         ``A[i:j, :]`` must be an array, or become one in :func:`numpy.asarray`: a memory-mapped
-        file, a dataset of h5py, an array of zarr or Dask, a tensor in the memory of the host.
+        file, an h5py dataset, a zarr or Dask array, a tensor in host memory.
     block_bytes : int
         Size of a block in the dtype of the products. If A has an attribute `chunks`, the height of
         a block is rounded to a multiple of the chunks; a chunk higher than a block is read whole,
@@ -55,8 +55,8 @@ class RowBlocks:
         Compute in this dtype, for instance ``"float32"``. Required if A holds integers. Default:
         the dtype of A, but float32 for float16 and bfloat16. Any byte order can be read.
     like : array, optional
-        Each block is moved to the library and device of this array; there products are computed,
-        and results are returned. Default: blocks stay where they are read, for files in NumPy.
+        Each block is moved to the library and device of this array; products are computed
+        and returned there. Default: blocks stay where they are read, for files in NumPy.
     callback : callable, optional
         Called with a :class:`Progress` after each block. If it raises an exception, the work ends;
         this object, and a :class:`RangeFinder` that uses it, stay usable.
@@ -149,7 +149,7 @@ class RowBlocks:
 
     @in_full_precision
     def matmat(self, X: Array) -> Array:
-        """``A X``, of shape (m, k), for an array X of shape (n, k), of the library of products."""
+        """``A X``, of shape (m, k), for an array X of shape (n, k) in the library of products."""
         product = xa.zeros((self.shape[0], X.shape[-1]), self._empty @ X)
         for part in xa.slices(self.shape[0], self.rows):
             product = xa.put(product, (part, ...), self._block(part) @ X)
@@ -158,7 +158,7 @@ class RowBlocks:
 
     @in_full_precision
     def rmatmat(self, Y: Array) -> Array:
-        """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k), of the library of products."""
+        """``Aᴴ Y``, of shape (n, k), for an array Y of shape (m, k) in the library of products."""
         product = xa.zeros((self.shape[1], Y.shape[-1]), xa.adjoint_matmul(self._empty, Y[:0, :]))
         for part in xa.slices(self.shape[0], self.rows):
             product += xa.adjoint_matmul(self._block(part), Y[part, :])

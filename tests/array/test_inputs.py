@@ -97,7 +97,7 @@ def test_no_advice_loses_imaginary_parts(dtype):
     xp = pytest.importorskip(library)
     A = xp.asarray(1j * np.ones((4, 3)))
     A = A.to(getattr(xp, name)) if library == "torch" else A.astype(getattr(xp, name))
-    with pytest.raises(TypeError, match=r"complex\d+, which has no") as raised:
+    with pytest.raises(TypeError, match=r"complex\d+, which cannot be") as raised:
         lowrank.svd(A, 2)
     assert bool((as_advised(raised, A) == 1j).all())
 
@@ -135,7 +135,7 @@ def test_vectors_are_refused(backend, call):
 
 def test_object_and_extended_dtypes_are_refused():
     for dtype in (object, np.longdouble):
-        with pytest.raises(TypeError, match=r"which has no matrix factorization"):
+        with pytest.raises(TypeError, match=r"which cannot be factorized"):
             lowrank.range_finder(np.ones((4, 3), dtype), 2)
 
 

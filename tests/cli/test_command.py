@@ -189,7 +189,7 @@ def test_named_pipes(answer):
 
 @pytest.mark.parametrize(
     ("mode", "dtype", "said"),
-    [("L", "uint8", []), ("RGB", "uint8", ["colors are taken as shades of gray"])],
+    [("L", "uint8", []), ("RGB", "uint8", ["colors are converted to shades of gray"])],
 )
 def test_images(run, mode, dtype, said):
     image = pytest.importorskip("PIL.Image", reason="Pillow reads images")
@@ -217,7 +217,7 @@ def test_sheets(run, answer):
     matrix, result = answer("book.xlsx:Sheet --skip-rows 1 --skip-columns 1 --rtol 0.1")
     assert (matrix["shape"], result["norm_A"]) == ([2, 2], pytest.approx(32.25**0.5))
     assert run("book.xlsx:Sheet --skip-columns 1")[2] == [
-        "lowrank: book.xlsx: line 1 is taken for names and left out"
+        "lowrank: book.xlsx: line 1 is read as column names"
     ]
 
 
@@ -260,10 +260,10 @@ def test_names_of_columns_and_lines(run, text, options, shape, said):
         return
     assert json.loads(out)["matrices"][0]["shape"] == shape
     remedies = {
-        "column 1": "column 1 counts the lines; --skip-columns 1 leaves it out",
-        "columns": "line 1 counts the columns; --skip-rows 1 leaves it out",
+        "column 1": "column 1 looks like an index; --skip-columns 1 skips it",
+        "columns": "line 1 looks like an index; --skip-rows 1 skips it",
     }
-    expected = [remedies.get(at, f"{at} is taken for names and left out") for at in said]
+    expected = [remedies.get(at, f"{at} is read as column names") for at in said]
     assert (code, err) == (0, [f"lowrank: names.csv: {text}" for text in expected])
 
 
@@ -274,7 +274,7 @@ def test_decimal_commas(run, mark, end):
     text = end.join(mark.join(line) for line in lines)
     Path("excel.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     code, out, err = run("excel.csv --decimal , --rank 1 --json")
-    assert (code, err) == (0, ["lowrank: excel.csv: line 1 is taken for names and left out"])
+    assert (code, err) == (0, ["lowrank: excel.csv: line 1 is read as column names"])
     (matrix,) = json.loads(out)["matrices"]
     expected = norm(np.array([[1.5, -25], [3, 4.25]]), "fro")
     assert matrix["results"][0]["norm_A"] == pytest.approx(expected)
@@ -620,7 +620,7 @@ KINDS = (
     ".csv .dat .tsv .txt .bmp .jpeg .jpg .png .tif .tiff .webp .mtx .npy .parquet .h5 .hdf5 .mat "
     ".npz .safetensors .xlsx, and text as .bz2 .gz .xz"
 )
-SKIP = "--skip-rows and --skip-columns leave out the first lines and columns"
+SKIP = "--skip-rows and --skip-columns skip the first lines and columns"
 COMMA = f"{SKIP}, and --decimal , reads commas as decimal points"
 FILL = "fill it in, or leave out its line or column"
 NAN = "the matrix holds NaN or Inf; replace or remove these entries; the first in row "
@@ -636,10 +636,10 @@ REFUSED = {
         "complex128"
     ),
     "folder.npy --rtol 0.1": (
-        "folder.npy: --output DIR for factors of its weights, or --minus BASE and --lora DIR"
+        "folder.npy: give --output DIR for factors, or --minus BASE and --lora DIR"
     ),
-    "A.npy.gz --rtol 0.1": f"A.npy.gz: unknown kind of file; known are {KINDS}",
-    "A.rds --rtol 0.1": f"A.rds: unknown kind of file; known are {KINDS}",
+    "A.npy.gz --rtol 0.1": f"A.npy.gz: unknown kind of file; supported are {KINDS}",
+    "A.rds --rtol 0.1": f"A.rds: unknown kind of file; supported are {KINDS}",
     "garbage.npy --rtol 0.1": (
         "garbage.npy: cannot be read: the magic string is not correct; expected b'\\x93NUMPY', got "
         "b'not an'"
@@ -659,15 +659,15 @@ REFUSED = {
     "damaged.npz --rank 1": "damaged.npz: cannot be read: indices must be < 30",
     "complex.csv --rank 1": f"complex.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "trailing.csv --rank 1": (f"trailing.csv: line 1, column 3: the value is missing (''); {FILL}"),
-    "UPPER.CSV --rank 1": "UPPER.CSV: line 2 has 1 columns, those before it 2",
+    "UPPER.CSV --rank 1": "UPPER.CSV: line 2 has 1 columns, the lines before it 2",
     "tabs.tsv --rank 1": (f"tabs.tsv: line 1, column 1: '1,5' is not a finite number; {COMMA}"),
-    "vector.npy --rtol 0.1": "vector.npy: holds no matrix, but an array of shape (5,)",
+    "vector.npy --rtol 0.1": "vector.npy: holds no matrix, only an array of shape (5,)",
     "cube.npy --rtol 0.1": (
-        "cube.npy: holds no matrix, but an array of shape (2, 3, 4); store A[0], or "
+        "cube.npy: holds no matrix, only an array of shape (2, 3, 4); store A[0], or "
         "A.reshape(-1, 4)"
     ),
     "records.npy": (
-        "records.npy: holds no matrix, but the fields x, y; store "
+        "records.npy: holds no matrix, only the fields x, y; store "
         "numpy.lib.recfunctions.structured_to_unstructured(A)"
     ),
     "empty.npy --rtol 0.1": "empty.npy: is empty: shape (0, 5)",
@@ -705,7 +705,7 @@ REFUSED = {
     "text.csv": f"text.csv: line 2, column 2: 'x' is not a finite number; {SKIP}",
     "missing.csv": f"missing.csv: line 2, column 2: the value is missing (''); {FILL}",
     "decimals.csv": f"decimals.csv: line 1, column 1: '1,5' is not a finite number; {COMMA}",
-    "ragged.csv --rtol 0.1": "ragged.csv: line 2 has 1 columns, those before it 2",
+    "ragged.csv --rtol 0.1": "ragged.csv: line 2 has 1 columns, the lines before it 2",
     "binary.csv": (
         f"binary.csv: line 1, column 1: '{3 * chr(0xFFFD)}' is not a finite number; {SKIP}"
     ),
@@ -716,15 +716,15 @@ REFUSED = {
     ),
     "vectors.safetensors --rank 1": "vectors.safetensors: holds no matrix",
     "model.safetensors --rank 1 --output F.npz": (
-        "--output takes one result of 2; choose a tolerance or rank, or --name"
+        "--output writes one result, not 2; give one tolerance, rank or --name"
     ),
     "A.npy --rtol 0.1 --name a": (
-        "--name is for .h5 .hdf5 .mat .npz .safetensors .xlsx, got A.npy"
+        "--name applies to .h5 .hdf5 .mat .npz .safetensors .xlsx only, got A.npy"
     ),
     "A.npy --rtol 0.1 --skip-rows 1": (
-        "--skip-rows is for .csv .dat .tsv .txt .parquet .xlsx, got A.npy"
+        "--skip-rows applies to .csv .dat .tsv .txt .parquet .xlsx only, got A.npy"
     ),
-    "A.npy --decimal ,": "--decimal is for .csv .dat .tsv .txt, got A.npy",
+    "A.npy --decimal ,": "--decimal applies to .csv .dat .tsv .txt only, got A.npy",
     "--rtol 0.1": "the following arguments are required: FILE",
     **{
         f"A.npy --{option}={text}": f"argument --{option}: must be a positive number, got '{bad}'"
@@ -746,7 +746,7 @@ REFUSED = {
     "A.npy --rank 1 --output F.zip": "--output must name a file of kind .npz, got F.zip",
     "A.npy --rank 1 --plot p.txt": "--plot must name a file of kind .png, .pdf, .svg, got p.txt",
     "A.npy --rtol 0.1,0.2 --output F.npz": (
-        "--output takes one result of 2; choose a tolerance or rank, or --name"
+        "--output writes one result, not 2; give one tolerance, rank or --name"
     ),
     "A.npy --rtol 0.1 --output two.npz": "two.npz: exists; --force replaces it",
     "A.npy --rtol 0.1 --output no/F.npz": (

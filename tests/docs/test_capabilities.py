@@ -179,7 +179,7 @@ def exists(name, dtype, request):
 def test_row(request, name):
     """The devices of a library, the dtypes that it has there, and whether each run tries it."""
     row, backends = ROWS[name], backends_of(name)
-    assert row["tested"].startswith("in every run") == (row["device"] != "CUDA")
+    assert row["tested"].startswith("in every test run") == (row["device"] != "CUDA")
     assert {row[dtype] for dtype in DTYPES + HALF} <= {"yes", "float32", "refused", "none"}
     if not backends:
         pytest.skip(f"{name} is not here: {ABSENT[home_of(name)]}")

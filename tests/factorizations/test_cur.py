@@ -245,7 +245,7 @@ def test_what_is_refused(backend):
     A = gaussian((6, 5), "float32")
     with pytest.raises(ValueError, match=r"got a stack of shape \(2, 6, 5\)"):
         cur(backend.asarray(np.stack([A, A])), 2)
-    with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
+    with pytest.raises(ValueError, match=r"no stopping criterion: give `rank`, `rtol` or `atol`"):
         cur(backend.asarray(A))
     with pytest.raises(ValueError, match=r"`oversampling` must be at least 0, got -1"):
         cur(backend.asarray(A), 2, oversampling=-1)

@@ -187,7 +187,7 @@ def test_refused(backend, dtype, options):
     A = gaussian((30, 30), dtype)
     with pytest.raises(ValueError, match=r"`A` is not Hermitian: .* skew part"):
         quietly(lowrank.eigh, backend.asarray(A), rng=0, **options)
-    with pytest.raises(ValueError, match=r"and so square, got shape \(30, 20\)"):
+    with pytest.raises(ValueError, match=r"must be square \(and Hermitian\), got shape \(30, 20\)"):
         lowrank.eigh(backend.asarray(A[:, :20]), **options)
     if np.dtype(dtype).kind == "c":  # symmetric is not Hermitian
         with pytest.raises(ValueError, match="is not Hermitian"):

@@ -237,7 +237,9 @@ def test_large_entries(backend, dtype):
 def test_no_stop_rule(backend):
     A = backend.asarray(gaussian((4, 3), "float32"))
     for factorize in FACTORIZATIONS:
-        with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
+        with pytest.raises(
+            ValueError, match=r"no stopping criterion: give `rank`, `rtol` or `atol`"
+        ):
             factorize(A)
     with pytest.raises(ValueError, match=r"`oversampling` must be at least 0, got -1"):
         lowrank.svd(A, 2, oversampling=-1)

@@ -354,7 +354,7 @@ def test_what_is_refused(backend):
         interpolative(backend.asarray(A), 2, select="both")
     with pytest.raises(ValueError, match=r"got a stack of shape \(2, 6, 5\)"):
         interpolative(backend.asarray(np.stack([A, A])), 2)
-    with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
+    with pytest.raises(ValueError, match=r"no stopping criterion: give `rank`, `rtol` or `atol`"):
         interpolative(backend.asarray(A))
     with pytest.raises(ValueError, match=r"`oversampling` must be at least 0, got -1"):
         interpolative(backend.asarray(A), 2, oversampling=-1)

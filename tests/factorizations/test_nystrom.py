@@ -277,7 +277,7 @@ def test_refused():
     A = np.eye(6)
     with pytest.raises(ValueError, match=r"`A` must be square, got shape \(6, 5\)"):
         nystrom(A[:, :5], 2)
-    with pytest.raises(ValueError, match=r"`test_matrix` has 8 columns too few"):
+    with pytest.raises(ValueError, match=r"`test_matrix` needs 8 more columns"):
         nystrom(np.eye(20), 2, test_matrix=np.ones((20, 4)))
     with pytest.raises(ValueError, match=r"`rank` must be at least 0, got -1"):
         nystrom(A, -1)

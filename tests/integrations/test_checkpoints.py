@@ -380,7 +380,7 @@ def test_the_command_says_what_it_did(capsys):
     assert "not in the adapter: model.norm.weight: changed by 1.98%; not a matrix" in out
     assert run("TUNED --minus BASE --rtol 0.1 --rank 1 --lora D") == 3
     out, err = capsys.readouterr()
-    assert "D: 14 weights have a larger error, such as" in err
+    assert "D: 14 weights miss the tolerance, such as" in err
     assert Path("D/adapter_config.json").exists()
     assert run("TUNED --output E --rtol 0.8 --skip-names layers.0") == 0
     out, _ = capsys.readouterr()
@@ -392,19 +392,19 @@ def test_the_command_says_what_it_did(capsys):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        ("TUNED", "TUNED: --output DIR for factors of its weights, or --minus BASE and --lora DIR"),
+        ("TUNED", "TUNED: give --output DIR for factors, or --minus BASE and --lora DIR"),
         ("TUNED --minus BASE", "--minus BASE and --lora DIR go together"),
         ("TUNED --lora DIR --rtol 0.1", "--minus BASE and --lora DIR go together"),
         (
             "TUNED --minus BASE --lora DIR",
-            "a checkpoint takes one tolerance, as --rtol 0.1; got 3",
+            "give one tolerance for a checkpoint, as --rtol 0.1; got 3",
         ),
         ("TUNED --minus BASE --lora DIR --output D --rank 1", "both name what to write"),
         ("TUNED --output D.safetensors --rank 1", "--output must be a directory, as FILE is"),
         ("M.safetensors --output D --rank 1", "--output must name a file of kind .npz"),
-        ("TUNED --output D --rank 1 --save-rest", "--save-rest is for --lora"),
-        ("TUNED --output D --rank 1 --center", "--center is not for checkpoints"),
-        ("TUNED --output D --rank 1 --norm spectral", "--norm is not for checkpoints"),
+        ("TUNED --output D --rank 1 --save-rest", "--save-rest applies to --lora only"),
+        ("TUNED --output D --rank 1 --center", "--center does not apply to checkpoints"),
+        ("TUNED --output D --rank 1 --norm spectral", "--norm does not apply to checkpoints"),
         ("TUNED --output BASE --rank 1", "BASE: exists; --force replaces it"),
         (
             "TUNED --minus M.safetensors --lora D --rank 1",

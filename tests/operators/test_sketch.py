@@ -82,5 +82,5 @@ def test_seeding_leaves_torch_alone():
 
 
 def test_a_callable_must_return_what_was_asked():
-    with pytest.raises(ValueError, match=r"was asked for 3 columns, got shape"):
+    with pytest.raises(ValueError, match=r"must return 3 columns, got shape"):
         lowrank.range_finder(np.eye(6), 3, test_matrix=lambda *_: np.ones((6, 2)))

@@ -439,7 +439,7 @@ def test_states_of_the_two_optimizers_are_not_mixed_up():
     params = parameters()
     one, two = LowRank(params, rank=4), LowRankMomentum(params, rank=4)
     for here, there in ((one, two), (two, one)):
-        with pytest.raises(ValueError, match="the state is one of"):
+        with pytest.raises(ValueError, match="the state is of"):
             here.load_state_dict(there.state_dict())
 
 
@@ -447,10 +447,10 @@ def test_states_of_the_two_optimizers_are_not_mixed_up():
     ("options", "error", "message"),
     [
         ({"betas": (0.9,)}, ValueError, "beta"),
-        ({"residual": None}, ValueError, "`residual` is not for LowRankMomentum"),
-        ({"max_rank": 2}, ValueError, "`max_rank` is not for LowRankMomentum"),
-        ({"energy": 0.9}, ValueError, "`energy` is not for LowRankMomentum"),
-        ({"amsgrad": True}, ValueError, "`amsgrad` is not for LowRankMomentum"),
+        ({"residual": None}, ValueError, "`residual` is not an option of LowRankMomentum"),
+        ({"max_rank": 2}, ValueError, "`max_rank` is not an option of LowRankMomentum"),
+        ({"energy": 0.9}, ValueError, "`energy` is not an option of LowRankMomentum"),
+        ({"amsgrad": True}, ValueError, "`amsgrad` is not an option of LowRankMomentum"),
         ({"refresh_every": 0}, ValueError, "refresh_every"),
         ({"rank": -1}, ValueError, "rank"),
         ({"side": "up"}, ValueError, "side"),

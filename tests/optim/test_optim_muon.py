@@ -112,11 +112,11 @@ def test_the_rest_is_stepped_by_adamw():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"residual": None}, "`residual` is not for LowRankMuon"),
-        ({"refresh_every": 5}, "`refresh_every` is not for LowRankMuon"),
-        ({"side": "long"}, "`side` is not for LowRankMuon"),
-        ({"momentum": 1.0}, "`momentum` must be a number from 0 to below 1"),
-        ({"beta2": -0.1}, "`beta2` must be a number from 0 to below 1"),
+        ({"residual": None}, "`residual` is not an option of LowRankMuon"),
+        ({"refresh_every": 5}, "`refresh_every` is not an option of LowRankMuon"),
+        ({"side": "long"}, "`side` is not an option of LowRankMuon"),
+        ({"momentum": 1.0}, "`momentum` must be a number, at least 0 and below 1"),
+        ({"beta2": -0.1}, "`beta2` must be a number, at least 0 and below 1"),
         ({"rank": -1}, "`rank` must be at least"),
         ({"rank": 1.5}, "`rank` must be an integer"),
     ],

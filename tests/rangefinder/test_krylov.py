@@ -184,7 +184,7 @@ def test_all_of_the_space_is_cut_down_to_the_rank():
 
 
 def test_refused():
-    with pytest.raises(ValueError, match="give at least one of them"):
+    with pytest.raises(ValueError, match="needs `power_iterations` of at least 1"):
         lowrank.range_finder(np.eye(5), 2, krylov=True, power_iterations=0)
 
 

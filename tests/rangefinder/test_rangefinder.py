@@ -234,7 +234,7 @@ def test_exact_rank_is_found(backend, dtype, rank):
 
 def test_no_stop_rule(backend):
     A = backend.asarray(gaussian((4, 3), "float32"))
-    with pytest.raises(ValueError, match=r"no stop rule: give `rank`, `rtol` or `atol`"):
+    with pytest.raises(ValueError, match=r"no stopping criterion: give `rank`, `rtol` or `atol`"):
         lowrank.range_finder(A)
     with pytest.raises(ValueError, match=r"a tolerance is needed: give `rtol` .* or `atol`"):
         lowrank.RangeFinder(A).reach(rank=2)
@@ -301,7 +301,7 @@ def test_an_exhausted_test_matrix_stops(backend):
             found = lowrank.range_finder(A, rtol=3e-2, test_matrix=Omega, certificate=certificate)
         # all of its columns join the basis, the last ones after a look that they told
         assert (found.rank, found.status, found.converged) == (100, Status.STOPPED, False)
-    with pytest.raises(ValueError, match=r"`test_matrix` has 20 columns too few"):
+    with pytest.raises(ValueError, match=r"`test_matrix` needs 20 more columns"):
         lowrank.range_finder(A, 120, test_matrix=Omega)
 
 

@@ -109,7 +109,7 @@ def _promote(A: Array, xp: Namespace, name: str) -> Array:
     own = [f"{name}.{way}" for method, way in ways.items() if hasattr(A, method)]
     cast = own[0] if own else f"xp.astype({name}, xp.float64)"
     raise TypeError(
-        f"`{name}` has dtype {A.dtype}, which has no matrix factorization; cast it to float32, "
+        f"`{name}` has dtype {A.dtype}, which cannot be factorized; cast it to float32, "
         f"float64, complex64 or complex128 first, for instance with {cast}."
     )
 

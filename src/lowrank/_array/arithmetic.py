@@ -18,8 +18,8 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 UNTRACED = (
-    "This call decides on numbers, which an array that JAX traces does not have; give a rank and "
-    "check_finite=False (range_finder, qb, svd, nystrom), or make it outside of jit and vmap."
+    "This call depends on the values of an array, which are unknown to JAX here; give a rank and "
+    "check_finite=False (range_finder, qb, svd, nystrom), or call it outside of jit and vmap."
 )
 FULL = ("ieee", "none", "highest")  # names of full precision in torch
 CUPY_DEFAULT, CUPY_REDUCED = 1, (3, 6, 7)  # CuPy's own: float16, bfloat16, TF32

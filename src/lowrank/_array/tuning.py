@@ -15,7 +15,7 @@ class Tuning(NamedTuple):
     block_size: int  # columns of a panel of a factorization that keeps its reflectors
     # To a tolerance, if the residual is explicit or the cost is that of columns, not of passes:
     width: int = 32  # columns of a block of the growing basis
-    power_iterations: int = 2  # for spectra that fall slowly
+    power_iterations: int = 2  # for spectra that decay slowly
     # Time of an SVD with vectors: that of products with this many flops, times the cube of the side
     svd_cost: tuple[float, float] = (30.0, 14.0)  # in single and in double precision
     block_cost: float = 4e7  # flops in the time of a block, apart from its products

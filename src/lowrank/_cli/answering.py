@@ -60,9 +60,9 @@ def _answer(matrix: Matrix, rtol: float | None, options: Options, progress: Prog
         error, goal = look.bound / norm_A(), max(rtol or 0.0, (atol or 0.0) / norm_A())
         return f"rank {look.rank}, error at most {error:.2e}, goal {goal:.2e}"
 
-    asked = {"rtol": rtol, "atol": atol, "power_iterations": options.power_iterations}
+    given = {"rtol": rtol, "atol": atol, "power_iterations": options.power_iterations}
     start = time.perf_counter()
-    found = svd(options.rank, callback=lambda look: progress.show(partial(state, look)), **asked)
+    found = svd(options.rank, callback=lambda look: progress.show(partial(state, look)), **given)
     seconds = time.perf_counter() - start
     found = with_error(found)
     numbers = found.rank * (sum(A.shape) + 1) + (A.shape[1] if options.center else 0)
@@ -98,7 +98,7 @@ def tell_matrix(entry: dict[str, Any], options: Options, *, several: bool) -> No
         row = f"{goal:>9} {rank:>7} {bound:12.2e} {error:9.2e} {memory:>16}"
         tell(f"{row} {result['seconds']:9.2f} s{tensor}")
     if not several and max(result["bytes"] for result in entry["results"]) > entry["bytes"]:
-        tell("\nFactors of more than 100% take more memory than the matrix: keep it instead.")
+        tell("\nFactors of more than 100% take more memory than the matrix: keep the matrix.")
 
 
 def tell_totals(entries: list[dict[str, Any]], options: Options) -> None:
@@ -107,7 +107,7 @@ def tell_totals(entries: list[dict[str, Any]], options: Options) -> None:
     for k, rtol in enumerate(options.rtols):
         least = sum(min(entry["results"][k]["bytes"], entry["bytes"]) for entry in entries)
         limit, memory = "-" if rtol is None else f"{rtol:g}", _memory(least, whole)
-        rest = "total, with the tensor itself where its factors take more"
+        rest = "total, counting a tensor as it is if its factors take more"
         tell(f"{limit:>9} {memory:>47}               {rest}")
 
 

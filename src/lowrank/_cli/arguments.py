@@ -2,24 +2,24 @@
 memory and time. Without a tolerance or rank, for the tolerances 0.1, 0.01 and 0.001. Without any
 argument: the same for a map of elevations that comes with the package.
 
-files:
+files, with the packages that they need:
   .npy                an array, memory-mapped if its dtype needs no conversion
-  .npz                one of its arrays; or a sparse matrix of SciPy, with SciPy
-  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or blanks; # starts a comment;
+  .npz                one of its arrays; or a SciPy sparse matrix (SciPy)
+  .csv .tsv .txt .dat numbers, separated by semicolons, tabs, commas or spaces; # starts a comment;
                       also compressed (.csv.gz .csv.bz2 .csv.xz)
   -                   text from the standard input
-  .mtx                Matrix Market, sparse or dense, with SciPy
-  .mat                an array of MATLAB, with SciPy; of its version 7.3 with h5py
-  .h5 .hdf5           a dataset, with h5py
-  .parquet            all columns, with pyarrow
-  .xlsx               a sheet, with openpyxl; read like text
-  .png .jpg .tif ...  an image as shades of gray, with Pillow
-  .safetensors        every floating tensor of two dimensions, with safetensors; bfloat16 and float8
-                      also need torch. With --output or --lora the checkpoint of a model, also as a
+  .mtx                Matrix Market, sparse or dense (SciPy)
+  .mat                a MATLAB array (SciPy; version 7.3: h5py)
+  .h5 .hdf5           a dataset (h5py)
+  .parquet            all columns (pyarrow)
+  .xlsx               a sheet, read like text (openpyxl)
+  .png .jpg .tif ...  an image as shades of gray (Pillow)
+  .safetensors        every floating tensor of two dimensions (safetensors; bfloat16, float8: also
+                      torch). With --output or --lora the checkpoint of a model, also as a
                       directory or an index (.json) of shards
 
   Choose one of several arrays, datasets, sheets or tensors as FILE:NAME or with --name. In text, a
-  first line of names is left out, with a message; --skip-columns leaves out an index. Integers are
+  first line of column names is skipped, with a message; --skip-columns skips an index. Integers are
   read as float64.
 
 output:
@@ -91,15 +91,15 @@ def _tolerances(text: str) -> tuple[float, ...]:
 def _parser() -> argparse.ArgumentParser:
     description, _, details = (__doc__ or "").partition("\n\n")
     shape = argparse.RawDescriptionHelpFormatter
-    told: dict[str, Any] = {"prog": "lowrank", "description": description, "epilog": details}
-    parser = argparse.ArgumentParser(**told, formatter_class=shape, allow_abbrev=False)
+    settings: dict[str, Any] = {"prog": "lowrank", "description": description, "epilog": details}
+    parser = argparse.ArgumentParser(**settings, formatter_class=shape, allow_abbrev=False)
     parser.error = refuse  # type: ignore[method-assign]
     add = parser.add_argument
     count: dict[str, Any] = {"metavar": "N", "type": _number(int, 0), "default": 0}
     add("file", metavar="FILE", type=Path, help="file that holds the matrix; see below")
     help_rtol = "relative tolerance, such as 1e-2; or several, for a line each"
     add("--rtol", metavar="R[,R…]", dest="rtols", type=_tolerances, help=help_rtol)
-    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger one holds")
+    add("--atol", metavar="A", type=_tolerance, help="absolute tolerance; the larger applies")
     add("--rank", metavar="K", type=_number(int, 1), help="rank; with a tolerance, the largest")
     add("--center", action="store_true", help="subtract the mean of all rows from each")
     add("--norm", choices=("fro", "spectral"), default="fro", help="norm of all errors (fro)")

@@ -18,25 +18,25 @@ def are_asked(options: Options) -> bool:
     in_parts = file.is_dir() or file.suffix.lower() == ".json"
     is_file = output is not None and output.suffix.lower() == ".safetensors"
     if (options.minus is None) != (lora is None):
-        refuse("--minus BASE and --lora DIR go together: an adapter is written for FILE less BASE")
+        refuse("--minus BASE and --lora DIR go together: the adapter is FILE minus BASE")
     given = {name for name, value in vars(options).items() if value}
     if lora is None and (alone := given & {"budget", "save_rest", "transposed"}):
-        refuse(f"--{alone.pop().replace('_', '-')} is for --lora")
+        refuse(f"--{alone.pop().replace('_', '-')} applies to --lora only")
     if not (in_parts or is_file or lora):
         return False
     if lora and output:
         refuse("--lora and --output both name what to write; leave one out")
     if not lora and output is None:
-        refuse(f"{file}: --output DIR for factors of its weights, or --minus BASE and --lora DIR")
+        refuse(f"{file}: give --output DIR for factors, or --minus BASE and --lora DIR")
     if not lora and in_parts == is_file:
         kind = "directory" if in_parts else "file"
         refuse(f"--output must be a {kind}, as FILE is; got {output}")
     if options.norm == "fro":
         given.discard("norm")
     if unfit := given & {"atol", "center", "name", "norm", "plot", "power_iterations"}:
-        refuse(f"--{unfit.pop().replace('_', '-')} is not for checkpoints")
+        refuse(f"--{unfit.pop().replace('_', '-')} does not apply to checkpoints")
     if len(options.rtols) > 1:
-        refuse(f"a checkpoint takes one tolerance, as --rtol 0.1; got {len(options.rtols)}")
+        refuse(f"give one tolerance for a checkpoint, as --rtol 0.1; got {len(options.rtols)}")
     return True
 
 
@@ -54,19 +54,19 @@ def run(options: Options) -> bool:
         rank = "" if change.rank is None else f", rank {change.rank}"
         progress.show(lambda: f"{change.name}{rank}; {left} tensors left")
 
-    told = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
-    told |= {} if options.skip_names is None else {"skip": options.skip_names}
-    told |= {"device": options.device, "overwrite": options.force, "callback": show}
+    keys = {"rtol": rtol, "rank": options.rank, "rng": options.seed}
+    keys |= {} if options.skip_names is None else {"skip": options.skip_names}
+    keys |= {"device": options.device, "overwrite": options.force, "callback": show}
     target = options.output or options.lora
     with guarded(target, "written"):
         if target.exists() and not options.force:
             refuse("exists; --force replaces it")
         progress.start(str(options.file))
         if options.minus is None:
-            changes = factorize(options.file, target, **told)
+            changes = factorize(options.file, target, **keys)
         else:
-            told |= {name: getattr(options, name) for name in ("budget", "save_rest", "transposed")}
-            changes = extract_lora(options.file, options.minus, target, **told)
+            keys |= {name: getattr(options, name) for name in ("budget", "save_rest", "transposed")}
+            changes = extract_lora(options.file, options.minus, target, **keys)
     progress.start("")
     if options.json:
         head = {"lowrank": lowrank.__version__, "file": str(options.file), "output": str(target)}
@@ -75,7 +75,7 @@ def run(options: Options) -> bool:
         _table(changes, of_difference=options.minus is not None)
     missed = [change.name for change in changes if change.converged is False]
     if missed:
-        complain(f"{target}: {len(missed)} weights have a larger error, such as {missed[0]}")
+        complain(f"{target}: {len(missed)} weights miss the tolerance, such as {missed[0]}")
     return not missed
 
 
@@ -96,9 +96,9 @@ def _table(changes: Sequence[Any], *, of_difference: bool) -> None:
     error = _share(lost, norm)
     if not of_difference:
         tell(f"\n{size_of(before)} became {size_of(written)}; {len(others)} tensors are unchanged.")
-        tell(f"What was factorized has an error of {error}.")
+        tell(f"The factorized weights have an error of {error}.")
         return
-    tell(f"\nOf the change of these weights {error} is left; {size_of(written)} were written.")
+    tell(f"\nThe error is {error} of the change of these weights; {size_of(written)} were written.")
     for change in others:
         moved = change.norm and f"changed by {_share(change.norm, change.base_norm)}"
         why = "; ".join(filter(None, (moved, change.note, size_of(change.nbytes))))

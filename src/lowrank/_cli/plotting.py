@@ -31,26 +31,26 @@ def curves(X: Any, found: Any) -> dict[str, tuple[Double, Double]]:
     mean = 0.0 if found.mean is None else _double(found.mean)
     cut = _cut_off(S, norm)
     ranks = np.arange(cut.size)
-    told = {"bound": (ranks, np.hypot(found.error_bound, cut))}
-    told["estimate"] = ranks, np.hypot(found.error, cut)
+    drawn = {"bound": (ranks, np.hypot(found.error_bound, cut))}
+    drawn["estimate"] = ranks, np.hypot(found.error, cut)
     cost = m * n * min(m, n)
     if norm == "fro" and m * n * S.size <= TRUTH:
         blocks = slices(m, max(1, 2**24 // n))  # of about 16 million numbers
         parts = (safe_norm(_double(X[b]) - mean - (U[b] * S) @ Vh) for b in blocks)
-        told["truth"] = ranks, np.hypot(math.hypot(*parts), cut)
+        drawn["truth"] = ranks, np.hypot(math.hypot(*parts), cut)
     if cost <= FULL_SVD:
         A = _double(X) - mean
         best = _cut_off(np.linalg.svd(A, compute_uv=False), norm)
-        told["best"] = ranks, best[: ranks.size]
+        drawn["best"] = ranks, best[: ranks.size]
         affordable = min(int(FULL_SVD / cost), 50)
         if norm == "spectral" and affordable >= 2:
             some = np.unique(np.linspace(0, S.size, affordable).astype(int))
             errors = [np.linalg.norm(A - (U[:, :r] * S[:r]) @ Vh[:r], 2) for r in some]
-            told["truth"] = some, np.array(errors)
+            drawn["truth"] = some, np.array(errors)
     if looks := [look for look in found.history if look.rank <= S.size]:
         seen, _, bounds = np.array(looks).T
-        told["looks"] = seen, bounds
-    return told
+        drawn["looks"] = seen, bounds
+    return drawn
 
 
 @np.errstate(all="ignore")
@@ -66,10 +66,10 @@ def draw(X: Any, found: Any, options: Options, stream: BinaryIO) -> None:
     # Not pyplot, which looks for a window system and keeps every figure.
     figure = required("matplotlib.figure", "--plot").Figure(figsize=(7, 4.5), layout="constrained")
     axes = figure.subplots()
-    unit, told = found.norm_A or 1.0, curves(X, found)
+    unit, drawn = found.norm_A or 1.0, curves(X, found)
     for name, style in styles.items():
-        if name in told:
-            ranks, errors = told[name]
+        if name in drawn:
+            ranks, errors = drawn[name]
             marker = {"marker": "o" if len(ranks) == 1 else ""}
             axes.plot(ranks, np.where(errors > 0, errors / unit, np.nan), **marker | style)
     if found.tolerance is not None:

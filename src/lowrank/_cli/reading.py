@@ -55,12 +55,12 @@ def sources(options: Options) -> list[Source]:
         kind = ".txt"
     if kind not in known:
         packed = f"{' '.join([*WHOLE, *NAMED])}, and text as {' '.join(PACKED)}"
-        refuse(f"{path}: unknown kind of file; known are {packed}")
+        refuse(f"{path}: unknown kind of file; supported are {packed}")
     taking: dict[str, Iterable[str]] = {"name": NAMED, "decimal": TEXT}
     taking |= dict.fromkeys(("skip_rows", "skip_columns"), (*TEXT, ".parquet", ".xlsx"))
     for option, kinds in taking.items():
         if getattr(options, option) not in (None, 0, ".") and kind not in kinds:
-            refuse(f"--{option.replace('_', '-')} is for {' '.join(kinds)}, got {path}")
+            refuse(f"--{option.replace('_', '-')} applies to {' '.join(kinds)} only, got {path}")
     if kind in WHOLE:
         return [("", partial(WHOLE[kind], options))]
     with guarded(path, "read"):
@@ -79,10 +79,10 @@ def matrix_of(read: Callable[[], Any], label: str) -> Matrix:
         X = read()
         if fields := getattr(X.dtype, "names", None):
             remedy = "store numpy.lib.recfunctions.structured_to_unstructured(A)"
-            refuse(f"holds no matrix, but the fields {', '.join(fields)}; {remedy}")
+            refuse(f"holds no matrix, only the fields {', '.join(fields)}; {remedy}")
         if (order := len(X.shape)) != 2:
             remedy = f"; store A[0], or A.reshape(-1, {X.shape[-1]})" if order > 2 else ""
-            refuse(f"holds no matrix, but an array of shape {tuple(X.shape)}{remedy}")
+            refuse(f"holds no matrix, only an array of shape {tuple(X.shape)}{remedy}")
         if 0 in X.shape:
             refuse(f"is empty: shape {tuple(X.shape)}")
         if hasattr(X, "check_format"):
@@ -203,7 +203,7 @@ def _image(options: Options) -> Any:
     with _reader("PIL.Image", options.file.suffix.lower()).open(options.file) as picture:
         if picture.mode in ("1", "L", "I", "F") or picture.mode.startswith("I;16"):
             return np.asarray(picture)
-        complain(f"{options.file}: its colors are taken as shades of gray")
+        complain(f"{options.file}: its colors are converted to shades of gray")
         return np.asarray(picture.convert("L"))
 
 
@@ -239,18 +239,18 @@ def _numbers(rows: Iterable[tuple[int, list[str]]], options: Options) -> Any:
     width = len(head[0][1])
     X = np.stack([_row(k, fields, width, options) for k, fields in chain(head, filled)])
     if has_names:
-        complain(f"{options.file}: line {top} is taken for names and left out")
+        complain(f"{options.file}: line {top} is read as column names")
     if options.skip_columns == 0 and width > 1 and _counts(X[:, 0]):
-        complain(f"{options.file}: column 1 counts the lines; --skip-columns 1 leaves it out")
+        complain(f"{options.file}: column 1 looks like an index; --skip-columns 1 skips it")
     if not has_names and len(X) > 1 and _counts(X[0]):
-        complain(f"{options.file}: line {top} counts the columns; --skip-rows {top} leaves it out")
+        complain(f"{options.file}: line {top} looks like an index; --skip-rows {top} skips it")
     return X
 
 
 def _row(line: int, fields: list[str], width: int, options: Options) -> Any:
     """The numbers of a line; otherwise the first place without one, and a remedy."""
     if len(fields) != width:
-        refuse(f"line {line} has {len(fields)} columns, those before it {width}")
+        refuse(f"line {line} has {len(fields)} columns, the lines before it {width}")
     values = fields[options.skip_columns :]
     for dtype in (float, complex):
         with suppress(ValueError):
@@ -261,7 +261,7 @@ def _row(line: int, fields: list[str], width: int, options: Options) -> Any:
     column, field = next((k, f) for k, f in columns if not cmath.isfinite(_value(f)))
     where, shown = f"line {line}, column {column}", reprlib.repr(field)
     said = f"{shown.translate(SWAPS[options.decimal])} is not a finite number"
-    remedy = "--skip-rows and --skip-columns leave out the first lines and columns"
+    remedy = "--skip-rows and --skip-columns skip the first lines and columns"
     if field.strip().lower() in MISSING:
         said = f"the value is missing ({shown})"
         remedy = "fill it in, or leave out its line or column"

@@ -76,7 +76,7 @@ def _check_targets(options: Options, matrices: int) -> None:
         if path.suffix.lower() not in kinds:
             refuse(f"--{name} must name a file of kind {', '.join(kinds)}, got {path}")
         if (results := matrices * len(options.rtols)) > 1:
-            refuse(f"--{name} takes one result of {results}; choose a tolerance or rank, or --name")
+            refuse(f"--{name} writes one result, not {results}; give one tolerance, rank or --name")
         with guarded(path, "written"):
             if path.exists() and options.file.exists() and path.samefile(options.file):
                 refuse("is the file that is read; choose another name")

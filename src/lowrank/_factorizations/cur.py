@@ -62,8 +62,8 @@ def cur(
     Notes
     -----
     The columns are those of :func:`interpolative`, the rows those of an interpolative
-    decomposition of C; U is the best one for the projected matrix ``Q QᴴA``. The error is hardly
-    more than √2 times that of the interpolative decomposition of the same rank.
+    decomposition of C; U is the best one for the projected matrix ``Q QᴴA``. The error is at
+    most about √2 times that of the interpolative decomposition of the same rank.
 
     Tolerances below about ``5 √eps ‖A‖`` are out of reach: U inverts singular values σ of A down
     to the tolerance, and its rounding changes the product by about eps ‖A‖²/σ. The interpolative

@@ -45,7 +45,7 @@ def eigh(
         Find the smallest rank with ``‖A − V diag(w) Vᴴ‖ ≤ max(rtol · ‖A‖, atol)``, as certified by
         the error bound.
     oversampling : int
-        At a fixed rank, extra columns of the basis, which are cut off in the end.
+        At a fixed rank, extra columns of the basis, which are discarded.
     <options>
 
     Returns
@@ -72,7 +72,7 @@ def eigh(
     At a fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
     2n²(k + p) flops each, and one for ‖A‖_F, if available, from which the error follows. With a
     tolerance the basis grows as for :func:`svd`. Both ``E = A − QQᴴA`` and ``F = QQᴴA(I − QQᴴ)``
-    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. Then the result is cut to
+    enter the error, ``‖A − QQᴴAQQᴴ‖² = ‖E‖² + ‖F‖²``, and F is computed. The result is truncated to
     the smallest rank that the tolerance allows; if there is none, the basis grows further. `check`
     tests whether A is Hermitian, also for dense matrices (but not for stacks).
 
@@ -95,7 +95,7 @@ def eigh(
     """
     operator = as_operator(A, hermitian=True)
     if operator.shape[-1] != operator.shape[-2]:
-        raise ValueError(f"`A` must be Hermitian, and so square, got shape {operator.shape}.")
+        raise ValueError(f"`A` must be square (and Hermitian), got shape {operator.shape}.")
     if options.pop("check", False):
         check_adjoint(operator, options.get("rng"), hermitian=True)
     operator = replace(operator, rmatmat=operator.matmat)
@@ -142,7 +142,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         allowed = residual + 2.0 * found.floor
         if lost_across > allowed:  # impossible for a Hermitian A
             raise not_hermitian(
-                f"QᴴA(I − QQᴴ) has norm {lost_across:.3g}, where the error of the basis allows "
+                f"QᴴA(I − QQᴴ) has norm {lost_across:.3g}, but the error of the basis allows only "
                 f"{allowed:.3g}"
             )
         w, W, lost = _small_eigh(T)
@@ -211,5 +211,5 @@ def _check_hermitian(T: Array, C: Array) -> None:
     worst = xp.argmax(excess)
     found, explained = (float(xp.reshape(X * largest, (-1,))[worst]) for X in (skew, limit))
     raise not_hermitian(
-        f"QᴴAQ has a skew part of norm {found:.3g}, where rounding explains {explained:.3g}"
+        f"QᴴAQ has a skew part of norm {found:.3g}; rounding explains only {explained:.3g}"
     )

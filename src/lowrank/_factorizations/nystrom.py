@@ -75,7 +75,7 @@ def nystrom(
 
     Notes
     -----
-    The approximation is ``A Ω (ΩᴴAΩ)⁺ ΩᴴA``, cut to `rank`. It takes one product of
+    The approximation is ``A Ω (ΩᴴAΩ)⁺ ΩᴴA``, truncated to `rank`. It takes one product of
     2n²k flops with ``k = rank + oversampling`` columns, and 10nk² to 16nk² flops more. Its
     eigenvalues never exceed those of A, up to rounding. In every unitarily invariant norm it is at
     least as near to A as ``QQᴴAQQᴴ`` and ``QQᴴA`` are, for a basis Q of the range of Ω. For a
@@ -84,11 +84,11 @@ def nystrom(
     the spectrum decays slowly, :func:`svd` is more accurate, in more passes.
 
     A is replaced by ``A + νI``, with ν about ``√n eps ‖A‖``, above the rounding of the product, and
-    ν is subtracted in the end. Eigenvalues below ν are noise. The reference uses a Cholesky factor
+    ν is subtracted at the end. Eigenvalues below ν are noise. The reference uses a Cholesky factor
     of ``ΩᴴAΩ``, which can fail. Here its eigenvalues are used, and only those that rounding made
     negative are set to zero.
 
-    The result has no error. ``lowrank.residual_norm(A, found)`` estimates and bounds it, with one
+    The error is not computed. ``lowrank.residual_norm(A, found)`` estimates and bounds it, with one
     more product of 64 columns.
 
     Memory beyond A: less than 7nk + 15k² entries. Does not support derivatives or tolerances.
@@ -117,7 +117,7 @@ def nystrom(
     Omega = TestMatrix(operator, test_matrix, rng).draw(k)
     if Omega.shape[-1] < k:
         missing = k - Omega.shape[-1]
-        raise ValueError(f"`test_matrix` has {missing} columns too few; pass a wider one.")
+        raise ValueError(f"`test_matrix` needs {missing} more columns; pass a wider one.")
     if k == 0 or 0 in batch:
         V = Omega
         w = operator.xp.abs(operator.xp.sum(V, axis=-2))  # zeros: real, one per column of V

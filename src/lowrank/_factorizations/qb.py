@@ -51,8 +51,8 @@ def qb(A: Array, /, rank: int | None = None, **options: Unpack[Tolerances]) -> Q
     -----
     At a fixed rank: the basis of :func:`range_finder` and one more product; in the Frobenius norm
     also the error, from ``‖A‖² − ‖B‖²``, if ‖A‖_F is available. With a tolerance the result is that
-    of :func:`svd`, with ``Q = U`` and ``B = diag(S) Vh``. For a DTensor, Q is sharded as its rows
-    are, and B as its columns are.
+    of :func:`svd`, with ``Q = U`` and ``B = diag(S) Vh``. For a DTensor, Q is sharded like its
+    rows, and B like its columns.
 
     Does not support derivatives, or stacks with a tolerance.
 

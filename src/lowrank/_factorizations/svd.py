@@ -49,7 +49,7 @@ def svd(
         Norm, tolerance and error are those of the centered matrix. The rounding error of a sparse
         matrix or operator stays relative to A itself.
     oversampling : int
-        At a fixed rank, extra columns of the basis, which are cut off in the end. (With a tolerance
+        At a fixed rank, extra columns of the basis, which are discarded. (With a tolerance
         the basis grows as far as the tolerance needs, also beyond `rank`.)
     <options>
 
@@ -78,7 +78,7 @@ def svd(
     2mn(k + p) flops each, and one for ‖A‖_F, if available, from which the error follows as
     ``‖A‖² − Σ S²``. With a tolerance the basis grows, as in :func:`range_finder`, until its error
     is a part of the tolerance (0.9; 0.75 without power iterations; 0.5 if samples measure it). The
-    truncation spends the rest: the squares of both errors add up. It takes about 6nk² flops for the
+    truncation uses the rest: the squares of both errors add up. It takes about 6nk² flops for the
     k columns found, and a k×k SVD. If the SVD of A takes less time than further growth, that SVD is
     truncated instead.
 
@@ -91,7 +91,7 @@ def svd(
     values of A beyond rounding. Does not support derivatives, or stacks with a tolerance.
 
     A DTensor, sharded by rows or by columns along one dimension of its mesh, is never gathered. U
-    is sharded as its rows are, Vh as its columns are, and all else is replicated. With blocks of b
+    is sharded like the rows of A, Vh like its columns, and all else is replicated. With blocks of b
     columns, every other pass has an all-reduce of n·b numbers (m·b if sharded by columns) and an
     all-gather of b² numbers per process. All processes stop at the same block and raise the same
     errors; the callback of process 0 can stop them.

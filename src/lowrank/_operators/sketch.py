@@ -64,7 +64,7 @@ class TestMatrix:
         Omega = self._last = self._checked(self._given(shape, operator.dtype, operator.device))
         if Omega.shape[-1] != columns:
             raise ValueError(
-                f"`test_matrix` was asked for {columns} columns, got shape {tuple(Omega.shape)}."
+                f"`test_matrix` must return {columns} columns, got shape {tuple(Omega.shape)}."
             )
         return Omega
 

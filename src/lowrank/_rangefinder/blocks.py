@@ -23,7 +23,7 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
         return share * GROWTH.goal_of_samples
     if not powers_of(problem, state):
         return share * GROWTH.goal_without_powers
-    return share * (GROWTH.goal_of_slow if _falls_slowly(state) else GROWTH.goal)
+    return share * (GROWTH.goal_of_slow if _decays_slowly(state) else GROWTH.goal)
 
 
 def powers_of(problem: Problem, state: State) -> int:
@@ -34,11 +34,11 @@ def powers_of(problem: Problem, state: State) -> int:
         return 1
     if isinstance(state.residual, Explicit):
         most = tuning(state.residual.array).power_iterations
-        return most if _falls_slowly(state) else min(1, most)
+        return most if _decays_slowly(state) else min(1, most)
     return int(isinstance(state.residual, ByEnergies) and not state.A.costly_passes)
 
 
-def _falls_slowly(state: State) -> bool:
+def _decays_slowly(state: State) -> bool:
     """Whether, after some block so far, not even doubling the basis could remove what was left.
 
     A column of that block removed the energy ``(e₀² − e₁²)/b``, so that k more columns remove at

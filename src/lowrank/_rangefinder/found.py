@@ -40,9 +40,7 @@ def problem_of(
     if power_iterations is not None:
         power_iterations = checks.as_count(power_iterations, "power_iterations")
         if krylov and power_iterations == 0:
-            raise ValueError(
-                "`krylov` keeps the blocks of power iterations: give at least one of them."
-            )
+            raise ValueError("`krylov` needs `power_iterations` of at least 1, got 0.")
     A = as_operator(A)
     if options["check"]:
         check_adjoint(A, options["rng"])
@@ -127,7 +125,7 @@ def find(
         rule = StopRule.parse(state.A, rtol=rtol, atol=atol, rank=rank)
         return _grown(problem, state, rule, share)
     if rank is None:
-        raise ValueError("no stop rule: give `rank`, `rtol` or `atol`.")
+        raise ValueError("no stopping criterion: give `rank`, `rtol` or `atol`.")
     problem, state = problem_of(A, side=side, powers=powers, **options)
     widened = (problem.power_iterations or 0) + 1 if problem.krylov and share is not None else 1
     columns = min((rank + extra) * widened, state.full)

@@ -1,17 +1,19 @@
-"""The adaptive range finder: sample the residual, orthonormalize, project it out, measure.
+"""The adaptive range finder: sample the residual, factor the sample, apply it, measure the error.
 
 This is the blocked Householder range finder of C. Penke (Efficient computation of low-rank
 representations to reduce memory requirements in deep learning, 2024,
 doi:10.34734/FZJ-2024-06883) and of C. Penke and A. Herten (A GPU-accelerated blocked adaptive
 randomized range finder based on an implicit Householder QR decomposition, manuscript, 2026). With
-``B = A`` at first and k = 0, until the error is small enough:
+``B = A`` at first and k = 0, until the error is small enough (docs/explanation/algorithm.md has the
+same numbers):
 
-1. sample the residual, ``Y = B[k:] Ω`` with a Gaussian Ω, and do power iterations on it, which need
-   no deflation;
-2. factorize the sample, ``Y = (I − V T Vᴴ) [R; 0]``;
-3. apply the reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and increase k by the
-   number of columns;
-4. now ``B = HᴴA``: the first k rows are finished, and ``‖B[k:]‖`` is the error of the basis.
+1. sample the residual, ``Y = B[k:] Ω`` with a Gaussian Ω;
+2. do power iterations on it (added here), which need no deflation;
+3. factor the sample, ``Y = (I − V T Vᴴ) [R; 0]``;
+4. apply the reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and increase k by the
+   number of columns: now ``B = HᴴA``, and its first k rows are finished;
+5. measure ``‖B[k:]‖``, the error of the basis;
+6. stop, or compute the SVD of A if that is cheaper, or go to step 1.
 
 If A is not an array in memory, products with A replace B (see `residuals`).
 """
@@ -46,13 +48,14 @@ def reach(
     A caller that truncates passes `share`, a factor on the goals of `GROWTH`: growth ends at that
     part of the tolerance, and the truncation spends the rest. If the goal is out of reach, meeting
     the tolerance itself still counts as converged. `keep` receives states from which the work can
-    be resumed after an interruption.
+    be resumed after an interruption. Steps 1 to 3 are in `panel` (module `blocks`), step 4 in
+    `_appended`, step 5 in `estimated` (module `estimates`).
     """
     state = _prepared(problem, replace(state, rule=rule), keep)
     while True:
         is_stopped = False
         goal = goal_of(problem, state, share) * rule.tolerance(state.norm_A)
-        if state.estimated is not state.residual:
+        if state.estimated is not state.residual:  # its error is not measured yet
             after = estimated(problem, state, goal)
             if after is None:
                 break

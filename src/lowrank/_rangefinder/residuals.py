@@ -1,4 +1,4 @@
-"""The residual of a basis, in three forms: explicit, by energies, and sampled.
+"""The residual of a basis, in three forms: as an array, by energies, and by samples.
 
 H is the unitary matrix whose first k columns are the basis Q. In its coordinates the residual is
 ``E = (HᴴA)[k:]``, and ``‖E‖ = ‖A − QQᴴA‖`` in both norms. Each form multiplies by E and by Eᴴ, and

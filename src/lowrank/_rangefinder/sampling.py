@@ -154,7 +154,7 @@ def sampled_panel(problem: Problem, state: State, columns: int) -> SampledPanel:
         Omega = draw(width)
         if Omega.shape[-1] < width:
             missing = width - Omega.shape[-1]
-            raise ValueError(f"`test_matrix` has {missing} columns too few; pass a wider one.")
+            raise ValueError(f"`test_matrix` needs {missing} more columns; pass a wider one.")
         sums: list[Array] = []
         state, sample = multiplied(problem, state, Omega, sums)
         del Omega

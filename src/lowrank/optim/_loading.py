@@ -38,15 +38,15 @@ def loaded_groups(
     sizes = [[len(group["params"]) for group in all] for all in (groups, own_groups)]
     if sizes[0] != sizes[1]:
         raise ValueError(
-            f"the state has groups of {sizes[0]} parameters, this optimizer of {sizes[1]}; make "
+            f"the state has groups of {sizes[0]} parameters, but the optimizer of {sizes[1]}; make "
             "this optimizer with the same groups."
         )
     name = defaults["optimizer"]
     wrong = sorted({str(group.get("optimizer")) for group in groups} - names)
     if wrong:
-        kind = "has none of its options" if wrong == ["None"] else f"is one of {', '.join(wrong)}"
+        kind = "has none of its options" if wrong == ["None"] else f"is of {', '.join(wrong)}"
         raise ValueError(
-            f"the state {kind}, and this optimizer is {name}; load a state of this optimizer."
+            f"the state {kind}, but this optimizer is {name}; load one of the same optimizer."
         )
     return [
         parse({**defaults, "rank": own["rank"], **group, "optimizer": name})

@@ -19,8 +19,8 @@ class LowRank(LowRankOptimizer):
     """Wraps any torch optimizer, so that its state for large matrices has low rank.
 
     Let a weight have the short side k and the long side M. The range finder finds an orthonormal
-    basis of rank r for its gradient, and refreshes it at intervals. The inner optimizer steps the
-    r×M coordinates of the gradient in this basis, and their change is mapped back to the weight.
+    basis of rank r for its gradient, and refreshes it at intervals. The inner optimizer updates
+    the r×M coordinates of the gradient in this basis; their change is mapped back to the weight.
     The state of an Adam-like optimizer then has ``r·k + 2·r·M`` numbers instead of ``2·k·M``.
 
     Parameters
@@ -30,7 +30,7 @@ class LowRank(LowRankOptimizer):
         group. See :func:`select` for groups of a model.
         The keys of galore-torch's groups (`update_proj_gap`, `proj_type`) are also accepted.
     optimizer : callable
-        Class of the inner optimizer, by default :class:`torch.optim.AdamW`. It also steps all
+        Class of the inner optimizer, by default :class:`torch.optim.AdamW`. It also updates all
         parameters that are not compressed, in the ordinary way.
     rank : int or float, optional
         Columns of a basis, or their fraction of k (a float below 1). Parameters of groups without

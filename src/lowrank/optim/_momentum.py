@@ -32,7 +32,7 @@ class LowRankMomentum(LowRankOptimizer):
         `budget_bytes`, `temporary_bytes` and `nonfinite` may differ by group.
     rank : int or float, optional
         Rank of the momentum, or its fraction of the short side (a float below 1). Parameters of
-        groups without it are stepped by :class:`torch.optim.AdamW`. So are vectors, complex
+        groups without it are updated by :class:`torch.optim.AdamW`. So are vectors, complex
         parameters, and matrices for which no memory would be saved.
     budget_bytes : int, optional
         Instead of `rank`: bytes of state for all compressed parameters. All ranks are then the same

@@ -37,7 +37,7 @@ class LowRankMuon(LowRankOptimizer):
         `temporary_bytes` and `nonfinite` may differ by group.
     rank : int or float, optional
         Rank of the momentum, or its fraction of the short side (a float below 1). 0: no momentum.
-        Parameters of groups with None are stepped by :class:`torch.optim.AdamW`, which is right for
+        Parameters of groups with None are updated by :class:`torch.optim.AdamW`, which is right for
         embeddings and heads. So are vectors, complex parameters, and matrices for which no memory
         would be saved.
     lr : float
@@ -78,8 +78,8 @@ class LowRankMuon(LowRankOptimizer):
     divided by the roots of the running means of their squares, and U is scaled back to its old
     norm. The new momentum is ``Q R⁺``; the part of D outside of Q is dropped.
 
-    The polar factor has the same size for every input, although a momentum is shorter than a
-    gradient. Steps along a momentum add up from step to step. Steps along single gradients do not,
+    The polar factor has the same norm for every input, although a momentum is shorter than a
+    gradient. Updates along the momentum accumulate over steps; those along single gradients do not,
     so they have to be longer. The factor is measured: c is a running mean of ``‖QᵀG‖/‖QᵀX‖``, at
     least 1. With rank 0 it is ``√((1 + β)/(1 − β))``, the ratio of the norm of noise to that of its
     running mean.

@@ -202,7 +202,7 @@ def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
         factors = tuple(value) if many else (value,)
         if len(factors) != 1 + many or not all(0.0 <= factor < 1.0 for factor in factors):
             kind = "two numbers" if many else "a number"
-            raise ValueError(f"`{name}` must be {kind} from 0 to below 1, got {value!r}.")
+            raise ValueError(f"`{name}` must be {kind}, at least 0 and below 1, got {value!r}.")
 
 
 def parse(group: dict[str, Any]) -> dict[str, Any]:

@@ -89,11 +89,12 @@ class Planned(torch.optim.Optimizer):
             as_count(0, "rank", least=self._least_rank)
         for name in self._foreign:
             if group[name] != self.defaults[name]:
-                raise ValueError(f"`{name}` is not for {type(self).__name__}, got {group[name]!r}.")
+                kind, value = type(self).__name__, group[name]
+                raise ValueError(f"`{name}` is not an option of {kind}, got {value!r}.")
         for parameter in group["params"]:
             wrong = None
             if getattr(parameter, "_is_flat_param", False):
-                wrong = "FlatParameter of FSDP1: several weights in one vector, which has no rank"
+                wrong = "FlatParameter of FSDP1: weights in one vector, not matrices"
             elif hasattr(parameter, "placements") and weight_of(group, parameter, 0) is not None:
                 wrong = unfit_placements(parameter)
                 if wrong is None and not self._inner.is_elementwise(parameter.device):
@@ -172,7 +173,7 @@ class Planned(torch.optim.Optimizer):
         if any(map(wants_compression, self.param_groups)) and not weights and not self._seen:
             message = (
                 "no parameter is compressed: only matrices whose short side exceeds `rank` are, "
-                "and no vectors, into which FSDP1 and ZeRO flatten them. Give a smaller rank."
+                "and FSDP1 and ZeRO make vectors of them. Give a smaller rank."
             )
             warnings.warn(message, UserWarning, stacklevel=2)
         weights = [replace(w, offset=i / len(weights)) for i, w in enumerate(weights, 1)]

@@ -268,7 +268,7 @@ def add_to_weights(
     first, group = weights[0], weights[0].group
     lr, decay = group.get("lr"), group.get("weight_decay")
     if decay and lr is None:  # an optimizer that chooses its rate itself
-        raise ValueError("`weight_decay` is a multiple of `lr`: give a number for `lr`, got None.")
+        raise ValueError("`lr` must be a number if `weight_decay` is not zero, got None.")
     kept = 1.0 - lr * decay if decay else 1.0
     kind = first.parameter.dtype
     rounding = first.rounding

@@ -46,11 +46,13 @@ class Growth(NamedTuple):
     goal_without_powers: float = 0.75
     goal_of_samples: float = 0.5  # the bound of a sample is about twice its estimate
     # A block has no power iterations if its second half lowers the error to `steep` of it, or if it
-    # leaves at most `enough` of the goal. The first block has the most, if above `flat`.
+    # leaves at most `enough` of the goal. The first block has the most, if above `flat`, and one,
+    # if above `level`: then the SVD mostly takes over.
     steep: float = 0.3
     steep_of_basis: float = 0.6  # if nothing is truncated: a few columns more would stay
     enough: float = 0.35
     flat: float = 0.85
+    level: float = 0.97
     # A spectrum is slow if the remaining energy exceeds this many times what doubling can remove.
     slow: float = 1.5
     margin: float = 1.25  # columns to multiply, over the predicted number of missing ones

@@ -86,7 +86,7 @@ def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) 
     if end <= max(GROWTH.enough * goal, steep * middle):
         return 0
     if state.rank == 0 and end >= GROWTH.flat * middle:
-        return tuning(R).power_iterations
+        return 1 if end >= GROWTH.level * middle else tuning(R).power_iterations
     return q
 
 
@@ -124,7 +124,7 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     if len(state.history) < 2:
         return width
     _, missing = missing_columns(problem, state, goal)
-    missing = min(GROWTH.margin * missing, 2.0 * width)
+    missing = min(GROWTH.margin * missing, width if len(state.history) == 2 else 2.0 * width)
     return int(max(width // 2, 8 * math.ceil(missing / 8)))
 
 

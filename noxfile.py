@@ -34,9 +34,7 @@ def lint(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """Run the tests with the versions of constraints.txt; arguments go to pytest."""
     session.install(*TESTED, ".[test]")
-    session.run(
-        "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", *session.posargs
-    )
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session(default=False)
@@ -44,9 +42,7 @@ def tests_lowest(session: nox.Session) -> None:
     """Run the tests with the oldest supported versions of what the library needs."""
     session.install(*TESTED, ".[test]")
     session.install(*(need.replace(">=", "==") for need in PROJECT["project"]["dependencies"]))
-    session.run(
-        "pytest", "-n", "auto", "--dist", "loadfile", "--no-loadscope-reorder", *session.posargs
-    )
+    session.run("pytest", "-n", "auto", "--dist", "worksteal", *session.posargs)
 
 
 @nox.session(default=False)

@@ -9,6 +9,7 @@ import zlib
 for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_variable, "1")
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from multiprocessing import set_forkserver_preload
 from types import ModuleType
@@ -155,6 +156,8 @@ def _jax() -> list[Backend]:
         ABSENT["jax"] = "jax is not installed"
         return []
     jax.config.update("jax_enable_x64", True)  # otherwise there is no double precision
+    # Most of what is compiled runs once.
+    jax.config.update("jax_disable_most_optimizations", not NIGHTLY)
     return [Backend("jax", jax.numpy, jax.devices("cpu")[0])]
 
 
@@ -193,6 +196,21 @@ def libraries(test: str) -> list[Backend]:
 in_double = pytest.mark.parametrize(
     "backend", [each for each in BACKENDS if each.has_float64 and not each.readonly], ids=repr
 )
+
+
+def in_turn(name: str, values: Iterable[Any]) -> pytest.MarkDecorator:
+    """For what is no matter of the library: NumPy meets every value, and every other library one.
+
+    On a GPU, and in the nightly profile, all.
+    """
+    values, others = list(values), ["numpy:readonly", "strict", "strict:no_float64", "torch:cpu"]
+    pairs = [
+        pytest.param(backend, value, id=f"{backend.name}-{value}")
+        for backend in BACKENDS
+        for at, value in enumerate(values)
+        if NIGHTLY or backend.name not in others or others.index(backend.name) % len(values) == at
+    ]
+    return pytest.mark.parametrize(("backend", name), pairs)
 
 
 def _turn_of(test: str) -> int:

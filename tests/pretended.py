@@ -15,7 +15,6 @@ from types import SimpleNamespace
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 import lowrank
 from lowrank._linalg import panel as _panel
@@ -140,6 +139,22 @@ def _count(name):
         now.counts.launched += 1
 
 
+def _mapped(function, values):
+    """The same lists, tuples and dictionaries, with the function of what is in them."""
+    if isinstance(values, list | tuple):
+        return type(values)([_mapped(function, X) for X in values])
+    if isinstance(values, dict):
+        return {name: _mapped(function, X) for name, X in values.items()}
+    return function(values)
+
+
+def _tensors(values):
+    """Those in lists and tuples."""
+    if isinstance(values, list | tuple):
+        return [X for each in values for X in _tensors(each)]
+    return [values] if isinstance(values, torch.Tensor) else []
+
+
 def _unwrapped(X):
     if isinstance(X, torch.device) and X.type == "cuda":
         return torch.device(now.inner)
@@ -148,7 +163,7 @@ def _unwrapped(X):
 
 def _run(func, args, kwargs):
     name = func._schema.name.removeprefix("aten::")
-    given = [X for X in tree_leaves((args, kwargs)) if isinstance(X, torch.Tensor)]
+    given = _tensors((*args, *kwargs.values()))
     if name not in MIXED and any(X.ndim and not isinstance(X, Pretended) for X in given):
         message = f"{name}: expected all tensors to be on one device, found {CUDA} and cpu."
         raise RuntimeError(message)
@@ -158,7 +173,7 @@ def _run(func, args, kwargs):
         _count("cpu")
     by_number = name in ("div", "div_") and not isinstance(args[1], Pretended) and not kwargs
     known = {id(_unwrapped(X)): X for X in given}  # what is changed in place stays what it is
-    args, kwargs = tree_map(_unwrapped, (args, kwargs))
+    args, kwargs = _mapped(_unwrapped, args), _mapped(_unwrapped, kwargs)
     if name in READS and now.inner == "meta":
         _count(name)
         return True if args[0].dtype == torch.bool else next(now.answers)
@@ -170,7 +185,7 @@ def _run(func, args, kwargs):
         made = func(*args, **kwargs)
     finally:
         torch.set_flush_denormal(False)
-    results = [X for X in tree_leaves(made) if isinstance(X, torch.Tensor)]
+    results = _tensors(made)
     # what returns nothing writes to what it is given
     launches = any(X.numel() for X in results) if results else func._schema.is_mutable
     if name in {*READS, *CHECKS} or (launches and not func.is_view):
@@ -181,7 +196,7 @@ def _run(func, args, kwargs):
             return X
         return known[id(X)] if id(X) in known else Pretended(X)
 
-    return tree_map(wrapped, made)
+    return _mapped(wrapped, made)
 
 
 @contextmanager

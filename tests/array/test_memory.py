@@ -2,10 +2,12 @@
 
 import tracemalloc
 from functools import cache
+from itertools import product
 from math import prod
 
 import numpy as np
 import pytest
+from conftest import NIGHTLY
 from matrices import with_spectrum
 
 import lowrank
@@ -26,19 +28,22 @@ def peak(call):
         tracemalloc.stop()
 
 
-@pytest.fixture(params=["slow", "fast", "flat"])
-def spectrum(request):
-    return request.param
-
-
 @cache
 def matrix(spectrum, shape):
     values = [1.0] * min(shape) if spectrum == "flat" else getattr(gallery, spectrum)(min(shape))
     return with_spectrum(values, shape, "float64")
 
 
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("k", [64, 150])
+SPECTRA = ("slow", "fast", "flat")
+# Every shape with two spectra, one for each rank.
+FIXED = [
+    (shape, k, SPECTRA[turn])
+    for (at, shape), (later, k), turn in product(enumerate(SHAPES), enumerate((64, 150)), range(3))
+    if NIGHTLY or turn == (at + later) % 3
+]
+
+
+@pytest.mark.parametrize(("shape", "k", "spectrum"), FIXED)
 def test_at_a_fixed_rank(shape, k, spectrum):
     A, (m, n) = matrix(spectrum, shape), shape
     least = (3 * m + n) * k + 4 * k**2 + (m + n) * 64

@@ -79,11 +79,7 @@ def test_shell_blocks_are_single_lines_that_this_checkout_can_run():
         assert words[:4] == ["python", "-m", "pip", "install"]
         assert (ROOT / words[words.index("-c") + 1]).is_file()
     assert SHELL[0].rstrip().endswith("&& python -m lowrank")
-    assert (
-        SHELL[1]
-        .rstrip()
-        .endswith("&& python -m pytest -n auto --dist loadfile --no-loadscope-reorder")
-    )
+    assert SHELL[1].rstrip().endswith("&& python -m pytest -n auto --dist worksteal")
 
 
 def test_console_block_shows_what_the_commands_print(tmp_path):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import scipy.sparse
-from conftest import BACKENDS
+from conftest import BACKENDS, in_turn
 from hypothesis import given
 from hypothesis import strategies as st
 from matrices import DRAWN, adjoint, gaussian, norm, quietly, with_spectrum
@@ -59,7 +59,7 @@ def test_certificate_holds(backend, dtype, spectrum, m, n, exponent, cap, kind, 
         assert true <= rtol * norm(A, kind)
 
 
-@pytest.mark.parametrize("spectrum", ["slow", "fast", "s_shaped", "medium", "slower"])
+@in_turn("spectrum", ["slow", "fast", "s_shaped", "medium", "slower"])
 def test_error_is_near_that_of_an_interpolative_decomposition(backend, spectrum):
     """Columns leave an error, and rows one of much the same size, orthogonal to it."""
     ratios = []
@@ -72,11 +72,9 @@ def test_error_is_near_that_of_an_interpolative_decomposition(backend, spectrum)
     assert np.median(ratios) <= 1.1 * 2**0.5
 
 
-@pytest.mark.parametrize(
-    ("spectrum", "kind"),
-    [("slow", "fro"), ("fast", "spectral"), ("s_shaped", "fro"), ("medium", "spectral")],
-)
-def test_rank_is_near_that_of_an_interpolative_decomposition(backend, spectrum, kind):
+@in_turn("case", ["slow-fro", "fast-spectral", "s_shaped-fro", "medium-spectral"])
+def test_rank_is_near_that_of_an_interpolative_decomposition(backend, case):
+    spectrum, kind = case.split("-")
     A = backend.asarray(with_spectrum(gallery.SPECTRA[spectrum](100), (110, 100), "float32"))
     for rtol in (1e-1, 1e-2):
         found = cur(A, rtol=rtol, norm=kind, rng=0)

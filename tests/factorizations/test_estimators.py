@@ -1,6 +1,7 @@
 """scikit-learn's interface: its own checks, and what is promised beyond them."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -33,27 +34,8 @@ BOTH = pytest.mark.parametrize("kind", [PCA, TruncatedSVD])
 FORMS = pytest.mark.parametrize("form", [np.asarray, sparse.csr_array, sparse.csc_matrix])
 
 
-def run(script):
-    """In a process of its own: SciPy reads the variable when it is imported."""
-    environment = os.environ | {"SCIPY_ARRAY_API": "1"}
-    done = subprocess.run(
-        [sys.executable, "-W", "error::RuntimeWarning", "-c", script],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
-
-
 ESTIMATORS = ["PCA()", "PCA(0.9)", "PCA(2, whiten=True)", "TruncatedSVD()", "TruncatedSVD(0.9)"]
-
-
-@pytest.fixture(scope="module")
-def checked():
-    """What scikit-learn says of each estimator, line by line."""
-    printed = run(f"""
+CHECKS = f"""
 from sklearn.utils import get_tags
 from sklearn.utils.estimator_checks import check_estimator
 from lowrank.estimators import PCA, TruncatedSVD
@@ -61,28 +43,8 @@ for estimator in ({", ".join(ESTIMATORS)}):
     print("of", get_tags(estimator).array_api_support and get_tags(estimator).input_tags.sparse)
     for done in check_estimator(estimator, on_skip=None, on_fail=None):
         print(done["status"], done["check_name"], repr(done["exception"]))
-""")
-    _, *parts = re.split(r"^of ", printed, flags=re.MULTILINE)
-    return dict(zip(ESTIMATORS, map(str.splitlines, parts), strict=True))
-
-
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_checks_of_scikit_learn(checked, estimator):
-    """All of them, also those of array libraries; only what is not on this machine is skipped."""
-    takes_both, *lines = checked[estimator]
-    assert takes_both == "True"
-    passed = [line for line in lines if line.startswith("passed ")]
-    assert len(passed) >= 40
-    absent = r"skipped .*(not installed|not available|is available|MPS)"
-    assert all(re.match(absent, line) for line in lines if line not in passed)
-    for library in ("torch", "array_api_strict"):
-        if importlib.util.find_spec(library):
-            assert not any(f"{library} is not installed" in line for line in lines)
-
-
-def test_tensors_in_tensors_out():
-    pytest.importorskip("torch")
-    run("""
+"""
+TENSORS = """
 import sklearn, torch
 from sklearn.datasets import load_digits
 from sklearn.pipeline import make_pipeline
@@ -101,7 +63,70 @@ with sklearn.config_context(array_api_dispatch=True):
         left = torch.linalg.norm(X - back) / torch.linalg.norm(X - mean)
         assert left <= ((1 - 0.9) ** 0.5 if model.n_components == 0.9 else 0.7)
     assert type(make_pipeline(StandardScaler(), PCA(3)).fit_transform(X)) is torch.Tensor
-""")
+"""
+BLOCKS = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
+(DISPATCHED,) = (block for block in BLOCKS if "array_api_dispatch" in block)
+# Runs what it reads, and tells of each script what it prints and how it fails.
+RUNNER = """
+import contextlib, io, json, sys, traceback
+told = []
+for script in json.load(sys.stdin):
+    printed, failure = io.StringIO(), None
+    try:
+        with contextlib.redirect_stdout(printed):
+            exec(script, {"__name__": "__main__"})
+    except BaseException:
+        failure = traceback.format_exc()
+    told.append([printed.getvalue(), failure])
+print(json.dumps(told))
+"""
+
+
+@pytest.fixture(scope="module")
+def run():
+    """What scripts print in one process of their own: SciPy reads the variable on being imported.
+
+    Those of tensors come first, and not at all without torch.
+    """
+    scripts = [*([TENSORS, DISPATCHED] if importlib.util.find_spec("torch") else []), CHECKS]
+    done = subprocess.run(
+        [sys.executable, "-W", "error::RuntimeWarning", "-c", RUNNER],
+        env=os.environ | {"SCIPY_ARRAY_API": "1"},
+        input=json.dumps(scripts),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    told = dict(zip(scripts, json.loads(done.stdout), strict=True))
+
+    def printed(script):
+        text, failure = told[script]
+        assert failure is None, failure
+        return text
+
+    return printed
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_checks_of_scikit_learn(run, estimator):
+    """All of them, also those of array libraries; only what is not on this machine is skipped."""
+    _, *parts = re.split(r"^of ", run(CHECKS), flags=re.MULTILINE)
+    assert len(parts) == len(ESTIMATORS)
+    takes_both, *lines = parts[ESTIMATORS.index(estimator)].splitlines()
+    assert takes_both == "True"
+    passed = [line for line in lines if line.startswith("passed ")]
+    assert len(passed) >= 40
+    absent = r"skipped .*(not installed|not available|is available|MPS)"
+    assert all(re.match(absent, line) for line in lines if line not in passed)
+    for library in ("torch", "array_api_strict"):
+        if importlib.util.find_spec(library):
+            assert not any(f"{library} is not installed" in line for line in lines)
+
+
+def test_tensors_in_tensors_out(run):
+    pytest.importorskip("torch")
+    run(TENSORS)
 
 
 def left_of(model, X):
@@ -271,15 +296,14 @@ def test_frames_of_pandas(kind):
         model.transform(frame.rename(columns={"pixel0": "other"}))
 
 
-def test_the_page_about_components(tmp_path, monkeypatch):
+def test_the_page_about_components(run, tmp_path, monkeypatch):
     """Its blocks build on one another, but for tensors; they hold assertions of their own."""
     pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.M | re.S)
-    assert len(blocks) >= 6
+    assert len(BLOCKS) >= 6
     space = {}
-    for block in blocks:
-        if "array_api_dispatch" in block:
+    for block in BLOCKS:
+        if block == DISPATCHED:
             run(block)
         else:
             exec(compile(block, str(PAGE), "exec"), space)

@@ -126,13 +126,18 @@ def test_what_stands_on_it(method, dtype, shape):
 
 # array-api-compat remembers the namespace of a type; torch traces the function behind the memory.
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`:UserWarning")
-def test_the_kernel_compiles_without_a_break(method):
+@pytest.mark.parametrize(
+    ("method", "iterations"),
+    [("shifted Cholesky", 1), ("halves of shifted Cholesky", 0), ("native", 1)],
+    indirect=["method"],
+)
+def test_the_kernel_compiles_without_a_break(method, iterations):
     A = torch.asarray(gaussian((60, 50), "float32"))
     Omega = torch.asarray(gaussian((50, 20), "float32"))
 
     def kernel(A, Omega):
         Q = orthonormal(A @ Omega)
-        return iterated(Q, lambda X: A @ X, lambda Y: adjoint_matmul(A, Y), 1)
+        return iterated(Q, lambda X: A @ X, lambda Y: adjoint_matmul(A, Y), iterations)
 
     torch._dynamo.reset()
     compiled = torch.compile(kernel, fullgraph=True, backend="aot_eager")

@@ -3,11 +3,9 @@
 import copy
 import io
 import math
+import multiprocessing
 import pickle
-import subprocess
-import sys
 from itertools import chain
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -620,22 +618,6 @@ def test_budget_in_bytes():
 
 # -- checkpoints --------------------------------------------------------------------------------
 
-RESUME = """
-import os, sys
-tests, folder = sys.argv[1:]
-os.chdir(folder)
-sys.path[:0] = [tests, os.path.dirname(tests)]
-from test_optim import *
-for number, (dtype, options) in enumerate(RESUMED):
-    params = parameters(dtype=dtype)
-    opt = LowRank(params, torch.optim.AdamW, lr=0.1, refresh_every=4, **options)
-    saved = torch.load(f"{number}.pt", weights_only=True)
-    for p, w in zip(params, saved["weights"]):
-        p.data.copy_(w)
-    opt.load_state_dict(saved["opt"])
-    train(opt, params, 9, start=6)
-    torch.save({"weights": weights(params), "opt": opt.state_dict()}, f"{number}.pt")
-"""
 RESUMED = [
     (dtype, options)
     for dtype in (torch.float32, torch.bfloat16)
@@ -645,6 +627,18 @@ RESUMED = [
         {"rank": 6, "warm_start": True, "average": 0.5, "transport": "reset"},
     )
 ]
+
+
+def resume(folder):
+    for number, (dtype, options) in enumerate(RESUMED):
+        params = parameters(dtype=dtype)
+        opt = LowRank(params, torch.optim.AdamW, lr=0.1, refresh_every=4, **options)
+        saved = torch.load(folder / f"{number}.pt", weights_only=True)
+        for p, w in zip(params, saved["weights"], strict=True):
+            p.data.copy_(w)
+        opt.load_state_dict(saved["opt"])
+        train(opt, params, 9, start=6)
+        torch.save({"weights": weights(params), "opt": opt.state_dict()}, folder / f"{number}.pt")
 
 
 @pytest.fixture(scope="module")
@@ -659,8 +653,10 @@ def resumed(tmp_path_factory):
         torch.save(saved, folder / f"{number}.pt")
         train(opt, params, 9, start=6)
         here.append((params, opt))
-    command = [sys.executable, "-c", RESUME, str(Path(__file__).parent), str(folder)]
-    subprocess.run(command, check=True, timeout=300)
+    process = multiprocessing.get_context("forkserver").Process(target=resume, args=(folder,))
+    process.start()
+    process.join(300)
+    assert process.exitcode == 0
     return folder, here
 
 

@@ -22,9 +22,12 @@ import time
 import warnings
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # tensors that pretend
 from calls import STATES, process, results, settings
 from cases import (
     FAMILIES,
@@ -38,6 +41,7 @@ from cases import (
     quietly,
     wrapped,
 )
+from pretended import pretending
 from truth import WORST, WORST_CASES, Verdict, judged
 
 import lowrank
@@ -63,6 +67,10 @@ class Slow(BaseException):
     pass
 
 
+def place(case):
+    return pretending() if case.library == "cuda" else contextlib.nullcontext()
+
+
 def attacked(case):
     """The verdicts on a case."""
     verdicts = []
@@ -70,7 +78,8 @@ def attacked(case):
     def late(*_):
         raise Slow
 
-    A = matrix(case)
+    with place(case):
+        A = matrix(case)
     with quietly():
         argument = wrapped(case, A)
         largest = norm(A.astype(np.clongdouble), "fro")
@@ -79,7 +88,7 @@ def attacked(case):
     signal.setitimer(signal.ITIMER_REAL, LIMIT)
     found, told, before, after = [], [], None, None
     try:
-        with process(case.state), warnings.catch_warnings(record=True) as told:
+        with place(case), process(case.state), warnings.catch_warnings(record=True) as told:
             warnings.simplefilter("always")
             before = settings()
             try:
@@ -184,7 +193,7 @@ GENES = {
         else ""
     ),
     "grade": lambda r: r.choice((0, 0, 0, 0, 2, 8, 16)),
-    "library": lambda r: r.choices(("numpy", "torch", "strict"), (5, 4, 0.5))[0],
+    "library": lambda r: r.choices([*KINDS], (5, 4, 0.5, 3))[0],
     "kind": lambda r: "array" if r.random() < 0.5 else r.choice([*KINDS["numpy"].split(), "grad"]),
     "rtol": drawn_rtol,
     "absolute": lambda r: r.random() < 0.1,
@@ -207,6 +216,8 @@ def sane(case):
     if case.dtype == "bfloat16":
         changed["library"] = "torch"
     library = changed.get("library", case.library)
+    if library == "cuda":
+        changed["state"] = tuple(name for name in case.state if name in ("raise", "grown"))
     kind, half = case.kind, "float16" in case.dtype
     if kind == "conjugated" and "complex" not in case.dtype:
         kind = "array"
@@ -317,7 +328,7 @@ def kind_of(case, check):
     certificate = dict(case.options).get("certificate", "")
     step = case.history[-1][0] if case.history else ""
     return (case.function, check, group, case.family in OF_SEED and case.family, certificate,
-            case.library == "torch", case.state[:1], step, case.scale)  # fmt: skip
+            case.library, case.state[:1], step, case.scale)  # fmt: skip
 
 
 def report(case, verdict):

@@ -13,6 +13,7 @@ import numpy as np
 import scipy.linalg
 import scipy.sparse
 import torch
+from pretended import Pretended
 
 import lowrank
 from lowrank import gallery
@@ -23,6 +24,7 @@ KINDS = {
     " linear_operator products rowblocks dask",
     "torch": "array transposed strided conjugated grad sparse products rowblocks",
     "strict": "array transposed",
+    "cuda": "array transposed",  # tensors that say they are on a GPU
 }
 OF_PRODUCTS = ("sparse", "linear_operator", "products", "rowblocks", "dask")
 
@@ -178,7 +180,11 @@ def sketched(case, A):
         lowrank.range_finder(wrapped(case, A.astype(case.working)), **given)
     finally:
         TestMatrix.draw, TestMatrix.gaussian_vector = draw, vector
-    return [np.asarray(X).astype(np.complex128) for X in drawn if X is not None]
+    return [
+        np.asarray(numbers(X) if isinstance(X, Pretended) else X).astype(np.complex128)
+        for X in drawn
+        if X is not None
+    ]
 
 
 @contextlib.contextmanager
@@ -202,7 +208,7 @@ def of_seed(case, name):
     stop = {"rank": 20} if name == "residual_of_rank" else {"rtol": 0.7}
     given = wanted(case, "range_finder") if case.seed % 2 else {"side": side}
     Q = lowrank.range_finder(wrapped(case, A), **stop, **given, rng=case.seed).Q
-    Q = np.asarray(Q)
+    Q = numbers(Q) if isinstance(Q, Pretended) else np.asarray(Q)
     E = A - Q @ (Q.conj().T @ A) if side == "left" else A - (A @ Q) @ Q.conj().T
     return E / np.linalg.norm(E) if name == "residual" else E
 
@@ -270,8 +276,10 @@ class Products:
 def wrapped(case, A):
     """What the library is given."""
     A, kind = np.array(A), case.kind
-    if case.library == "torch":
+    if case.library in ("torch", "cuda"):
         A = torch.from_numpy(A).to(getattr(torch, case.dtype))
+        if case.library == "cuda":
+            return Pretended(A.T.contiguous().T if kind == "transposed" else A)
         match kind:
             case "transposed":
                 return A.T.contiguous().T
@@ -324,6 +332,7 @@ def numbers(X):
     if isinstance(X, Products):
         return numbers(X.A)
     if isinstance(X, torch.Tensor):
+        X = X.inner if isinstance(X, Pretended) else X
         X = X.detach().to_dense() if X.layout != torch.strided else X.detach()
         return X.resolve_conj().float().numpy() if X.dtype == torch.bfloat16 else X.numpy().copy()
     if scipy.sparse.issparse(X):

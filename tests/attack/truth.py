@@ -130,7 +130,7 @@ def judged(case, A, found):
     for exact in (False, True) if wide and not case.scale else (bool(wide),):
         T = A.astype(wide) if exact else A.astype(np.result_type(A, np.float64))
         if case.function == "svd" and options.get("center"):
-            T = T - np.asarray(numbers(found.mean) if case.library == "torch" else found.mean)
+            T = T - np.asarray(numbers(found.mean) if isinstance(found.mean, torch.Tensor) else found.mean)
         product, bases = factors_of(case, T, found, exact)
         truth, size = norm(T - product, kind), norm(T, kind)
         if exact or bound is None or truth < bound - 1e3 * eps * max(*A.shape) * size:

@@ -251,6 +251,17 @@ def test_factorizations(dtype, kind, name):
     assert best <= found.rank <= 4 * best
 
 
+@every_dtype
+@pytest.mark.parametrize("name", ["qb", "svd", "eigh"])
+def test_errors_at_a_fixed_rank(dtype, name):
+    """From the norm of the matrix, which is read together with that of its projection."""
+    A = hermitian(dtype, 60)
+    found = getattr(lowrank, name)(from_numpy(A), 10, rng=2)
+    true, size = norm(wide(A) - product(found)[0], "fro"), norm(wide(A), "fro")
+    assert (found.certificate, found.norm_A) == ("energy", pytest.approx(size, rel=1e-5))
+    assert true <= found.error_bound <= np.hypot(true, 1.1 * (4096 * eps(dtype)) ** 0.5 * size)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
 @pytest.mark.parametrize("power_iterations", [0, 2])
 def test_products_that_overflow_are_made_again(dtype, power_iterations):

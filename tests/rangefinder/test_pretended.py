@@ -27,7 +27,7 @@ from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
 from lowrank._linalg import certificate as _certificate  # noqa: E402
 from lowrank._linalg import small_svd as _small_svd  # noqa: E402
-from lowrank._linalg.panel import orthonormalize  # noqa: E402
+from lowrank._linalg.panel import gram_matrix, orthonormalize  # noqa: E402
 from lowrank.compress import Subspace  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -504,6 +504,15 @@ def test_products_with_the_adjoint(dtype):
         found = adjoint_matmul(from_numpy(X), from_numpy(Y))
     assert np.linalg.norm(to_numpy(found) - adjoint(wide(X)) @ wide(Y)) <= 1e3 * eps(dtype)
     assert counts.operations["bmm"] == 1
+
+
+@every_dtype
+@pytest.mark.parametrize("rows", [100, 2200, 3101])
+def test_gram_matrices(dtype, rows):
+    """By blocks of rows, and what no whole block is left for."""
+    X = gaussian((2, rows, 7), dtype)
+    found, true = to_numpy(gram_matrix(from_numpy(X))), adjoint(wide(X)) @ wide(X)
+    assert np.abs(found - true).max() <= 100 * eps(dtype) * rows
 
 
 @every_dtype

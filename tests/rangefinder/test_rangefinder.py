@@ -114,6 +114,28 @@ def test_tolerance_above_the_floor_is_met():
     assert [look.rank for look in found.history] == [0, 64, 128]
 
 
+def test_what_is_left_is_told_from_rounding(backend, dtype):
+    """A bound near rounding grows by what reflectors lose, and not by the residual once more."""
+    eps = backend.eps(dtype)
+    A = with_spectrum(np.repeat([1.0, 20 * eps], [20, 130]), (200, 150), dtype)
+    options = {"rtol": 200 * eps, "certificate": "sampled", "rng": 0}
+    found = quietly(lowrank.range_finder, backend.asarray(A), **options)
+    assert found.converged
+    assert [look.rank for look in found.history] == [0, 32 if np.dtype(dtype).kind == "c" else 64]
+    Q = backend.numpy(found.Q)
+    assert norm(residual(A.astype(Q.dtype), Q), "fro") <= found.error_bound
+
+
+def test_a_spectral_bound_is_at_most_the_norm_that_is_known(backend, dtype):
+    """However much the safety factor of a sample is."""
+    A = with_spectrum(gallery.slow(80), (90, 80), dtype)
+    options = {"norm": "spectral", "power_iterations": 0, "failure_probability": 1e-200}
+    found = quietly(lowrank.range_finder, backend.asarray(A), 20, rtol=1e-3, rng=0, **options)
+    Q = backend.numpy(found.Q)
+    E = residual(A.astype(Q.dtype), Q)
+    assert norm(E, "spectral") <= found.error_bound <= norm(E, "fro") * (1 + 1e-3)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
 def test_error_is_unbiased(dtype):
     """The mean of error² over seeds is the mean of the true squared error of the same bases."""

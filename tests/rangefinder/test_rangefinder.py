@@ -114,6 +114,17 @@ def test_tolerance_above_the_floor_is_met():
     assert [look.rank for look in found.history] == [0, 64, 128]
 
 
+@pytest.mark.parametrize(("block_size", "height"), [(8, 80), (24, 20)])
+def test_an_error_that_falls_is_no_noise_yet(backend, dtype, block_size, height):
+    """Growth goes on although rounding is most of the bound, as long as blocks lower the error."""
+    eps = backend.eps(dtype)
+    tail = height * eps * 20**0.5 * 0.25 ** (np.arange(100) / 8)
+    A = with_spectrum(np.r_[np.ones(20), tail], (150, 120), dtype)
+    options = {"rtol": 42 * eps, "block_size": block_size, "power_iterations": 1, "rng": 0}
+    found = quietly(lowrank.range_finder, backend.asarray(A), **options)
+    assert found.error <= 0.25 * found.error_bound
+
+
 def test_what_is_left_is_told_from_rounding(backend, dtype):
     """A bound near rounding grows by what reflectors lose, and not by the residual once more."""
     eps = backend.eps(dtype)

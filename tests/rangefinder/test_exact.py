@@ -366,7 +366,7 @@ def test_after_the_svd_the_object_goes_on():
     finder = lowrank.RangeFinder(A, rng=0)
     quietly(finder.reach, rtol=1e-2, rank=150)
     assert finder.rank == 150
-    found = finder.extend(60).result()
+    found = finder.extend(1).extend(59).result()
     assert (found.rank, found.status) == (200, Status.FULL_RANK)
     assert defect(finder.Q) < 1e-12
 

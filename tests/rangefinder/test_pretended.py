@@ -27,7 +27,7 @@ from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
 from lowrank._linalg import certificate as _certificate  # noqa: E402
 from lowrank._linalg import small_svd as _small_svd  # noqa: E402
-from lowrank._linalg.panel import gram_matrix, orthonormalize  # noqa: E402
+from lowrank._linalg.panel import gram_matrix, mixed_svd, orthonormalize  # noqa: E402
 from lowrank.compress import Subspace  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -189,6 +189,19 @@ def test_stacks_of_panels(dtype):
     with counting() as counts:
         lowrank.qr(from_numpy(P))
     assert counts.operations["linalg_qr"] == 0  # which takes the members one by one
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_singular_values_of_panels(dtype):
+    """From eigenvectors in double precision: the triangular factor is as good as diagonal."""
+    s = np.geomspace(1, 1e-3, 20)
+    C = with_spectrum(s, (200, 20), dtype)
+    R, U, S, _, P = mixed_svd(from_numpy(C))
+    R, U, S, P = map(to_numpy, (R, U, S, P))
+    assert np.abs(S - s).max() <= 20 * eps(dtype)
+    assert np.linalg.norm(np.abs(R) - np.diag(S)) <= 100 * eps(dtype)
+    assert np.linalg.norm(C @ U - P @ R) <= 100 * eps(dtype)
+    assert max(defect(U), defect(P)) <= 100 * eps(dtype)
 
 
 @every_dtype

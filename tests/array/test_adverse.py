@@ -136,6 +136,30 @@ def test_a_basis_that_differs_from_its_reflectors_says_so(monkeypatch, backend, 
     # what was measured once is not measured again
     again = finder.reach(rtol=300 * eps).result()
     assert (again.error_bound, again.products) == (found.error_bound, found.products)
+    one = gaussian((200, 1), dtype) @ gaussian((1, 140), dtype, 1)
+    options = {"rtol": 300 * eps, "certificate": "sampled", "rng": 0}
+    few = quietly(lowrank.range_finder, backend.asarray(one), 1, **options)
+    truth = np.linalg.norm(residual(one, backend.numpy(few.Q)))
+    assert 60 * eps * np.linalg.norm(one) < truth <= few.error_bound
+    # and what more columns do not remove stays in the bound
+    more = quietly(finder.extend(8).reach, rtol=300 * eps, rank=finder.rank).result()
+    truth = np.linalg.norm(residual(A, backend.numpy(more.Q)))
+    assert 60 * eps * np.linalg.norm(A) < truth <= more.error_bound
+
+
+@pytest.mark.parametrize("size", [1e-9, 1e9])
+def test_columns_that_are_not_orthonormal_are_in_an_exact_bound(monkeypatch, backend, dtype, size):
+    """A residual that is kept tells nothing of the columns; the size of the matrix is not one."""
+    eps, usual = float(backend.eps(dtype)), Basis.columns
+    monkeypatch.setattr("lowrank._rangefinder.growth.svd_is_cheaper", lambda *_, **__: False)
+    monkeypatch.setattr(
+        Basis, "columns", lambda self, start=0: usual(self, start) * (1.0 + 35 * eps)
+    )
+    A = size * (gaussian((60, 10), dtype) @ gaussian((10, 50), dtype, 1))
+    found = quietly(lowrank.range_finder, backend.asarray(A.astype(dtype)), rtol=200 * eps, rng=0)
+    truth = np.linalg.norm(residual(A, backend.numpy(found.Q)))
+    assert 60 * eps * np.linalg.norm(A) < truth <= found.error_bound <= 4 * truth
+    assert found.certificate == "exact"
 
 
 @pytest.mark.parametrize("q", [0, 1, 2])

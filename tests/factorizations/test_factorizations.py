@@ -353,6 +353,9 @@ def test_cost_at_a_fixed_rank_is_as_documented(backend, kind, q):
     assert (found.passes, found.products) == (2 * q + 2 + norm_is_read, 10 * (2 * q + 2))
     found = lowrank.svd(A, 10, norm=kind, power_iterations=q, rng=0)
     assert (found.passes, found.products) == (2 * q + 2 + norm_is_read, 20 * (2 * q + 2))
+    stack = backend.xp.stack([A, A, A])  # counted as one matrix, and no norm is read
+    found = lowrank.svd(stack, 10, norm=kind, power_iterations=q, rng=0)
+    assert (found.passes, found.products) == (2 * q + 2, 20 * (2 * q + 2))
 
 
 def test_default_power_iterations(backend):

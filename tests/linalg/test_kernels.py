@@ -11,7 +11,7 @@ from lowrank import gallery
 from lowrank._array import adjoint_matmul
 from lowrank._array.tuning import Tuning
 from lowrank._linalg import panel as _panel
-from lowrank._linalg.panel import orthonormal, orthonormalize
+from lowrank._linalg.panel import gram_matrix, orthonormal, orthonormalize
 from lowrank._rangefinder.sampling import iterated
 
 torch = pytest.importorskip("torch")
@@ -101,6 +101,26 @@ def test_long_columns_of_one_sign(method, dtype):
     Q = orthonormalize(torch.asarray(P)).Q.numpy().astype(np.complex128)
     gram = sum(adjoint(block) @ block for block in np.array_split(Q, 300))
     assert np.linalg.norm(gram - np.eye(6)) < 200 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [1 / 3, 0.9])
+def test_gram_matrices_of_equal_entries(dtype, value):
+    """A sum in sequence, or by a few long blocks, is off by hundreds of eps."""
+    X = np.full((30_000, 2), value, dtype)
+    true = 30_000 * float(X[0, 0].real) ** 2
+    for there in (X, torch.asarray(X)):
+        assert np.abs(np.asarray(gram_matrix(there)) / true - 1).max() <= 50 * np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_equal_columns_on_a_processor(dtype):
+    """LAPACK's long sums leave columns that are orthonormal to a thousand eps here."""
+    P = np.ones((30_000, 6), dtype)
+    Q, R = (X.numpy().astype(np.complex128) for X in orthonormalize(torch.asarray(P)))
+    gram = sum(adjoint(block) @ block for block in np.array_split(Q, 300))
+    assert np.linalg.norm(gram - np.eye(6)) < 200 * np.finfo(dtype).eps
+    assert np.linalg.norm(P - Q @ R) < 200 * np.finfo(dtype).eps * np.linalg.norm(P)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

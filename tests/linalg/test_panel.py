@@ -6,6 +6,7 @@ from lowrank._linalg.panel import (
     _checked_cholesky_qr,
     orthonormalize,
     reflectors,
+    size_of_top,
 )
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -99,3 +100,15 @@ def test_panel_identities(backend, dtype):
     assert np.linalg.norm(np.tril(S, -1)) < 100 * eps
     assert np.all(np.abs(np.diag(S).imag) < 100 * eps)
     assert np.all((np.diag(S).real > 1 - 100 * eps) & (np.diag(S).real < 2 + 100 * eps))
+
+
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_size_of_the_top_is_a_bound(backend, dtype, columns):
+    """Of a Gaussian panel, and of a top block with one column, which is isotropic if complex."""
+    column = np.exp(1j * np.pi * np.arange(columns) / columns)
+    flat = np.zeros((12, columns), dtype)
+    flat[:columns, 0] = column if np.dtype(dtype).kind == "c" else np.abs(column)
+    for Q in (np.linalg.qr(gaussian((12, columns), dtype))[0], flat):
+        truth = np.linalg.norm(Q[:columns], 2) ** 4
+        found = float(size_of_top(backend.asarray(np.stack([0.5 * Q, Q]))))
+        assert truth * (1 - 1e-5) <= found <= 1.01 * columns**0.5 * truth

@@ -62,6 +62,7 @@ def built(backend, dtype, make):
 
 
 every_matrix = pytest.mark.parametrize("name", MATRICES)
+KINDS = ("fro", "spectral")
 
 
 def exponent_of(A):
@@ -134,6 +135,37 @@ def test_without_a_tolerance_to_meet(backend, dtype, name):
     assert norm(wide - Q @ (adjoint(Q) @ wide), "fro") <= scaled(found.error_bound, k)
     quantum = tiny(dtype) * backend.eps(dtype) * A.size
     assert found.error_bound <= 1e3 * backend.eps(dtype) * found.norm_A + quantum
+
+
+@pytest.mark.parametrize(
+    ("certificate", "kind"),
+    [("energy", "fro"), *((each, kind) for each in ("exact", "sampled") for kind in KINDS)],
+)
+def test_what_is_said_scales_with_the_matrix(backend, dtype, certificate, kind):
+    """By powers of two: to the ends of the range, where products are scaled, and near rounding."""
+    limits, Omega = np.finfo(dtype), backend.asarray(gaussian((30, 30), dtype, 5))
+    fast, ones = with_spectrum(0.5 ** np.arange(30), (40, 30), dtype), np.ones((900, 30), dtype)
+
+    def said(function, A, exponent, rtol):
+        options = {"rtol": rtol, "norm": kind, "certificate": certificate, "test_matrix": Omega}
+        there = backend.asarray(scaled(A, exponent).astype(dtype))
+        found = quietly(function, there, **options)
+        bounds = [found.error_bound, *(look.bound for look in found.history)]
+        sizes = scaled(np.asarray([found.norm_A, found.tolerance, *bounds]), -exponent)
+        return (found.rank, found.status, found.passes, found.products), sizes
+
+    for case, exponents in (
+        ((lowrank.svd, fast), (limits.minexp + 12, limits.maxexp - 20)),
+        ((lowrank.range_finder, ones), (20,)),
+    ):
+        rtol = 1e-2 if case[1] is fast else 60 * float(limits.eps)
+        usual, sizes = said(*case, 0, rtol)
+        for exponent in exponents:
+            if exponent < 0:
+                backend.skip_if_flushed(dtype)
+            facts, found = said(*case, exponent, rtol)
+            assert facts == usual
+            assert found == pytest.approx(sizes, rel=1e-3, abs=float(10 * limits.eps * sizes[0]))
 
 
 @pytest.mark.parametrize("rtol", [1.0, 1.5, 1e300])
@@ -221,6 +253,35 @@ def test_residual_norm_of_complex_numbers_below_the_normal_ones():
     for kind in ("fro", "spectral"):
         found = lowrank.residual_norm(A, np.zeros((5, 1), complex), norm=kind, rng=0)
         assert found.upper_bound >= 6.3e-310
+
+
+@pytest.fixture
+def flushing():
+    """A processor that takes numbers below the normal ones for zero, as a program may ask for."""
+    torch = pytest.importorskip("torch")
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no such mode")
+    yield lambda: torch.set_flush_denormal(False)
+    torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("large", [0.0, 1e-300])
+def test_bounds_hold_what_a_processor_flushes_to_zero(flushing, kind, large):
+    """The norm of what is lost is not in any sum: only the shape bounds it."""
+    A = np.full((40, 30), 1.5e-308)
+    A[0, 0] = large
+    found = [
+        quietly(function, A, rtol=rtol, norm=kind, certificate=certificate, rng=0)
+        for function in (lowrank.range_finder, lowrank.svd)
+        for certificate in ("exact", "sampled")
+        for rtol in (1.1, 1e-3)
+    ]
+    estimate = lowrank.residual_norm(A, np.zeros((40, 1)), norm=kind, rng=0)
+    flushing()
+    lost = norm(A * 2.0**1000 * (large != A), kind)
+    assert all(each.error_bound * 2.0**1000 >= lost for each in found)
+    assert estimate.upper_bound * 2.0**1000 >= lost
 
 
 def test_rounding_does_not_hide_in_a_single_sample():

@@ -358,13 +358,15 @@ def test_after_the_svd_the_object_goes_on():
     finder = lowrank.RangeFinder(A, rng=0).reach(rtol=1e-2)
     products, rank = finder.result().products, finder.rank
     assert rank == gallery.best_rank(s, rtol=1e-2)
+    finder.Q[:] = 7.0  # is the caller's
     tight = finder.reach(rtol=1e-4).result()
     assert (tight.converged, tight.products) == (True, products)
+    assert np.linalg.norm(residual(A, tight.Q)) <= tight.error_bound
     assert tight.rank == gallery.best_rank(s, rtol=1e-4) >= rank
     finder = lowrank.RangeFinder(A, rng=0)
     quietly(finder.reach, rtol=1e-2, rank=150)
     assert finder.rank == 150
-    found = finder.extend(60).result()
+    found = finder.extend(1).extend(59).result()
     assert (found.rank, found.status) == (200, Status.FULL_RANK)
     assert defect(finder.Q) < 1e-12
 

@@ -28,7 +28,12 @@ from test_any_matrix import MATRICES, exponent_of, scaled  # noqa: E402
 from lowrank._array import adjoint_matmul, matrix_norm_by_rows  # noqa: E402
 from lowrank._linalg import certificate as _certificate  # noqa: E402
 from lowrank._linalg import small_svd as _small_svd  # noqa: E402
-from lowrank._linalg.panel import conditioned, orthonormalize  # noqa: E402
+from lowrank._linalg.panel import (  # noqa: E402
+    conditioned,
+    gram_matrix,
+    mixed_svd,
+    orthonormalize,
+)
 from lowrank.compress import Subspace  # noqa: E402
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
@@ -209,6 +214,19 @@ def test_stacks_of_panels(dtype):
     assert counts.operations["linalg_qr"] == 0  # which takes the members one by one
 
 
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+def test_singular_values_of_panels(dtype):
+    """From eigenvectors in double precision: the triangular factor is as good as diagonal."""
+    s = np.geomspace(1, 1e-3, 20)
+    C = with_spectrum(s, (200, 20), dtype)
+    R, U, S, _, P = mixed_svd(from_numpy(C))
+    R, U, S, P = map(to_numpy, (R, U, S, P))
+    assert np.abs(S - s).max() <= 20 * eps(dtype)
+    assert np.linalg.norm(np.abs(R) - np.diag(S)) <= 100 * eps(dtype)
+    assert np.linalg.norm(C @ U - P @ R) <= 100 * eps(dtype)
+    assert max(defect(U), defect(P)) <= 100 * eps(dtype)
+
+
 @every_dtype
 @pytest.mark.parametrize("shape", [(400, 300), (150, 400)], ids=str)
 def test_reflectors(dtype, shape):
@@ -267,6 +285,17 @@ def test_factorizations(dtype, kind, name):
     assert all(defect(Q) <= 200 * eps(dtype) * found.rank**0.5 for Q in bases)
     best = gallery.best_rank(np.linalg.svd(wide(A), compute_uv=False), rtol=0.2, norm=kind)
     assert best <= found.rank <= 4 * best
+
+
+@every_dtype
+@pytest.mark.parametrize("name", ["qb", "svd", "eigh"])
+def test_errors_at_a_fixed_rank(dtype, name):
+    """From the norm of the matrix, which is read together with that of its projection."""
+    A = hermitian(dtype, 60)
+    found = getattr(lowrank, name)(from_numpy(A), 10, rng=2)
+    true, size = norm(wide(A) - product(found)[0], "fro"), norm(wide(A), "fro")
+    assert (found.certificate, found.norm_A) == ("energy", pytest.approx(size, rel=1e-5))
+    assert true <= found.error_bound <= np.hypot(true, 1.1 * (4096 * eps(dtype)) ** 0.5 * size)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
@@ -535,6 +564,15 @@ def test_products_with_the_adjoint(dtype):
         found = adjoint_matmul(from_numpy(X), from_numpy(Y))
     assert np.linalg.norm(to_numpy(found) - adjoint(wide(X)) @ wide(Y)) <= 1e3 * eps(dtype)
     assert counts.operations["bmm"] == 1
+
+
+@every_dtype
+@pytest.mark.parametrize("rows", [100, 2200, 3101])
+def test_gram_matrices(dtype, rows):
+    """By blocks of rows, and what no whole block is left for."""
+    X = gaussian((2, rows, 7), dtype)
+    found, true = to_numpy(gram_matrix(from_numpy(X))), adjoint(wide(X)) @ wide(X)
+    assert np.abs(found - true).max() <= 100 * eps(dtype) * rows
 
 
 @every_dtype

@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -110,6 +112,39 @@ def test_tolerance_above_the_floor_is_met():
     found = lowrank.range_finder(A, rtol=88 * eps, certificate="sampled", rng=0)
     assert found.converged
     assert [look.rank for look in found.history] == [0, 64, 128]
+
+
+@pytest.mark.parametrize(("block_size", "height"), [(8, 80), (24, 20)])
+def test_an_error_that_falls_is_no_noise_yet(backend, dtype, block_size, height):
+    """Growth goes on although rounding is most of the bound, as long as blocks lower the error."""
+    eps = backend.eps(dtype)
+    tail = height * eps * 20**0.5 * 0.25 ** (np.arange(100) / 8)
+    A = with_spectrum(np.r_[np.ones(20), tail], (150, 120), dtype)
+    options = {"rtol": 42 * eps, "block_size": block_size, "power_iterations": 1, "rng": 0}
+    found = quietly(lowrank.range_finder, backend.asarray(A), **options)
+    assert found.error <= 0.25 * found.error_bound
+
+
+def test_what_is_left_is_told_from_rounding(backend, dtype):
+    """A bound near rounding grows by what reflectors lose, and not by the residual once more."""
+    eps = backend.eps(dtype)
+    A = with_spectrum(np.repeat([1.0, 15 * eps], [20, 130]), (200, 150), dtype)
+    options = {"rtol": 180 * eps, "certificate": "sampled", "rng": 0}
+    found = quietly(lowrank.range_finder, backend.asarray(A), **options)
+    assert found.converged
+    assert [look.rank for look in found.history] == [0, 32 if np.dtype(dtype).kind == "c" else 64]
+    Q = backend.numpy(found.Q)
+    assert norm(residual(A.astype(Q.dtype), Q), "fro") <= found.error_bound
+
+
+def test_a_spectral_bound_is_at_most_the_norm_that_is_known(backend, dtype):
+    """However much the safety factor of a sample is."""
+    A = with_spectrum(gallery.slow(80), (90, 80), dtype)
+    options = {"norm": "spectral", "power_iterations": 0, "failure_probability": 1e-200}
+    found = quietly(lowrank.range_finder, backend.asarray(A), 20, rtol=1e-3, rng=0, **options)
+    Q = backend.numpy(found.Q)
+    E = residual(A.astype(Q.dtype), Q)
+    assert norm(E, "spectral") <= found.error_bound <= norm(E, "fro") * (1 + 1e-3)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
@@ -465,6 +500,20 @@ def test_callback(backend, dtype):
     assert (found.status, found.rank, found.converged) == (Status.STOPPED, 32, False)
 
 
+@pytest.mark.parametrize("certificate", ["exact", "energy", "sampled"])
+def test_no_look_is_lost_next_to_rounding(backend, dtype, certificate):
+    """Where a bound may grow after its look was told."""
+    A, looks = backend.asarray(np.ones((900, 30), dtype)), []
+    options = {"certificate": certificate, "block_size": 8, "callback": looks.append, "rng": 0}
+    found = quietly(lowrank.range_finder, A, rtol=60 * backend.eps(dtype), **options)
+    exact, *told = found.history
+    assert exact.rank == 0
+    assert exact.bound == pytest.approx(27_000**0.5, rel=1e-5)
+    assert [look.rank for look in told] == [look.rank for look in looks]
+    assert all(late.bound >= first.bound for late, first in zip(told, looks, strict=True))
+    assert (found.rank, found.error, found.error_bound) == told[-1]
+
+
 def test_an_exception_leaves_the_object_usable(backend, dtype):
     A = with_spectrum(gallery.fast(200), (200, 200), dtype)
     seen = []
@@ -747,6 +796,37 @@ def test_passes_and_products_are_counted(kind, q):
     for block in (1, 2, 3):
         result = finder.extend(6).result()
         assert (result.passes, result.products) == (block * (2 * q + 1), 6 * block * (2 * q + 1))
+
+
+@pytest.mark.parametrize("certificate", ["exact", "energy"])
+def test_columns_from_before_are_multiplied_once_more(certificate):
+    """Once the error is asked for: a pass for the norm, and one for the product with the basis."""
+    A = gaussian((70, 50), "float64")
+    finder = lowrank.RangeFinder(A, power_iterations=0, rng=0, certificate=certificate).extend(20)
+    found = quietly(finder.reach, rtol=1e-3, rank=20).result()
+    assert (found.passes, found.products) == (3, 40)
+    # the errors are those of a basis that was grown to a tolerance from the start
+    options = {"power_iterations": 0, "block_size": 20, "certificate": certificate, "rng": 0}
+    grown = quietly(lowrank.range_finder, A, 20, rtol=1e-3, **options)
+    assert (grown.passes, grown.products) == (3, 40)
+    true = np.linalg.norm(residual(A, found.Q))
+    assert found.error == pytest.approx(true, rel=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("delta", [1e-9, 0.9])
+def test_bounds_on_the_norm_of_an_operator(kind, delta):
+    """One from below, whatever chance does; the error of no basis is never below it."""
+    for seed in range(8):
+        one = gaussian((90, 1), "float64", seed) @ gaussian((1, 80), "float64", seed + 50)
+        for A in (one, gaussian((90, 80), "float64", seed)):
+            products = {"matmat": A.__matmul__, "rmatmat": A.T.__matmul__}
+            X = SimpleNamespace(shape=A.shape, dtype=A.dtype, **products)
+            options = {"norm": kind, "failure_probability": delta, "rng": seed}
+            found = quietly(lowrank.range_finder, X, 0, rtol=0.5, **options)
+            true = norm(A, kind)
+            assert 0.4 * true <= found.norm_A <= min(true, found.error_bound)
+            assert delta > 0.1 or true <= found.error_bound
 
 
 def test_the_norm_of_a_matrix_is_one_pass():

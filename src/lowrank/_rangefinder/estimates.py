@@ -221,11 +221,11 @@ def _norm_below(
             C = A.domain.orthonormalize(C).R
     if A.norm is None and not xa.is_finite(C):
         raise ValueError(sampling.NOT_FINITE)
-    scale, less = state.measured_scale, 1.0 - 32.0 * epsilon_of(state)
-    if problem.norm == "fro":
-        return float(xa.safe_norm(C)) / scale * less
+    less = 1.0 - 32.0 * epsilon_of(state)
+    if problem.norm == "fro":  # then A is an operator, of which no product is scaled
+        return float(xa.safe_norm(C)) * less
     C = orthonormalize(C).R if C.shape[0] > C.shape[1] else C
-    lower = A.agreed(float(certificate.spectral_norm(C, A.xp))) / scale * less
+    lower = A.agreed(float(certificate.spectral_norm(C, A.xp))) / state.measured_scale * less
     return max(lower, (state.frobenius or 0.0) / math.sqrt(min(A.shape)))
 
 

@@ -217,6 +217,6 @@ def projected(problem: Problem, state: State) -> tuple[State, Array]:
         problem.work.add(missing)
     C = residual.projection()
     if state.rule is not None and problem.norm == "fro" and state.A.norm is None:
-        lower = float(safe_norm(C)) / state.scale * (1.0 - 32.0 * epsilon_of(state))
+        lower = float(safe_norm(C)) * (1.0 - 32.0 * epsilon_of(state))
         state = replace(state, norm_A=max(state.norm_A or 0.0, lower))
     return state, C

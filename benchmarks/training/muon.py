@@ -84,7 +84,7 @@ class Orthonormalized(torch.optim.Optimizer):
                 D += beta * (state["M"].dequantize() if kind == "8 bits" else state["M"])
             if kind == "8 bits":
                 eight = module_of("torchao", "optim.subclass_8bit").OptimState8bit
-                state["M"] = eight.zeros(D.shape).copy_(D)
+                state["M"] = eight.zeros(D.shape).copy_(D.contiguous())
             else:
                 state["M"] = D
             return newton_schulz((1 - beta) * G + beta * D, coefficients)

@@ -166,7 +166,8 @@ def judged(case, A, found):
             excess = truth / (allowed * (1 + 100 * eps) + margin) if truth else 0.0
             yield Verdict("tolerance", float(excess), text, float(excess) / 2)
     if told["norm_A"] is not None and case.function != "SketchedMatrix":
-        ratio = told["norm_A"] / (size * (1 + (400 if case.library == "cuda" else 100) * eps) + quantum) if size else told["norm_A"]
+        limit = size * (1 + (400 if case.library == "cuda" else 100) * eps) + quantum
+        ratio = told["norm_A"] / limit if size else told["norm_A"]
         yield Verdict("norm", float(ratio), f"norm_A {told['norm_A']}, true {size}", ratio / 2)
     for Q in bases:
         ratio = defect(np.asarray(Q), case)

@@ -11,7 +11,7 @@ import torch
 from lowrank.compress import transport_squares
 from lowrank.optim._loading import copied
 from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE
-from lowrank.optim._stacks import slices, stack_of, write
+from lowrank.optim._stacks import read, slices, stack_of, write
 
 # What a tensor of state holds for each coordinate (or row of coordinates): a mean, which changes
 # with the basis like coordinates; a mean or sum of squares; or numbers per column, which don't
@@ -119,6 +119,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
+def _is_on_device(value: Any) -> bool:
+    """Whether a value of state is an array, or a number on a device other than the CPU."""
+    return is_array(value) or (isinstance(value, torch.Tensor) and not value.is_cpu)
+
+
 def inner_state(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a parameter's state that belongs to the inner optimizer."""
     return {name: value for name, value in state.items() if name not in OWN_STATE}
@@ -154,45 +159,50 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
 
 def step_coordinates(
     inner: Inner,
-    optimizer: torch.optim.Optimizer,
+    kept: dict[Any, torch.optim.Optimizer],
+    group: dict[str, Any],
     values: torch.Tensor,
     grads: torch.Tensor,
     states: list[dict[str, Any]],
     *,
-    stacked: bool,
-) -> list[dict[str, Any]]:
-    """Let `optimizer` step the `values` (n×r×M) in place by their gradients; return the states.
+    joined: bool,
+) -> None:
+    """Step the `values` (n×r×M) by their gradients, in place, and the inner part of the states.
 
-    If `stacked`, one proxy holds all values, and their states must have one `join_key`. Otherwise
-    there is one proxy for each.
+    If `joined`, one parameter holds all values, and the states must have one `join_key`. Otherwise
+    there is one for each. Optimizers of these proxies are `kept`, without data between steps.
     """
-    proxies = [proxy for group in optimizer.param_groups for proxy in group["params"]]
-    initial, parts = states, (list(values), list(grads))
-    if stacked:
-        initial, parts = [_joined(states)], ([values], [grads])
-    present = list(zip(proxies, *parts, initial, strict=False))
+    initial, parts = [inner_state(state) for state in states], (list(values), list(grads))
+    if joined:
+        initial, parts = [_joined(initial)], ([values], [grads])
+    kind = values.device, values.dtype, len(initial)
+    if kind not in kept:
+        kept[kind] = inner.new([torch.nn.Parameter(values.new_zeros(1, 1)) for _ in initial])
+    optimizer = kept[kind]
+    optimizer.state.clear()
+    [options] = optimizer.param_groups
+    inner.set_options(options, group, weight_decay=0.0)
     try:
-        for proxy, value, _, state in present:
-            proxy.data = value
+        for proxy, value, grad, state in zip(options["params"], *parts, initial, strict=True):
+            proxy.data, proxy.grad = value, grad
             starts_with_state = not state and inner.has_initial_state
             own = inner.new([proxy]).state[proxy] if starts_with_state else state
             if own:
                 optimizer.state[proxy] = own
-        # in two parts: fused optimizers need state for all parameters or for none
-        have = [proxy in optimizer.state for proxy, *_ in present]
-        for part in sorted(set(have)):
-            for (proxy, _, grad, _), has_state in zip(present, have, strict=True):
-                proxy.grad = grad if has_state is part else None
-            optimizer.step()
-        for proxy, value, *_ in present:
+        optimizer.step()
+        for proxy, value in zip(options["params"], parts[0], strict=True):
             if proxy.data_ptr() != value.data_ptr():
                 value.copy_(proxy.data)
-        made = [dict(optimizer.state.get(proxy, {})) for proxy, *_ in present]
+        made = [dict(optimizer.state.get(proxy, {})) for proxy in options["params"]]
     finally:
         optimizer.state.clear()
-        for proxy, *_ in present:
+        for proxy in options["params"]:
             proxy.grad, proxy.data = None, proxy.data.new_empty(0)
-    return _parted(made[0], states) if stacked else made
+    if joined:
+        _part(made[0], states)
+        return
+    for state, new in zip(states, made, strict=True):
+        state.update(new)
 
 
 def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
@@ -202,7 +212,7 @@ def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
     """
     key: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
     for name, value in inner_state(state).items():
-        if isinstance(value, torch.Tensor) and (value.ndim or not value.is_cpu):
+        if _is_on_device(value):
             key.append((name, value.shape, value.dtype))
         else:
             key.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
@@ -211,21 +221,19 @@ def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
 
 def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        name: stack_of([s[name] for s in states]) if is_array(value) else copied(value, None)
+        name: read(states, name) if is_array(value) else copied(value, None)
         for name, value in states[0].items()
     }
 
 
-def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    parted: list[dict[str, Any]] = [{} for _ in states]
+def _part(joined: dict[str, Any], states: list[dict[str, Any]]) -> None:
+    """Copy the parts of a joined state to the states."""
     for name, value in joined.items():
-        values: list[Any] = [value] * len(states)
-        if isinstance(value, torch.Tensor):
-            stack = value if value.ndim else value.expand(len(states))
-            values = list(write(stack, [state.get(name) for state in states]))
-        for state, each in zip(parted, values, strict=True):
-            state[name] = each
-    return parted
+        if _is_on_device(value):
+            write(value if value.ndim else value.expand(len(states)), states, name)
+        else:
+            for state in states:
+                state[name] = copied(value, None)
 
 
 # -- state in a new basis --------------------------------------------------------------------------
@@ -246,7 +254,7 @@ def transported(
     basis. A sum of squares is the mean times the number of steps. Of a factored mean of squares,
     the numbers of rows are changed, and those of columns stay.
     """
-    new: list[dict[str, Any]] = [dict(state) for state in states]
+    new: list[dict[str, Any]] = [{} for _ in states]
     plain: dict[str, torch.Tensor] = {}
     arrays = {name: value for name, value in states[0].items() if is_array(value)}
     if inner.meanings is None or not arrays.keys() <= inner.meanings.keys():
@@ -280,12 +288,11 @@ def transported(
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
         if quantized:
             copies = [value.to(value.device, copy=True) for value in values]
-            made = [value.copy_(y) for value, y in zip(copies, Y, strict=True)]
+            for state, copy, y in zip(new, copies, Y, strict=True):
+                state[name] = copy.copy_(y)
         else:
-            made = write(Y.to(first.dtype), [None] * len(values))
-        for state, value in zip(new, made, strict=True):
-            state[name] = value
-    return new
+            write(Y.to(first.dtype), new, name)
+    return [{**state, **moved} for state, moved in zip(states, new, strict=True)]
 
 
 def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Any, Any]:

@@ -8,10 +8,10 @@ import torch
 from lowrank._linalg.panel import orthonormal
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
-from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight
 from lowrank.optim._refresh import found_basis
+from lowrank.optim._sharding import by_rows
 from lowrank.optim._stacks import Matrices
 
 NAME = "AdamW, momentum of low rank"
@@ -150,7 +150,7 @@ class LowRankMomentum(LowRankOptimizer):
     @staticmethod
     def _initial_state(weight: Weight) -> dict[str, Any]:
         """A zero momentum, with a basis of the gradient."""
-        basis = found_basis(weight, weight.policy)
+        basis = by_rows(found_basis(weight, weight.policy))
         k, M = weight.here
         return {
             "step": 0,
@@ -160,24 +160,19 @@ class LowRankMomentum(LowRankOptimizer):
             "col_sq": basis.new_zeros(M),
         }
 
-    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
-        step, every = state["step"] + 1, weight.group["refresh_every"]
+    def _kind(self, weight: Weight, state: dict[str, Any]) -> Any:
+        step, every = state["step"], weight.group["refresh_every"]
         renew = step > 1 and (step + int(weight.offset * every)) % every == 0
         return step, renew, state["basis"].shape
 
-    def _step_together(
-        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
-    ) -> None:
+    def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
         """Step weights with the same number of steps; all get a new basis if `renew`, or none."""
         first, group = weights[0], weights[0].group
         beta, square_beta = group["betas"]
-        step, renew, _ = self._kind(chunk, first, states[0])
+        step, renew, _ = self._kind(first, states[0])
         dtype = first.dtype
-        G = stacks.gradients(weights, stacked=chunk.stacked)
-        P, M = (
-            stacks.stack_of([state[name] for state in states], dtype)
-            for name in ("basis", "exp_avg")
-        )
+        G = stacks.gradients(weights)
+        P, M = (stacks.read(states, name, dtype) for name in ("basis", "exp_avg"))
         Q = _basis(first, G, P, M, beta) if renew else P
         X = stacks.coordinates(Q, G)
         rows, columns = first.sum_M(stacks.row_squares(G, dtype)), stacks.column_squares(G, dtype)
@@ -195,8 +190,7 @@ class LowRankMomentum(LowRankOptimizer):
             X = X.clamp(-largest, largest).to(kept).to(dtype)
         means = {}
         for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
-            before = stacks.stack_of([state[name] for state in states])
-            means[name] = torch.lerp(sums.div_(count), before, square_beta)
+            means[name] = torch.lerp(sums.div_(count), stacks.read(states, name), square_beta)
         del rows, columns, sums
         bias = 1.0 - square_beta**step
         a, b = _factors(first, means["row_sq"] / bias, means["col_sq"] / bias, group["eps"])
@@ -211,14 +205,11 @@ class LowRankMomentum(LowRankOptimizer):
             left, right = Q, X - M
         left = left * a.unsqueeze(-1)
         right *= b.unsqueeze(-2) * (beta / (1.0 - beta))
-        for state in states:
-            state["step"] = step
         stacks.add_to_weights(weights, left, right, G, t=b, rows=a, states=states)
         del left, right, M
-        new = {"basis": Q, "exp_avg": X.to(kept), **means}
-        if not renew:
-            del new["basis"]
-        self._keep(weights, states, new)
+        bases = {"basis": Q} if renew else {}
+        for name, stack in {**bases, "exp_avg": X.to(kept), **means}.items():
+            stacks.write(stack, states, name)
 
 
 def _basis(

@@ -56,7 +56,7 @@ OF_LOWRANK = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weight:
     """A compressed parameter, as a k×M matrix with the short side first.
 
@@ -78,6 +78,7 @@ class Weight:
     spread: str
     # The place of its refreshes within `refresh_every`, from 0 to 1.
     offset: float = 0.0
+    stacked: bool = False  # whether its gradient is a part of a stack in a step
 
     @property
     def dtype(self) -> torch.dtype:

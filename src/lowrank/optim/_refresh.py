@@ -12,11 +12,10 @@ from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, inner_state, join_key, transported
 from lowrank.optim._options import Weight
-from lowrank.optim._sharding import by_rows
 
 
 def refreshed(
-    weights: Sequence[Weight], states: Sequence[dict[str, Any]], inner: Inner, *, stacked: bool
+    weights: Sequence[Weight], states: Sequence[dict[str, Any]], inner: Inner
 ) -> list[dict[str, Any]]:
     """Copies of the states for this step, with new bases where a refresh is due.
 
@@ -45,7 +44,7 @@ def refreshed(
         weight, state = item
         old = state.get("basis")
         policy = replace(weight.policy, basis=old)
-        if not stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
+        if not weight.stacked or "sketch" in state or not keeps_sketch(policy, weight.k, weight.M):
             return weight.index
         return state["updates"], None if old is None else old.shape, join_key(state)
 
@@ -57,9 +56,9 @@ def refreshed(
 def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
     """Put new bases into states that can be joined, and transport the rest of each state."""
     first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
-    olds: Any = [state["basis"] for state in states] if "basis" in states[0] else None
+    olds: Any = [state.pop("basis") for state in states] if "basis" in states[0] else None
     if len(weights) > 1:
-        G: Any = stacks.gradients(weights, stacked=True)
+        G: Any = stacks.gradients(weights)
         A = located(G, G.shape, matmat=lambda X: G @ X, rmatmat=lambda Y: G.mT @ Y)
         draws = [source(weight.policy, A, step) for weight in weights]
 
@@ -68,16 +67,14 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
 
         old: Any = olds and stacks.stack_of(olds)
         bases: Any = new_basis(replace(first.policy, basis=old), A, step, draw)
-        new = stacks.write(bases, [None] * len(weights))
     else:
-        G = stacks.gradients(weights, stacked=False)
+        G = [first.oriented(first.gradient)]
         old = olds and olds[0].unsqueeze(0)
         policy, sketch = replace(first.policy, basis=olds and olds[0]), states[0].get("sketch")
         if sketch is not None:
             policy = replace(policy, side="left", power_iterations=0, warm_start=False)
-        new = [found_basis(first, policy, sketch, step=step)]
-        bases = new[0].unsqueeze(0)
-    keeps = group["transport"] == "keep" and old is not None and old[0].shape == new[0].shape
+        bases = found_basis(first, policy, sketch, step=step).unsqueeze(0)
+    keeps = group["transport"] == "keep" and old is not None and old.shape == bases.shape
     if old is not None and not keeps:
         before = [inner_state(state) for state in states]
         after = None
@@ -93,8 +90,7 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
             for name in before[i]:
                 del state[name]
             state.update({"began": step} if after is None else after[i])
-    for state, Q in zip(states, new, strict=True):
-        state["basis"] = Q
+    stacks.write(bases, states, "basis")
 
 
 def found_basis(
@@ -113,7 +109,7 @@ def found_basis(
     if blocks is not None and sketch is None:
         A = of_rows(as_operator(A), blocks)
     Q: Any = policy.refresh(A, step=step).basis
-    return by_rows(Q if along_k is None else along_k.part(Q))
+    return Q if along_k is None else along_k.part(Q)
 
 
 def _sketch(weight: Weight, average: float, state: dict[str, Any]) -> None:

@@ -195,12 +195,8 @@ class LowRankOptimizer(Planned):
         """Whether a step may use these gradients. Each is then sharded like its parameter."""
         for parameter in parameters:
             align(parameter)
-            grad = parameter.grad
-            if (
-                grad is not None
-                and grad.layout is not torch.strided
-                and parameter in self._compressed
-            ):
+            layout = getattr(parameter.grad, "layout", torch.strided)
+            if layout is not torch.strided and parameter in self._compressed:
                 raise TypeError(
                     f"parameter {self._names()[parameter]} has a sparse gradient, which cannot be "
                     "compressed; put it into a group of its own with rank=None."
@@ -271,11 +267,7 @@ class LowRankOptimizer(Planned):
             names.add(getattr(self._inner.make, "__name__", type(self._inner.make).__name__))
         groups = loaded_groups(state_dict["param_groups"], self.param_groups, self.defaults, names)
         fits = {weight.parameter: (weight, self._shapes(weight)) for weight in self._weights()}
-        state = loaded_states(state_dict["state"], groups, self.param_groups, self._names(), fits)
-        for group, own in zip(groups, self.param_groups, strict=True):
-            group["params"] = own["params"]
-            if "param_names" in own:
-                group.setdefault("param_names", own["param_names"])
+        state = loaded_states(state_dict, groups, self._names(), fits)
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

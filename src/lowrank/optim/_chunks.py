@@ -33,7 +33,7 @@ def similar_weights(
         own = weight.index if alone or (on_cpu and weight.policy.energy is not None) else None
         # as views, weights and transposed weights go together; in stacks they do not
         shape = (weight.k, weight.M) if on_cpu else (p.shape, weight.left)
-        spread = weight.blocks, weight.blocks is not None and weight.left
+        spread = weight.blocks.dim is not None and (weight.blocks, weight.left)
         return id(weight.group), shape, p.dtype, p.device, spread, own
 
     for same in grouped_by(weights, kind):
@@ -45,7 +45,7 @@ def similar_weights(
         # arrays of the size of the weight: gradient, weight and others
         arrays = copies + OF_ROUNDING[first.rounding]
         whole = size + arrays * first.k * first.M * first.dtype.itemsize
-        stacked = copies > 0 or (not on_cpu and first.blocks is None and whole <= most)
+        stacked = copies > 0 or (not on_cpu and first.blocks.dim is None and whole <= most)
         count = max(1, most // (whole if stacked else size))
         for start in range(0, len(same), count):
             yield tuple(replace(weight, stacked=stacked) for weight in same[start : start + count])

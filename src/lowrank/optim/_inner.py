@@ -254,42 +254,33 @@ def transported(
     basis. A sum of squares is the mean times the number of steps. Of a factored mean of squares,
     the numbers of rows are changed, and those of columns stay.
     """
-    new: list[dict[str, Any]] = [{} for _ in states]
-    plain: dict[str, torch.Tensor] = {}
     arrays = {name: value for name, value in states[0].items() if is_array(value)}
     if inner.meanings is None or not arrays.keys() <= inner.meanings.keys():
         return None
-    r, M = C.shape[-1], outside.shape[-1]
-    for name, first in arrays.items():
-        meaning = inner.meanings[name]
-        if meaning == "columns":
-            continue
-        quantized = _is_quantized(first)
-        if first.shape[0] != r or (quantized and C.shape[-2] != r):
-            return None
-        values = [state[name] for state in states]
-        X = plain[name] = _plain(values, C.dtype)
+    changed = {name: X for name, X in arrays.items() if inner.meanings[name] != "columns"}
+    (new_r, r), M = C.shape[-2:], outside.shape[-1]
+    if any(X.shape[0] != r or (_is_quantized(X) and new_r != r) for X in changed.values()):
+        return None
+    new: list[dict[str, Any]] = [{} for _ in states]
+    plain = {name: _plain([state[name] for state in states], C.dtype) for name in changed}
+    for name, first in changed.items():
+        meaning, X = inner.meanings[name], plain[name]
         X = X if X.ndim > 2 else X.unsqueeze(-1)
         if meaning == "mean":
             Y = C @ X
         else:
-            mean = OF_MEANS.get(name)
-            if mean in states[0] and mean not in plain:
-                plain[mean] = _plain([state[mean] for state in states], C.dtype)
+            mean = plain.get(OF_MEANS.get(name, ""))
+            mean = X.new_zeros(()).expand_as(X) if mean is None else mean
             rest = outside if X.shape[-1] == M else outside.mean(-1, keepdim=True)
             sizes, parts = _sizes(meaning, states[0], group), []
             for part in slices(X.shape[-1], X):
-                center = plain[mean][..., part] if mean in plain else torch.zeros_like(X[..., part])
-                moved_part = transport_squares(
-                    C, center / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
-                )
-                parts.append(moved_part.mul_(sizes[1]))
+                pair = mean[..., part] / sizes[0], X[..., part] / sizes[1]
+                parts.append(transport_squares(C, *pair, rest[:, None, part]).mul_(sizes[1]))
             Y = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
-        if quantized:
-            copies = [value.to(value.device, copy=True) for value in values]
-            for state, copy, y in zip(new, copies, Y, strict=True):
-                state[name] = copy.copy_(y)
+        if _is_quantized(first):
+            for state, made, y in zip(states, new, Y, strict=True):
+                made[name] = state[name].to(first.device, copy=True).copy_(y)
         else:
             write(Y.to(first.dtype), new, name)
     return [{**state, **moved} for state, moved in zip(states, new, strict=True)]

@@ -211,7 +211,7 @@ class LowRank(LowRankOptimizer):
         first, bases = weights[0], [state["basis"] for state in states]
         Q = stacks.stack_of(bases) if first.stacked else bases
         G = stacks.gradients(weights)
-        R = first.shard(first.sum_k(stacks.coordinates(Q, G)))
+        R = first.shard(first.along_k.sum(stacks.coordinates(Q, G)))
         start = None
         if self._inner.sees_weights:
             W = stacks.matrices(weights, [weight.data for weight in weights])
@@ -241,16 +241,16 @@ class LowRank(LowRankOptimizer):
             return first.gather(change.mul_(group["scale"])), None
         squares, residual = stacks.column_squares, stacks.change_of_weight
         rate = 1.0 if group.get("lr") is None else group["lr"]
-        if self._compiles and first.blocks is None:
+        if self._compiles and first.blocks.dim is None:
             squares, residual = map(stacks.compiled, (squares, residual))
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
-        whole = first.sum_k(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
+        whole = first.along_k.sum(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
         for state in states:
             if "residual_norm" not in state:
                 state["residual_norm"] = R.new_zeros(())
         norms = [state["residual_norm"] for state in states]
-        total = None if first.columns is None else first.columns.sum
+        total = None if first.columns.dim is None else first.columns.sum
         sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]
         whole, before = first.shard(whole), stacks.stack_of(norms)
         X, t, sizes = residual(change, R, whole, first.k, rate, sign, scale, before, total)

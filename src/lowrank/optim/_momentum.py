@@ -151,7 +151,7 @@ class LowRankMomentum(LowRankOptimizer):
     def _initial_state(weight: Weight) -> dict[str, Any]:
         """A zero momentum, with a basis of the gradient."""
         basis = by_rows(found_basis(weight, weight.policy))
-        k, M = weight.here
+        k, M = weight.along_k.height, weight.along_M.height
         return {
             "step": 0,
             "basis": basis,
@@ -175,14 +175,15 @@ class LowRankMomentum(LowRankOptimizer):
         P, M = (stacks.read(states, name, dtype) for name in ("basis", "exp_avg"))
         Q = _basis(first, G, P, M, beta) if renew else P
         X = stacks.coordinates(Q, G)
-        rows, columns = first.sum_M(stacks.row_squares(G, dtype)), stacks.column_squares(G, dtype)
+        rows = first.along_M.sum(stacks.row_squares(G, dtype))
+        columns = stacks.column_squares(G, dtype)
         # a product and a sum: a fused operation would round depending on the place in the stack
         if renew:
             C = stacks.of_stacks(lambda Q, P: Q.mT @ P, Q, P)
-            X, columns, C = first.sum_k(X, columns, C)
+            X, columns, C = first.along_k.sum(X, columns, C)
             X.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, C, M).mul_(beta))
         else:
-            X, columns = first.sum_k(X, columns)
+            X, columns = first.along_k.sum(X, columns)
             X.mul_(1.0 - beta).add_(M * beta)
         kept = first.kept
         if kept != dtype:  # use the rounded X, so that its rounding error goes into the step
@@ -218,12 +219,13 @@ def _basis(
     """A basis of ``D Mᵀ Q``, with ``D = β₁ M + (1 − β₁) G``; M are the coordinates in Q."""
     # scaled to norm 1, so that no product leaves the range of its dtype
     sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
-    if first.along_M is not None:
-        sizes = first.sum_M(sizes.square()).sqrt()
+    if first.along_M.dim is not None:
+        sizes = first.along_M.sum(sizes.square()).sqrt()
     R = (M / torch.where(sizes > 0, sizes, 1.0)).mT
-    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R))
+    C, Y = stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R)
+    C, Y = first.along_M.sum(C, Y)
     Y.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, Q, C), alpha=beta)
-    if first.along_k is None:
+    if first.along_k.dim is None:
         found = stacks.of_stacks(orthonormal, Y)
     else:
         found = first.along_k.orthonormalize(Y).Q
@@ -235,7 +237,7 @@ def _mean_squares(
 ) -> torch.Tensor:
     """Mean squares of the matrices ``diag(a) G diag(b)``."""
     first, squares = weights[0], stacks.weighted_column_squares(G, a) * b.square()
-    if first.blocks is not None:
+    if first.blocks.dim is not None:
         return first.blocks.sum(squares.sum(-1)) / (first.k * first.M)
     return stacks.of_stacks(lambda X: X.mean(-1), squares) / first.k
 
@@ -249,7 +251,7 @@ def _factors(
     in the basis is rounding error only.
     """
     # the means over rows and over columns are equal; use the one that is complete on this process
-    of_all = (rows if first.along_k is None else columns).mean(-1, keepdim=True).sqrt()
+    of_all = (rows if first.along_k.dim is None else columns).mean(-1, keepdim=True).sqrt()
     least = torch.finfo(rows.dtype).eps * of_all
     a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)
     b = torch.where(columns > 0, of_all / (columns.sqrt() + least), 0.0)

@@ -197,8 +197,7 @@ class LowRankMuon(LowRankOptimizer):
         rate = -rate if group["maximize"] else rate
         a.mul_((sizes[0] / sizes[1]).unsqueeze(-1) * longer * rate)
         U.mul_(a.unsqueeze(along))
-        if first.blocks is not None:
-            U = first.blocks.part(U, -2 if first.left else -1)
+        U = first.blocks.part(U, -2 if first.left else -1)
         add_to_weights(weights, None, None, U, states=states)
         new = Q.to(first.kept), R.to(first.kept), ratio, squares
         for name, stack in zip(names, new, strict=True):
@@ -209,7 +208,7 @@ def _gradients(weights: list[Weight]) -> torch.Tensor:
     """A stack of whole k×M gradients: Newton–Schulz steps need all rows."""
     first = weights[0]
     G = stack_of([weight.gradient for weight in weights], first.dtype).flatten(2)
-    G = G if first.blocks is None else first.blocks.gather(G)
+    G = first.blocks.gather(G)
     return G if first.left else G.mT
 
 

@@ -30,7 +30,7 @@ Worker = tuple[Weight, ...] | torch.optim.Optimizer
 class Planned(torch.optim.Optimizer):
     """A torch optimizer that knows which weights it compresses, and which it steps together."""
 
-    # How the state of sharded weights is shared out, see `Weight`.
+    # How the state of sharded weights is shared out, see `weight_of`.
     _spread = "shares"
     _temporaries = 6  # temporary arrays of a step, each of the size of the coordinates
     _copies = 0  # copies of the gradient in a stack
@@ -186,9 +186,8 @@ class Planned(torch.optim.Optimizer):
             optimizer = self._inner.new(
                 [{"params": [p for p, _ in same], "outer": same[0][1]} for same in groups]
             )
-            for p, state in optimizer.state.items():
-                if not self.state.get(p):
-                    self.state[p] = state
+            made = optimizer.state.items()
+            self.state.update((p, state) for p, state in made if not self.state.get(p))
             worker_of.update((p, optimizer) for p, _ in part)
         arrays = self._temporaries, self._copies, self.temporary_bytes
         for same in similar_weights(weights, *arrays, alone=alone):

@@ -79,11 +79,11 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
         before = [inner_state(state) for state in states]
         after = None
         if group["transport"] != "reset" and before[0]:
-            R = first.shard(first.sum_k(stacks.coordinates(old, G)))
-            squares = first.shard(first.sum_k(stacks.column_squares(G, R.dtype)))
+            R = first.shard(first.along_k.sum(stacks.coordinates(old, G)))
+            squares = first.shard(first.along_k.sum(stacks.column_squares(G, R.dtype)))
             outside = (squares - stacks.column_squares(R, R.dtype)).clamp_(min=0)
             outside /= max(1, first.k - R.shape[-2])
-            after = transported(inner, before, first.sum_k(bases.mT @ old), group, outside)
+            after = transported(inner, before, first.along_k.sum(bases.mT @ old), group, outside)
             if after is None:
                 inner.warn_of_reset(before[0])
         for i, state in enumerate(states):
@@ -100,24 +100,20 @@ def found_basis(
 
     Every process computes the whole k×r basis, from products that are the same on all.
     """
-    blocks, along_k = weight.blocks, weight.along_k
-    A: Any = weight.gradient.flatten(1) if sketch is None else sketch
-    if along_k is not None:
-        A = A if sketch is None else along_k.gather(sketch)
-        old: Any = policy.basis
-        policy = replace(policy, basis=None if old is None else along_k.gather(old))
-    if blocks is not None and sketch is None:
-        A = of_rows(as_operator(A), blocks)
-    Q: Any = policy.refresh(A, step=step).basis
-    return Q if along_k is None else along_k.part(Q)
+    along_k, old = weight.along_k, policy.basis
+    A: Any = weight.gradient.flatten(1) if sketch is None else along_k.gather(sketch)
+    if weight.blocks.dim is not None and sketch is None:
+        A = of_rows(as_operator(A), weight.blocks)
+    policy = replace(policy, basis=None if old is None else along_k.gather(old))
+    return along_k.part(policy.refresh(A, step=step).basis)
 
 
 def _sketch(weight: Weight, average: float, state: dict[str, Any]) -> None:
     """Update the running average of ``G Ω``, for a test matrix Ω that never changes."""
     width = min(weight.rank + weight.policy.oversampling, weight.k)
     Omega = weight.drawn(width, "average", long=True)
-    Omega = Omega if weight.along_M is None else weight.along_M.part(Omega)
-    Y = weight.sum_M(stacks.product(weight.oriented(weight.gradient), Omega))
+    Y = stacks.product(weight.oriented(weight.gradient), weight.along_M.part(Omega))
+    Y = weight.along_M.sum(Y)
     old = state.get("sketch")
     if old is not None and old.shape == Y.shape:
         Y = torch.lerp(Y, old, average)

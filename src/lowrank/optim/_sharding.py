@@ -49,7 +49,7 @@ def unfit_placements(parameter: Any) -> str | None:
     if [type(place).__name__ for place in cut] != ["Shard"] or cut[0].dim != 0:
         placements = tuple(parameter.placements)
         return f"DTensor with placements {placements}, not one cut by rows, Shard(0)"
-    rows: Any = rows_of(parameter)
+    rows = rows_of(parameter)
     height = local(parameter).shape[0]
     if height != rows.height:
         return (
@@ -59,10 +59,10 @@ def unfit_placements(parameter: Any) -> str | None:
     return None
 
 
-def rows_of(parameter: Any) -> Rows | None:
-    """How the rows of a parameter are sharded; None if it is not sharded."""
+def rows_of(parameter: Any) -> Rows:
+    """How the rows of a parameter are sharded; one shard if they are not."""
     if not hasattr(parameter, "placements"):
-        return None
+        return Rows(heights=(parameter.shape[0],))
     return Rows(parameter.device_mesh, tuple(parameter.placements)).chunks(parameter.shape[0])
 
 

@@ -191,10 +191,8 @@ def product(X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    if len(pieces := _pieces(G, whole=G.numel() <= CACHED)) == 1:
-        return (G * a[:, None]).square_().sum(0)
     squares = a.new_zeros(G.shape[1])
-    for rows, columns in pieces:
+    for rows, columns in _pieces(G, whole=G.numel() <= CACHED):
         squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
     return squares
 
@@ -333,8 +331,8 @@ def add_to_weights(
 
 def _noise(weight: Weight, state: dict[str, Any]) -> torch.Generator:
     """A generator seeded by the seed, the step, the index of a weight, and its shard."""
-    blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
-    numbers = weight.policy.seed, int(step), weight.index, 0 if blocks is None else blocks.position
+    step = state.get("updates", state.get("step", 0))
+    numbers = weight.policy.seed, int(step), weight.index, weight.blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
     return torch.Generator(weight.parameter.device).manual_seed(int.from_bytes(digest, "little"))
 

@@ -27,12 +27,12 @@ class LowRankOptimizer(Planned):
 
     # -- what subclasses define ---------------------------------------------------------------
 
-    def _begun(self, weights: list[Weight]) -> list[dict[str, Any]]:
-        """Copies of the states of weights for this step."""
-        states = [dict(self.state.get(w.parameter) or self._initial_state(w)) for w in weights]
-        for state in states:
+    def _begin(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
+        """Prepare the states of weights for a step; they are empty before the first one."""
+        for weight, state in zip(weights, states, strict=True):
+            if not state:
+                state.update(self._initial_state(weight))
             state["step"] += 1
-        return states
 
     @staticmethod
     def _initial_state(weight: Weight) -> dict[str, Any]:
@@ -186,7 +186,9 @@ class LowRankOptimizer(Planned):
             worker.step()
         elif weights := [weight for weight in worker if weight.parameter.grad is not None]:
             check_betas(weights[0].group, self._betas)
-            pairs = zip(weights, self._begun(weights), strict=True)
+            states = [dict(self.state.get(weight.parameter, {})) for weight in weights]
+            self._begin(weights, states)
+            pairs = zip(weights, states, strict=True)
             for part in grouped_by(pairs, lambda pair: self._kind(*pair)):
                 self._step_together([weight for weight, _ in part], [state for _, state in part])
                 self.state.update((weight.parameter, state) for weight, state in part)

@@ -182,27 +182,33 @@ def step_coordinates(
     optimizer.state.clear()
     [options] = optimizer.param_groups
     inner.set_options(options, group, weight_decay=0.0)
+    present = list(zip(options["params"], *parts, initial, strict=True))
     try:
-        for proxy, value, grad, state in zip(options["params"], *parts, initial, strict=True):
-            proxy.data, proxy.grad = value, grad
+        for proxy, value, _, state in present:
+            proxy.data = value
             starts_with_state = not state and inner.has_initial_state
             own = inner.new([proxy]).state[proxy] if starts_with_state else state
             if own:
                 optimizer.state[proxy] = own
-        optimizer.step()
-        for proxy, value in zip(options["params"], parts[0], strict=True):
+        # in two parts: fused optimizers need state for all parameters or for none
+        have = [proxy in optimizer.state for proxy, *_ in present]
+        for part in sorted(set(have)):
+            for (proxy, _, grad, _), has_state in zip(present, have, strict=True):
+                proxy.grad = grad if has_state is part else None
+            optimizer.step()
+        for proxy, value, *_ in present:
             if proxy.data_ptr() != value.data_ptr():
                 value.copy_(proxy.data)
-        made = [dict(optimizer.state.get(proxy, {})) for proxy in options["params"]]
+        made = [dict(optimizer.state.get(proxy, {})) for proxy, *_ in present]
     finally:
         optimizer.state.clear()
-        for proxy in options["params"]:
+        for proxy, *_ in present:
             proxy.grad, proxy.data = None, proxy.data.new_empty(0)
     if joined:
         _part(made[0], states)
-        return
-    for state, new in zip(states, made, strict=True):
-        state.update(new)
+    else:
+        for state, new in zip(states, made, strict=True):
+            state.update(new)
 
 
 def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
@@ -230,7 +236,7 @@ def _part(joined: dict[str, Any], states: list[dict[str, Any]]) -> None:
     """Copy the parts of a joined state to the states."""
     for name, value in joined.items():
         if _is_on_device(value):
-            write(value if value.ndim else value.expand(len(states)), states, name)
+            write(states, {name: value if value.ndim else value.expand(len(states))})
         else:
             for state in states:
                 state[name] = copied(value, None)
@@ -282,7 +288,7 @@ def transported(
             for state, made, y in zip(states, new, Y, strict=True):
                 made[name] = state[name].to(first.device, copy=True).copy_(y)
         else:
-            write(Y.to(first.dtype), new, name)
+            write(new, {name: Y.to(first.dtype)})
     return [{**state, **moved} for state, moved in zip(states, new, strict=True)]
 
 

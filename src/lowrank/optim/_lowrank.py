@@ -9,7 +9,7 @@ from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._inner import inner_of, inner_state, join_key, step_coordinates
 from lowrank.optim._options import Weight
-from lowrank.optim._refresh import refreshed
+from lowrank.optim._refresh import refresh
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
 
@@ -193,18 +193,15 @@ class LowRank(LowRankOptimizer):
     def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:
         return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
 
-    def _begun(self, weights: list[Weight]) -> list[dict[str, Any]]:
-        before = [self.state.get(weight.parameter, {}) for weight in weights]
-        return refreshed(weights, before, self._inner)
+    def _begin(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
+        refresh(weights, states, self._inner)
 
     def _joins(self, weight: Weight) -> bool:
         """Whether one proxy holds the coordinates of weights like this."""
         return weight.stacked and self._inner.is_elementwise(weight.parameter.device)
 
     def _kind(self, weight: Weight, state: dict[str, Any]) -> Any:
-        # fused optimizers need state for all parameters or for none
-        inner = join_key(state) if self._joins(weight) else bool(inner_state(state))
-        return state["basis"].shape, inner
+        return state["basis"].shape, join_key(state) if self._joins(weight) else None
 
     def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
         """Step weights with bases of one rank: step ``R = QᵀG``, and add ``Q·(change of R)``."""
@@ -223,6 +220,7 @@ class LowRank(LowRankOptimizer):
         step_coordinates(
             self._inner, self._proxied, first.group, values, grads, states, joined=joined
         )
+        del grads
         change = values.to(R.dtype) if start is None else values.sub_(start)
         X, t = self._with_residual(weights, states, change, R, G)
         stacks.add_to_weights(weights, Q, X, G, t=t, states=states)

@@ -11,7 +11,6 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight
 from lowrank.optim._refresh import found_basis
-from lowrank.optim._sharding import by_rows
 from lowrank.optim._stacks import Matrices
 
 NAME = "AdamW, momentum of low rank"
@@ -150,7 +149,7 @@ class LowRankMomentum(LowRankOptimizer):
     @staticmethod
     def _initial_state(weight: Weight) -> dict[str, Any]:
         """A zero momentum, with a basis of the gradient."""
-        basis = by_rows(found_basis(weight, weight.policy))
+        basis = found_basis(weight, weight.policy)
         k, M = weight.along_k.height, weight.along_M.height
         return {
             "step": 0,
@@ -209,8 +208,7 @@ class LowRankMomentum(LowRankOptimizer):
         stacks.add_to_weights(weights, left, right, G, t=b, rows=a, states=states)
         del left, right, M
         bases = {"basis": Q} if renew else {}
-        for name, stack in {**bases, "exp_avg": X.to(kept), **means}.items():
-            stacks.write(stack, states, name)
+        stacks.write(states, {**bases, "exp_avg": X.to(kept), **means})
 
 
 def _basis(

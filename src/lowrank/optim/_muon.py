@@ -200,8 +200,7 @@ class LowRankMuon(LowRankOptimizer):
         U = first.blocks.part(U, -2 if first.left else -1)
         add_to_weights(weights, None, None, U, states=states)
         new = Q.to(first.kept), R.to(first.kept), ratio, squares
-        for name, stack in zip(names, new, strict=True):
-            write(stack, states, name)
+        write(states, dict(zip(names, new, strict=True)))
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:

@@ -105,7 +105,6 @@ class Weight:
 
     @property
     def gradient(self) -> torch.Tensor:
-        assert self.parameter.grad is not None
         return local(self.parameter.grad)
 
     def shard(self, X: torch.Tensor) -> torch.Tensor:
@@ -163,8 +162,11 @@ def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
             raise ValueError(f"`{name}` must be {kind}, at least 0 and below 1, got {value!r}.")
 
 
-def parse(group: dict[str, Any]) -> dict[str, Any]:
-    """The group with GaLore's names translated; an error says which option is wrong."""
+def parse(group: dict[str, Any], betas: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The group with GaLore's names translated; an error says which option is wrong.
+
+    `betas` are the names of factors of running means besides `average`.
+    """
     group = dict(group)
     if wrong := sorted(set(OF_ALL) & set(group)):
         raise ValueError(f"`{wrong[0]}` is an option of the optimizer, not of a group.")
@@ -184,7 +186,7 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             allowed = ", ".join(map(repr, choices))
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
-    check_betas(chosen, ("average",))
+    check_betas({**group, **chosen}, ("average", *betas))
     if wants_compression(chosen):
         _policy(chosen, None, 0)
     return group

@@ -11,15 +11,7 @@ import torch
 from lowrank._operators.checks import as_count
 from lowrank.optim._chunks import largest_fraction, similar_weights
 from lowrank.optim._inner import Inner
-from lowrank.optim._options import (
-    DEFAULTS,
-    PLANNED,
-    Weight,
-    check_betas,
-    parse,
-    wants_compression,
-    weight_of,
-)
+from lowrank.optim._options import DEFAULTS, PLANNED, Weight, parse, wants_compression, weight_of
 from lowrank.optim._sharding import unfit_placements
 from lowrank.optim._stacks import grouped_by
 
@@ -80,10 +72,9 @@ class Planned(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         """Translate the options of a group; raise for options or parameters that don't work."""
-        translated = parse(group)
+        translated = parse(group, self._betas)
         group.clear()
         group.update(translated)
-        check_betas(group, self._betas)
         if group["rank"] == 0:
             as_count(0, "rank", least=self._least_rank)
         for name in self._foreign:

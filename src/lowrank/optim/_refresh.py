@@ -1,6 +1,5 @@
 """Refreshes: new bases for compressed parameters, and their state in a new basis."""
 
-from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,20 +11,17 @@ from lowrank.compress import Subspace, keeps_sketch, new_basis, source
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._inner import Inner, inner_state, join_key, transported
 from lowrank.optim._options import Weight
+from lowrank.optim._sharding import by_rows
 
 
-def refreshed(
-    weights: Sequence[Weight], states: Sequence[dict[str, Any]], inner: Inner
-) -> list[dict[str, Any]]:
-    """Copies of the states for this step, with new bases where a refresh is due.
+def refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
+    """Give the states of this step new bases where a refresh is due.
 
     The offset of a weight, from 0 to 1, is the time of the first refresh after the first step, in
     units of `refresh_every`. The offsets differ, so that refreshes are spread over the steps.
     """
-    found, due = [], []
-    every, average = weights[0].group["refresh_every"], weights[0].group["average"]
-    for weight, before in zip(weights, states, strict=True):
-        state = dict(before)
+    due, every, average = [], weights[0].group["refresh_every"], weights[0].group["average"]
+    for weight, state in zip(weights, states, strict=True):
         steps, old = state.get("updates", 0), state.get("basis")
         state["updates"] = steps + 1
         if "began" not in state:  # a state saved by an earlier version
@@ -38,7 +34,6 @@ def refreshed(
             wait = every if old is not None else max(1, int(weight.offset * every))
             state["next_refresh"] = steps + wait
             due.append((weight, state))
-        found.append(state)
 
     def kind(item: tuple[Weight, dict[str, Any]]) -> Any:
         weight, state = item
@@ -49,11 +44,10 @@ def refreshed(
         return state["updates"], None if old is None else old.shape, join_key(state)
 
     for part in stacks.grouped_by(due, kind):
-        _refresh([weight for weight, _ in part], [state for _, state in part], inner)
-    return found
+        _give_bases([weight for weight, _ in part], [state for _, state in part], inner)
 
 
-def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
+def _give_bases(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) -> None:
     """Put new bases into states that can be joined, and transport the rest of each state."""
     first, group, step = weights[0], weights[0].group, states[0]["updates"] - 1
     olds: Any = [state.pop("basis") for state in states] if "basis" in states[0] else None
@@ -67,13 +61,15 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
 
         old: Any = olds and stacks.stack_of(olds)
         bases: Any = new_basis(replace(first.policy, basis=old), A, step, draw)
+        stacks.write(states, {"basis": bases})
     else:
         G = [first.oriented(first.gradient)]
         old = olds and olds[0].unsqueeze(0)
         policy, sketch = replace(first.policy, basis=olds and olds[0]), states[0].get("sketch")
         if sketch is not None:
             policy = replace(policy, side="left", power_iterations=0, warm_start=False)
-        bases = found_basis(first, policy, sketch, step=step).unsqueeze(0)
+        states[0]["basis"] = found_basis(first, policy, sketch, step=step)
+        bases = states[0]["basis"].unsqueeze(0)
     keeps = group["transport"] == "keep" and old is not None and old.shape == bases.shape
     if old is not None and not keeps:
         before = [inner_state(state) for state in states]
@@ -90,7 +86,6 @@ def _refresh(weights: list[Weight], states: list[dict[str, Any]], inner: Inner) 
             for name in before[i]:
                 del state[name]
             state.update({"began": step} if after is None else after[i])
-    stacks.write(bases, states, "basis")
 
 
 def found_basis(
@@ -105,7 +100,7 @@ def found_basis(
     if weight.blocks.dim is not None and sketch is None:
         A = of_rows(as_operator(A), weight.blocks)
     policy = replace(policy, basis=None if old is None else along_k.gather(old))
-    return along_k.part(policy.refresh(A, step=step).basis)
+    return by_rows(along_k.part(policy.refresh(A, step=step).basis))
 
 
 def _sketch(weight: Weight, average: float, state: dict[str, Any]) -> None:

@@ -63,14 +63,15 @@ def read(
     return stack_of([state[name] for state in states], dtype)
 
 
-def write(stack: torch.Tensor, states: Sequence[dict[str, Any]], name: str) -> None:
-    """Copy the parts of a stack to states: on a CPU to new tensors, else to those that fit."""
-    parts = list(stack.unbind())
-    for state, part in zip(states, parts, strict=True):
-        old = None if part.is_cpu else state.get(name)
-        if old is None or (old.shape, old.dtype) != (part.shape, part.dtype):
-            state[name] = part.new_empty(part.shape)
-    torch._foreach_copy_([state[name] for state in states], parts)
+def write(states: Sequence[dict[str, Any]], stacks: dict[str, torch.Tensor]) -> None:
+    """Copy the parts of stacks to states: on a CPU to new tensors, else to those that fit."""
+    for name, stack in stacks.items():
+        parts = list(stack.unbind())
+        for state, part in zip(states, parts, strict=True):
+            old = None if part.is_cpu else state.get(name)
+            if old is None or (old.shape, old.dtype) != (part.shape, part.dtype):
+                state[name] = part.new_empty(part.shape)
+        torch._foreach_copy_([state[name] for state in states], parts)
 
 
 def of_stacks(function: Callable[..., torch.Tensor], *stacks: Matrices) -> torch.Tensor:
@@ -191,8 +192,10 @@ def product(X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
 
 
 def _weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    if len(pieces := _pieces(G, whole=G.numel() <= CACHED)) == 1:
+        return (G * a[:, None]).square_().sum(0)
     squares = a.new_zeros(G.shape[1])
-    for rows, columns in _pieces(G, whole=G.numel() <= CACHED):
+    for rows, columns in pieces:
         squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
     return squares
 

@@ -162,16 +162,18 @@ def step_coordinates(
     kept: dict[Any, torch.optim.Optimizer],
     group: dict[str, Any],
     values: torch.Tensor,
-    grads: torch.Tensor,
+    R: torch.Tensor,
     states: list[dict[str, Any]],
     *,
     joined: bool,
 ) -> None:
-    """Step the `values` (n×r×M) by their gradients, in place, and the inner part of the states.
+    """Step the `values` (n×r×M) by their gradients R, in place, and the inner part of the states.
 
     If `joined`, one parameter holds all values, and the states must have one `join_key`. Otherwise
     there is one for each. Optimizers of these proxies are `kept`, without data between steps.
     """
+    # R is needed again for the residual, and some optimizers write to gradients
+    grads = R.to(values.dtype, copy=group["residual"] is not None)
     initial, parts = [inner_state(state) for state in states], (list(values), list(grads))
     if joined:
         initial, parts = [_joined(initial)], ([values], [grads])
@@ -280,8 +282,10 @@ def transported(
             rest = outside if X.shape[-1] == M else outside.mean(-1, keepdim=True)
             sizes, parts = _sizes(meaning, states[0], group), []
             for part in slices(X.shape[-1], X):
-                pair = mean[..., part] / sizes[0], X[..., part] / sizes[1]
-                parts.append(transport_squares(C, *pair, rest[:, None, part]).mul_(sizes[1]))
+                moved = transport_squares(
+                    C, mean[..., part] / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
+                )
+                parts.append(moved.mul_(sizes[1]))
             Y = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
         if _is_quantized(first):
@@ -289,7 +293,7 @@ def transported(
                 made[name] = state[name].to(first.device, copy=True).copy_(y)
         else:
             write(new, {name: Y.to(first.dtype)})
-    return [{**state, **moved} for state, moved in zip(states, new, strict=True)]
+    return [{**state, **made} for state, made in zip(states, new, strict=True)]
 
 
 def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Any, Any]:

@@ -214,13 +214,9 @@ class LowRank(LowRankOptimizer):
             W = stacks.matrices(weights, [weight.data for weight in weights])
             start = stacks.coordinates(Q, W)
         values = torch.zeros_like(R, dtype=first.kept) if start is None else start.clone()
-        # R is needed again for the residual, and some optimizers write to gradients
-        grads = R.to(values.dtype, copy=first.group["residual"] is not None)
-        joined = self._joins(first)
         step_coordinates(
-            self._inner, self._proxied, first.group, values, grads, states, joined=joined
+            self._inner, self._proxied, first.group, values, R, states, joined=self._joins(first)
         )
-        del grads
         change = values.to(R.dtype) if start is None else values.sub_(start)
         X, t = self._with_residual(weights, states, change, R, G)
         stacks.add_to_weights(weights, Q, X, G, t=t, states=states)

@@ -61,9 +61,8 @@ def unfit_placements(parameter: Any) -> str | None:
 
 def rows_of(parameter: Any) -> Rows:
     """How the rows of a parameter are sharded; one shard if they are not."""
-    if not hasattr(parameter, "placements"):
-        return Rows(heights=(parameter.shape[0],))
-    return Rows(parameter.device_mesh, tuple(parameter.placements)).chunks(parameter.shape[0])
+    mesh, placements = (getattr(parameter, name, None) for name in ("device_mesh", "placements"))
+    return Rows(mesh, tuple(placements or ())).chunks(parameter.shape[0])
 
 
 def true_on_all(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:

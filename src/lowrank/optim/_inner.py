@@ -182,9 +182,9 @@ def step_coordinates(
         kept[kind] = inner.new([torch.nn.Parameter(values.new_zeros(1, 1)) for _ in initial])
     optimizer = kept[kind]
     optimizer.state.clear()
-    [options] = optimizer.param_groups
-    inner.set_options(options, group, weight_decay=0.0)
-    present = list(zip(options["params"], *parts, initial, strict=True))
+    inner.set_options(optimizer.param_groups[0], group, weight_decay=0.0)
+    proxies = [proxy for group in optimizer.param_groups for proxy in group["params"]]
+    present = list(zip(proxies, *parts, initial, strict=True))
     try:
         for proxy, value, _, state in present:
             proxy.data = value

@@ -32,7 +32,7 @@ class LowRankOptimizer(Planned):
         for weight, state in zip(weights, states, strict=True):
             if not state:
                 state.update(self._initial_state(weight))
-            state["step"] += 1
+            state["step"] = state["step"] + 1
 
     @staticmethod
     def _initial_state(weight: Weight) -> dict[str, Any]:

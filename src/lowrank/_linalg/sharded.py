@@ -18,11 +18,11 @@ from lowrank.results import QRResult
 class Rows:
     """How rows are cut into consecutive shards, one per process along one dimension of a mesh.
 
-    If all placements are replicated, there is one shard of all rows.
+    If all placements are replicated, or there is no mesh, there is one shard of all rows.
     """
 
-    mesh: Any  # torch.distributed.device_mesh.DeviceMesh
-    placements: tuple[Any, ...]
+    mesh: Any = None  # torch.distributed.device_mesh.DeviceMesh
+    placements: tuple[Any, ...] = ()
     heights: tuple[int, ...] = ()
 
     @property
@@ -43,7 +43,7 @@ class Rows:
 
         All shards have one size, but for a smaller one and empty ones at the end.
         """
-        count = self.mesh.size(self.dim)
+        count = 1 if self.dim is None else self.mesh.size(self.dim)
         largest = -(-length // count)
         heights = [min(max(length - i * largest, 0), largest) for i in range(count)]
         return replace(self, heights=tuple(heights))
@@ -53,9 +53,10 @@ class Rows:
     def sum(self, *several: Array) -> Any:
         """Sums over processes, in one all-reduce; the arguments may be overwritten."""
         torch, many = xa.loaded("torch"), len(several) > 1
+        if self.dim is None:
+            return several if many else several[0]
         together = torch.cat([X.flatten() for X in several]) if many else several[0].contiguous()
-        if len(self.heights) > 1:
-            xa.loaded("torch.distributed").all_reduce(together, group=self.mesh.get_group(self.dim))
+        xa.loaded("torch.distributed").all_reduce(together, group=self.mesh.get_group(self.dim))
         parts = torch.split(together.view(-1), [X.numel() for X in several])
         sums = [part.view(X.shape) for part, X in zip(parts, several, strict=True)]
         return sums if many else sums[0]
@@ -71,6 +72,8 @@ class Rows:
 
     def gather(self, X: Array) -> Array:
         """All rows of a matrix or stack, in an all-gather of the shards."""
+        if self.dim is None:
+            return X
         padded = X.new_zeros((*X.shape[:-2], max(self.heights), X.shape[-1]))
         padded[..., : self.height, :] = X
         parts = zip(self._all_gather(padded), self.heights, strict=True)
@@ -96,6 +99,8 @@ class Rows:
 
     def part(self, X: Array, dim: int = -2) -> Array:
         """The shard of this process of a replicated X, as a view."""
+        if self.dim is None:
+            return X
         return X.narrow(dim, sum(self.heights[: self.position]), self.height)
 
     def orthonormalize(self, X: Array) -> QRResult:

@@ -7,13 +7,12 @@ from typing import Any
 
 import torch
 
-from lowrank.optim._chunks import Chunk
 from lowrank.optim._loading import loaded_groups, loaded_states
 from lowrank.optim._options import Weight, check_betas
-from lowrank.optim._planned import Planned
+from lowrank.optim._planned import Planned, Worker
 from lowrank.optim._report import Report, Row, storage_bytes
 from lowrank.optim._sharding import align
-from lowrank.optim._stacks import are_finite, grouped_by, write
+from lowrank.optim._stacks import are_finite, grouped_by
 
 
 class LowRankOptimizer(Planned):
@@ -28,23 +27,24 @@ class LowRankOptimizer(Planned):
 
     # -- what subclasses define ---------------------------------------------------------------
 
-    def _begun(self, chunk: Chunk, weights: list[Weight]) -> list[dict[str, Any]]:  # noqa: ARG002
-        """Copies of the states of weights for this step."""
-        return [dict(self.state.get(w.parameter) or self._initial_state(w)) for w in weights]
+    def _begin(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
+        """Prepare the states of weights for a step; they are empty before the first one."""
+        for weight, state in zip(weights, states, strict=True):
+            if not state:
+                state.update(self._initial_state(weight))
+            state["step"] = state["step"] + 1
 
     @staticmethod
     def _initial_state(weight: Weight) -> dict[str, Any]:
         """The state of a weight before the first step."""
         raise NotImplementedError
 
-    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
+    def _kind(self, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
         """Equal for weights that are stepped together."""
         return state["step"]
 
-    def _step_together(
-        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
-    ) -> None:
-        """Step weights of one kind that have gradients."""
+    def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
+        """Step weights of one kind that have gradients, and their states."""
         raise NotImplementedError
 
     def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:  # noqa: ARG002
@@ -85,11 +85,11 @@ class LowRankOptimizer(Planned):
             with torch.enable_grad():
                 loss = closure()
         workers = self._workers()
-        accepted = self._accepts(self._parameters())
+        accepted = self._accepts(list(workers))
         if self._skipped or not accepted:
             self.param_groups[0]["skipped_steps"] += 1
         self._skipped = False
-        for worker in workers if accepted else ():
+        for worker in dict.fromkeys(workers.values()) if accepted else ():
             self._work(worker)
         return loss
 
@@ -160,59 +160,45 @@ class LowRankOptimizer(Planned):
             if when is not None and not when():
                 return
             self._compiles = False
-            self._workers()
-            if parameter not in self._worker_of:  # removed from the groups
+            worker = self._workers().get(parameter)
+            if worker is None:  # removed from the groups
                 return
             if self._accepts([parameter]):
-                self._work(self._worker_of[parameter])
+                self._work(worker)
             else:
                 self._skipped = True
             parameter.grad = None
 
         hooks = ExitStack()
         hooks.callback(self._forget)
-        for parameter in self._parameters():
+        for parameter in self._names():
             if parameter.requires_grad:
                 handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
                 hooks.callback(handle.remove)
         self._seen, self._hooks = (), hooks
         return hooks
 
-    def _work(self, worker: Chunk | torch.optim.Optimizer) -> None:
-        if isinstance(worker, Chunk):
-            weights = [weight for weight in worker.weights if weight.parameter.grad is not None]
-            if weights:
-                check_betas(weights[0].group, self._betas)
-                pairs = zip(weights, self._begun(worker, weights), strict=True)
-                for part in grouped_by(pairs, lambda pair: self._kind(worker, *pair)):
-                    self._step_together(worker, [w for w, _ in part], [state for _, state in part])
-            return
-        worker.state = self.state
-        for group in worker.param_groups:
-            self._inner.set_options(group, group["outer"])
-        worker.step()
-
-    def _keep(
-        self, weights: list[Weight], states: list[dict[str, Any]], new: dict[str, torch.Tensor]
-    ) -> None:
-        """Store the parts of stacks in states: on a CPU in new tensors, else in the old ones."""
-        for name, stack in new.items():
-            places = [None if stack.is_cpu else state.get(name) for state in states]
-            for state, value in zip(states, write(stack, places), strict=True):
-                state[name] = value
-        for weight, state in zip(weights, states, strict=True):
-            self.state[weight.parameter] = state
+    def _work(self, worker: Worker) -> None:
+        if isinstance(worker, torch.optim.Optimizer):
+            worker.state = self.state
+            for group in worker.param_groups:
+                self._inner.set_options(group, group["outer"])
+            worker.step()
+        elif weights := [weight for weight in worker if weight.parameter.grad is not None]:
+            check_betas(weights[0].group, self._betas)
+            states = [dict(self.state.get(weight.parameter, {})) for weight in weights]
+            self._begin(weights, states)
+            pairs = zip(weights, states, strict=True)
+            for part in grouped_by(pairs, lambda pair: self._kind(*pair)):
+                self._step_together([weight for weight, _ in part], [state for _, state in part])
+                self.state.update((weight.parameter, state) for weight, state in part)
 
     def _accepts(self, parameters: list[torch.Tensor]) -> bool:
         """Whether a step may use these gradients. Each is then sharded like its parameter."""
         for parameter in parameters:
             align(parameter)
-            grad = parameter.grad
-            if (
-                grad is not None
-                and grad.layout is not torch.strided
-                and parameter in self._compressed
-            ):
+            layout = getattr(parameter.grad, "layout", torch.strided)
+            if layout is not torch.strided and parameter in self._compressed:
                 raise TypeError(
                     f"parameter {self._names()[parameter]} has a sparse gradient, which cannot be "
                     "compressed; put it into a group of its own with rank=None."
@@ -283,11 +269,7 @@ class LowRankOptimizer(Planned):
             names.add(getattr(self._inner.make, "__name__", type(self._inner.make).__name__))
         groups = loaded_groups(state_dict["param_groups"], self.param_groups, self.defaults, names)
         fits = {weight.parameter: (weight, self._shapes(weight)) for weight in self._weights()}
-        state = loaded_states(state_dict["state"], groups, self.param_groups, self._names(), fits)
-        for group, own in zip(groups, self.param_groups, strict=True):
-            group["params"] = own["params"]
-            if "param_names" in own:
-                group.setdefault("param_names", own["param_names"])
+        state = loaded_states(state_dict, groups, self._names(), fits)
         self.__setstate__({"state": state, "param_groups": groups})
         for after in self._optimizer_load_state_dict_post_hooks.values():
             after(self)

@@ -1,7 +1,8 @@
 """Chunks: which weights are stepped together, and whether as one stack."""
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 from lowrank._operators.checks import as_rank
@@ -16,21 +17,10 @@ OF_ROUNDING = {"nearest": 2, "compensated": 6, "stochastic": 10}
 TEMPORARY, TEMPORARY_ON_A_GPU = 2**24, 2**28
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Compressed parameters of one group and shape, stepped together."""
-
-    weights: list[Weight]
-    stacked: bool  # whether their gradients form one tensor
-    # The optimizer of their coordinates, if any; its proxies are empty between steps.
-    optimizer: Any = None
-    joins: bool = False  # whether one proxy holds the coordinates of all weights
-
-
 def similar_weights(
     weights: list[Weight], temporaries: int, copies: int, limit: int | None, *, alone: bool
-) -> Iterator[tuple[list[Weight], bool]]:
-    """Weights of the same group, shape, dtype, device and sharding; whether they form a stack.
+) -> Iterator[tuple[Weight, ...]]:
+    """Weights of the same group, shape, dtype, device and sharding, marked if they form a stack.
 
     A step needs `temporaries` arrays of the size of the coordinates, and `copies` of the gradient.
     `limit` bounds the bytes of temporary arrays.
@@ -43,7 +33,7 @@ def similar_weights(
         own = weight.index if alone or (on_cpu and weight.policy.energy is not None) else None
         # as views, weights and transposed weights go together; in stacks they do not
         shape = (weight.k, weight.M) if on_cpu else (p.shape, weight.left)
-        spread = weight.blocks, weight.blocks is not None and weight.left
+        spread = weight.blocks.dim is not None and (weight.blocks, weight.left)
         return id(weight.group), shape, p.dtype, p.device, spread, own
 
     for same in grouped_by(weights, kind):
@@ -55,10 +45,10 @@ def similar_weights(
         # arrays of the size of the weight: gradient, weight and others
         arrays = copies + OF_ROUNDING[first.rounding]
         whole = size + arrays * first.k * first.M * first.dtype.itemsize
-        stacked = copies > 0 or (not on_cpu and first.blocks is None and whole <= most)
+        stacked = copies > 0 or (not on_cpu and first.blocks.dim is None and whole <= most)
         count = max(1, most // (whole if stacked else size))
         for start in range(0, len(same), count):
-            yield same[start : start + count], stacked
+            yield tuple(replace(weight, stacked=stacked) for weight in same[start : start + count])
 
 
 def largest_fraction(
@@ -66,18 +56,14 @@ def largest_fraction(
 ) -> float:
     """The largest fraction of k, at most 1/2, for which all states fit into the budget in bytes."""
 
-    def needed(fraction: float) -> int:
-        return sum(bytes_of(w, as_rank(fraction, w.k, "budget_bytes")) for w in weights)
+    def needed(part: int) -> int:
+        return sum(bytes_of(w, as_rank(part / parts, w.k, "budget_bytes")) for w in weights)
 
-    low, high = 0.0, 0.5
-    if not weights or needed(high) <= budget:
-        return high
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if needed(middle) <= budget else (low, middle)
-    if low == 0.0:
+    parts = 2**51
+    fitting = bisect_right(range(1, parts // 2 + 1), budget, key=needed)
+    if fitting == 0:
         raise ValueError(
-            f"`budget_bytes` must be at least {needed(1e-9):,}, for rank 1 of each of "
+            f"`budget_bytes` must be at least {needed(1):,}, for rank 1 of each of "
             f"{len(weights)} parameters, got {budget:,}."
         )
-    return low
+    return fitting / parts

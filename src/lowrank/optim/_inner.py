@@ -11,7 +11,7 @@ import torch
 from lowrank.compress import transport_squares
 from lowrank.optim._loading import copied
 from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE
-from lowrank.optim._stacks import slices, stack_of, write
+from lowrank.optim._stacks import read, slices, stack_of, write
 
 # What a tensor of state holds for each coordinate (or row of coordinates): a mean, which changes
 # with the basis like coordinates; a mean or sum of squares; or numbers per column, which don't
@@ -119,6 +119,11 @@ def is_array(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.ndim > 0
 
 
+def _is_on_device(value: Any) -> bool:
+    """Whether a value of state is an array, or a number on a device other than the CPU."""
+    return is_array(value) or (isinstance(value, torch.Tensor) and not value.is_cpu)
+
+
 def inner_state(state: dict[str, Any]) -> dict[str, Any]:
     """The part of a parameter's state that belongs to the inner optimizer."""
     return {name: value for name, value in state.items() if name not in OWN_STATE}
@@ -154,23 +159,32 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
 
 def step_coordinates(
     inner: Inner,
-    optimizer: torch.optim.Optimizer,
+    kept: dict[Any, torch.optim.Optimizer],
+    group: dict[str, Any],
     values: torch.Tensor,
-    grads: torch.Tensor,
+    R: torch.Tensor,
     states: list[dict[str, Any]],
     *,
-    stacked: bool,
-) -> list[dict[str, Any]]:
-    """Let `optimizer` step the `values` (n×r×M) in place by their gradients; return the states.
+    joined: bool,
+) -> None:
+    """Step the `values` (n×r×M) by their gradients R, in place, and the inner part of the states.
 
-    If `stacked`, one proxy holds all values, and their states must have one `join_key`. Otherwise
-    there is one proxy for each.
+    If `joined`, one parameter holds all values, and the states must have one `join_key`. Otherwise
+    there is one for each. Optimizers of these proxies are `kept`, without data between steps.
     """
+    # R is needed again for the residual, and some optimizers write to gradients
+    grads = R.to(values.dtype, copy=group["residual"] is not None)
+    initial, parts = [inner_state(state) for state in states], (list(values), list(grads))
+    if joined:
+        initial, parts = [_joined(initial)], ([values], [grads])
+    kind = values.device, values.dtype, len(initial)
+    if kind not in kept:
+        kept[kind] = inner.new([torch.nn.Parameter(values.new_zeros(1, 1)) for _ in initial])
+    optimizer = kept[kind]
+    optimizer.state.clear()
+    inner.set_options(optimizer.param_groups[0], group, weight_decay=0.0)
     proxies = [proxy for group in optimizer.param_groups for proxy in group["params"]]
-    initial, parts = states, (list(values), list(grads))
-    if stacked:
-        initial, parts = [_joined(states)], ([values], [grads])
-    present = list(zip(proxies, *parts, initial, strict=False))
+    present = list(zip(proxies, *parts, initial, strict=True))
     try:
         for proxy, value, _, state in present:
             proxy.data = value
@@ -192,7 +206,11 @@ def step_coordinates(
         optimizer.state.clear()
         for proxy, *_ in present:
             proxy.grad, proxy.data = None, proxy.data.new_empty(0)
-    return _parted(made[0], states) if stacked else made
+    if joined:
+        _part(made[0], states)
+    else:
+        for state, new in zip(states, made, strict=True):
+            state.update(new)
 
 
 def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
@@ -202,7 +220,7 @@ def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
     """
     key: list[Any] = [state.get("updates", 0) - state.get("began", 0)]
     for name, value in inner_state(state).items():
-        if isinstance(value, torch.Tensor) and (value.ndim or not value.is_cpu):
+        if _is_on_device(value):
             key.append((name, value.shape, value.dtype))
         else:
             key.append((name, float(value) if isinstance(value, torch.Tensor) else repr(value)))
@@ -211,21 +229,19 @@ def join_key(state: dict[str, Any]) -> tuple[Any, ...]:
 
 def _joined(states: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        name: stack_of([s[name] for s in states]) if is_array(value) else copied(value, None)
+        name: read(states, name) if is_array(value) else copied(value, None)
         for name, value in states[0].items()
     }
 
 
-def _parted(joined: dict[str, Any], states: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    parted: list[dict[str, Any]] = [{} for _ in states]
+def _part(joined: dict[str, Any], states: list[dict[str, Any]]) -> None:
+    """Copy the parts of a joined state to the states."""
     for name, value in joined.items():
-        values: list[Any] = [value] * len(states)
-        if isinstance(value, torch.Tensor):
-            stack = value if value.ndim else value.expand(len(states))
-            values = list(write(stack, [state.get(name) for state in states]))
-        for state, each in zip(parted, values, strict=True):
-            state[name] = each
-    return parted
+        if _is_on_device(value):
+            write(states, {name: value if value.ndim else value.expand(len(states))})
+        else:
+            for state in states:
+                state[name] = copied(value, None)
 
 
 # -- state in a new basis --------------------------------------------------------------------------
@@ -246,46 +262,38 @@ def transported(
     basis. A sum of squares is the mean times the number of steps. Of a factored mean of squares,
     the numbers of rows are changed, and those of columns stay.
     """
-    new: list[dict[str, Any]] = [dict(state) for state in states]
-    plain: dict[str, torch.Tensor] = {}
     arrays = {name: value for name, value in states[0].items() if is_array(value)}
     if inner.meanings is None or not arrays.keys() <= inner.meanings.keys():
         return None
-    r, M = C.shape[-1], outside.shape[-1]
-    for name, first in arrays.items():
-        meaning = inner.meanings[name]
-        if meaning == "columns":
-            continue
-        quantized = _is_quantized(first)
-        if first.shape[0] != r or (quantized and C.shape[-2] != r):
-            return None
-        values = [state[name] for state in states]
-        X = plain[name] = _plain(values, C.dtype)
+    changed = {name: X for name, X in arrays.items() if inner.meanings[name] != "columns"}
+    (new_r, r), M = C.shape[-2:], outside.shape[-1]
+    if any(X.shape[0] != r or (_is_quantized(X) and new_r != r) for X in changed.values()):
+        return None
+    new: list[dict[str, Any]] = [{} for _ in states]
+    plain = {name: _plain([state[name] for state in states], C.dtype) for name in changed}
+    for name, first in changed.items():
+        meaning, X = inner.meanings[name], plain[name]
         X = X if X.ndim > 2 else X.unsqueeze(-1)
         if meaning == "mean":
             Y = C @ X
         else:
-            mean = OF_MEANS.get(name)
-            if mean in states[0] and mean not in plain:
-                plain[mean] = _plain([state[mean] for state in states], C.dtype)
+            mean = plain.get(OF_MEANS.get(name, ""))
+            mean = X.new_zeros(()).expand_as(X) if mean is None else mean
             rest = outside if X.shape[-1] == M else outside.mean(-1, keepdim=True)
             sizes, parts = _sizes(meaning, states[0], group), []
             for part in slices(X.shape[-1], X):
-                center = plain[mean][..., part] if mean in plain else torch.zeros_like(X[..., part])
-                moved_part = transport_squares(
-                    C, center / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
+                moved = transport_squares(
+                    C, mean[..., part] / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
                 )
-                parts.append(moved_part.mul_(sizes[1]))
+                parts.append(moved.mul_(sizes[1]))
             Y = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
-        if quantized:
-            copies = [value.to(value.device, copy=True) for value in values]
-            made = [value.copy_(y) for value, y in zip(copies, Y, strict=True)]
+        if _is_quantized(first):
+            for state, made, y in zip(states, new, Y, strict=True):
+                made[name] = state[name].to(first.device, copy=True).copy_(y)
         else:
-            made = write(Y.to(first.dtype), [None] * len(values))
-        for state, value in zip(new, made, strict=True):
-            state[name] = value
-    return new
+            write(new, {name: Y.to(first.dtype)})
+    return [{**state, **made} for state, made in zip(states, new, strict=True)]
 
 
 def _sizes(meaning: Any, state: dict[str, Any], group: dict[str, Any]) -> tuple[Any, Any]:

@@ -30,7 +30,9 @@ def loaded_groups(
     defaults: dict[str, Any],
     names: set[Any],
 ) -> list[dict[str, Any]]:
-    """Copies of saved groups with all options; a ValueError if they don't fit this optimizer.
+    """Copies of saved groups with all options, and the parameters of this optimizer.
+
+    A ValueError if they don't fit it.
 
     `names` are the names by which this optimizer may have been saved.
     """
@@ -48,28 +50,30 @@ def loaded_groups(
         raise ValueError(
             f"the state {kind}, but this optimizer is {name}; load one of the same optimizer."
         )
-    return [
-        parse({**defaults, "rank": own["rank"], **group, "optimizer": name})
-        for group, own in zip(groups, own_groups, strict=True)
-    ]
+    loaded = []
+    for group, own in zip(groups, own_groups, strict=True):
+        kept = {option: own[option] for option in ("rank", "param_names") if option in own}
+        options = {**defaults, **kept, **group, "optimizer": name, "params": own["params"]}
+        loaded.append(parse(options))
+    return loaded
 
 
 def loaded_states(
-    saved: dict[Any, Any],
+    saved: dict[str, Any],
     groups: list[dict[str, Any]],
-    own_groups: list[dict[str, Any]],
     names: dict[torch.Tensor, str],
     fits: dict[torch.Tensor, tuple[Weight, Shapes]],
 ) -> defaultdict[Any, Any]:
     """Copies of the saved states; a ValueError unless they fit the parameters and their ranks.
 
+    `groups` are the loaded groups, with parameters instead of their numbers in the saved ones.
     `fits` are the compressed parameters, and shapes of tensors that a state that is not empty must
     have.
     """
-    rest, states = dict(saved), defaultdict[Any, Any](dict)
-    for group, own in zip(groups, own_groups, strict=True):
+    rest, states = dict(saved["state"]), defaultdict[Any, Any](dict)
+    for old, group in zip(saved["param_groups"], groups, strict=True):
         on_host = not (group.get("capturable") or group.get("fused"))
-        for key, p in zip(group["params"], own["params"], strict=True):
+        for key, p in zip(old["params"], group["params"], strict=True):
             if key not in rest:
                 continue
             weight, shapes = fits.get(p, (None, {}))

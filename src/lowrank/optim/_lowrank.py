@@ -7,10 +7,9 @@ import torch
 
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
-from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import inner_of, inner_state, join_key, step_coordinates
-from lowrank.optim._options import OWN_STATE, Weight
-from lowrank.optim._refresh import refreshed
+from lowrank.optim._options import Weight
+from lowrank.optim._refresh import refresh
 from lowrank.optim._report import storage_bytes
 from lowrank.optim._stacks import Matrices
 
@@ -194,54 +193,33 @@ class LowRank(LowRankOptimizer):
     def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:
         return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
 
-    def _chunk(self, weights: list[Weight], *, stacked: bool) -> Chunk:
-        proxies = [
-            torch.nn.Parameter(torch.zeros(1, 1, dtype=weight.dtype, device=weight.data.device))
-            for weight in weights
-        ]
-        optimizer = self._inner.new(proxies)
-        optimizer.state.clear()
-        for proxy in proxies:
-            proxy.data = proxy.data.new_empty(0)
-        joins = stacked and self._inner.is_elementwise(weights[0].data.device)
-        return Chunk(weights, stacked, optimizer, joins)
+    def _begin(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
+        refresh(weights, states, self._inner)
 
-    def _begun(self, chunk: Chunk, weights: list[Weight]) -> list[dict[str, Any]]:
-        self._inner.set_options(chunk.optimizer.param_groups[0], weights[0].group, weight_decay=0.0)
-        before = [self.state.get(weight.parameter, {}) for weight in weights]
-        return refreshed(weights, before, self._inner, stacked=chunk.stacked)
+    def _joins(self, weight: Weight) -> bool:
+        """Whether one proxy holds the coordinates of weights like this."""
+        return weight.stacked and self._inner.is_elementwise(weight.parameter.device)
 
-    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
-        return state["basis"].shape, join_key(state) if chunk.joins else None
+    def _kind(self, weight: Weight, state: dict[str, Any]) -> Any:
+        return state["basis"].shape, join_key(state) if self._joins(weight) else None
 
-    def _step_together(
-        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
-    ) -> None:
+    def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
         """Step weights with bases of one rank: step ``R = QᵀG``, and add ``Q·(change of R)``."""
         first, bases = weights[0], [state["basis"] for state in states]
-        Q = stacks.stack_of(bases) if chunk.stacked else bases
-        G = stacks.gradients(weights, stacked=chunk.stacked)
-        R = first.shard(first.sum_k(stacks.coordinates(Q, G)))
+        Q = stacks.stack_of(bases) if first.stacked else bases
+        G = stacks.gradients(weights)
+        R = first.shard(first.along_k.sum(stacks.coordinates(Q, G)))
         start = None
         if self._inner.sees_weights:
-            W = stacks.matrices(weights, [weight.data for weight in weights], stacked=chunk.stacked)
+            W = stacks.matrices(weights, [weight.data for weight in weights])
             start = stacks.coordinates(Q, W)
         values = torch.zeros_like(R, dtype=first.kept) if start is None else start.clone()
-        stepped = step_coordinates(
-            self._inner,
-            chunk.optimizer,
-            values,
-            # R is needed again for the residual, and some optimizers write to gradients
-            R.to(values.dtype, copy=first.group["residual"] is not None),
-            [inner_state(state) for state in states],
-            stacked=chunk.joins,
+        step_coordinates(
+            self._inner, self._proxied, first.group, values, R, states, joined=self._joins(first)
         )
         change = values.to(R.dtype) if start is None else values.sub_(start)
         X, t = self._with_residual(weights, states, change, R, G)
         stacks.add_to_weights(weights, Q, X, G, t=t, states=states)
-        for weight, state, new in zip(weights, states, stepped, strict=True):
-            own = {name: state[name] for name in OWN_STATE if name in state}
-            self.state[weight.parameter] = {**new, **own}
 
     def _with_residual(
         self,
@@ -257,16 +235,16 @@ class LowRank(LowRankOptimizer):
             return first.gather(change.mul_(group["scale"])), None
         squares, residual = stacks.column_squares, stacks.change_of_weight
         rate = 1.0 if group.get("lr") is None else group["lr"]
-        if self._compiles and first.blocks is None:
+        if self._compiles and first.blocks.dim is None:
             squares, residual = map(stacks.compiled, (squares, residual))
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
-        whole = first.sum_k(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
+        whole = first.along_k.sum(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
         for state in states:
             if "residual_norm" not in state:
                 state["residual_norm"] = R.new_zeros(())
         norms = [state["residual_norm"] for state in states]
-        total = None if first.columns is None else first.columns.sum
+        total = None if first.columns.dim is None else first.columns.sum
         sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]
         whole, before = first.shard(whole), stacks.stack_of(norms)
         X, t, sizes = residual(change, R, whole, first.k, rate, sign, scale, before, total)

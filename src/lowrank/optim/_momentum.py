@@ -8,7 +8,6 @@ import torch
 from lowrank._linalg.panel import orthonormal
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
-from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight
 from lowrank.optim._refresh import found_basis
@@ -151,7 +150,7 @@ class LowRankMomentum(LowRankOptimizer):
     def _initial_state(weight: Weight) -> dict[str, Any]:
         """A zero momentum, with a basis of the gradient."""
         basis = found_basis(weight, weight.policy)
-        k, M = weight.here
+        k, M = weight.along_k.height, weight.along_M.height
         return {
             "step": 0,
             "basis": basis,
@@ -160,34 +159,30 @@ class LowRankMomentum(LowRankOptimizer):
             "col_sq": basis.new_zeros(M),
         }
 
-    def _kind(self, chunk: Chunk, weight: Weight, state: dict[str, Any]) -> Any:  # noqa: ARG002
-        step, every = state["step"] + 1, weight.group["refresh_every"]
+    def _kind(self, weight: Weight, state: dict[str, Any]) -> Any:
+        step, every = state["step"], weight.group["refresh_every"]
         renew = step > 1 and (step + int(weight.offset * every)) % every == 0
         return step, renew, state["basis"].shape
 
-    def _step_together(
-        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
-    ) -> None:
+    def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
         """Step weights with the same number of steps; all get a new basis if `renew`, or none."""
         first, group = weights[0], weights[0].group
         beta, square_beta = group["betas"]
-        step, renew, _ = self._kind(chunk, first, states[0])
+        step, renew, _ = self._kind(first, states[0])
         dtype = first.dtype
-        G = stacks.gradients(weights, stacked=chunk.stacked)
-        P, M = (
-            stacks.stack_of([state[name] for state in states], dtype)
-            for name in ("basis", "exp_avg")
-        )
+        G = stacks.gradients(weights)
+        P, M = (stacks.read(states, name, dtype) for name in ("basis", "exp_avg"))
         Q = _basis(first, G, P, M, beta) if renew else P
         X = stacks.coordinates(Q, G)
-        rows, columns = first.sum_M(stacks.row_squares(G, dtype)), stacks.column_squares(G, dtype)
+        rows = first.along_M.sum(stacks.row_squares(G, dtype))
+        columns = stacks.column_squares(G, dtype)
         # a product and a sum: a fused operation would round depending on the place in the stack
         if renew:
             C = stacks.of_stacks(lambda Q, P: Q.mT @ P, Q, P)
-            X, columns, C = first.sum_k(X, columns, C)
+            X, columns, C = first.along_k.sum(X, columns, C)
             X.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, C, M).mul_(beta))
         else:
-            X, columns = first.sum_k(X, columns)
+            X, columns = first.along_k.sum(X, columns)
             X.mul_(1.0 - beta).add_(M * beta)
         kept = first.kept
         if kept != dtype:  # use the rounded X, so that its rounding error goes into the step
@@ -195,8 +190,7 @@ class LowRankMomentum(LowRankOptimizer):
             X = X.clamp(-largest, largest).to(kept).to(dtype)
         means = {}
         for name, sums, count in (("row_sq", rows, first.M), ("col_sq", columns, first.k)):
-            before = stacks.stack_of([state[name] for state in states])
-            means[name] = torch.lerp(sums.div_(count), before, square_beta)
+            means[name] = torch.lerp(sums.div_(count), stacks.read(states, name), square_beta)
         del rows, columns, sums
         bias = 1.0 - square_beta**step
         a, b = _factors(first, means["row_sq"] / bias, means["col_sq"] / bias, group["eps"])
@@ -211,14 +205,10 @@ class LowRankMomentum(LowRankOptimizer):
             left, right = Q, X - M
         left = left * a.unsqueeze(-1)
         right *= b.unsqueeze(-2) * (beta / (1.0 - beta))
-        for state in states:
-            state["step"] = step
         stacks.add_to_weights(weights, left, right, G, t=b, rows=a, states=states)
         del left, right, M
-        new = {"basis": Q, "exp_avg": X.to(kept), **means}
-        if not renew:
-            del new["basis"]
-        self._keep(weights, states, new)
+        bases = {"basis": Q} if renew else {}
+        stacks.write(states, {**bases, "exp_avg": X.to(kept), **means})
 
 
 def _basis(
@@ -227,12 +217,13 @@ def _basis(
     """A basis of ``D Mᵀ Q``, with ``D = β₁ M + (1 − β₁) G``; M are the coordinates in Q."""
     # scaled to norm 1, so that no product leaves the range of its dtype
     sizes = torch.linalg.vector_norm(M, dim=(-2, -1), keepdim=True)
-    if first.along_M is not None:
-        sizes = first.sum_M(sizes.square()).sqrt()
+    if first.along_M.dim is not None:
+        sizes = first.along_M.sum(sizes.square()).sqrt()
     R = (M / torch.where(sizes > 0, sizes, 1.0)).mT
-    C, Y = first.sum_M(stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R))
+    C, Y = stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R)
+    C, Y = first.along_M.sum(C, Y)
     Y.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, Q, C), alpha=beta)
-    if first.along_k is None:
+    if first.along_k.dim is None:
         found = stacks.of_stacks(orthonormal, Y)
     else:
         found = first.along_k.orthonormalize(Y).Q
@@ -244,7 +235,7 @@ def _mean_squares(
 ) -> torch.Tensor:
     """Mean squares of the matrices ``diag(a) G diag(b)``."""
     first, squares = weights[0], stacks.weighted_column_squares(G, a) * b.square()
-    if first.blocks is not None:
+    if first.blocks.dim is not None:
         return first.blocks.sum(squares.sum(-1)) / (first.k * first.M)
     return stacks.of_stacks(lambda X: X.mean(-1), squares) / first.k
 
@@ -258,7 +249,7 @@ def _factors(
     in the basis is rounding error only.
     """
     # the means over rows and over columns are equal; use the one that is complete on this process
-    of_all = (rows if first.along_k is None else columns).mean(-1, keepdim=True).sqrt()
+    of_all = (rows if first.along_k.dim is None else columns).mean(-1, keepdim=True).sqrt()
     least = torch.finfo(rows.dtype).eps * of_all
     a = torch.where(rows > 0, 1.0 / (rows.sqrt() + eps + least), 0.0)
     b = torch.where(columns > 0, of_all / (columns.sqrt() + least), 0.0)

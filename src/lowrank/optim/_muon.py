@@ -7,10 +7,9 @@ import torch
 
 from lowrank._linalg.panel import orthonormal
 from lowrank.optim._base import LowRankOptimizer
-from lowrank.optim._chunks import Chunk
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight
-from lowrank.optim._stacks import add_to_weights, of_stacks, stack_of
+from lowrank.optim._stacks import add_to_weights, of_stacks, read, stack_of, write
 
 NAME = "Muon, momentum of low rank"
 # Coefficients of the polynomial of a Newton–Schulz step (K. Jordan et al., 2024); number of steps.
@@ -114,10 +113,9 @@ class LowRankMuon(LowRankOptimizer):
     """
 
     _spread = "gathers"
-    _more = _betas = ("momentum", "beta2")
+    _betas = ("momentum", "beta2")
     _states = 1
     _least_rank = 0
-    _temporaries = 6
     _copies = 1
     _foreign = (*OF_LOWRANK, "refresh_every", "side")
 
@@ -167,18 +165,13 @@ class LowRankMuon(LowRankOptimizer):
             "row_sq": Omega.new_zeros(weight.parameter.shape[0]),
         }
 
-    def _step_together(
-        self, chunk: Chunk, weights: list[Weight], states: list[dict[str, Any]]
-    ) -> None:
+    def _step_together(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
         """Step weights with the same number of steps."""
-        del chunk
-        first, group, step = weights[0], weights[0].group, states[0]["step"] + 1
+        first, group, step = weights[0], weights[0].group, states[0]["step"]
         beta = group["momentum"]
         G = _gradients(weights)
-        P, R, ratio, squares = (
-            stack_of([state[name] for state in states], first.dtype)
-            for name in ("basis", "exp_avg", "ratio", "row_sq")
-        )
+        names = "basis", "exp_avg", "ratio", "row_sq"
+        P, R, ratio, squares = (read(states, name, first.dtype) for name in names)
         D = torch.baddbmm(G, P, R, beta=1.0 - beta, alpha=beta)
         Q = _basis(D, P) if first.rank else P
         R, of_G = Q.mT @ D, Q.mT @ G
@@ -204,20 +197,17 @@ class LowRankMuon(LowRankOptimizer):
         rate = -rate if group["maximize"] else rate
         a.mul_((sizes[0] / sizes[1]).unsqueeze(-1) * longer * rate)
         U.mul_(a.unsqueeze(along))
-        if first.blocks is not None:
-            U = first.blocks.part(U, -2 if first.left else -1)
-        for state in states:
-            state["step"] = step
+        U = first.blocks.part(U, -2 if first.left else -1)
         add_to_weights(weights, None, None, U, states=states)
-        P, R = Q.to(first.kept), R.to(first.kept)
-        self._keep(weights, states, {"basis": P, "exp_avg": R, "ratio": ratio, "row_sq": squares})
+        new = Q.to(first.kept), R.to(first.kept), ratio, squares
+        write(states, dict(zip(names, new, strict=True)))
 
 
 def _gradients(weights: list[Weight]) -> torch.Tensor:
     """A stack of whole k×M gradients: Newton–Schulz steps need all rows."""
     first = weights[0]
     G = stack_of([weight.gradient for weight in weights], first.dtype).flatten(2)
-    G = G if first.blocks is None else first.blocks.gather(G)
+    G = first.blocks.gather(G)
     return G if first.left else G.mT
 
 

@@ -1,7 +1,6 @@
 """The options of a parameter group: checks, and how they apply to a parameter."""
 
 from dataclasses import dataclass, fields
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ OF_LOWRANK = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Weight:
     """A compressed parameter, as a k×M matrix with the short side first.
 
@@ -73,11 +72,15 @@ class Weight:
     policy: Subspace
     rank: int  # or the largest adaptive rank
     state_dtype: str | None
-    # "shares": processes with rows of the short side each step some columns of the coordinates.
-    # "gathers": each process has the whole state, and gathers the whole gradient.
-    spread: str
+    # How the rows of the weight are sharded, those of its short and of its long side, and the
+    # columns of the coordinates in a step.
+    blocks: Rows
+    along_k: Rows
+    along_M: Rows
+    columns: Rows
     # The place of its refreshes within `refresh_every`, from 0 to 1.
     offset: float = 0.0
+    stacked: bool = False  # whether its gradient is a part of a stack in a step
 
     @property
     def dtype(self) -> torch.dtype:
@@ -102,75 +105,35 @@ class Weight:
 
     @property
     def gradient(self) -> torch.Tensor:
-        assert self.parameter.grad is not None
         return local(self.parameter.grad)
-
-    @cached_property
-    def blocks(self) -> Rows | None:
-        """How the rows of the weight are sharded; None if they are not."""
-        return rows_of(self.parameter)
-
-    @property
-    def along_k(self) -> Rows | None:
-        return self.blocks if self.left and self.spread != "gathers" else None
-
-    @property
-    def along_M(self) -> Rows | None:
-        return None if self.left or self.spread == "gathers" else self.blocks
-
-    @cached_property
-    def shared(self) -> Rows | None:
-        """How the columns of replicated coordinates are divided among processes for the step."""
-        rows = self.along_k if self.spread == "shares" else None
-        return None if rows is None else rows.chunks(self.M)
-
-    @property
-    def columns(self) -> Rows | None:
-        """How the columns of the coordinates are sharded; None if they are not."""
-        return self.along_M if self.shared is None else self.shared
-
-    @property
-    def here(self) -> tuple[int, int]:
-        """Rows and columns of the k×M gradient on this process."""
-        k, M = self.along_k, self.along_M
-        return (self.k if k is None else k.height), (self.M if M is None else M.height)
-
-    def sum_k(self, *several: torch.Tensor) -> Any:
-        """Complete sums over the short side: an all-reduce; the arguments may be overwritten."""
-        return _summed(self.along_k, several)
-
-    def sum_M(self, *several: torch.Tensor) -> Any:
-        """Complete sums over the long side: an all-reduce; the arguments may be overwritten."""
-        return _summed(self.along_M, several)
 
     def shard(self, X: torch.Tensor) -> torch.Tensor:
         """The columns of coordinates (or of other numbers per column) that this process steps."""
-        return X if self.shared is None else self.shared.part(X, -1).contiguous()
+        return X if self.along_k.dim is None else self.columns.part(X, -1).contiguous()
 
     def gather(self, X: torch.Tensor) -> torch.Tensor:
         """The inverse of `shard`: all columns, from all processes."""
-        return X if self.shared is None else self.shared.gather(X.mT).mT
+        return X if self.along_k.dim is None else self.columns.gather(X.mT).mT
 
-    def _cut(self, name: str, X: Any) -> tuple[Rows | None, int]:
+    def _cut(self, name: str, X: Any) -> tuple[Rows, int]:
         """How a tensor of state is sharded over processes, and along which dimension."""
         if not isinstance(X, torch.Tensor) or X.ndim == 0:
-            return None, 0
+            return Rows(), 0
         if name == "compensation":
             return self.blocks, 0
         return (self.along_k, 0) if name in OF_THE_SHORT_SIDE else (self.columns, X.ndim - 1)
 
     def saved(self, name: str, X: Any) -> Any:
         """A tensor of state for a checkpoint: a DTensor if it is sharded."""
-        blocks, dim = self._cut(name, X)
-        return X if blocks is None else blocks.wrapped(X, dim)
+        rows, dim = self._cut(name, X)
+        return X if rows.dim is None else rows.wrapped(X, dim)
 
     def loaded(self, name: str, X: Any) -> Any:
         """The part of a tensor in a checkpoint that belongs to this process."""
-        blocks, dim = self._cut(name, X)
-        if blocks is not None and blocks.holds(X, dim):
+        rows, dim = self._cut(name, X)
+        if rows.holds(X, dim):
             return by_rows(local(X))
-        X = X.full_tensor() if hasattr(X, "full_tensor") else X
-        return X if blocks is None else blocks.part(X, dim)
+        return rows.part(X.full_tensor() if hasattr(X, "full_tensor") else X, dim)
 
     def adam_bytes(self, r: int) -> int:
         """Bytes of a basis of r columns, and of two numbers per coordinate."""
@@ -189,12 +152,6 @@ class Weight:
         return X if self.left else X.mT
 
 
-def _summed(blocks: Rows | None, several: tuple[torch.Tensor, ...]) -> Any:
-    if blocks is not None:
-        return blocks.sum(*several)
-    return several if len(several) > 1 else several[0]
-
-
 def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
     """Raise unless these options are factors of running means: numbers, or a pair for `betas`."""
     for name in names:
@@ -205,8 +162,11 @@ def check_betas(group: dict[str, Any], names: tuple[str, ...]) -> None:
             raise ValueError(f"`{name}` must be {kind}, at least 0 and below 1, got {value!r}.")
 
 
-def parse(group: dict[str, Any]) -> dict[str, Any]:
-    """The group with GaLore's names translated; an error says which option is wrong."""
+def parse(group: dict[str, Any], betas: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The group with GaLore's names translated; an error says which option is wrong.
+
+    `betas` are the names of factors of running means besides `average`.
+    """
     group = dict(group)
     if wrong := sorted(set(OF_ALL) & set(group)):
         raise ValueError(f"`{wrong[0]}` is an option of the optimizer, not of a group.")
@@ -226,7 +186,7 @@ def parse(group: dict[str, Any]) -> dict[str, Any]:
             allowed = ", ".join(map(repr, choices))
             raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
     as_count(chosen["refresh_every"], "refresh_every", least=1)
-    check_betas(chosen, ("average",))
+    check_betas({**group, **chosen}, ("average", *betas))
     if wants_compression(chosen):
         _policy(chosen, None, 0)
     return group
@@ -251,19 +211,25 @@ def _policy(group: dict[str, Any], side: Any, index: int) -> Subspace:
 def weight_of(
     group: dict[str, Any], parameter: torch.Tensor, index: int, spread: str = ""
 ) -> Weight | None:
-    """How a parameter is compressed; None if it is not, for instance because it saves no memory."""
+    """How a parameter is compressed; None if it is not, for instance because it saves no memory.
+
+    If it is sharded by rows, `spread` says how its state is: with "gathers" each process has the
+    whole state, and gathers the whole gradient. With "shares" processes with rows of the short side
+    each step some columns of the coordinates.
+    """
     if not wants_compression(group) or parameter.ndim < 2 or not parameter.is_floating_point():
         return None
     m = parameter.shape[0]
     n = parameter.numel() // m if m else 0
-    left = m <= n
-    if group["side"] in ("left", "right"):
-        left = group["side"] == "left"
-    elif group["side"] == "long":
-        left = not left
+    left = {"left": True, "right": False, "long": m > n}.get(group["side"], m <= n)
     k, M = (m, n) if left else (n, m)
     policy = _policy(group, "left" if left else "right", index)
     r = 0 if group["rank"] == 0 else policy.largest_rank(k)
     if k <= r or r * k + 2 * r * M >= 2 * k * M:
         return None
-    return Weight(index, parameter, group, k, M, left, policy, r, group["state_dtype"], spread)
+    blocks = rows_of(parameter)
+    along_k = blocks if left and spread != "gathers" else Rows(heights=(k,))
+    along_M = Rows(heights=(M,)) if left or spread == "gathers" else blocks
+    columns = along_k.chunks(M) if left and spread == "shares" else along_M
+    sharding = blocks, along_k, along_M, columns
+    return Weight(index, parameter, group, k, M, left, policy, r, group["state_dtype"], *sharding)

@@ -9,35 +9,29 @@ from typing import Any
 import torch
 
 from lowrank._operators.checks import as_count
-from lowrank.optim._chunks import Chunk, largest_fraction, similar_weights
+from lowrank.optim._chunks import largest_fraction, similar_weights
 from lowrank.optim._inner import Inner
-from lowrank.optim._options import (
-    DEFAULTS,
-    PLANNED,
-    Weight,
-    check_betas,
-    parse,
-    wants_compression,
-    weight_of,
-)
+from lowrank.optim._options import DEFAULTS, PLANNED, Weight, parse, wants_compression, weight_of
 from lowrank.optim._sharding import unfit_placements
 from lowrank.optim._stacks import grouped_by
+
+# Compressed parameters that are stepped together, or the inner optimizer of others.
+Worker = tuple[Weight, ...] | torch.optim.Optimizer
 
 
 class Planned(torch.optim.Optimizer):
     """A torch optimizer that knows which weights it compresses, and which it steps together."""
 
-    # How the state of sharded weights is shared out, see `Weight`.
+    # How the state of sharded weights is shared out, see `weight_of`.
     _spread = "shares"
     _temporaries = 6  # temporary arrays of a step, each of the size of the coordinates
     _copies = 0  # copies of the gradient in a stack
     _foreign: tuple[str, ...] = ()  # options of the other optimizers, which are rejected
     _betas: tuple[str, ...] = ()  # options that are factors of running means
-    _more: tuple[str, ...] = ()  # options of this class only
     _least_rank = 1
     _rank_stays = True  # whether the state is reset if the rank changes
-    _made: list[Chunk | torch.optim.Optimizer]
     _seen: Any
+    _worker_of: dict[torch.Tensor, Worker]
 
     def __init__(self, params: Any, inner: Inner, given: dict[str, Any], name: str) -> None:
         """`given` are the arguments of the constructor of the subclass."""
@@ -49,7 +43,7 @@ class Planned(torch.optim.Optimizer):
         self.nonfinite, self.temporary_bytes = nonfinite, given["temporary_bytes"]
         self._inner = inner
         self._forget()
-        own = {option: given[option] for option in (*DEFAULTS, *self._more) if option in given}
+        own = {option: given[option] for option in (*DEFAULTS, *self._betas) if option in given}
         defaults = parse({**inner.defaults, **DEFAULTS, **own, "optimizer": name})
         if budget is not None:
             defaults["rank"] = 0.5  # until all parameters are known
@@ -60,9 +54,6 @@ class Planned(torch.optim.Optimizer):
                 group["rank"] = None if group["rank"] is None else fraction
 
     # -- what subclasses define ---------------------------------------------------------------
-
-    def _chunk(self, weights: list[Weight], *, stacked: bool) -> Chunk:
-        return Chunk(weights, stacked)
 
     @staticmethod
     def _bytes(weight: Weight, r: int) -> int:
@@ -81,10 +72,9 @@ class Planned(torch.optim.Optimizer):
 
     def _check(self, group: dict[str, Any]) -> None:
         """Translate the options of a group; raise for options or parameters that don't work."""
-        translated = parse(group)
+        translated = parse(group, self._betas)
         group.clear()
         group.update(translated)
-        check_betas(group, self._betas)
         if group["rank"] == 0:
             as_count(0, "rank", least=self._least_rank)
         for name in self._foreign:
@@ -132,13 +122,11 @@ class Planned(torch.optim.Optimizer):
             self.param_groups[0]["skipped_steps"] += 1
         self._seen = ()  # the groups for which the work was planned
         self._compressed: dict[torch.Tensor, Weight] = {}
+        self._proxied: dict[Any, torch.optim.Optimizer] = {}  # see `step_coordinates`
         self._hooks: ExitStack | None = None
         self._skipped = False
 
     # -- the plan -----------------------------------------------------------------------------
-
-    def _parameters(self) -> list[torch.Tensor]:
-        return list(chain.from_iterable(group["params"] for group in self.param_groups))
 
     def _names(self) -> dict[torch.Tensor, str]:
         """For each parameter its name in quotes, or else its number."""
@@ -156,17 +144,14 @@ class Planned(torch.optim.Optimizer):
         weights = [weight for weight in found if weight is not None]
         return [w for w in weights if self._bytes(w, w.rank) < 2 * w.k * w.M * w.dtype.itemsize]
 
-    def _workers(self) -> list[Chunk | torch.optim.Optimizer]:
-        """The plan: chunks of compressed parameters, and inner optimizers of all others.
-
-        Made again when parameters or options of the groups change.
-        """
+    def _workers(self) -> dict[torch.Tensor, Worker]:
+        """The plan: what steps each parameter. Made again when parameters or options change."""
         seen = [
             [id(group), *map(id, group["params"]), *(group.get(name) for name in PLANNED)]
             for group in self.param_groups
         ]
         if seen == self._seen:
-            return self._made
+            return self._worker_of
         for group in self.param_groups:
             self._check(group)
         weights = self._weights()
@@ -186,22 +171,17 @@ class Planned(torch.optim.Optimizer):
                     del self.state[p]
                 if now is None:
                     others.append((p, group))
-        made: list[Chunk | torch.optim.Optimizer] = []
-        worker_of: dict[torch.Tensor, Chunk | torch.optim.Optimizer] = {}
+        worker_of: dict[torch.Tensor, Worker] = {}
         for part in grouped_by(others, lambda pair: pair[0] if alone else None):
             groups = grouped_by(part, lambda pair: id(pair[1]))
             optimizer = self._inner.new(
                 [{"params": [p for p, _ in same], "outer": same[0][1]} for same in groups]
             )
-            for p, state in optimizer.state.items():
-                if not self.state.get(p):
-                    self.state[p] = state
-            made.append(optimizer)
+            made = optimizer.state.items()
+            self.state.update((p, state) for p, state in made if not self.state.get(p))
             worker_of.update((p, optimizer) for p, _ in part)
         arrays = self._temporaries, self._copies, self.temporary_bytes
-        for same, stacked in similar_weights(weights, *arrays, alone=alone):
-            chunk = self._chunk(same, stacked=stacked)
-            made.append(chunk)
-            worker_of.update((weight.parameter, chunk) for weight in same)
-        self._made, self._worker_of, self._seen = made, worker_of, seen
-        return made
+        for same in similar_weights(weights, *arrays, alone=alone):
+            worker_of.update((weight.parameter, same) for weight in same)
+        self._worker_of, self._seen = worker_of, seen
+        return worker_of

@@ -187,9 +187,7 @@ def _linear_weights(model: torch.nn.Module) -> set[torch.nn.Parameter]:
 
 
 def _matches(patterns: Patterns, name: str, parameter: torch.nn.Parameter) -> bool:
-    if patterns is None:
-        return False
     if callable(patterns):
         return bool(patterns(name, parameter))
-    patterns = [patterns] if isinstance(patterns, str) else patterns
+    patterns = [patterns] if isinstance(patterns, str) else patterns or ()
     return parameter.ndim >= 2 and any(re.search(pattern, name) for pattern in patterns)

@@ -49,7 +49,7 @@ def unfit_placements(parameter: Any) -> str | None:
     if [type(place).__name__ for place in cut] != ["Shard"] or cut[0].dim != 0:
         placements = tuple(parameter.placements)
         return f"DTensor with placements {placements}, not one cut by rows, Shard(0)"
-    rows: Any = rows_of(parameter)
+    rows = rows_of(parameter)
     height = local(parameter).shape[0]
     if height != rows.height:
         return (
@@ -59,11 +59,10 @@ def unfit_placements(parameter: Any) -> str | None:
     return None
 
 
-def rows_of(parameter: Any) -> Rows | None:
-    """How the rows of a parameter are sharded; None if it is not sharded."""
-    if not hasattr(parameter, "placements"):
-        return None
-    return Rows(parameter.device_mesh, tuple(parameter.placements)).chunks(parameter.shape[0])
+def rows_of(parameter: Any) -> Rows:
+    """How the rows of a parameter are sharded; one shard if they are not."""
+    mesh, placements = (getattr(parameter, name, None) for name in ("device_mesh", "placements"))
+    return Rows(mesh, tuple(placements or ())).chunks(parameter.shape[0])
 
 
 def true_on_all(fine: torch.Tensor, parameters: Iterable[Any]) -> torch.Tensor:

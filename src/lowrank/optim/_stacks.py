@@ -56,17 +56,22 @@ def stack_of(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) 
     return stack
 
 
-def write(stack: torch.Tensor, tensors: Sequence[torch.Tensor | None]) -> list[torch.Tensor]:
-    """Copy the parts of a stack to these tensors, or to new ones if shape or dtype differ."""
-    parts = list(stack.unbind())
-    places = [
-        part.new_empty(part.shape)
-        if place is None or (place.shape, place.dtype) != (part.shape, part.dtype)
-        else place
-        for part, place in zip(parts, tensors, strict=True)
-    ]
-    torch._foreach_copy_(places, parts)
-    return places
+def read(
+    states: Sequence[dict[str, Any]], name: str, dtype: torch.dtype | None = None
+) -> torch.Tensor:
+    """A stack of one tensor of each state."""
+    return stack_of([state[name] for state in states], dtype)
+
+
+def write(states: Sequence[dict[str, Any]], stacks: dict[str, torch.Tensor]) -> None:
+    """Copy the parts of stacks to states: on a CPU to new tensors, else to those that fit."""
+    for name, stack in stacks.items():
+        parts = list(stack.unbind())
+        for state, part in zip(states, parts, strict=True):
+            old = None if part.is_cpu else state.get(name)
+            if old is None or (old.shape, old.dtype) != (part.shape, part.dtype):
+                state[name] = part.new_empty(part.shape)
+        torch._foreach_copy_([state[name] for state in states], parts)
 
 
 def of_stacks(function: Callable[..., torch.Tensor], *stacks: Matrices) -> torch.Tensor:
@@ -79,17 +84,15 @@ def of_stacks(function: Callable[..., torch.Tensor], *stacks: Matrices) -> torch
     return torch.stack([function(*matrices) for matrices in zip(*stacks, strict=True)])
 
 
-def gradients(weights: Sequence[Weight], *, stacked: bool) -> Matrices:
+def gradients(weights: Sequence[Weight]) -> Matrices:
     """The gradients of weights of one shape, as k×M matrices."""
-    return matrices(weights, [weight.gradient for weight in weights], stacked=stacked)
+    return matrices(weights, [weight.gradient for weight in weights])
 
 
-def matrices(
-    weights: Sequence[Weight], tensors: Sequence[torch.Tensor], *, stacked: bool
-) -> Matrices:
+def matrices(weights: Sequence[Weight], tensors: Sequence[torch.Tensor]) -> Matrices:
     """Tensors with the shape of the weights, as k×M: a stack in the dtype of products, or views."""
     first = weights[0]
-    if not stacked:
+    if not first.stacked:
         return [weight.oriented(X) for weight, X in zip(weights, tensors, strict=True)]
     stack = stack_of(tensors, first.dtype).flatten(2)
     return stack if first.left else stack.mT
@@ -331,8 +334,8 @@ def add_to_weights(
 
 def _noise(weight: Weight, state: dict[str, Any]) -> torch.Generator:
     """A generator seeded by the seed, the step, the index of a weight, and its shard."""
-    blocks, step = weight.blocks, state.get("updates", state.get("step", 0))
-    numbers = weight.policy.seed, int(step), weight.index, 0 if blocks is None else blocks.position
+    step = state.get("updates", state.get("step", 0))
+    numbers = weight.policy.seed, int(step), weight.index, weight.blocks.position
     digest = hashlib.blake2b(repr(numbers).encode(), digest_size=7).digest()
     return torch.Generator(weight.parameter.device).manual_seed(int.from_bytes(digest, "little"))
 

@@ -47,7 +47,7 @@ class Growth(NamedTuple):
     goal_of_samples: float = 0.5  # the bound of a sample is about twice its estimate
     # A block has no power iterations if its second half lowers the error to `steep` of it, or if it
     # leaves at most `enough` of the goal. The first block has the most, if above `flat`, and one,
-    # if above `level`: then the SVD mostly takes over.
+    # if it lowers the error of no basis to `level` of it only: then the SVD mostly takes over.
     steep: float = 0.3
     steep_of_basis: float = 0.6  # if nothing is truncated: a few columns more would stay
     enough: float = 0.35

@@ -86,7 +86,8 @@ def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) 
     if end <= max(GROWTH.enough * goal, steep * middle):
         return 0
     if state.rank == 0 and end >= GROWTH.flat * middle:
-        return 1 if end >= GROWTH.level * middle else tuning(R).power_iterations
+        before = state.history[-1].estimate * state.measured_scale
+        return 1 if end >= GROWTH.level * before else tuning(R).power_iterations
     return q
 
 

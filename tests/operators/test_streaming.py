@@ -603,3 +603,13 @@ def test_refused():
     with pytest.raises(TypeError, match="has dtype int64"):
         SketchedMatrix((30, 20), 2, dtype="int64")
     assert sketch.norm == 0.0
+
+
+def test_a_merge_leaves_copies_as_they_were(backend, dtype):
+    A, B = (gaussian((60, 3), dtype, k) @ gaussian((3, 40), dtype, k + 2) for k in range(2))
+    first, other = (SketchedMatrix((60, 40), 3, like=backend.asarray(A), rng=0) for _ in range(2))
+    first.update(backend.asarray(A))
+    other.update(backend.asarray(B))
+    before = np.array(backend.numpy(first._Y))
+    copy.copy(first).merge(other)
+    assert np.array_equal(backend.numpy(first._Y), before)

@@ -629,3 +629,22 @@ def test_warm_starts_of_stacks(monkeypatch):
                 q.grad = p.grad.to("cuda")
             opt.step()
     assert seen == [True] * 3
+
+
+def test_optimizers_that_count_steps_in_their_groups_count_each_step_once():
+    seen = []
+
+    class Counting(torch.optim.SGD):
+        def step(self, closure=None):
+            group = self.param_groups[0]
+            group["count"] = group.get("count", 0) + 1
+            seen.append(group["count"])
+            return super().step(closure)
+
+    weights = [torch.nn.Parameter(torch.ones(64, n)) for n in (64, 80, 96)]
+    optimizer = LowRank([{"params": weights, "rank": 4}], Counting, lr=0.1)
+    for _ in range(5):
+        for p in weights:
+            p.grad = torch.ones_like(p)
+        optimizer.step()
+    assert max(seen) <= 6  # once more where it is tried on an example

@@ -8,7 +8,8 @@ from lowrank._array import Array, is_cupy_array, is_numpy_array, is_torch_array,
 
 class Tuning(NamedTuple):
     # How a panel is made orthonormal: by Cholesky QR if that can be checked without waiting for a
-    # device; else by shifted Cholesky QR, which works for every rank; else by the library's qr.
+    # device; else, in double precision, by shifted Cholesky QR, which works for every rank; else
+    # by the library's qr.
     is_checked: bool
     narrowest: int  # columns from which shifted Cholesky QR is used for a single panel
     widest: int  # columns that it takes at once; 0 if it is not used

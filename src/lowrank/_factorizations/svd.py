@@ -176,7 +176,9 @@ def _is_near_rounding(found: Found) -> bool:
     outcome, A = found.outcome, found.state.A
     if outcome.error_bound is None or outcome.error is None or A.domain is not None:
         return False
-    near = max(found.state.drift, NEAR * xa.eps(A.empty(0))) * (outcome.norm_A or 0.0)
+    size = outcome.norm_A or 0.0
+    drift = found.state.drift * max(size, found.state.frobenius or 0.0)
+    near = max(drift, NEAR * xa.eps(A.empty(0)) * size)
     return 0.0 < outcome.error_bound <= 2.0 * near
 
 

@@ -289,8 +289,8 @@ def _mixed_passes(X: Array) -> tuple[Array, Array, Array]:
     studies on multicore CPU with multiple GPUs, 2015, doi:10.1137/14M0973773. A Gaussian matrix of
     a quarter of an eps in the first rows gives every panel full rank and a least singular value σ
     of about eps. The first Gram matrix, in double precision, is lifted by its rounding error s;
-    then the least singular value is about σ/√s, over 1e-3, which the second one resolves. X is
-    overwritten.
+    then the least singular value is about σ/√s, over 1e-4 for up to 10⁶ rows and 512 columns, which
+    the second one resolves. X is overwritten.
     """
     identity, lifted, noise = _constants_of(X, "identity", "lifted", "noise")
     sizes = xa.array_namespace(X).linalg.vector_norm(X, axis=-2, keepdims=True)

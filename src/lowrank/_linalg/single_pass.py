@@ -122,7 +122,7 @@ class Sketches:
                 f"a product of `{name}` with the test matrices is not finite: it holds NaN or Inf, "
                 "or a sketch overflows. The sketched matrix is unchanged."
             )
-        self._Y = xa.put(self._Y, (rows, ...), Y)
+        self._Y = Y if Y.shape == self._Y.shape else xa.put(self._Y, (rows, ...), Y)
         self._XW, self._Z, self._factors = XW, Z, None
         self._added = abs(theta) * (self._added + self.norm) + abs(eta) * added
         self.norm = norm

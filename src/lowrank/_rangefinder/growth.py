@@ -70,6 +70,10 @@ def reach(
         if status is not None and not is_short:
             state = checked_near_rounding(problem, state, truncates=share is not None)
             if status is Status.CONVERGED and state.history[-1].bound > goal:
+                # more columns help if the bound is well above what rounding has left
+                can_fall = state.history[-1].bound > 2.0 * floor_of(state)
+                if isinstance(state.residual, Sampled) and can_fall and not is_stopped:
+                    continue
                 status = Status.PRECISION_FLOOR
             return replace(state, status=status)
         if is_stopped:

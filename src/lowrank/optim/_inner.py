@@ -166,18 +166,20 @@ def step_coordinates(
     states: list[dict[str, Any]],
     *,
     joined: bool,
+    place: int,
 ) -> None:
     """Step the `values` (n×r×M) by their gradients R, in place, and the inner part of the states.
 
     If `joined`, one parameter holds all values, and the states must have one `join_key`. Otherwise
-    there is one for each. Optimizers of these proxies are `kept`, without data between steps.
+    there is one for each. Optimizers of these proxies are `kept`, without state between steps: one
+    for each `place`, since some count their steps.
     """
     # R is needed again for the residual, and some optimizers write to gradients
     grads = R.to(values.dtype, copy=group["residual"] is not None)
     initial, parts = [inner_state(state) for state in states], (list(values), list(grads))
     if joined:
         initial, parts = [_joined(initial)], ([values], [grads])
-    kind = values.device, values.dtype, len(initial)
+    kind = place, values.device, values.dtype, len(initial)
     if kind not in kept:
         kept[kind] = inner.new([torch.nn.Parameter(values.new_zeros(1, 1)) for _ in initial])
     optimizer = kept[kind]
@@ -210,7 +212,7 @@ def step_coordinates(
         _part(made[0], states)
     else:
         for state, new in zip(states, made, strict=True):
-            state.update(new)
+            state.update(inner_state(new))
 
 
 def join_key(state: dict[str, Any]) -> tuple[Any, ...]:

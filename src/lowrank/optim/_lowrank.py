@@ -214,8 +214,9 @@ class LowRank(LowRankOptimizer):
             W = stacks.matrices(weights, [weight.data for weight in weights])
             start = stacks.coordinates(Q, W)
         values = torch.zeros_like(R, dtype=first.kept) if start is None else start.clone()
+        joined, place = self._joins(first), first.index
         step_coordinates(
-            self._inner, self._proxied, first.group, values, R, states, joined=self._joins(first)
+            self._inner, self._proxied, first.group, values, R, states, joined=joined, place=place
         )
         change = values.to(R.dtype) if start is None else values.sub_(start)
         X, t = self._with_residual(weights, states, change, R, G)

@@ -44,9 +44,10 @@ class SmallSVD(NamedTuple):
 
         Given ``C = Bᴴ``, also that of its QR, which may be p/4 eps for p rows of equal numbers.
         """
-        xp = xa.array_namespace(self.R)
-        R = self.R if self.W is not None else self.R @ xa.adjoint(self.U)
-        more = 0.0 if C is None else _lost(C, self.P, xp.ones_like(self.S), R)
+        xp, more = xa.array_namespace(self.R), 0.0
+        if C is not None:
+            R = self.R if self.W is not None else self.R @ xa.adjoint(self.U)
+            more = _lost(C, self.P, xp.ones_like(self.S), R)
         if self.W is not None:
             return more + _lost(xa.adjoint(self.R), self.U, self.S, self.W)
         identity = xa.eye(self.R.shape[-1], self.R.shape[-1], like=self.R)

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from itertools import chain
 from typing import Any
 
 import torch
@@ -220,7 +219,7 @@ class LowRankOptimizer(Planned):
 
         Whole storages are counted. For sharded weights, only the shards of this process.
         """
-        return storage_bytes(chain.from_iterable(state.values() for state in self.state.values()))
+        return storage_bytes(value for state in self.state.values() for value in state.values())
 
     def report(self) -> Report:
         """For every parameter its rank, the bytes of its state, and the bytes without compression.

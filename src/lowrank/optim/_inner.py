@@ -10,7 +10,7 @@ import torch
 
 from lowrank.compress import transport_squares
 from lowrank.optim._loading import copied
-from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE
+from lowrank.optim._options import DEFAULTS, OWN_NAMES, OWN_STATE, Weight
 from lowrank.optim._stacks import read, slices, stack_of, write
 
 # What a tensor of state holds for each coordinate (or row of coordinates): a mean, which changes
@@ -160,31 +160,30 @@ def _is_elementwise(make: Callable[..., torch.optim.Optimizer], device: torch.de
 def step_coordinates(
     inner: Inner,
     kept: dict[Any, torch.optim.Optimizer],
-    group: dict[str, Any],
+    weight: Weight,
     values: torch.Tensor,
     R: torch.Tensor,
     states: list[dict[str, Any]],
     *,
     joined: bool,
-    place: int,
 ) -> None:
     """Step the `values` (n×r×M) by their gradients R, in place, and the inner part of the states.
 
     If `joined`, one parameter holds all values, and the states must have one `join_key`. Otherwise
     there is one for each. Optimizers of these proxies are `kept`, without state between steps: one
-    for each `place`, since some count their steps.
+    for each first `weight`, since some count their steps.
     """
     # R is needed again for the residual, and some optimizers write to gradients
-    grads = R.to(values.dtype, copy=group["residual"] is not None)
+    grads = R.to(values.dtype, copy=weight.group["residual"] is not None)
     initial, parts = [inner_state(state) for state in states], (list(values), list(grads))
     if joined:
         initial, parts = [_joined(initial)], ([values], [grads])
-    kind = place, values.device, values.dtype, len(initial)
+    kind = weight.index, values.device, values.dtype, len(initial)
     if kind not in kept:
         kept[kind] = inner.new([torch.nn.Parameter(values.new_zeros(1, 1)) for _ in initial])
     optimizer = kept[kind]
     optimizer.state.clear()
-    inner.set_options(optimizer.param_groups[0], group, weight_decay=0.0)
+    inner.set_options(optimizer.param_groups[0], weight.group, weight_decay=0.0)
     proxies = [proxy for group in optimizer.param_groups for proxy in group["params"]]
     present = list(zip(proxies, *parts, initial, strict=True))
     try:
@@ -282,13 +281,12 @@ def transported(
             mean = plain.get(OF_MEANS.get(name, ""))
             mean = X.new_zeros(()).expand_as(X) if mean is None else mean
             rest = outside if X.shape[-1] == M else outside.mean(-1, keepdim=True)
-            sizes, parts = _sizes(meaning, states[0], group), []
-            for part in slices(X.shape[-1], X):
-                moved = transport_squares(
-                    C, mean[..., part] / sizes[0], X[..., part] / sizes[1], rest[:, None, part]
-                )
-                parts.append(moved.mul_(sizes[1]))
-            Y = torch.cat(parts, -1) if len(parts) > 1 else parts[0]
+            a, b = _sizes(meaning, states[0], group)
+            pieces = [
+                transport_squares(C, mean[..., part] / a, X[..., part] / b, rest[:, None, part])
+                for part in slices(X.shape[-1], X)
+            ]
+            Y = torch.cat(pieces, -1).mul_(b)
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
         if _is_quantized(first):
             for state, made, y in zip(states, new, Y, strict=True):

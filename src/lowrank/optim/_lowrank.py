@@ -7,11 +7,10 @@ import torch
 
 from lowrank.optim import _stacks as stacks
 from lowrank.optim._base import LowRankOptimizer
-from lowrank.optim._inner import inner_of, inner_state, join_key, step_coordinates
+from lowrank.optim._inner import inner_of, inner_state, is_array, join_key, step_coordinates
 from lowrank.optim._options import Weight
 from lowrank.optim._refresh import refresh
 from lowrank.optim._report import storage_bytes
-from lowrank.optim._stacks import Matrices
 
 
 class LowRank(LowRankOptimizer):
@@ -191,7 +190,9 @@ class LowRank(LowRankOptimizer):
         super().__init__(params, wrapped, given, wrapped.name)
 
     def _uncompressed_bytes(self, weight: Weight, rank: int, state: dict[str, Any]) -> int:
-        return sum(_with_rows(value, rank, weight.k) for value in inner_state(state).values())
+        values = inner_state(state).values()
+        with_rows = [X for X in values if is_array(X) and X.shape[0] == rank]
+        return storage_bytes(values) + storage_bytes(with_rows) * (weight.k - rank) // rank
 
     def _begin(self, weights: list[Weight], states: list[dict[str, Any]]) -> None:
         refresh(weights, states, self._inner)
@@ -214,10 +215,8 @@ class LowRank(LowRankOptimizer):
             W = stacks.matrices(weights, [weight.data for weight in weights])
             start = stacks.coordinates(Q, W)
         values = torch.zeros_like(R, dtype=first.kept) if start is None else start.clone()
-        joined, place = self._joins(first), first.index
-        step_coordinates(
-            self._inner, self._proxied, first.group, values, R, states, joined=joined, place=place
-        )
+        joined = self._joins(first)
+        step_coordinates(self._inner, self._proxied, first, values, R, states, joined=joined)
         change = values.to(R.dtype) if start is None else values.sub_(start)
         X, t = self._with_residual(weights, states, change, R, G)
         stacks.add_to_weights(weights, Q, X, G, t=t, states=states)
@@ -228,7 +227,7 @@ class LowRank(LowRankOptimizer):
         states: list[dict[str, Any]],
         change: torch.Tensor,
         R: torch.Tensor,
-        G: Matrices,
+        G: stacks.Matrices,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """X and t of the change ``Q X − G diag(t)`` of the weights."""
         first, group = weights[0], weights[0].group
@@ -241,20 +240,11 @@ class LowRank(LowRankOptimizer):
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
         whole = first.along_k.sum(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
-        for state in states:
-            if "residual_norm" not in state:
-                state["residual_norm"] = R.new_zeros(())
-        norms = [state["residual_norm"] for state in states]
+        name = "residual_norm"
+        norms = [state[name] if name in state else R.new_zeros(()) for state in states]
         total = None if first.columns.dim is None else first.columns.sum
         sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]
         whole, before = first.shard(whole), stacks.stack_of(norms)
         X, t, sizes = residual(change, R, whole, first.k, rate, sign, scale, before, total)
-        torch._foreach_copy_(norms, list(sizes.unbind()))
+        stacks.write(states, {name: sizes})
         return first.gather(X), first.gather(t.unsqueeze(-2)).squeeze(-2)
-
-
-def _with_rows(value: Any, rank: int, k: int) -> int:
-    """Bytes of a tensor of state, if it had k rows instead of `rank`."""
-    here = storage_bytes([value])
-    has_rows = isinstance(value, torch.Tensor) and value.ndim > 0 and value.shape[0] == rank
-    return here * k // rank if has_rows else here

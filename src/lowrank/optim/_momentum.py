@@ -11,7 +11,6 @@ from lowrank.optim._base import LowRankOptimizer
 from lowrank.optim._inner import adamw_of
 from lowrank.optim._options import OF_LOWRANK, Weight
 from lowrank.optim._refresh import found_basis
-from lowrank.optim._stacks import Matrices
 
 NAME = "AdamW, momentum of low rank"
 
@@ -149,15 +148,10 @@ class LowRankMomentum(LowRankOptimizer):
     @staticmethod
     def _initial_state(weight: Weight) -> dict[str, Any]:
         """A zero momentum, with a basis of the gradient."""
-        basis = found_basis(weight, weight.policy)
-        k, M = weight.along_k.height, weight.along_M.height
-        return {
-            "step": 0,
-            "basis": basis,
-            "exp_avg": basis.new_zeros((basis.shape[1], M), dtype=weight.kept),
-            "row_sq": basis.new_zeros(k),
-            "col_sq": basis.new_zeros(M),
-        }
+        Q, k, M = found_basis(weight, weight.policy), weight.along_k.height, weight.along_M.height
+        momentum = Q.new_zeros((Q.shape[1], M), dtype=weight.kept)
+        squares = {"row_sq": Q.new_zeros(k), "col_sq": Q.new_zeros(M)}
+        return {"step": 0, "basis": Q, "exp_avg": momentum, **squares}
 
     def _kind(self, weight: Weight, state: dict[str, Any]) -> Any:
         step, every = state["step"], weight.group["refresh_every"]
@@ -212,7 +206,7 @@ class LowRankMomentum(LowRankOptimizer):
 
 
 def _basis(
-    first: Weight, G: Matrices, Q: torch.Tensor, M: torch.Tensor, beta: float
+    first: Weight, G: stacks.Matrices, Q: torch.Tensor, M: torch.Tensor, beta: float
 ) -> torch.Tensor:
     """A basis of ``D Mᵀ Q``, with ``D = β₁ M + (1 − β₁) G``; M are the coordinates in Q."""
     # scaled to norm 1, so that no product leaves the range of its dtype
@@ -231,13 +225,11 @@ def _basis(
 
 
 def _mean_squares(
-    weights: list[Weight], G: Matrices, a: torch.Tensor, b: torch.Tensor
+    weights: list[Weight], G: stacks.Matrices, a: torch.Tensor, b: torch.Tensor
 ) -> torch.Tensor:
     """Mean squares of the matrices ``diag(a) G diag(b)``."""
     first, squares = weights[0], stacks.weighted_column_squares(G, a) * b.square()
-    if first.blocks.dim is not None:
-        return first.blocks.sum(squares.sum(-1)) / (first.k * first.M)
-    return stacks.of_stacks(lambda X: X.mean(-1), squares) / first.k
+    return first.blocks.sum(stacks.of_stacks(lambda X: X.sum(-1), squares)) / (first.k * first.M)
 
 
 def _factors(

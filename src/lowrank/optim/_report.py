@@ -66,12 +66,9 @@ class Report:
 
 def storage_bytes(values: Iterable[Any]) -> int:
     """Bytes of the storages of these tensors, each counted once."""
-    storages = {}
-    for value in values:
-        for tensor in _plain(value):
-            storage = tensor.untyped_storage()
-            storages[storage.data_ptr(), tensor.device] = storage.nbytes()
-    return sum(storages.values())
+    tensors = [tensor for value in values for tensor in _plain(value)]
+    storages = [(tensor.untyped_storage(), tensor.device) for tensor in tensors]
+    return sum({(X.data_ptr(), device): X.nbytes() for X, device in storages}.values())
 
 
 def _plain(value: Any) -> list[torch.Tensor]:

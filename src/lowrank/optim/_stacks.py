@@ -25,7 +25,7 @@ LARGEST_RATIO = 3.0
 # refresh. On a GPU a piece has at least PIECE_ON_A_GPU numbers: smaller ones take as long.
 PIECES = 16
 PIECE_ON_A_GPU = 2**21
-# Numbers of a block of rows that stays in the cache of a CPU while it is summed.
+# Numbers of a piece that stays in the cache of a CPU while its squares are summed.
 CACHED = 2**16
 # Columns of a block of a product QᵀX with few rows: on a CPU blocks take 4/5 of the time.
 COLUMNS = 1024
@@ -112,20 +112,15 @@ def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
     """Sums of the squares of the columns of matrices, computed in `dtype`."""
     if isinstance(X, list):
         return torch.stack([column_squares(matrix, dtype) for matrix in X])
-    compiling = torch.compiler.is_compiling()
-    along_columns = not compiling and X.stride(-2) == 1
-    if not (compiling or X.is_cpu) or (along_columns and X.dtype == dtype):
-        return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
-    if compiling or X.numel() <= CACHED:
+    if torch.compiler.is_compiling():
         return X.to(dtype).square().sum(-2)
-    if along_columns:
-        parts = [X[..., columns].to(dtype).square().sum(-2) for _, columns in _pieces(X)]
-        return torch.cat(parts, -1)
-    # torch's own norm across the rows takes ten times as long on a CPU
-    rows = max(1, min(CACHED // max(1, X.shape[-1]), X.shape[-2] // PIECES))
+    if not X.is_cpu or (X.stride(-2) == 1 and X.dtype == dtype):
+        return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
+    # torch's own norm across the rows takes ten times as long on a CPU, or copies all numbers
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
-    for start in range(0, X.shape[-2], rows):
-        squares += X[..., start : start + rows, :].to(dtype).square().sum(-2)
+    numbers = X.numel()
+    for rows, columns in _pieces(X, max(PIECES, numbers // CACHED) if numbers > CACHED else 1):
+        squares[..., columns] += X[..., rows, columns].to(dtype).square().sum(-2)
     return squares
 
 
@@ -151,51 +146,45 @@ def weighted_column_squares(G: Matrices, a: torch.Tensor) -> torch.Tensor:
 # -- one matrix, in pieces -------------------------------------------------------------------------
 
 
-def slices(length: int, X: torch.Tensor) -> list[slice]:
-    count = PIECES if X.is_cpu else min(PIECES, -(-X.numel() // PIECE_ON_A_GPU))
+def slices(length: int, X: torch.Tensor, count: int = PIECES) -> list[slice]:
+    count = count if X.is_cpu else min(count, -(-X.numel() // PIECE_ON_A_GPU))
     width = max(1, -(-length // max(1, count)))
     return [slice(start, start + width) for start in range(0, max(1, length), width)]
 
 
-def _pieces(X: torch.Tensor, *, whole: bool = False) -> list[tuple[slice, slice]]:
+def _pieces(X: torch.Tensor, count: int = PIECES) -> list[tuple[slice, slice]]:
     """Pieces of a matrix, as slices of rows and columns, each contiguous in memory if possible."""
     everything = slice(None)
-    if whole:
-        return [(everything, everything)]
     if X.stride(-2) >= X.stride(-1):
-        return [(rows, everything) for rows in slices(X.shape[-2], X)]
-    return [(everything, columns) for columns in slices(X.shape[-1], X)]
+        return [(rows, everything) for rows in slices(X.shape[-2], X, count)]
+    return [(everything, columns) for columns in slices(X.shape[-1], X, count)]
 
 
 def _coordinates(Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
     """``QᵀX`` (r×M), written to `out`."""
     if X.dtype == Q.dtype:
-        M = X.shape[1]
-        width = COLUMNS if X.device.type == "cpu" else max(1, M)
-        for start in range(0, M, width):
-            part = slice(start, start + width)
-            torch.mm(Q.mT, X[:, part], out=out[:, part])
+        width = COLUMNS if X.is_cpu else max(1, X.shape[1])
+        for x, r in zip(torch.split(X, width, 1), torch.split(out, width, 1), strict=True):
+            torch.mm(Q.mT, x, out=r)
         return
-    for number, (rows, columns) in enumerate(_pieces(X)):
-        beta = 0 if number == 0 or rows == slice(None) else 1
-        out[:, columns].addmm_(Q[rows].mT, X[rows, columns].to(Q.dtype), beta=beta)
+    out.zero_()
+    for rows, columns in _pieces(X):
+        out[:, columns].addmm_(Q[rows].mT, X[rows, columns].to(Q.dtype))
 
 
 def product(X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
     """``X Ω`` (k×l) of one matrix, or of a stack in the dtype of Ω."""
-    if len(pieces := _pieces(X, whole=X.dtype == Omega.dtype)) == 1:
-        return X.to(Omega.dtype) @ Omega
+    if X.dtype == Omega.dtype:
+        return X @ Omega
     Y = Omega.new_zeros(X.shape[0], Omega.shape[1])
-    for rows, columns in pieces:
+    for rows, columns in _pieces(X):
         Y[rows].addmm_(X[rows, columns].to(Omega.dtype), Omega[columns])
     return Y
 
 
 def _weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
-    if len(pieces := _pieces(G, whole=G.numel() <= CACHED)) == 1:
-        return (G * a[:, None]).square_().sum(0)
     squares = a.new_zeros(G.shape[1])
-    for rows, columns in pieces:
+    for rows, columns in _pieces(G, PIECES if G.numel() > CACHED else 1):
         squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
     return squares
 
@@ -273,8 +262,7 @@ def add_to_weights(
     if decay and lr is None:  # an optimizer that chooses its rate itself
         raise ValueError("`lr` must be a number if `weight_decay` is not zero, got None.")
     kept = 1.0 - lr * decay if decay else 1.0
-    kind = first.parameter.dtype
-    rounding = first.rounding
+    kind, rounding = first.parameter.dtype, first.rounding
     for weight, state in zip(weights, states, strict=True):
         if rounding != "compensated":
             state.pop("compensation", None)
@@ -315,7 +303,8 @@ def add_to_weights(
         flat = weight.data.flatten(1)
         W = flat if weight.left else flat.mT
         C = None if lost[i] is None else weight.oriented(lost[i])
-        for part in _pieces(W, whole=kind == first.dtype and (rows is None or W.numel() <= CACHED)):
+        cut = kind != first.dtype or (rows is not None and W.numel() > CACHED)
+        for part in _pieces(W, PIECES if cut else 1):
             here, columns = part
             w = W[part].to(first.dtype)  # the weight itself, if it has that dtype
             if C is not None:

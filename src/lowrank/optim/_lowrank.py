@@ -240,11 +240,12 @@ class LowRank(LowRankOptimizer):
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
         whole = first.along_k.sum(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
-        name = "residual_norm"
-        norms = [state[name] if name in state else R.new_zeros(()) for state in states]
+        for state in (state for state in states if "residual_norm" not in state):
+            state["residual_norm"] = R.new_zeros(())
+        norms = [state["residual_norm"] for state in states]
         total = None if first.columns.dim is None else first.columns.sum
         sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]
         whole, before = first.shard(whole), stacks.stack_of(norms)
         X, t, sizes = residual(change, R, whole, first.k, rate, sign, scale, before, total)
-        stacks.write(states, {name: sizes})
+        torch._foreach_copy_(norms, list(sizes.unbind()))
         return first.gather(X), first.gather(t.unsqueeze(-2)).squeeze(-2)

@@ -217,10 +217,8 @@ def _basis(
     C, Y = stacks.of_stacks(torch.matmul, M, R), stacks.of_stacks(stacks.product, G, R)
     C, Y = first.along_M.sum(C, Y)
     Y.mul_(1.0 - beta).add_(stacks.of_stacks(torch.matmul, Q, C), alpha=beta)
-    if first.along_k.dim is None:
-        found = stacks.of_stacks(orthonormal, Y)
-    else:
-        found = first.along_k.orthonormalize(Y).Q
+    is_whole = first.along_k.dim is None
+    found = stacks.of_stacks(orthonormal, Y) if is_whole else first.along_k.orthonormalize(Y).Q
     return torch.where(sizes > 0, found, Q)
 
 

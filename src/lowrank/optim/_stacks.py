@@ -112,14 +112,14 @@ def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
     """Sums of the squares of the columns of matrices, computed in `dtype`."""
     if isinstance(X, list):
         return torch.stack([column_squares(matrix, dtype) for matrix in X])
-    if torch.compiler.is_compiling():
-        return X.to(dtype).square().sum(-2)
-    if not X.is_cpu or (X.stride(-2) == 1 and X.dtype == dtype):
+    compiling = torch.compiler.is_compiling()
+    if not (compiling or (X.is_cpu and (X.stride(-2) != 1 or X.dtype != dtype))):
         return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
+    if compiling or X.numel() <= CACHED:
+        return X.to(dtype).square().sum(-2)
     # torch's own norm across the rows takes ten times as long on a CPU, or copies all numbers
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
-    numbers = X.numel()
-    for rows, columns in _pieces(X, max(PIECES, numbers // CACHED) if numbers > CACHED else 1):
+    for rows, columns in _pieces(X, max(PIECES, X.numel() // CACHED)):
         squares[..., columns] += X[..., rows, columns].to(dtype).square().sum(-2)
     return squares
 
@@ -155,6 +155,8 @@ def slices(length: int, X: torch.Tensor, count: int = PIECES) -> list[slice]:
 def _pieces(X: torch.Tensor, count: int = PIECES) -> list[tuple[slice, slice]]:
     """Pieces of a matrix, as slices of rows and columns, each contiguous in memory if possible."""
     everything = slice(None)
+    if count == 1:
+        return [(everything, everything)]
     if X.stride(-2) >= X.stride(-1):
         return [(rows, everything) for rows in slices(X.shape[-2], X, count)]
     return [(everything, columns) for columns in slices(X.shape[-1], X, count)]
@@ -163,9 +165,10 @@ def _pieces(X: torch.Tensor, count: int = PIECES) -> list[tuple[slice, slice]]:
 def _coordinates(Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
     """``QᵀX`` (r×M), written to `out`."""
     if X.dtype == Q.dtype:
-        width = COLUMNS if X.is_cpu else max(1, X.shape[1])
-        for x, r in zip(torch.split(X, width, 1), torch.split(out, width, 1), strict=True):
-            torch.mm(Q.mT, x, out=r)
+        M = X.shape[1]
+        width = COLUMNS if X.is_cpu else max(1, M)
+        for part in [slice(start, start + width) for start in range(0, M, width)]:
+            torch.mm(Q.mT, X[:, part], out=out[:, part])
         return
     out.zero_()
     for rows, columns in _pieces(X):
@@ -357,9 +360,7 @@ def are_finite(parameters: list[torch.Tensor]) -> bool:
         sizes.append(norms.double() / (torch.finfo(wide or dtype).max ** 0.5 / 16))
     if not sizes:  # no gradients on this process; other processes may have some
         sizes.append(torch.zeros(1, device=parameters[0].device if parameters else None))
-    together = sizes[0]
-    if len(sizes) > 1:
-        together = torch.cat([size.to(sizes[0].device) for size in sizes])
+    together = torch.cat([size.to(sizes[0].device) for size in sizes]) if sizes[1:] else sizes[0]
     return bool(true_on_all((together < 1).all(), parameters))
 
 

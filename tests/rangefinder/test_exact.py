@@ -14,6 +14,7 @@ from lowrank._array import tuning as _tuning
 from lowrank._array.tuning import TORCH_CPU
 from lowrank._operators import as_operator
 from lowrank._rangefinder.basis import Block
+from lowrank._rangefinder.residuals import Explicit
 
 NEVER = "lowrank._rangefinder.growth.svd_is_cheaper"
 FUNCTIONS = ["range_finder", "qb", "svd", "eigh", "interpolative", "cur"]
@@ -277,7 +278,8 @@ def test_the_memory_of_a_is_used_where_it_may_be():
 
 
 @pytest.mark.parametrize("overwrites", [False, True])
-def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, overwrites):
+@pytest.mark.parametrize("extends", [False, True])
+def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, extends, overwrites):
     """The residual is half written then; it is made anew, unless A itself was overwritten."""
     A = with_spectrum(gallery.slower(200), (210, 200), "float64")
     finder = lowrank.RangeFinder(A.copy(), rng=0, overwrite_a=overwrites).reach(rtol=0.3)
@@ -289,7 +291,7 @@ def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, overwr
 
     monkeypatch.setattr(Block, "apply_adjoint", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        finder.reach(rtol=0.05)
+        finder.extend(20) if extends else finder.reach(rtol=0.05)
     monkeypatch.setattr(Block, "apply_adjoint", usual)
     if overwrites:
         for again in (lambda: finder.reach(rtol=0.05), lambda: finder.extend(3)):
@@ -299,6 +301,29 @@ def test_an_interruption_in_the_middle_of_an_update(growing, monkeypatch, overwr
         found = finder.reach(rtol=0.05).result()
         assert found.converged
         assert norm(residual(A, found.Q), "fro") <= found.error_bound <= found.tolerance
+
+
+@pytest.mark.parametrize("overwrites", [False, True])
+def test_an_interruption_before_the_first_block(growing, monkeypatch, overwrites):
+    """The memory of A may be scaled by then, so that the object can't be used any more."""
+    scale = 2.0**600
+    A = scale * with_spectrum(gallery.slower(200), (210, 200), "float64")
+    finder = lowrank.RangeFinder(A.copy(), rng=0, overwrite_a=overwrites)
+
+    def interrupted(*arguments):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Explicit, "of", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            finder.reach(rtol=0.3)
+    if overwrites:
+        with pytest.raises(RuntimeError, match="`A` was overwritten with HᴴA"):
+            finder.reach(rtol=0.3)
+    else:
+        found = finder.reach(rtol=0.3).result()
+        error = norm(residual(A / scale, found.Q), "fro")
+        assert error <= found.error_bound / scale <= found.tolerance / scale
 
 
 # -- where the SVD is cheaper ----------------------------------------------------------------------

@@ -120,6 +120,17 @@ def test_certificate_holds(dtype, spectrum, m, n, rtol, kind, side, seed):
     assert defect(found.Q) <= 100 * eps * max(found.rank, 1) ** 0.5
 
 
+@pytest.mark.parametrize("kind", ["fro", "spectral"])
+@pytest.mark.parametrize("factorize", [lowrank.svd, lowrank.qb])
+def test_the_norm_is_at_least_that_of_what_was_found(factorize, kind):
+    """Samples know the norm of a flat spectrum to a factor only; the factors tell more."""
+    A = with_spectrum(np.ones(200), (220, 200), "float64")
+    found = factorize(Operator(A), rtol=0.7, norm=kind, rng=0)
+    captured = found.B if factorize is lowrank.qb else np.diag(found.S)
+    least, exact = (1 - 1e-12) * norm(captured, kind), norm(A, kind)
+    assert max(least, 0.7 * exact) <= found.norm_A <= (1 + 1e-12) * exact
+
+
 def test_every_library(backend, dtype):
     A = with_spectrum(gallery.fast(60), (80, 60), dtype)
     if backend.name.startswith("strict"):

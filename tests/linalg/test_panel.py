@@ -3,11 +3,14 @@ import pytest
 from matrices import adjoint, defect, gaussian, with_spectrum
 
 from lowrank._linalg.panel import (
+    SMALL,
     _checked_cholesky_qr,
     orthonormalize,
     reflectors,
     size_of_top,
+    unitary_reflectors,
 )
+from lowrank._linalg.panel import defect as panel_defect
 
 DTYPES = ["float32", "float64", "complex64", "complex128"]
 
@@ -44,6 +47,21 @@ def test_cholesky_qr_refuses_what_it_cannot_do(dtype):
         assert checked(P) is None
         easy = gaussian(P.shape, dtype, seed=1)
         assert checked(np.stack([easy, P])) is None
+
+
+@pytest.mark.parametrize("dtype", ["float32", "complex64"])
+@pytest.mark.parametrize("shape", [(64, 64), (96, 64), (200, 64), (1500, 64), (500, 8)])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_reflectors_of_single_precision_are_unitary(library, shape, dtype):
+    """To 5 eps, since the small factors are computed in double precision on a CPU."""
+    xp = pytest.importorskip(library)
+    Q = xp.asarray(np.linalg.qr(gaussian(shape, dtype))[0])
+    for is_plain in {False, float(size_of_top(Q)) <= SMALL}:
+        given = unitary_reflectors(Q, panel_defect(Q, is_panel=True), is_plain=is_plain)
+        V, T = (np.asarray(X).astype("complex128") for X in given)
+        R = np.linalg.qr(V, mode="r")
+        departure = R @ (adjoint(T) @ adjoint(V) @ V @ T - T - adjoint(T)) @ adjoint(R)
+        assert np.linalg.norm(departure, 2) < 5 * np.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

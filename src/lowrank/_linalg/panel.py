@@ -51,16 +51,18 @@ def unitary_reflectors(Q: Array, D: Array, *, is_plain: bool) -> tuple[Array, Ar
     With ``V = Q + [W; 0]`` and ``WᴴW = I + E``, H is unitary if and only if ``T = S⁻ᴴ`` with
     ``S + Sᴴ = VᴴV = 2I + WᴴQ₁ + Q₁ᴴW + D + E``: so ``S = I + WᴴQ₁ + (D + E)/2``. The range of Q is
     then mapped to that of [I; 0] up to D. With `is_plain`, which `size_of_top` must allow, W = I:
-    no QR and few operations.
+    no QR and few operations. If D is in double precision, so are S and its inverse.
     """
-    (identity,), Q1 = _constants_of(Q, "identity"), Q[..., : Q.shape[-1], :]
+    xp, b, (identity,) = xa.array_namespace(Q), D.shape[-1], _constants_of(Q, "identity")
+    Q1 = Q[..., :b, :]
     S = top = Q1 + identity
     if not is_plain:
         W, R1 = orthonormalize(Q1)
-        W = W * xa.phases(xa.array_namespace(Q).linalg.diagonal(R1))[..., None, :]
-        S, top, D = identity + xa.adjoint(W) @ Q1, Q1 + W, D + defect(W)
-    V = xa.array_namespace(Q).concat([top, Q[..., Q.shape[-1] :, :]], axis=-2)
-    return V, xa.adjoint(xt.inverse(S + 0.5 * D))
+        W = W * xa.phases(xp.linalg.diagonal(R1))[..., None, :]
+        wide_W, wide_Q1 = (xp.astype(X, D.dtype, copy=False) for X in (W, Q1))
+        S, top, D = identity + xa.adjoint(wide_W) @ wide_Q1, Q1 + W, D + defect(W, is_panel=True)
+    V = xp.concat([top, Q[..., b:, :]], axis=-2)
+    return V, _as(Q, xa.adjoint(xt.inverse(S + 0.5 * D)))
 
 
 def size_of_top(Q: Array) -> Array:
@@ -373,9 +375,11 @@ def _kept_constant(name: str, p: int, b: int, xp: Namespace, dtype: Any, device:
 
 
 def defect(Q: Array, *, is_panel: bool = False) -> Array:
-    """``QᴴQ − I``. For a panel the identity is cached."""
-    b = Q.shape[-1]
-    return gram_matrix(Q) - (_constants_of(Q, "identity")[0] if is_panel else xa.eye(b, b, like=Q))
+    """``QᴴQ − I``. For a panel the identity is cached, and the dtype that of `wide_gram_matrix`."""
+    b, gram = Q.shape[-1], wide_gram_matrix(Q)
+    if is_panel:
+        return gram - _constants_of(gram, "identity")[0]
+    return _as(Q, gram - xa.eye(b, b, like=gram))
 
 
 def _rounding_of_gram(p: int, b: int) -> float:
@@ -388,10 +392,14 @@ def _rounding_of_gram(p: int, b: int) -> float:
 
 
 def gram_matrix(X: Array) -> Array:
-    """``XᴴX`` without the bias of long sums (see `adjoint_matmul`).
+    """``XᴴX`` without the bias of long sums (see `adjoint_matmul`)."""
+    return _as(X, wide_gram_matrix(X))
 
-    On a CPU in double precision if X is in single, else by blocks of about √p rows. On a GPU by
-    blocks of GRAM_ROWS rows, in one batched product.
+
+def wide_gram_matrix(X: Array) -> Array:
+    """``XᴴX``: on a CPU in double precision if X is in single, else by blocks of about √p rows.
+
+    On a GPU by blocks of GRAM_ROWS rows, in one batched product.
     """
     xp, (*batch, p, b) = xa.array_namespace(X), X.shape
     if xa.is_of_a_gpu(X) or xa.is_traced(X):
@@ -410,4 +418,4 @@ def gram_matrix(X: Array) -> Array:
     for part in xa.slices(p, rows):
         block = xp.astype(X[..., part, :], dtype)
         total += xa.adjoint(block) @ block
-    return xp.astype(total, X.dtype)
+    return total

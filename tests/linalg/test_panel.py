@@ -49,13 +49,28 @@ def test_cholesky_qr_refuses_what_it_cannot_do(dtype):
         assert checked(np.stack([easy, P])) is None
 
 
+def _panel_of(shape, dtype, kind):
+    """Orthonormal columns; in two parts, half of them are in the top block, half of them below.
+
+    Every other column is turned around: those of LAPACK's Q suit LAPACK's signs.
+    """
+    (p, b), signs = shape, (-1.0) ** np.arange(shape[1]).astype(dtype)
+    if kind == "random":
+        return signs * np.linalg.qr(gaussian(shape, dtype))[0]
+    Q, half = np.zeros(shape, dtype), b // 2
+    Q[:half, :half] = np.linalg.qr(gaussian((half, half), dtype))[0]
+    Q[min(b, p - half) :, half:] = np.linalg.qr(gaussian((p - min(b, p - half), half), dtype))[0]
+    return signs * Q
+
+
 @pytest.mark.parametrize("dtype", ["float32", "complex64"])
-@pytest.mark.parametrize("shape", [(64, 64), (96, 64), (200, 64), (1500, 64), (500, 8)])
+@pytest.mark.parametrize("shape", [(64, 64), (96, 64), (200, 64), (1500, 64), (500, 8), (700, 300)])
+@pytest.mark.parametrize("kind", ["random", "in two parts"])
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_reflectors_of_single_precision_are_unitary(library, shape, dtype):
+def test_reflectors_of_single_precision_are_unitary(library, kind, shape, dtype):
     """To 5 eps, since the small factors are computed in double precision on a CPU."""
     xp = pytest.importorskip(library)
-    Q = xp.asarray(np.linalg.qr(gaussian(shape, dtype))[0])
+    Q = xp.asarray(_panel_of(shape, dtype, kind))
     for is_plain in {False, float(size_of_top(Q)) <= SMALL}:
         given = unitary_reflectors(Q, panel_defect(Q, is_panel=True), is_plain=is_plain)
         V, T = (np.asarray(X).astype("complex128") for X in given)

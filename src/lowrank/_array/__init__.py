@@ -156,25 +156,28 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
     sums only, and a projection would not remove a constant matrix. On a GPU, whose time depends on
     the number of operations, one product is used.
     """
-    xp, m, of_product = array_namespace(X, Y), X.shape[-2], None
+    m = X.shape[-2]
+    if m < 2 * LONG or is_of_a_gpu(X) or is_traced(X):
+        return _adjoint_matmul(X, Y)
+    first, *others = slices(m, LONG)
+    total = _adjoint_matmul(X[..., first, :], Y[..., first, :])
+    for part in others:
+        total += _adjoint_matmul(X[..., part, :], Y[..., part, :])
+    return total
+
+
+def _adjoint_matmul(X: Array, Y: Array) -> Array:
+    """``Xᴴ Y`` in one product, which conjugates the narrower of X and Y."""
+    xp = array_namespace(X, Y)
     if Y.shape[-1] > X.shape[-1]:
-        left, right = adjoint(X), Y
-    elif is_torch_namespace(xp) and not is_of_a_gpu(X):
+        return adjoint(X) @ Y
+    if is_torch_namespace(xp) and not is_of_a_gpu(X):
         # torch's products with a transposed X are never faster than the transposed product; in
         # double precision, with Y stored by columns, they take up to 7 times as long
-        left, right, of_product = adjoint(Y), X, adjoint
-    elif is_complex(X):  # conjugates the narrower one
-        left, right, of_product = xp.matrix_transpose(X), xp.conj(Y), xp.conj
-    else:
-        left, right = xp.matrix_transpose(X), Y
-    if m < 2 * LONG or is_of_a_gpu(X) or is_traced(X):
-        total = xp.matmul(left, right)
-    else:
-        first, *others = slices(m, LONG)
-        total = xp.matmul(left[..., :, first], right[..., first, :])
-        for part in others:
-            total += xp.matmul(left[..., :, part], right[..., part, :])
-    return total if of_product is None else of_product(total)
+        return adjoint(adjoint(Y) @ X)
+    if is_complex(X):
+        return xp.conj(xp.matmul(xp.matrix_transpose(X), xp.conj(Y)))
+    return xp.matmul(xp.matrix_transpose(X), Y)
 
 
 def zeros(shape: tuple[int, ...], like: Array) -> Array:

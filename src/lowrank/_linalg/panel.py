@@ -19,7 +19,7 @@ GRAM_ROWS = 1024
 # Rows that are held in double precision at a time.
 DOUBLE_ROWS = 4096
 # Up to this `size_of_top`, reflectors need no QR of the top block.
-SMALL = 0.8**4
+SMALL = 0.5**4
 # Norm of the noise that gives unit columns full rank: a quarter of the eps of single precision.
 NOISE = 0.25 * 2.0**-23
 
@@ -72,7 +72,7 @@ def size_of_top(Q: Array) -> Array:
     The identities of `reflectors` hold for every unitary W if S = I + WᴴQ₁ can be inverted. With
     W = I, ``‖T‖₂ = ‖S⁻¹‖₂ ≤ 1/(1 − ‖Q₁‖₂)``, and ``‖V‖₂² = ‖S + Sᴴ‖₂ ≤ 4``. Rounding errors of V
     and T enter ``HᴴH − I = V (TᴴVᴴVT − T − Tᴴ) Vᴴ`` multiplied by these. Up to SMALL, ‖Q₁‖₂ is at
-    most 0.8 and ‖T‖₂ at most 5. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``: small if p ≥ 10b.
+    most ½ and ‖T‖₂ at most 2. A Gaussian panel has ``‖Q₁‖₂ ≈ 2√(b/p)``: small if p ≥ 24b.
     """
     top = Q[..., : Q.shape[-1], :]
     gram = xa.adjoint(top) @ top

@@ -171,7 +171,7 @@ def step_coordinates(
 
     If `joined`, one parameter holds all values, and the states must have one `join_key`. Otherwise
     there is one for each. Optimizers of these proxies are `kept`, without state between steps: one
-    for each first `weight`, since some count their steps.
+    for all that are stepped with this first `weight`, since some count their steps.
     """
     # R is needed again for the residual, and some optimizers write to gradients
     grads = R.to(values.dtype, copy=weight.group["residual"] is not None)
@@ -286,7 +286,7 @@ def transported(
                 transport_squares(C, mean[..., part] / a, X[..., part] / b, rest[:, None, part])
                 for part in slices(X.shape[-1], X)
             ]
-            Y = torch.cat(pieces, -1).mul_(b)
+            Y = (torch.cat(pieces, -1) if len(pieces) > 1 else pieces[0]).mul_(b)
         Y = Y.view(*Y.shape[:2], *first.shape[1:])
         if _is_quantized(first):
             for state, made, y in zip(states, new, Y, strict=True):

@@ -240,8 +240,8 @@ class LowRank(LowRankOptimizer):
             # a tensor: compiled code would treat a number as a constant, but schedulers change it
             rate = torch.as_tensor(rate, dtype=torch.float64 if R.is_cpu else None)
         whole = first.along_k.sum(stacks.of_stacks(lambda X: squares(X, R.dtype), G))
-        for state in (state for state in states if "residual_norm" not in state):
-            state["residual_norm"] = R.new_zeros(())
+        for new in (state for state in states if "residual_norm" not in state):
+            new["residual_norm"] = R.new_zeros(())
         norms = [state["residual_norm"] for state in states]
         total = None if first.columns.dim is None else first.columns.sum
         sign, scale = -1.0 if group.get("maximize") else 1.0, group["scale"]

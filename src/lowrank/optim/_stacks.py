@@ -56,9 +56,7 @@ def stack_of(tensors: Sequence[torch.Tensor], dtype: torch.dtype | None = None) 
     return stack
 
 
-def read(
-    states: Sequence[dict[str, Any]], name: str, dtype: torch.dtype | None = None
-) -> torch.Tensor:
+def read(states: list[dict[str, Any]], name: str, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A stack of one tensor of each state."""
     return stack_of([state[name] for state in states], dtype)
 
@@ -112,15 +110,15 @@ def column_squares(X: Matrices, dtype: torch.dtype) -> torch.Tensor:
     """Sums of the squares of the columns of matrices, computed in `dtype`."""
     if isinstance(X, list):
         return torch.stack([column_squares(matrix, dtype) for matrix in X])
-    compiling = torch.compiler.is_compiling()
-    if not (compiling or (X.is_cpu and (X.stride(-2) != 1 or X.dtype != dtype))):
+    compiling, by_columns = torch.compiler.is_compiling(), X.stride(-2) == 1
+    if not (compiling or (X.is_cpu and not (by_columns and X.dtype == dtype))):
         return torch.linalg.vector_norm(X, dim=-2, dtype=dtype).square()
     if compiling or X.numel() <= CACHED:
         return X.to(dtype).square().sum(-2)
     # torch's own norm across the rows takes ten times as long on a CPU, or copies all numbers
     squares = X.new_zeros((*X.shape[:-2], X.shape[-1]), dtype=dtype)
-    for rows, columns in _pieces(X, max(PIECES, X.numel() // CACHED)):
-        squares[..., columns] += X[..., rows, columns].to(dtype).square().sum(-2)
+    for rows, columns in _pieces(X, PIECES if by_columns else max(PIECES, X.numel() // CACHED)):
+        squares[..., columns].add_(X[..., rows, columns].to(dtype).square().sum(-2))
     return squares
 
 
@@ -177,18 +175,20 @@ def _coordinates(Q: torch.Tensor, X: torch.Tensor, out: torch.Tensor) -> None:
 
 def product(X: torch.Tensor, Omega: torch.Tensor) -> torch.Tensor:
     """``X Ω`` (k×l) of one matrix, or of a stack in the dtype of Ω."""
-    if X.dtype == Omega.dtype:
-        return X @ Omega
+    if len(pieces := _pieces(X, 1 if X.dtype == Omega.dtype else PIECES)) == 1:
+        return X.to(Omega.dtype) @ Omega
     Y = Omega.new_zeros(X.shape[0], Omega.shape[1])
-    for rows, columns in _pieces(X):
+    for rows, columns in pieces:
         Y[rows].addmm_(X[rows, columns].to(Omega.dtype), Omega[columns])
     return Y
 
 
 def _weighted_column_squares(G: torch.Tensor, a: torch.Tensor) -> torch.Tensor:
+    if G.numel() <= CACHED:
+        return (G * a[:, None]).square_().sum(0)
     squares = a.new_zeros(G.shape[1])
-    for rows, columns in _pieces(G, PIECES if G.numel() > CACHED else 1):
-        squares[columns] += (G[rows, columns] * a[rows, None]).square_().sum(0)
+    for rows, columns in _pieces(G):
+        squares[columns].add_((G[rows, columns] * a[rows, None]).square_().sum(0))
     return squares
 
 

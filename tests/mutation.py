@@ -53,7 +53,7 @@ OF_DEVICES = (
     "_shifted_cholesky_qr", "gram_matrix", "_by_halves", "_native_qr", "_scaled", "_polished",
     "orthonormalize", "conditioned", "_can_be_checked", "is_mixed", "_mixed_passes", "mixed_svd",
     "_mixed_conditioned", "_double_of", "_constants_of", "_kept_constant", "spectral_norm",
-    "_image", "orthonormal", "checked_near_rounding",
+    "_image", "orthonormal", "checked_near_rounding", "wide_gram_matrix", "defect",
 )  # fmt: skip
 NUMPY_ONLY = "not strict and not torch and not complex64"
 

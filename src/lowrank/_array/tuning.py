@@ -42,10 +42,12 @@ class Growth(NamedTuple):
     A goal is the part of the tolerance at which growth ends, if a truncation spends the rest.
     """
 
-    goal: float = 0.88  # after power iterations
-    goal_of_slow: float = 0.9  # slowly falling spectra: the last part takes many columns
+    goal: float = 0.88  # after power iterations, or in a Krylov space
     goal_without_powers: float = 0.75
     goal_of_samples: float = 0.5  # the bound of a sample is about twice its estimate
+    # A block starts a new Krylov space if the old one offers less than this part of the energy that
+    # a random space has.
+    restart: float = 0.1
     # A block has no power iterations if its second half lowers the error to `steep` of it, or if it
     # leaves at most `enough` of the goal. The first block has the most, if above `flat`, and one,
     # if it lowers the error of no basis to `level` of it only: then the SVD mostly takes over.

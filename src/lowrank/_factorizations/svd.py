@@ -77,10 +77,10 @@ def svd(
     At a fixed rank k with p columns of oversampling and q power iterations: 2q + 2 passes over A of
     2mn(k + p) flops each, and one for ‖A‖_F, if available, from which the error follows as
     ``‖A‖² − Σ S²``. With a tolerance the basis grows, as in :func:`range_finder`, until its error
-    is a part of the tolerance (0.9; 0.75 without power iterations; 0.5 if samples measure it). The
-    truncation uses the rest: the squares of both errors add up. It takes about 6nk² flops for the
-    k columns found, and a k×k SVD. If the SVD of A takes less time than further growth, that SVD is
-    truncated instead.
+    is a part of the tolerance (0.88; 0.75 with `power_iterations=0`; 0.5 if samples measure it, or
+    passes over A are expensive). The truncation uses the rest: the squares of both errors add up.
+    It takes about 6nk² flops for the k columns found, and a k×k SVD. If the SVD of A takes less
+    time than further growth, that SVD is truncated instead.
 
     With `krylov` the basis at a fixed rank has (q + 1)(k + p) columns, from 2q + 1 passes with
     k + p columns each; the last pass multiplies all of them.

@@ -4,8 +4,9 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from lowrank._array import Array, array_namespace, eps, is_complex, leading
+from lowrank._array import Array, array_namespace, eps, is_complex, leading, safe_norm
 from lowrank._array.tuning import GROWTH, tuning
+from lowrank._linalg.panel import conditioned, orthonormal
 from lowrank._operators import Operator
 from lowrank._rangefinder.residuals import ByEnergies, Explicit, FullSVD, Sampled
 from lowrank._rangefinder.sampling import iterated_sample, multiplied, orthonormalized, spanning
@@ -21,9 +22,8 @@ def goal_of(problem: Problem, state: State, share: float | None) -> float:
     is_sampled = problem.norm == "spectral" or isinstance(state.residual, Sampled)
     if is_sampled or state.A.costly_passes:  # more columns in such passes cost little
         return share * GROWTH.goal_of_samples
-    if not powers_of(problem, state):
-        return share * GROWTH.goal_without_powers
-    return share * (GROWTH.goal_of_slow if _decays_slowly(state) else GROWTH.goal)
+    is_accurate = continues(problem, state) or powers_of(problem, state) > 0
+    return share * (GROWTH.goal if is_accurate else GROWTH.goal_without_powers)
 
 
 def powers_of(problem: Problem, state: State) -> int:
@@ -65,7 +65,12 @@ def panel(
         basis = orthonormalized([leading(state.pending, -(-most // depth))])
         state = replace(state, pending=None)
         return state, iterated_sample(problem, state, basis, q, columns=most)
-    width = min(_width(problem, state, goal), -(-most // depth))
+    continuing = truncates and state.rank > 0 and continues(problem, state)
+    width = min(_width(problem, state, goal, may_widen=not continuing), -(-most // depth))
+    if continuing:
+        Q = _continued(problem, state, width)
+        if Q is not None:
+            return state, Q
     Omega = problem.source.draw(width)
     if Omega.shape[-1] == 0:
         return state, None
@@ -78,6 +83,44 @@ def panel(
         steep = GROWTH.steep if truncates else GROWTH.steep_of_basis
         q = _powers_of_block(state, factors[0], q, goal * state.measured_scale, steep)
     return state, iterated_sample(problem, state, basis, q, columns=most)
+
+
+def continues(problem: Problem, state: State) -> bool:
+    """Whether blocks continue a Krylov space: by default, where each block extends B."""
+    if problem.power_iterations is not None or problem.krylov or problem.norm == "spectral":
+        return False
+    has_rows = isinstance(state.residual, Explicit | ByEnergies)
+    return has_rows and problem.source.is_free and _reads_are_free(state.A)
+
+
+def _continued(problem: Problem, state: State, width: int) -> Array | None:
+    """A panel that continues the Krylov space of the last block; None if it promises too little.
+
+    Let ``B_j = Q_jᴴA`` be the rows that the last block Q_j added to B, and V an orthonormal basis
+    of their span. The next panel spans ``E V``, the part of ``A Aᴴ Q_j`` outside the basis. So the
+    basis spans ``[Q₁, A Aᴴ Q₁, (A Aᴴ)² Q₁, …]``, as in block Lanczos bidiagonalization (Hallman, A
+    block bidiagonalization method for fixed-accuracy low-rank matrix approximation, 2022,
+    doi:10.1137/21M1397866), here fully orthogonal by reflectors and with a known error. It holds
+    what power iterations of Q₁ would find (Musco & Musco, 2015, arXiv:1504.05477, see `iterated`),
+    and takes one product with E for each block, not 1 + 2q.
+
+    Of equal singular values, E V holds no new ones. Then it is small: for b random orthonormal
+    columns V the mean of ``‖E V‖²`` is ``‖E‖² b/n``. A sample with less than a part of that is
+    dropped. If the block is to be wider than the last one, a fresh test matrix fills it.
+    """
+    residual, A = state.residual, state.A
+    assert isinstance(residual, Explicit | ByEnergies)
+    rows = residual.last_rows()
+    V = leading(conditioned(rows) if A.domain is None else A.domain.orthonormalize(rows).Q, width)
+    columns = V.shape[-1]
+    if columns < width:
+        V = A.xp.concat([V, problem.source.draw(width - columns)], axis=-1)
+    state, sample = multiplied(problem, state, V)
+    size = A.agreed(float(safe_norm(leading(sample[0], columns))))
+    left = state.history[-1].estimate * state.measured_scale
+    if size < left * math.sqrt(GROWTH.restart * columns / A.shape[-1]):
+        return None
+    return orthonormal(sample.pop())
 
 
 def _powers_of_block(state: State, R: Array, q: int, goal: float, steep: float) -> int:
@@ -112,7 +155,7 @@ def _errors_within(R: Array) -> tuple[float, float]:
     )
 
 
-def _width(problem: Problem, state: State, goal: float) -> int:
+def _width(problem: Problem, state: State, goal: float, *, may_widen: bool) -> int:
     """Columns of a block."""
     if problem.block_size is not None:
         return problem.block_size
@@ -124,21 +167,37 @@ def _width(problem: Problem, state: State, goal: float) -> int:
     width = tuning(state.A.empty(0)).width
     if len(state.history) < 2:
         return width
-    _, missing = missing_columns(problem, state, goal)
-    missing = min(GROWTH.margin * missing, width if len(state.history) == 2 else 2.0 * width)
+    widest = 2.0 * width if may_widen and len(state.history) > 2 else width
+    missing = min(GROWTH.margin * missing_columns(problem, state, goal)[1], widest)
     return int(max(width // 2, 8 * math.ceil(missing / 8)))
 
 
 def missing_of_power_law(state: State, goal: float) -> float:
-    """Missing columns, if the error falls as a power of the rank."""
+    """Missing columns, if the singular values are ``j^{−p}``, j = 1, …, min(m, n).
+
+    With ``x = log(j/k)`` the energy of some of them is ``∫ exp(−s x) dx``, s = 2p − 1. The last
+    block and what it left over give s.
+    """
     last = [look for look in state.history[-2:] if look.rank > 0]
     if last and last[-1].estimate <= goal:
         return 0.0
     if len(last) < 2 or not 0.0 < goal < last[1].estimate < last[0].estimate:
         return math.inf
-    power = math.log(last[0].estimate / last[1].estimate) / math.log(last[1].rank / last[0].rank)
-    exponent = math.log(last[1].estimate / goal) / power
-    return last[1].rank * math.expm1(exponent) if exponent < 700.0 else math.inf
+    k, fall = last[1].rank, min(last[0].estimate / last[1].estimate, 1e100) ** 2 - 1.0
+    start, end = math.log(last[0].rank / k), math.log(state.full / k)
+
+    def energy(x: float, s: float) -> float:
+        """Of the singular values between k and x."""
+        return -math.expm1(-s * x) / s
+
+    low, high = -1.0, 500.0 / max(5.0, -start)  # constant, and falling as fast as floats allow
+    for _ in range(40):
+        s = 0.5 * (low + high) or 1e-9
+        low, high = (s, high) if -energy(start, s) < fall * energy(end, s) else (low, s)
+    part = (goal / last[1].estimate) ** 2
+    # energy(end) − energy(x) = part · energy(end)
+    x = -math.log1p(-high * (1.0 - part) * energy(end, high)) / high
+    return k * math.expm1(x)
 
 
 def width_of_sample(state: State) -> int:

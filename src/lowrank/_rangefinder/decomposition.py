@@ -6,7 +6,7 @@ from dataclasses import replace
 from lowrank._array import eps
 from lowrank._array.tuning import tuning
 from lowrank._linalg.small_svd import svd_of, tails
-from lowrank._rangefinder.blocks import missing_columns, missing_of_power_law, powers_of
+from lowrank._rangefinder.blocks import continues, missing_columns, missing_of_power_law, powers_of
 from lowrank._rangefinder.estimates import base_floor, floor_of, lost
 from lowrank._rangefinder.residuals import Explicit, FullSVD
 from lowrank._rangefinder.state import Problem, State, StopRule
@@ -28,7 +28,7 @@ def svd_is_cheaper(
     if not isinstance(residual, Explicit):
         return False
     (m, n), k = state.A.shape, state.rank
-    q = powers_of(problem, state)
+    q = 0 if truncates and continues(problem, state) else powers_of(problem, state)
     kind = tuning(residual.array)
     cost = kind.svd_cost[0 if eps(residual.array) > 1e-10 else 1]
     short, long = min(m, n), max(m, n)
@@ -49,23 +49,26 @@ def svd_is_cheaper(
     least, expected = missing_columns(problem, state, target)
     if grown(k, least) > whole:
         return True
-    if _slows_down(state):  # a power law predicts too many columns, a constant rate too few
+    change = _change_of_rate(state)
+    if change < 0.8:  # a power law predicts too many columns, a constant rate too few
         by_power = max(expected, missing_of_power_law(state, target))
         expected = math.sqrt(expected) * math.sqrt(by_power)
+    elif change > 1.25:  # as at the end of a plateau
+        expected = math.sqrt(expected) * math.sqrt(least)
     spent = (3 + 2 * q) * 2.0 * m * n * k * (1.0 - k / (2 * m))
     return spent > PATIENCE * whole and grown(k, expected) > whole
 
 
-def _slows_down(state: State) -> bool:
-    """Whether the error fell more slowly per column in the last block than in the one before."""
+def _change_of_rate(state: State) -> float:
+    """How fast the error fell per column in the last block, over how fast in the one before."""
     if len(state.history) < 3:
-        return False
+        return 1.0
     first, second, last = state.history[-3:]
-    if not (first.rank < second.rank < last.rank and 0.0 < last.estimate < second.estimate):
-        return False
+    falls = 0.0 < last.estimate < second.estimate < first.estimate
+    if not (first.rank < second.rank < last.rank and falls):
+        return 1.0
     before = math.log(first.estimate / second.estimate) / (second.rank - first.rank)
-    now = math.log(second.estimate / last.estimate) / (last.rank - second.rank)
-    return now < 0.8 * before
+    return math.log(second.estimate / last.estimate) / (last.rank - second.rank) / before
 
 
 def decomposed(problem: Problem, state: State) -> State:

@@ -7,8 +7,9 @@ randomized range finder based on an implicit Householder QR decomposition, manus
 ``B = A`` at first and k = 0, until the error is small enough (docs/explanation/algorithm.md has the
 same numbers):
 
-1. sample the residual, ``Y = B[k:] Ω`` with a Gaussian Ω;
-2. do power iterations on it (added here), which need no deflation;
+1. sample the residual, ``Y = B[k:] Ω`` with a Gaussian Ω, or, if a truncation follows, with an Ω
+   that spans the rows which the last block finished: a Krylov space (added here);
+2. do power iterations on a Gaussian sample (added here), which need no deflation;
 3. factor the sample, ``Y = (I − V T Vᴴ) [R; 0]``;
 4. apply the reflectors to the residual, ``B[k:] ← (I − V Tᴴ Vᴴ) B[k:]``, and increase k by the
    number of columns: now ``B = HᴴA``, and its first k rows are finished;

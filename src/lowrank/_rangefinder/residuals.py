@@ -110,6 +110,10 @@ class Explicit:
         """``Bᴴ = AᴴQ``, n×k."""
         return xa.adjoint(self.array[: self.basis.rank, :])
 
+    def last_rows(self) -> Array:
+        """``AᴴQ_j``, the rows of B that the last block Q_j of the basis added, as columns."""
+        return xa.adjoint(self.array[self.basis.blocks[-1].start : self.basis.rank, :])
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Products:
@@ -171,6 +175,11 @@ class ByEnergies(Products):
         R = C if domain is None else domain.orthonormalize(C).R
         part = float(xa.safe_norm(R)) / self.norm_A
         return replace(self, known=known, captured=self.captured + part * part)
+
+    def last_rows(self) -> Array:
+        """``AᴴQ_j``, for the last block Q_j of the basis."""
+        assert self.known is not None
+        return self.known[..., self.basis.blocks[-1].start :]
 
     @property
     def is_canceled(self) -> bool:

@@ -42,8 +42,9 @@ class RangeFinder:
         Columns are orthonormalized after every product. Default for :meth:`extend`: 0. To a
         tolerance: 1 in the spectral norm; 0 if only samples measure the error, or if passes over A
         are expensive (files and processes); otherwise up to 2 for each block (1 on a GPU), if these
-        save time. With `krylov`, 1. By default, factorizations to a tolerance on a CPU continue the
-        Krylov space of the last block instead, if the error is known and no test matrix is given.
+        save time. With `krylov`, 1. By default, factorizations of arrays on a CPU continue the
+        Krylov space of the last block instead, if the certificate is exact, the norm that of
+        Frobenius, and no test matrix is given.
     krylov : bool
         Keep each block as it was before its power iterations, too: a block Krylov space. It has
         ``power_iterations + 1`` times the columns, from the same products with A. Its error is

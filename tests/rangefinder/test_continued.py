@@ -9,6 +9,7 @@ from matrices import adjoint, norm, with_spectrum
 
 import lowrank
 from lowrank import gallery
+from lowrank._array.tuning import GROWTH
 from lowrank._rangefinder.blocks import missing_of_power_law
 from lowrank._rangefinder.found import find
 
@@ -16,7 +17,6 @@ N = 120
 PROCESSORS = [each for each in BACKENDS if each.name in ("numpy", "numpy:readonly", "torch:cpu")]
 of_processors = pytest.mark.parametrize("backend", PROCESSORS, ids=repr)
 of_dtypes = pytest.mark.parametrize("dtype", ["float32", "float64", "complex64", "complex128"])
-known = pytest.mark.parametrize("certificate", ["exact", "energy"])
 
 
 @pytest.fixture(autouse=True)
@@ -31,10 +31,10 @@ def slow(dtype, n=N, power=0.5):
 
 @of_processors
 @of_dtypes
-@known
-def test_the_basis_spans_a_krylov_space(backend, dtype, certificate):
+def test_the_basis_spans_a_krylov_space(monkeypatch, backend, dtype):
+    monkeypatch.setattr("lowrank._rangefinder.blocks.GROWTH", GROWTH._replace(fresh=0.0))
     A = slow(dtype, power=0.25)
-    options = {"rtol": 0.8, "share": 1.0, "block_size": 6, "rng": 1, "certificate": certificate}
+    options = {"rtol": 0.8, "share": 1.0, "block_size": 6, "rng": 1}
     found = find(backend.asarray(A), None, **options)
     blocks = [block.columns for block in found.basis.blocks]
     assert blocks == [6] * len(blocks)
@@ -52,14 +52,13 @@ def test_the_basis_spans_a_krylov_space(backend, dtype, certificate):
 
 @of_processors
 @of_dtypes
-@known
 @pytest.mark.parametrize("name", ["svd", "qb"])
-def test_a_block_takes_two_products_for_a_column(backend, dtype, certificate, name):
+def test_a_block_takes_two_products_for_a_column(backend, dtype, name):
     A = backend.asarray(slow(dtype))
-    found = getattr(lowrank, name)(A, rtol=0.6, block_size=8, rng=1, certificate=certificate)
+    found = getattr(lowrank, name)(A, rtol=0.6, block_size=8, rng=1)
     columns, blocks = found.history[-1].rank, len(found.history) - 1
     assert blocks >= 3
-    assert 2 * columns <= found.products <= 2 * columns + 4 * 8  # at first two power iterations
+    assert 2 * columns <= found.products <= 3.5 * columns  # power iterations take 4 or 6
     assert found.converged
 
 
@@ -71,7 +70,7 @@ def test_other_factorizations_take_fewer_products(name):
     found, powers = (getattr(lowrank, name)(A, power_iterations=q, **options) for q in (None, 1))
     assert found.converged
     assert found.products <= 0.75 * powers.products
-    assert found.rank <= 1.1 * powers.rank
+    assert found.rank <= 1.2 * powers.rank
 
 
 @of_processors
@@ -94,14 +93,13 @@ CLUSTERED = {
 
 @of_processors
 @pytest.mark.parametrize("dtype", ["float32", "complex128"])
-@known
 @pytest.mark.parametrize("values", CLUSTERED.values(), ids=CLUSTERED)
-def test_equal_singular_values_start_a_new_space(backend, dtype, certificate, values):
+def test_equal_singular_values_start_a_new_space(backend, dtype, values):
     """A Krylov space has no more of them than a block has columns."""
     A = backend.asarray(with_spectrum(values, (N, N), dtype))
     for rtol in (0.6, 0.3):
         best = gallery.best_rank(values, rtol=rtol)
-        found = lowrank.svd(A, rtol=rtol, block_size=8, rng=2, certificate=certificate)
+        found = lowrank.svd(A, rtol=rtol, block_size=8, rng=2)
         assert found.converged
         assert best <= found.rank <= 1.03 * best + 1
         assert found.history[-1].rank <= 1.25 * best + 8
@@ -140,15 +138,35 @@ def test_not_where_every_column_counts(name):
     assert found.rank <= 1.16 * best
 
 
-def test_wide_passes_widen_further():
-    """A test matrix fills what the Krylov space of a block has not."""
-    values = np.arange(1, 901) ** -0.3
-    rows = lowrank.RowBlocks(with_spectrum(values, (900, 900), "float64"), rows=300)
-    found = lowrank.svd(rows, rtol=0.6, rng=1)
-    ranks = [look.rank for look in found.history]
-    assert ranks[:4] == [0, 128, 256, 512]
-    assert found.passes == 1 + 2 * (len(ranks) - 1)
-    assert found.converged
+@of_processors
+@pytest.mark.parametrize("scale", [1.0, 1e-300, 1e300])
+def test_a_cluster_within_a_slow_spectrum_is_seen(backend, scale):
+    values = np.sort(np.r_[(np.arange(1120) / 8 + 1.0) ** -0.675, np.full(80, 0.39)])[::-1]
+    A = backend.asarray(scale * with_spectrum(values, (1200, 1200), "float64"))
+    best = gallery.best_rank(values, rtol=0.4)
+    found = lowrank.svd(A, rtol=0.4, rng=1)
+    assert best <= found.rank <= 1.08 * best + 1
+
+
+@of_processors
+def test_a_largest_rank_that_is_enough_is_enough(backend):
+    """Before it is truncated, a Krylov space has far more columns than the result."""
+    A = backend.asarray(slow("float64", 600))
+    values = np.arange(1, 601) ** -0.5
+    found = lowrank.svd(A, rtol=0.4, rng=1)
+    again = lowrank.svd(A, found.rank, rtol=0.4, rng=1)
+    assert (again.status, again.rank) == (found.status, found.rank)
+    assert again.rank <= 1.03 * gallery.best_rank(values, rtol=0.4) + 1
+    assert again.converged
+
+
+def test_a_tolerance_near_rounding_after_a_steep_fall():
+    j = np.arange(400)
+    for values in (np.where(j < 40, np.exp(-j / 4), np.exp(-5 - j / 8)), np.exp(-j / 5)):
+        A = with_spectrum(values, (400, 400), "float64")
+        for options in ({}, {"block_size": 8}, {"certificate": "energy"}):
+            assert lowrank.svd(A, rtol=2e-13, rng=1, **options).converged
+        assert lowrank.svd(lowrank.RowBlocks(A, rows=200), rtol=2e-13, rng=1).converged
 
 
 @pytest.mark.parametrize("power", [0.0, 0.25, 0.5, 1.0, 3.0])
@@ -174,4 +192,5 @@ def test_the_power_law_takes_any_fall(ranks, fall):
         SimpleNamespace(rank=k, estimate=e) for k, e in zip(ranks, (1.0 + fall, 1.0), strict=True)
     ]
     state = SimpleNamespace(history=looks, full=4_000_000)
-    assert 0.0 <= missing_of_power_law(state, 0.5) <= 4_000_000
+    for goal in (0.5, 1e-3, 1e-9, 1e-16, 1e-160, 1e-300):
+        assert 0.0 <= missing_of_power_law(state, goal) <= 4_000_000

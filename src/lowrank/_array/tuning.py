@@ -45,8 +45,11 @@ class Growth(NamedTuple):
     goal: float = 0.88  # after power iterations, or in a Krylov space
     goal_without_powers: float = 0.75
     goal_of_samples: float = 0.5  # the bound of a sample is about twice its estimate
-    # A block starts a new Krylov space if the old one offers less than this part of the energy that
-    # a random space has.
+    # The part of a block that is random, if it continues a Krylov space. It starts a new one if
+    # random columns took `missed` times the energy of the others, or if the old one offers less
+    # than `restart` times the energy of a random space.
+    fresh: float = 0.125
+    missed: float = 2.0
     restart: float = 0.1
     # A block has no power iterations if its second half lowers the error to `steep` of it, or if it
     # leaves at most `enough` of the goal. The first block has the most, if above `flat`, and one,

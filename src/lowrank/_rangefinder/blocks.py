@@ -4,7 +4,7 @@ import math
 from dataclasses import replace
 from itertools import pairwise
 
-from lowrank._array import Array, array_namespace, eps, is_complex, leading, safe_norm
+from lowrank._array import Array, array_namespace, eps, is_complex, leading, norms, safe_norm
 from lowrank._array.tuning import GROWTH, tuning
 from lowrank._linalg.panel import conditioned, orthonormal
 from lowrank._operators import Operator
@@ -86,37 +86,44 @@ def panel(
 
 
 def continues(problem: Problem, state: State) -> bool:
-    """Whether blocks continue a Krylov space: by default, where each block extends B."""
+    """Whether blocks continue a Krylov space: by default, if the residual is an array."""
     if problem.power_iterations is not None or problem.krylov or problem.norm == "spectral":
         return False
-    has_rows = isinstance(state.residual, Explicit | ByEnergies)
-    return has_rows and problem.source.is_free and _reads_are_free(state.A)
+    is_explicit = isinstance(state.residual, Explicit)
+    return is_explicit and problem.source.is_free and _reads_are_free(state.A)
 
 
 def _continued(problem: Problem, state: State, width: int) -> Array | None:
     """A panel that continues the Krylov space of the last block; None if it promises too little.
 
-    Let ``B_j = Q_jᴴA`` be the rows that the last block Q_j added to B, and V an orthonormal basis
-    of their span. The next panel spans ``E V``, the part of ``A Aᴴ Q_j`` outside the basis. So the
+    Let ``B_j = Q_jᴴA`` be the rows that the last block Q_j added to B, and V orthonormal columns
+    in their span. The next panel spans ``E V``, the part of ``A Aᴴ Q_j`` outside the basis. So the
     basis spans ``[Q₁, A Aᴴ Q₁, (A Aᴴ)² Q₁, …]``, as in block Lanczos bidiagonalization (Hallman, A
     block bidiagonalization method for fixed-accuracy low-rank matrix approximation, 2022,
     doi:10.1137/21M1397866), here fully orthogonal by reflectors and with a known error. It holds
     what power iterations of Q₁ would find (Musco & Musco, 2015, arXiv:1504.05477, see `iterated`),
     and takes one product with E for each block, not 1 + 2q.
 
-    Of equal singular values, E V holds no new ones. Then it is small: for b random orthonormal
-    columns V the mean of ``‖E V‖²`` is ``‖E‖² b/n``. A sample with less than a part of that is
-    dropped. If the block is to be wider than the last one, a fresh test matrix fills it.
+    Of equal singular values, E V holds no new ones. So the last columns of a block are those of a
+    Gaussian Ω. If those of the last block took far more energy each than its first ones, directions
+    are left that the Krylov space does not see, and a new one is started. (That shows if n ≥ 24b;
+    otherwise the reflectors mix the rows of a block.) So it is if E V is small: for c random
+    orthonormal columns V the mean of ``‖E V‖²`` is ``‖E‖² c/n``.
     """
     residual, A = state.residual, state.A
-    assert isinstance(residual, Explicit | ByEnergies)
+    assert isinstance(residual, Explicit)
     rows = residual.last_rows()
-    V = leading(conditioned(rows) if A.domain is None else A.domain.orthonormalize(rows).Q, width)
+    columns, old = (b - math.ceil(GROWTH.fresh * b) for b in (width, rows.shape[-1]))
+    if min(columns, old) < 1:
+        return None
+    size, fresh = norms(rows[:, :old], rows[:, old:])
+    if fresh**2 * old > GROWTH.missed * size**2 * (rows.shape[-1] - old):
+        return None
+    V = leading(conditioned(rows), columns)
     columns = V.shape[-1]
-    if columns < width:
-        V = A.xp.concat([V, problem.source.draw(width - columns)], axis=-1)
-    state, sample = multiplied(problem, state, V)
-    size = A.agreed(float(safe_norm(leading(sample[0], columns))))
+    Omega = problem.source.draw(width - columns)
+    state, sample = multiplied(problem, state, A.xp.concat([V, Omega], axis=-1))
+    size = float(safe_norm(leading(sample[0], columns)))
     left = state.history[-1].estimate * state.measured_scale
     if size < left * math.sqrt(GROWTH.restart * columns / A.shape[-1]):
         return None
@@ -194,10 +201,9 @@ def missing_of_power_law(state: State, goal: float) -> float:
     for _ in range(40):
         s = 0.5 * (low + high) or 1e-9
         low, high = (s, high) if -energy(start, s) < fall * energy(end, s) else (low, s)
-    part = (goal / last[1].estimate) ** 2
-    # energy(end) − energy(x) = part · energy(end)
-    x = -math.log1p(-high * (1.0 - part) * energy(end, high)) / high
-    return k * math.expm1(x)
+    # energy(end) − energy(x) = part · energy(end), solved for exp(−s x)
+    part, all_of_it = (goal / last[1].estimate) ** 2, math.exp(-high * end)
+    return k * math.expm1(-math.log(max(part + (1.0 - part) * all_of_it, 1e-300)) / high)
 
 
 def width_of_sample(state: State) -> int:

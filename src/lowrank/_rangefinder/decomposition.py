@@ -12,7 +12,7 @@ from lowrank._rangefinder.residuals import Explicit, FullSVD
 from lowrank._rangefinder.state import Problem, State, StopRule
 
 # Growth may spend this part of the time of an SVD before it is compared with the SVD.
-PATIENCE = 0.03
+PATIENCE = 0.05
 
 
 def svd_is_cheaper(
@@ -50,12 +50,12 @@ def svd_is_cheaper(
     if grown(k, least) > whole:
         return True
     change = _change_of_rate(state)
-    if change < 0.8:  # a power law predicts too many columns, a constant rate too few
+    if change < 0.8:  # a power law mostly predicts too many columns, a constant rate too few
         by_power = max(expected, missing_of_power_law(state, target))
-        expected = math.sqrt(expected) * math.sqrt(by_power)
-    elif change > 1.25:  # as at the end of a plateau
+        expected = expected ** (1 / 3) * by_power ** (2 / 3)
+    elif change > 1.25 and least > 0.0:  # as at the end of a plateau
         expected = math.sqrt(expected) * math.sqrt(least)
-    spent = (3 + 2 * q) * 2.0 * m * n * k * (1.0 - k / (2 * m))
+    spent = 2.0 * m * n * (problem.work.products + k) * (1.0 - k / (2 * m))
     return spent > PATIENCE * whole and grown(k, expected) > whole
 
 

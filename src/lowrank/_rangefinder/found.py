@@ -113,14 +113,14 @@ def find(
 
     At a fixed rank it has `oversampling` more columns, after `powers` power iterations by default.
     A caller that truncates passes `share`, its factor on the goals of growth: with a tolerance the
-    basis may then have MARGIN columns more than the cap, and at a fixed rank it is the whole
-    Krylov space. If the caller `projects` A next, a device is asked only then whether the basis is
-    finite.
+    basis may then have twice as many columns as the cap, at least MARGIN more; at a fixed rank it
+    is the whole Krylov space. If the caller `projects` A next, a device is asked only then whether
+    the basis is finite.
     """
     extra, fixed = checks.as_count(oversampling, "oversampling"), rtol is None and atol is None
     rank = None if rank is None else checks.as_count(rank, "rank")
     if not fixed:
-        rank = None if rank is None else rank + (0 if share is None else MARGIN)
+        rank = None if rank is None else rank if share is None else max(rank + MARGIN, 2 * rank)
         problem, state = problem_of(A, side=side, **options)
         rule = StopRule.parse(state.A, rtol=rtol, atol=atol, rank=rank)
         return _grown(problem, state, rule, share)

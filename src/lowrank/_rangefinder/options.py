@@ -55,8 +55,8 @@ norm : {"fro", "spectral"}
 power_iterations : int, optional
     Number of products with ``A Aᴴ`` for each block. Default: at a fixed rank 2 (0 for
     :func:`range_finder` and :func:`qb`, 1 with `krylov`). To a tolerance it depends on A, see
-    :class:`RangeFinder`; on a CPU, most blocks then continue a Krylov space, which takes fewer
-    products than power iterations.
+    :class:`RangeFinder`; for arrays on a CPU, blocks then continue a Krylov space, which takes
+    fewer products than power iterations.
 krylov, block_size, test_matrix, rng, failure_probability, certificate, overwrite_a, check, \
 check_finite, callback
     As for :class:`RangeFinder`.""",

@@ -176,11 +176,6 @@ class ByEnergies(Products):
         part = float(xa.safe_norm(R)) / self.norm_A
         return replace(self, known=known, captured=self.captured + part * part)
 
-    def last_rows(self) -> Array:
-        """``AᴴQ_j``, for the last block Q_j of the basis."""
-        assert self.known is not None
-        return self.known[..., self.basis.blocks[-1].start :]
-
     @property
     def is_canceled(self) -> bool:
         """Whether the rounding error is as large as the remaining energy."""

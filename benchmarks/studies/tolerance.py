@@ -3,7 +3,7 @@
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 python -m benchmarks.studies.tolerance \
         > docs/explanation/tolerance_tables.md
 
-CPU time of one thread, medians of interleaved repeats; takes about ten minutes. `--quick` tries it
+CPU time of one thread, medians of interleaved repeats; takes about 15 minutes. `--quick` tries it
 on small matrices. The plain program (`published`) is ours, from the description of the algorithm of
 Penke and Herten: blocks of 64, one power iteration on the residual, growth to a part of the
 tolerance, on torch. It skips complex numbers, bad input and certificates near rounding.
@@ -159,6 +159,45 @@ def over_the_svd() -> Table:
                 yield (f"{name}, {dtype}, {library}", *cells)
 
 
+def of_small_matrices() -> Table:
+    sizes = (60, 90) if QUICK else (150, 400)
+    yield ("small", "The largest of the tolerances 0.1, 0.01 and 0.0001")
+    yield ("matrix, dtype, library", *(f"{n} rows" for n in sizes))
+    for name in ("noise", "orthogonal", "1/j"):
+        for dtype in DTYPES:
+            for library in ("NumPy", "torch"):
+                cells = []
+                for n in sizes:
+                    A = matrix(name, dtype, n, n)
+                    X, svd = (A, np.linalg.svd) if library == "NumPy" else as_torch(A)
+                    *ours, full = milliseconds(
+                        *(partial(lowrank.svd, X, rtol=rtol, rng=1) for rtol in (0.1, 1e-2, 1e-4)),
+                        partial(svd, X, full_matrices=False),
+                    )
+                    cells.append(f"{max(ours) / full:.1f}")
+                yield (f"{name}, {dtype}, {library}", *cells)
+
+
+def as_torch(A: Any) -> tuple[Any, Any]:
+    return torch.from_numpy(A), torch.linalg.svd
+
+
+def over_the_svd_at_a_rank() -> Table:
+    shares = (0.1, 0.2, 0.3, 0.4, 0.5, 0.9)
+    yield ("share", "Rank over n")
+    yield ("n, dtype, library", *(f"{share:g}" for share in shares))
+    for n in (60, 90) if QUICK else (200, 500, 1000, 2000):
+        for dtype in DTYPES:
+            A = matrix("1/j", dtype, n, n)
+            for library, (X, svd) in (("NumPy", (A, np.linalg.svd)), ("torch", as_torch(A))):
+                *ours, full = milliseconds(
+                    *(partial(lowrank.svd, X, int(share * n), rng=1) for share in shares),
+                    partial(svd, X, full_matrices=False),
+                    repeats=1 if QUICK or n > 1000 else 3,
+                )
+                yield (f"{n}, {dtype}, {library}", *(f"{time / full:.2f}" for time in ours))
+
+
 def over_the_same_rank() -> Table:
     m, n = (300, 200) if QUICK else (3072, 2048)
     yield ("rank", f"{m}×{n}")
@@ -212,8 +251,9 @@ def main() -> None:
     torch.set_num_threads(1)
     versions = f"NumPy {np.__version__}, torch {torch.__version__}"
     print(f"<!-- of benchmarks/studies/tolerance.py: {cpu_name()}, one thread, {versions} -->\n")
-    tables = beside_the_published(), over_the_svd(), over_the_same_rank()
-    for table in (*tables, of_a_sparse_matrix(), over_the_product()):
+    of_tolerances = beside_the_published(), over_the_svd(), of_small_matrices()
+    of_ranks = over_the_same_rank(), over_the_svd_at_a_rank()
+    for table in (*of_tolerances, *of_ranks, of_a_sparse_matrix(), over_the_product()):
         name, size = next(table)
         print(f"<!-- {name} -->\n\n{size}:\n")
         print_table(table)

@@ -48,7 +48,7 @@ class Growth(NamedTuple):
     # The part of a block that is random, if it continues a Krylov space. It starts a new one if
     # random columns took `missed` times the energy of the others, or if the old one offers less
     # than `restart` times the energy of a random space.
-    fresh: float = 0.125
+    fresh: float = 0.0625
     missed: float = 2.0
     restart: float = 0.1
     # A block has no power iterations if its second half lowers the error to `steep` of it, or if it

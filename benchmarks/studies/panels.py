@@ -26,8 +26,8 @@ SIZES, REPEATS = [(2000, 32), (4096, 32), (4096, 64), (4096, 256)], 31
 def panels(p: int, b: int, dtype: str) -> Iterator[tuple[str, Any, Any]]:
     """Panels of condition number 100, which need both passes of Cholesky QR."""
     rng = np.random.default_rng(0)
-    mixed = np.linalg.qr(rng.standard_normal((b, b))).Q * np.logspace(0, -2, b)
-    P = (rng.standard_normal((p, b)) @ mixed).astype(dtype)
+    left, right = (np.linalg.qr(rng.standard_normal((b, b))).Q for _ in range(2))
+    P = (rng.standard_normal((p, b)) @ (left * np.logspace(0, -2, b)) @ right).astype(dtype)
     yield "NumPy", P, np.linalg.qr
     yield "torch", torch.from_numpy(P), torch.linalg.qr
 

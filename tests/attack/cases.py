@@ -328,6 +328,9 @@ def wrapped(case, A):
     return A
 
 
+STRICT = type(array_api_strict.zeros(1))
+
+
 def numbers(X):
     if isinstance(X, Products):
         return numbers(X.A)
@@ -337,7 +340,7 @@ def numbers(X):
         return X.resolve_conj().float().numpy() if X.dtype == torch.bfloat16 else X.numpy().copy()
     if scipy.sparse.issparse(X):
         return X.toarray()
-    return np.array(X) if isinstance(X, np.ndarray) else None
+    return np.array(X) if isinstance(X, np.ndarray | STRICT) else None
 
 
 def norm(X, kind):

@@ -284,6 +284,23 @@ def test_bounds_hold_what_a_processor_flushes_to_zero(flushing, kind, large):
     assert estimate.upper_bound * 2.0**1000 >= lost
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("certificate", ["exact", "energy"])
+def test_a_cur_decomposition_says_if_its_middle_factor_underflows(flushing, dtype, certificate):
+    """U is of the size of ``1/A``."""
+    largest = float(np.finfo(dtype).max)
+    A = with_spectrum(1.0 / np.arange(1, 31), (60, 30), "float64")
+    A = (A / np.linalg.norm(A) * (0.9 * largest)).astype(dtype)
+    found = quietly(lowrank.cur, A, rtol=0.5, certificate=certificate, rng=0)
+    flushing()
+    tiny = float(np.finfo(dtype).smallest_normal)
+    C, U, R = (X.astype(np.longdouble) for X in (found.C, found.U, found.R))
+    U = np.where(np.abs(U) < tiny, 0, U)  # as the processor takes it
+    true = float(norm((A - C @ U @ R) / largest, "fro"))
+    assert true <= found.error_bound / largest
+    assert found.converged is False
+
+
 def test_rounding_does_not_hide_in_a_single_sample():
     A = np.asarray([[1.0, 1e-14]])
     for seed in range(2000):

@@ -126,15 +126,17 @@ def _build(sketch: skeleton.Sketch, k: int) -> skeleton.Built:
     U = block_triangle(U, zeros((r, k - r), B), zeros((k - r, k - r), B))
     J, picked = pivots.filled(J, k, n)[:k], pivots.filled(picked, k, m)[:k]
     C, R = sketch.columns(J), adjoint(sketch.rows(picked))
-    left = C * scale
-    T = U @ (R * scale)
-    lost += skeleton.lost_in(xp.linalg.vector_norm(left, axis=0)[:, None], T, Q.shape[1])
-    U = U * scale
-    if not is_finite(U):
+    left, right, U_of_A = C * scale, R * scale, U * scale
+    if not is_finite(U_of_A):
         raise ValueError(
             "an entry of U exceeds the largest number of its dtype; multiply `A` by a constant."
         )
-    factors = C, U, R, pivots.as_indices(J, B), pivots.as_indices(picked, B)
+    sizes = xp.linalg.vector_norm(left, axis=0)[:, None]
+    # the scale is a power of two: U changes only where its entries are below the normal numbers
+    underflow = sizes * xp.abs(U - U_of_A / scale) * xp.linalg.vector_norm(right, axis=1)
+    T = U @ right
+    lost += skeleton.lost_in(sizes, T, Q.shape[1]) + float(xp.sum(underflow))
+    factors = C, U_of_A, R, pivots.as_indices(J, B), pivots.as_indices(picked, B)
     return skeleton.errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
 
 

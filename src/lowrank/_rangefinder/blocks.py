@@ -81,7 +81,8 @@ def panel(
     basis = orthonormalized(sample, factors)
     if q > 0 and problem.power_iterations is None and _reads_are_free(state.A):
         steep = GROWTH.steep if truncates else GROWTH.steep_of_basis
-        q = _powers_of_block(state, factors[0], q, goal * state.measured_scale, steep)
+        least = int(continuing)  # a new Krylov space starts from a good block
+        q = max(least, _powers_of_block(state, factors[0], q, goal * state.measured_scale, steep))
     return state, iterated_sample(problem, state, basis, q, columns=most)
 
 

@@ -6,18 +6,16 @@
 CPU time of one thread, medians of interleaved repeats; takes half a minute.
 """
 
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
-from statistics import median
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.common.measuring import in_turn
 from benchmarks.common.results import cpu_name
 from benchmarks.common.tables import print_table
+from benchmarks.studies.tolerance import milliseconds
 from lowrank._linalg.panel import conditioned, defect, orthonormalize, unitary_reflectors
 
 SIZES, REPEATS = [(2000, 32), (4096, 32), (4096, 64), (4096, 256)], 31
@@ -32,12 +30,6 @@ def panels(p: int, b: int, dtype: str) -> Iterator[tuple[str, Any, Any]]:
     yield "torch", torch.from_numpy(P), torch.linalg.qr
 
 
-def milliseconds(calls: dict[str, Callable[[], Any]]) -> list[str]:
-    named = {name: lambda _, call=call: call() for name, call in calls.items()}
-    times = in_turn(named, REPEATS, clock=time.process_time)
-    return [f"{1e3 * median(taken):.2g}" for taken in times.values()]
-
-
 def table() -> Iterator[tuple[Any, ...]]:
     yield (
         *("panel, dtype, library", "one pass", "two passes", "`linalg.qr`"),
@@ -48,14 +40,15 @@ def table() -> Iterator[tuple[Any, ...]]:
             for library, P, native in panels(p, b, dtype):
                 Q = orthonormalize(P).Q
                 D = defect(Q, is_panel=True)
-                calls = {
-                    "one pass": partial(conditioned, P),
-                    "two passes": partial(orthonormalize, P),
-                    "native": partial(native, P),
-                    "plain": partial(unitary_reflectors, Q, D, is_plain=True),
-                    "by a QR": partial(unitary_reflectors, Q, D, is_plain=False),
-                }
-                yield (f"{p}×{b}, {dtype}, {library}", *milliseconds(calls))
+                times = milliseconds(
+                    partial(conditioned, P),
+                    partial(orthonormalize, P),
+                    partial(native, P),
+                    partial(unitary_reflectors, Q, D, is_plain=True),
+                    partial(unitary_reflectors, Q, D, is_plain=False),
+                    repeats=REPEATS,
+                )
+                yield (f"{p}×{b}, {dtype}, {library}", *(f"{each:.2g}" for each in times))
 
 
 def main() -> None:

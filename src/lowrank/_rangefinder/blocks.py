@@ -107,9 +107,9 @@ def _continued(problem: Problem, state: State, width: int) -> Array | None:
 
     Of equal singular values, E V holds no new ones. So the last columns of a block are those of a
     Gaussian Ω. If those of the last block took far more energy each than its first ones, directions
-    are left that the Krylov space does not see, and a new one is started. (That shows if n ≥ 24b;
-    otherwise the reflectors mix the rows of a block.) So it is if E V is small: for c random
-    orthonormal columns V the mean of ``‖E V‖²`` is ``‖E‖² c/n``.
+    are left that the Krylov space does not see, and a new one is started. (That shows if the panel
+    has 24b rows or more; otherwise the reflectors mix the rows of a block.) So it is if E V is
+    small: for c random orthonormal columns V the mean of ``‖E V‖²`` is ``‖E‖² c/n``.
     """
     residual, A = state.residual, state.A
     assert isinstance(residual, Explicit)

@@ -330,6 +330,17 @@ def test_factors_of_products_that_overflow(dtype, name):
     assert defect(to_numpy(found.U if name == "svd" else found.Q)) <= 100 * eps(dtype) * 30**0.5
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("value", [0.55, 0.7564102564102564, 0.9])
+def test_norms_of_equal_entries_keep_their_digits(dtype, value):
+    """A sum of all squares in sequence, as by these kernels, loses up to 16,000 eps."""
+    A = np.full((700, 400), value, dtype)
+    truth = abs(wide(A)[0, 0]) * A.size**0.5
+    assert matrix_norm_by_rows(from_numpy(A)) == pytest.approx(truth, rel=60 * eps(dtype))
+    found = quietly(lowrank.svd, from_numpy(A), rank=0, rtol=0.5)
+    assert truth * (1 - 32 * eps(dtype)) <= found.error_bound
+
+
 @pytest.mark.parametrize("size", [2.5e38, 1e37])  # of which every product overflows, or none does
 def test_singular_values_that_overflow_are_refused(size):
     A = from_numpy(np.full((80, 60), size, "float32"))
@@ -591,9 +602,9 @@ BUDGETS = {
     "range_finder": (20, 1),
     "range_finder, q = 2": (60, 1),
     "range_finder, unchecked": (17, 0),
-    "qb": (23, 1),
-    "svd, q = 0": (56, 2),
-    "svd": (96, 2),
+    "qb": (25, 1),
+    "svd, q = 0": (59, 2),
+    "svd": (99, 2),
     "qr": (17, 0),
     "qr, narrow": (17, 0),
 }
@@ -618,7 +629,7 @@ def test_no_routine_waits_for_itself(name):
 
 def test_launched_to_a_tolerance():
     counts = launched_to_a_tolerance(4)
-    assert counts.launched_per_block <= 60
+    assert counts.launched_per_block <= 62
     assert counts.reads_per_block == 2
     assert counts.launched - 4 * counts.launched_per_block <= 10
 

@@ -95,6 +95,20 @@ def test_rank_is_near_the_best_possible(backend, factorize, spectrum):
         assert best <= found.rank <= max(best + 1, 1.05 * best)
 
 
+@pytest.mark.parametrize("factorize", [*FACTORIZATIONS, lowrank.eigh])
+@pytest.mark.parametrize("spectrum", ["fast", "medium"])
+@pytest.mark.parametrize("part", [80, 200])
+def test_rank_is_near_the_best_possible_next_to_rounding(backend, dtype, factorize, spectrum, part):
+    """Where half of the bound of the basis, or all of it, stands for rounding."""
+    eps = float(np.finfo(dtype).eps)
+    A = with_spectrum(gallery.SPECTRA[spectrum](160), (160, 160), dtype)
+    A = (A + adjoint(A)) / 2 if factorize is lowrank.eigh else A
+    s = np.linalg.svd(A.astype(np.result_type(dtype, np.float64)), compute_uv=False)
+    found = factorize(backend.asarray(A), rtol=part * eps, rng=0)
+    assert found.converged
+    assert found.rank <= 1.05 * gallery.best_rank(s, rtol=part * eps) + 1
+
+
 def test_published_ranks():
     """Diagonal matrices have the ranks of their rotations; best possible: 15, 49, 32."""
     for s, rtol, most in (

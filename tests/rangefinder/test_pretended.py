@@ -341,6 +341,19 @@ def test_norms_of_equal_entries_keep_their_digits(dtype, value):
     assert truth * (1 - 32 * eps(dtype)) <= found.error_bound
 
 
+@every_dtype
+@pytest.mark.parametrize("kind", ["duplicates", "constant"])
+def test_residual_norm_of_long_columns(dtype, kind):
+    """Products that add so many terms in sequence would show thousands of eps, or nothing."""
+    columns = np.tile(gaussian((100_000, 3), dtype), 7)
+    A = columns if kind == "duplicates" else np.full_like(columns, 0.7)
+    Q = lowrank.range_finder(from_numpy(A), rtol=0.03, rng=0).Q
+    found = lowrank.residual_norm(from_numpy(A), Q, rng=0)
+    W, P = A.astype(np.clongdouble), to_numpy(Q).astype(np.clongdouble)
+    error, size = (float(np.sum(np.abs(X) ** 2) ** 0.5) for X in (W - P @ (adjoint(P) @ W), W))
+    assert error <= found.upper_bound <= error + 60 * eps(dtype) * size
+
+
 @pytest.mark.parametrize("size", [2.5e38, 1e37])  # of which every product overflows, or none does
 def test_singular_values_that_overflow_are_refused(size):
     A = from_numpy(np.full((80, 60), size, "float32"))

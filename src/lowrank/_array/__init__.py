@@ -27,8 +27,8 @@ from array_api_compat import (
 from array_api_compat import device as device_of
 
 FLOATING = ("float32", "float64", "complex64", "complex128")
-# Rows of a block of a long sum.
-LONG = 256
+# Rows of a block of a long sum, and numbers of a sum along the memory.
+LONG, LINE = 256, 1024
 # There are no static types for arrays yet.
 Array: TypeAlias = Any
 Namespace: TypeAlias = ModuleType
@@ -164,6 +164,19 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
     for part in others:
         total += _adjoint_matmul(X[..., part, :], Y[..., part, :])
     return total
+
+
+def batched_adjoint_matmul(X: Array, Y: Array, rows: int = LONG) -> Array:
+    """``Xᴴ Y``, summed by blocks of at least so many rows; on a GPU in one batched product."""
+    *batch, m, b = X.shape
+    count = m // max(rows, b, Y.shape[-1])
+    if count < 2 or not (is_of_a_gpu(X) or is_traced(X)):
+        return adjoint_matmul(X, Y)
+    rows, xp = m // count, array_namespace(X, Y)
+    used = count * rows
+    blocks = [xp.reshape(Z[..., :used, :], (*batch, count, rows, Z.shape[-1])) for Z in (X, Y)]
+    total = xp.sum(_adjoint_matmul(*blocks), axis=-3)
+    return total + _adjoint_matmul(X[..., used:, :], Y[..., used:, :]) if used < m else total
 
 
 def _adjoint_matmul(X: Array, Y: Array) -> Array:
@@ -379,19 +392,37 @@ def _within_range(X: Array, norm: float) -> float:
 
 
 def _sum_of_squares(X: Array) -> float:
-    """``‖X‖_F²``, without an array of the size of X; sums of at most 4,096 terms."""
-    xp, n = array_namespace(X), X.shape[-1]
-    is_numpy = is_numpy_namespace(xp)
-    by_rows = is_numpy or is_torch_namespace(xp)
-    parts = (X[..., part] for part in slices(n, 4096)) if by_rows else iter(_row_blocks(X))
-    if is_numpy:
-        return sum(float(np.sum(np.real(np.vecdot(part, part)))) for part in parts)
-    if is_complex(X):
-        parts = (each(part) for part in parts for each in (xp.real, xp.imag))
-    if by_rows:
-        parts = (xp.linalg.vector_norm(part, axis=-1) for part in parts)
+    """``‖X‖_F²``, without an array of the size of X; sums in sequence have at most LINE terms."""
+    xp = array_namespace(X)
+    if is_numpy_namespace(xp):
+        return sum(float(np.sum(np.vecdot(line, line))) for line in _lines(X))
+    if is_torch_namespace(xp):
+        parts = [xp.linalg.vector_norm(line, axis=-1) for line in _lines(X)]
+    else:
+        pairs = (each(X) for each in (xp.real, xp.imag)) if is_complex(X) else (X,)
+        parts = [block for each in pairs for block in _row_blocks(each)]
     squares = [xp.sum(part * part) for part in parts]
     return float(xp.sum(xp.stack(squares))) if squares else 0.0
+
+
+def _lines(X: Array) -> list[Array]:
+    """The real numbers of X, of NumPy or torch, as views with rows of at most LINE numbers."""
+    is_numpy = is_numpy_array(X)
+
+    def is_contiguous(Y: Array) -> bool:
+        return bool(Y.flags.c_contiguous if is_numpy else Y.is_contiguous())
+
+    X = X.mT if X.ndim > 1 and is_contiguous(X.mT) else X
+    if is_complex(X):
+        if X.strides[-1] != X.itemsize if is_numpy else X.stride(-1) != 1:
+            return [line for part in (X.real, X.imag) for line in _lines(part)]
+        X = X.conj() if not is_numpy and X.is_conj() else X  # a flag, which no view can have
+        X = X.view(X.real.dtype) if is_numpy else loaded("torch").view_as_real(X).flatten(-2)
+    if not is_contiguous(X):
+        return [X[..., part] for part in slices(X.shape[-1], LINE)]
+    flat = X.reshape(-1)
+    whole = flat.shape[0] // LINE * LINE
+    return [flat[:whole].reshape(-1, LINE), flat[whole:].reshape(1, -1)]
 
 
 def _row_blocks(X: Array) -> list[Array]:

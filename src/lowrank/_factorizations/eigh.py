@@ -6,7 +6,7 @@ from typing import Any, Unpack
 
 from lowrank import _array as xa
 from lowrank._array import Array
-from lowrank._factorizations.truncate import at_fixed_rank, parts_of, truncated
+from lowrank._factorizations.truncate import at_fixed_rank, parts_of, truncated, with_rounding
 from lowrank._linalg.pivots import norm_of
 from lowrank._linalg.small_svd import eigh_by_size, refuse_infinite
 from lowrank._operators import as_operator
@@ -159,7 +159,10 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         found = refined(found, share)
         if found.basis.rank == before:
             break
-    return w, found.basis.lift(W[:, : outcome.rank]), outcome
+    r = outcome.rank
+    V = found.basis.lift(W[:, :r])
+    V, w, _, outcome = with_rounding(found._replace(outcome=outcome), rank, V, w[:r], xa.adjoint(V))
+    return w, V, outcome
 
 
 def _projected(basis: Any, C: Array) -> tuple[Array, Array]:

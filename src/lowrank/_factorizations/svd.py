@@ -7,11 +7,9 @@ from typing import Any, Unpack
 from lowrank import _array as xa
 from lowrank._array import Array
 from lowrank._factorizations import truncate
-from lowrank._linalg.panel import defect
 from lowrank._linalg.sharded import operand
 from lowrank._linalg.small_svd import refuse_infinite, small_svd
 from lowrank._operators import ENTRIES, UNKNOWN, Operator, as_operator, located, of_row_blocks
-from lowrank._rangefinder.estimates import NEAR
 from lowrank._rangefinder.found import Found, find, projection, reported
 from lowrank._rangefinder.options import Tolerances, shares_options
 from lowrank._rangefinder.residuals import FullSVD
@@ -143,7 +141,11 @@ def decompose(
         return _truncated_full_svd(found, found.state.residual, rank, fixed_signs)
     found, C, scale = projection(found, release=True)
     small = small_svd(C, domain_qr(found.state.A))
-    lost = 0.0 if found.fixed else small.rounding(C if _is_near_rounding(found) else None) / scale
+    lost = (
+        0.0
+        if found.fixed
+        else small.rounding(C if truncate.is_near_rounding(found) else None) / scale
+    )
     del C
     S = small.S if scale == 1.0 else small.S / scale
     if found.fixed:
@@ -164,55 +166,23 @@ def decompose(
         U = U * xa.adjoint(phase)
         Vh *= phase
     U, S, outcome = found.basis.lift(U), S[..., :r], replace(outcome, rank=r)
-    found = found._replace(outcome=outcome)
-    return U, S, Vh, outcome if found.fixed else _with_rounding(found, rank, U, S, Vh)
-
-
-def _is_near_rounding(found: Found) -> bool:
-    """Whether the bound is so small that rounding in later steps matters.
-
-    Not if the domain is sharded over processes: other products make the factors then.
-    """
-    outcome, A = found.outcome, found.state.A
-    if outcome.error_bound is None or outcome.error is None or A.domain is not None:
-        return False
-    size = outcome.norm_A or 0.0
-    drift = found.state.drift * max(size, found.state.frobenius or 0.0)
-    near = max(drift, NEAR * xa.eps(A.empty(0)) * size)
-    return 0.0 < outcome.error_bound <= 2.0 * near
-
-
-def _with_rounding(found: Found, cap: int | None, U: Array, S: Array, Vh: Array) -> Outcome:
-    """The outcome with the error of the computed product, if the bound is near rounding.
-
-    Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
-    ``‖A − U diag(S) Vh‖`` is computed; its own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
-    `skeleton.lost_in`). Otherwise the departure of U from orthonormality is added to the bound:
-    the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded.
-    """
-    outcome, state, epsilon = found.outcome, found.state, xa.eps(S)
-    bound, size = outcome.error_bound, outcome.norm_A
-    if not _is_near_rounding(found) or bound is None or outcome.error is None or not size:
-        return outcome
-    if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
-        drift = float(xa.safe_norm(defect(U) * S))
-        return truncate.with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
-    error = truncate.distance(state.A, U * (S * state.explicit_scale), Vh, state.explicit_scale)
-    bound = error * (1.0 + 32.0 * epsilon) + 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size
-    return truncate.with_bound(found, outcome.rank, cap, error, bound)
+    if found.fixed:
+        return U, S, Vh, outcome
+    return truncate.with_rounding(found._replace(outcome=outcome), rank, U, S, Vh)
 
 
 def _truncated_full_svd(
     found: Found, whole: FullSVD, rank: int | None, fixed_signs: bool
 ) -> tuple[Array, Array, Array, Outcome]:
-    """The truncated SVD of A itself; the truncation is the only error."""
+    """The truncated SVD of A itself."""
     S = whole.S / found.state.explicit_scale
     refuse_infinite(S)
     outcome = truncate.truncated(found, S, rank, residual=0.0, estimate=0.0, floor=found.floor)
     r = outcome.rank
     U, Vh = whole.U[:, :r], whole.Vh[:r, :]
     phase = xa.signed(Vh)[:, None] if fixed_signs else found.state.A.xp.ones_like(Vh[:, :1])
-    return U * xa.adjoint(phase), S[:r], Vh * phase, outcome
+    U, Vh, found = U * xa.adjoint(phase), Vh * phase, found._replace(outcome=outcome)
+    return truncate.with_rounding(found, rank, U, S[:r], Vh)
 
 
 # Rows of a dense matrix centered at a time, of at most ENTRIES; or a sixteenth of all, if that is

@@ -5,13 +5,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-from lowrank._array import Array, array_namespace, eps, flushes
+from lowrank._array import Array, array_namespace, eps, flushes, safe_norm
 from lowrank._linalg.certificate import rounding_floor
+from lowrank._linalg.panel import defect
 from lowrank._linalg.small_svd import TOO_LARGE, tails
 from lowrank._operators import Operator, of_row_blocks
 from lowrank._rangefinder.basis import subtract_product
+from lowrank._rangefinder.estimates import NEAR
 from lowrank._rangefinder.found import Found
-from lowrank._rangefinder.residuals import energy_error
+from lowrank._rangefinder.residuals import FullSVD, energy_error
 from lowrank._rangefinder.sampling import measured
 from lowrank._rangefinder.state import epsilon_of
 from lowrank.results import Outcome, Status
@@ -30,22 +32,31 @@ def truncated(
     outcome = found.outcome
     if outcome.error is None or outcome.tolerance is None:  # the test matrix ran out of columns
         return outcome
-    xp, k, epsilon = array_namespace(S), int(S.shape[0]), eps(S)
-    largest = float(S[0]) if k else 0.0
-    # divided by an array: a GPU divides by a number through its reciprocal, which may overflow
-    errors = tails(S / S[:1] if largest > 0 else S, found.problem.norm)
-    tolerance, rank = outcome.tolerance, k
-    if largest > 0 and residual + floor <= tolerance:
+    errors, largest = relative_tails(S, found.problem.norm)
+    tolerance, rank = outcome.tolerance, int(S.shape[0])
+    if residual + floor <= tolerance:
         limit = tolerance - floor
         budget = math.sqrt(max(0.0, limit - residual)) * math.sqrt(limit + residual)
-        # a few eps less, because `errors` are rounded in the dtype of S
-        cut = budget / largest * (1 - 8 * epsilon)
-        rank = int(xp.sum(xp.astype(errors > cut, xp.int32)))
+        rank = rank_within(errors, budget / largest) if largest > 0 else rank
     if cap is not None:
         rank = min(rank, cap)
     tail = largest * float(errors[rank])
     bound, error = math.hypot(residual, tail) + floor, math.hypot(min(estimate, residual), tail)
     return with_bound(found, rank, cap, error, bound)
+
+
+def relative_tails(S: Array, norm: str) -> tuple[Array, float]:
+    """The error of each rank 0, …, k over the largest of the singular values S, and the latter."""
+    largest = float(S[0]) if S.shape[0] else 0.0
+    # divided by an array: a GPU divides by a number through its reciprocal, which may overflow
+    return tails(S / S[:1] if largest > 0 else S, norm), largest
+
+
+def rank_within(errors: Array, budget: float) -> int:
+    """The smallest rank with an error of at most `budget`."""
+    xp = array_namespace(errors)
+    # a few eps less, because `errors` are rounded
+    return int(xp.sum(xp.astype(errors > budget * (1 - 8 * eps(errors)), xp.int32)))
 
 
 def with_bound(found: Found, rank: int, cap: int | None, error: float, bound: float) -> Outcome:
@@ -78,6 +89,66 @@ def distance(A: Operator, L: Array, T: Array, scale: float) -> float:
     rows = max(1, max(2**16, m * n // 16) // max(1, n))
     norm: Any = of_row_blocks(difference, (m, n), rows, like=L).norm
     return norm() / scale
+
+
+def is_near_rounding(found: Found) -> bool:
+    """Whether the bound is so small that rounding in later steps matters.
+
+    Not if the domain is sharded over processes: other products make the factors then.
+    """
+    outcome, A = found.outcome, found.state.A
+    if outcome.error_bound is None or outcome.error is None or A.domain is not None:
+        return False
+    size = outcome.norm_A or 0.0
+    drift = found.state.drift * max(size, found.state.frobenius or 0.0)
+    near = max(drift, NEAR * eps(A.empty(0)) * size)
+    return 0.0 < outcome.error_bound <= 2.0 * near
+
+
+def with_rounding(
+    found: Found, cap: int | None, U: Array, S: Array, Vh: Array
+) -> tuple[Array, Array, Array, Outcome]:
+    """The factors, and the outcome with the error of their product, if the bound is near rounding.
+
+    Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
+    ``‖A − U diag(S) Vh‖`` is computed; its own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
+    `skeleton.lost_in`). That is less than the rounding floor of the basis, so that fewer columns
+    may meet the tolerance. Otherwise the departure of U from orthonormality is added to the bound:
+    the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded. S may
+    hold eigenvalues.
+    """
+    outcome, state, epsilon = found.outcome, found.state, eps(S)
+    bound, size = outcome.error_bound, outcome.norm_A
+    if not is_near_rounding(found) or bound is None or outcome.error is None or not size:
+        return U, S, Vh, outcome
+    if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
+        drift = float(safe_norm(defect(U) * S))
+        outcome = with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
+        return U, S, Vh, outcome
+    rounding, more = 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size, 1.0 + 32.0 * epsilon
+
+    def of_rank(r: int) -> Outcome:
+        L = U[:, :r] * (S[:r] * state.explicit_scale)
+        error = distance(state.A, L, Vh[:r, :], state.explicit_scale)
+        return with_bound(found, r, cap, error, error * more + rounding)
+
+    tolerance = outcome.tolerance or 0.0
+    if tolerance <= rounding and isinstance(state.residual, FullSVD):  # out of reach
+        return U, S, Vh, outcome
+    outcome = of_rank(outcome.rank)
+    error, limit = outcome.error or 0.0, (tolerance - rounding) / more
+    errors, largest = relative_tails(array_namespace(S).abs(S), "fro")
+    for share in (1.0, 0.9):  # the second if the rounding errors of columns add up
+        if not error < limit or largest == 0.0:
+            break
+        budget = share * math.sqrt(limit - error) * math.sqrt(limit + error)
+        r = rank_within(errors, budget / largest)
+        shorter = of_rank(r) if r < outcome.rank else outcome
+        if shorter.converged:
+            outcome = shorter
+            break
+    r = outcome.rank
+    return U[:, :r], S[:r], Vh[:r, :], outcome
 
 
 def parts_of(found: Found, captured: Callable[[], float] | None = None) -> tuple[float, float]:

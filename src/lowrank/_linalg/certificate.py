@@ -197,12 +197,13 @@ def residual_norm(
     def sampled_residual(Omega: Array) -> tuple[Array, Array]:
         """``A Ω``, and the residual ``(A − Q B) Ω``; of the adjoint if `flipped`."""
         if flipped:
-            inner, Y = total(xa.adjoint_matmul(Q, Omega)), operator.matmat(Omega)
-            return Y, Y - (operator.matmat(Q @ inner) if B is None else xa.adjoint_matmul(B, inner))
+            inner, Y = total(product(Q, Omega)), operator.matmat(Omega)
+            return Y, Y - (operator.matmat(Q @ inner) if B is None else product(B, inner))
         Y = operator.matmat(Omega)
         xa.same_place(Y, Q, names=("A.matmat(X)", "Q"))
-        return Y, Y - Q @ (xa.adjoint_matmul(Q, Y) if B is None else total(B @ Omega))
+        return Y, Y - Q @ (product(Q, Y) if B is None else total(B @ Omega))
 
+    product = xa.batched_adjoint_matmul  # other sums than those that made Q
     xp, shortest = xa.array_namespace(Q), min(operator.shape)
     if shards is None and shortest <= samples:  # the identity measures the whole residual
         samples, root, factor = shortest, 1.0, 1.0 + 32.0 * xa.eps(Q)

@@ -403,14 +403,7 @@ def wide_gram_matrix(X: Array) -> Array:
     """
     xp, (*batch, p, b) = xa.array_namespace(X), X.shape
     if xa.is_of_a_gpu(X) or xa.is_traced(X):
-        count = p // max(GRAM_ROWS, 4 * b)
-        if count < 2:
-            return xa.adjoint_matmul(X, X)
-        rows = p // count
-        last = X[..., count * rows :, :]
-        blocks = xp.reshape(X[..., : count * rows, :], (*batch, count, rows, b))
-        total = xp.sum(xa.adjoint_matmul(blocks, blocks), axis=-3)
-        return total + xa.adjoint_matmul(last, last) if count * rows < p else total
+        return xa.batched_adjoint_matmul(X, X, max(GRAM_ROWS, 4 * b))
     # another library may have no double precision
     dtype = _double_of(X) if xa.is_numpy_namespace(xp) or xa.is_torch_namespace(xp) else X.dtype
     rows = max(64, math.isqrt(p)) if dtype == X.dtype else DOUBLE_ROWS

@@ -171,7 +171,7 @@ def checked_near_rounding(problem: Problem, state: State, *, truncates: bool) ->
         D = HY[:k, :] - xa.adjoint_matmul(C, Omega)
     else:
         Q = basis.columns()
-        D = Y - Q @ xa.adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
+        D = Y - Q @ xa.batched_adjoint_matmul(Q, Y) - basis.embed(HY[k:, :])
     drift = sampling.finite(float(xa.safe_norm(D)) / state.scale)
     if not is_identity:
         delta = problem.failure_probability / 2.0 / (count * (count + 1))

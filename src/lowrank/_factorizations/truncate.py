@@ -121,8 +121,9 @@ def with_rounding(
     bound, size = outcome.error_bound, outcome.norm_A
     if not is_near_rounding(found) or bound is None or outcome.error is None or not size:
         return U, S, Vh, outcome
+    is_svd = isinstance(state.residual, FullSVD)  # the bound of which includes its rounding
     if outcome.certificate != "exact" or state.is_overwritten or found.problem.norm != "fro":
-        drift = float(safe_norm(defect(U) * S))
+        drift = 0.0 if is_svd else float(safe_norm(defect(U) * S))
         outcome = with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
         return U, S, Vh, outcome
     rounding, more = 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size, 1.0 + 32.0 * epsilon
@@ -133,7 +134,7 @@ def with_rounding(
         return with_bound(found, r, cap, error, error * more + rounding)
 
     tolerance = outcome.tolerance or 0.0
-    if tolerance <= rounding and isinstance(state.residual, FullSVD):  # out of reach
+    if is_svd and tolerance <= rounding:  # out of reach
         return U, S, Vh, outcome
     outcome = of_rank(outcome.rank)
     error, limit = outcome.error or 0.0, (tolerance - rounding) / more

@@ -102,7 +102,6 @@ def eigh(
     own: dict[str, Any] = {"share": 1.0, "powers": 2, "hermitian": True, "projects": True}
     found = find(operator, rank, oversampling=oversampling, **own, **options)
     w, V, outcome = _at_fixed_rank(found) if found.fixed else _to_tolerance(found, rank)
-    V = V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
     return EighResult(eigenvalues=w[..., : outcome.rank], eigenvectors=V, **reported(outcome))
 
 
@@ -117,7 +116,12 @@ def _at_fixed_rank(found: Found) -> tuple[Array, Array, Outcome]:
         w = w / scale
         refuse_infinite(w)
     outcome = at_fixed_rank(found, lambda k: xa.matrix_norm_by_rows(w[..., None, :k]))
-    return w, found.basis.lift(W[..., : outcome.rank]), outcome
+    return w, _signed(found.basis.lift(W[..., : outcome.rank])), outcome
+
+
+def _signed(V: Array) -> Array:
+    """V with the largest entry of each column positive."""
+    return V * xa.signed(xa.array_namespace(V).matrix_transpose(V))[..., None, :]
 
 
 def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome]:
@@ -160,7 +164,7 @@ def _to_tolerance(found: Found, rank: int | None) -> tuple[Array, Array, Outcome
         if found.basis.rank == before:
             break
     r = outcome.rank
-    V = found.basis.lift(W[:, :r])
+    V = _signed(found.basis.lift(W[:, :r]))
     V, w, _, outcome = with_rounding(found._replace(outcome=outcome), rank, V, w[:r], xa.adjoint(V))
     return w, V, outcome
 

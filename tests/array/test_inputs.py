@@ -270,17 +270,23 @@ def test_norm_of_equal_entries_keeps_its_digits(backend, shape):
     assert matrix_norm_by_rows(backend.asarray(A)) == pytest.approx(truth, rel=4e-6)
 
 
-@pytest.mark.parametrize("layout", ["by rows", "by columns", "a part", "strided", "conjugate"])
-def test_norm_of_few_different_entries_keeps_its_digits(backend, dtype, layout):
+@pytest.mark.parametrize(
+    "layout", ["by rows", "by columns", "a part", "strided", "reversed", "conjugate"]
+)
+@pytest.mark.parametrize("different", [1, 3])
+def test_norm_of_few_different_entries_keeps_its_digits(backend, dtype, layout, different):
     """Up to 32 eps, as bounds assume; sums of 4,096 terms in sequence lose 170."""
-    few = gaussian((3, 1), dtype)[:, 0]
-    A = few[np.random.default_rng(1).integers(3, size=(3, 11_250))]
+    few = gaussian((different, 1), dtype)[:, 0]
+    few[0] = 0.7064481973648071
+    A = few[np.random.default_rng(1).integers(different, size=(3, 11_250))]
     truth = float(np.sum(np.abs(A.astype(np.clongdouble)) ** 2) ** 0.5)
     there = backend.asarray(A)
     if layout == "by columns":
         there = backend.asarray(np.ascontiguousarray(A.T)).T
     elif layout == "a part":
         there = backend.asarray(np.concat([A, A], axis=1))[:, :11_250]
+    elif layout == "reversed" and backend.name.startswith("numpy"):
+        there = there[:, ::-1]
     elif layout == "strided":
         there = backend.asarray(np.repeat(A, 2, axis=1))[:, ::2]
     elif layout == "conjugate" and backend.name.startswith("torch"):

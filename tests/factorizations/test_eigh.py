@@ -288,3 +288,17 @@ def test_a_product_is_enough(multiply):
     assert norm(A - (V * w) @ adjoint(V), "fro") <= 1e-3 * norm(A, "fro")
     with pytest.raises(TypeError, match="without an adjoint"):
         lowrank.svd(kind(), 3)
+
+
+@pytest.mark.parametrize("dtype", ["complex64", "complex128"])
+def test_bound_is_that_of_the_vectors_returned(dtype):
+    """Their signs are fixed before the error is measured: a phase rounds them once more."""
+    eps = float(np.finfo(dtype).eps)
+    for seed in range(500):
+        V = np.linalg.qr(gaussian((2, 2), dtype, seed)).Q
+        A = (V * np.asarray([1.0, 0.8], dtype)) @ adjoint(V)
+        A = (A + adjoint(A)) / 2
+        found = lowrank.eigh(A, rtol=40 * eps, rng=seed)
+        W = found.eigenvectors.astype(np.clongdouble)
+        lost = A.astype(np.clongdouble) - (W * found.eigenvalues) @ adjoint(W)
+        assert float(np.sum(np.abs(lost) ** 2) ** 0.5) <= found.error_bound

@@ -168,13 +168,15 @@ def adjoint_matmul(X: Array, Y: Array) -> Array:
 
 def batched_adjoint_matmul(X: Array, Y: Array, rows: int = LONG) -> Array:
     """``Xᴴ Y``, summed by blocks of at least so many rows; on a GPU in one batched product."""
-    *batch, m, b = X.shape
+    m, b = X.shape[-2:]
     count = m // max(rows, b, Y.shape[-1])
     if count < 2 or not (is_of_a_gpu(X) or is_traced(X)):
         return adjoint_matmul(X, Y)
     rows, xp = m // count, array_namespace(X, Y)
     used = count * rows
-    blocks = [xp.reshape(Z[..., :used, :], (*batch, count, rows, Z.shape[-1])) for Z in (X, Y)]
+    blocks = [
+        xp.reshape(Z[..., :used, :], (*Z.shape[:-2], count, rows, Z.shape[-1])) for Z in (X, Y)
+    ]
     total = xp.sum(_adjoint_matmul(*blocks), axis=-3)
     return total + _adjoint_matmul(X[..., used:, :], Y[..., used:, :]) if used < m else total
 
@@ -406,20 +408,25 @@ def _sum_of_squares(X: Array) -> float:
 
 
 def _lines(X: Array) -> list[Array]:
-    """The real numbers of X, of NumPy or torch, as views with rows of at most LINE numbers."""
+    """The real numbers of X, of NumPy or torch, as views with rows of at most LINE numbers.
+
+    Of numbers that are not adjacent the libraries' sums have one term at a time, not eight: there
+    the rows are shorter.
+    """
     is_numpy = is_numpy_array(X)
 
     def is_contiguous(Y: Array) -> bool:
         return bool(Y.flags.c_contiguous if is_numpy else Y.is_contiguous())
 
     X = X.mT if X.ndim > 1 and is_contiguous(X.mT) else X
+    is_dense = X.strides[-1] == X.itemsize if is_numpy else X.stride(-1) == 1
     if is_complex(X):
-        if X.strides[-1] != X.itemsize if is_numpy else X.stride(-1) != 1:
+        if not is_dense:
             return [line for part in (X.real, X.imag) for line in _lines(part)]
         X = X.conj() if not is_numpy and X.is_conj() else X  # a flag, which no view can have
         X = X.view(X.real.dtype) if is_numpy else loaded("torch").view_as_real(X).flatten(-2)
     if not is_contiguous(X):
-        return [X[..., part] for part in slices(X.shape[-1], LINE)]
+        return [X[..., part] for part in slices(X.shape[-1], LINE if is_dense else LINE // 8)]
     flat = X.reshape(-1)
     whole = flat.shape[0] // LINE * LINE
     return [flat[:whole].reshape(-1, LINE), flat[whole:].reshape(1, -1)]

@@ -111,8 +111,9 @@ def with_rounding(
     """The factors, and the outcome with the error of their product, if the bound is near rounding.
 
     Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
-    ``‖A − U diag(S) Vh‖`` is computed; its own rounding is at most ``½ eps √(r + 8) ‖A‖`` (see
-    `skeleton.lost_in`). That is less than the rounding floor of the basis, so that fewer columns
+    ``‖A − U diag(S) Vh‖`` is computed. Its own rounding is at most ``½ eps √(r + 8) ‖A‖`` for the
+    product (see `skeleton.lost_in`), and ½ eps ‖A‖ each for ``U diag(S)``, and ``diag(S) Vh`` in
+    `qb`. That is less than the rounding floor of the basis, so that fewer columns
     may meet the tolerance. Otherwise the departure of U from orthonormality is added to the bound:
     the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded. S may
     hold eigenvalues.
@@ -126,7 +127,8 @@ def with_rounding(
         drift = 0.0 if is_svd else float(safe_norm(defect(U) * S))
         outcome = with_bound(found, outcome.rank, cap, outcome.error, bound + drift)
         return U, S, Vh, outcome
-    rounding, more = 0.5 * epsilon * math.sqrt(outcome.rank + 8) * size, 1.0 + 32.0 * epsilon
+    more = 1.0 + 32.0 * epsilon
+    rounding = 0.5 * epsilon * (math.sqrt(outcome.rank + 8) + 2.0) * size
 
     def of_rank(r: int) -> Outcome:
         L = U[:, :r] * (S[:r] * state.explicit_scale)

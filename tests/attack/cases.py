@@ -144,6 +144,8 @@ OF_SEED = ("residual", "deflated", "residual_of_rank", "blind")
 def cast(A, case):
     if case.dtype == "bfloat16":
         return torch.from_numpy(A.astype("float32")).bfloat16().float().numpy()
+    if case.dtype == "float16":  # its largest number is 65504
+        A = np.clip(A, -6e4, 6e4)
     return A.astype(case.dtype).astype(case.working)
 
 

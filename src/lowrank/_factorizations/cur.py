@@ -4,7 +4,14 @@ import math
 from bisect import bisect_left
 from typing import Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, is_finite, zeros
+from lowrank._array import (
+    Array,
+    adjoint,
+    array_namespace,
+    batched_adjoint_matmul,
+    is_finite,
+    zeros,
+)
 from lowrank._factorizations import skeleton
 from lowrank._linalg import pivots
 from lowrank._linalg.panel import orthonormalize
@@ -114,7 +121,7 @@ def _build(sketch: skeleton.Sketch, k: int) -> skeleton.Built:
     right = adjoint(sketch.rows(picked)) * scale
     P, S = orthonormalize(left[:, :r])
     W, T = orthonormalize(adjoint(right))
-    G = adjoint(Q) @ P
+    G = batched_adjoint_matmul(Q, P)
     M = adjoint(G) @ (B @ W)
     rest = pivots.norm_of(B - (G @ M) @ adjoint(W), "fro")
     sizes = xp.linalg.vector_norm(left[:, :r], axis=0)[:, None]
@@ -137,7 +144,8 @@ def _build(sketch: skeleton.Sketch, k: int) -> skeleton.Built:
     T = U @ right
     lost += skeleton.lost_in(sizes, T, Q.shape[1]) + float(xp.sum(underflow))
     factors = C, U_of_A, R, pivots.as_indices(J, B), pivots.as_indices(picked, B)
-    return skeleton.errors_of(sketch, left, adjoint(Q) @ left, T, lost=lost, factors=factors)
+    G = batched_adjoint_matmul(Q, left)
+    return skeleton.errors_of(sketch, left, G, T, lost=lost, factors=factors)
 
 
 def _joined(S: Array, M: Array, T: Array, sizes: Array, rest: float) -> tuple[Array, float]:

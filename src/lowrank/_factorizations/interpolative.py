@@ -2,7 +2,7 @@
 
 from typing import Literal, Unpack
 
-from lowrank._array import Array, adjoint, array_namespace, zeros
+from lowrank._array import Array, adjoint, array_namespace, batched_adjoint_matmul, zeros
 from lowrank._factorizations.skeleton import Built, Sketch, approximate, errors_of, lost_in
 from lowrank._linalg import pivots
 from lowrank._linalg.panel import orthonormalize
@@ -127,7 +127,7 @@ def _build(sketch: Sketch, k: int) -> Built:
     L, below = skeleton * sketch.scale, zeros((k - r, n), B)
     if r > 0:
         P, R = orthonormalize(L[:, :r])
-        Y = upper_solve(R, (adjoint(P) @ Q) @ B)
+        Y = upper_solve(R, batched_adjoint_matmul(P, Q) @ B)
         X = xp.where(xp.max(xp.abs(Y), axis=0, keepdims=True) <= pivots.LARGEST, Y, X)
     X = pivots.with_identity(xp.concat([X, below], axis=0), pivots.positions(J, n, B))
     at = pivots.as_indices(J, B)

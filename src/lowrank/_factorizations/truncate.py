@@ -136,7 +136,8 @@ def with_rounding(
         return with_bound(found, r, cap, error, error * more + rounding)
 
     tolerance = outcome.tolerance or 0.0
-    if is_svd and tolerance <= rounding:  # out of reach
+    # with a full SVD, only if the tolerance is in reach, and rounding is a large part of it
+    if is_svd and not rounding < tolerance < 4.0 * found.floor:
         return U, S, Vh, outcome
     outcome = of_rank(outcome.rank)
     error, limit = outcome.error or 0.0, (tolerance - rounding) / more

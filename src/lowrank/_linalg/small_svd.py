@@ -212,9 +212,10 @@ def _are_orthonormal(*bases: Array, limit: float) -> bool:
         if 0 in Q.shape:
             return True
         xp, k = xa.array_namespace(Q), Q.shape[-1]
-        X, samples = xa.eye(k, k, like=Q), 1
         if k > MANY:  # the square of ‖(QᴴQ − I)X‖_F/√samples is unbiased for that of QᴴQ − I
             X, samples = _gaussian("orthonormal", (k, FEW), Q), FEW
+        else:
+            X, samples = xa.eye(k, k, like=Q), 1
         left = xa.adjoint_matmul(Q, Q @ X) - X
         departure = departure + xp.max(xp.sum(xp.abs(left) ** 2, axis=(-2, -1))) / samples
     return bool(departure <= (limit * xa.eps(Q)) ** 2 * k)

@@ -4,9 +4,10 @@
         > docs/explanation/tolerance_tables.md
 
 CPU time of one thread, medians of interleaved repeats (in the table `svd`, of their ratios); takes
-about 20 minutes. With names of tables, those alone. `--quick` tries it on small matrices. The plain program (`published`) is ours, from the description of the algorithm of
-Penke and Herten: blocks of 64, one power iteration on the residual, growth to a part of the
-tolerance, on torch. It skips complex numbers, bad input and certificates near rounding.
+about 20 minutes. With names of tables, those alone. `--quick` tries it on small matrices. The plain
+program (`published`) is ours, from the description of the algorithm of Penke and Herten: blocks of
+64, one power iteration on the residual, growth to a part of the tolerance, on torch. It skips
+complex numbers, bad input and certificates near rounding.
 """
 
 import math

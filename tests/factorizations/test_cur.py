@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from matrices import DRAWN, adjoint, gaussian, norm, quietly, with_spectrum
 from test_operators import Operator
 
-import lowrank
 from lowrank import ConvergenceWarning, Status, gallery
 from lowrank._factorizations.cur import cur
 from lowrank._factorizations.interpolative import interpolative
@@ -258,13 +257,13 @@ def test_what_is_refused(backend):
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
 @pytest.mark.parametrize("certificate", ["sampled", "energy", "exact"])
-@pytest.mark.parametrize("factorize", [lowrank.cur, lowrank.interpolative])
+@pytest.mark.parametrize("factorize", [cur, interpolative])
 def test_bound_for_long_columns_of_equal_numbers(factorize, certificate, library):
     """Of which products that add 12,500 terms in sequence lose 0.2 % of the error."""
     A = np.tril(np.ones((12_500, 3), "float32"))
     given = A if library == "numpy" else pytest.importorskip("torch").from_numpy(A)
     found = factorize(given, rtol=0.5, rank=2, certificate=certificate, rng=42)
-    factors = found if factorize is lowrank.cur else (found.skeleton, found.coefficients)
+    factors = found if factorize is cur else (found.skeleton, found.coefficients)
     product = reduce(np.matmul, (np.asarray(X).astype(np.longdouble) for X in factors))
     error = float(np.sum((A - product) ** 2) ** 0.5)
     assert error <= found.error_bound

@@ -80,7 +80,7 @@ def test_the_rank_is_near_the_best(backend):
     best = gallery.best_rank(np.arange(1, 301) ** -0.5, rtol=0.5)
     found, powers = (lowrank.svd(A, rtol=0.5, power_iterations=q, rng=1) for q in (None, 2))
     assert best <= found.rank <= 1.03 * best + 1
-    assert found.products <= 0.9 * powers.products
+    assert found.products <= 0.85 * powers.products
 
 
 CLUSTERED = {

@@ -113,10 +113,10 @@ def with_rounding(
     Reflectors drift if sums are biased. In the Frobenius norm, if A is still in memory,
     ``‖A − U diag(S) Vh‖`` is computed. Its own rounding is at most ``½ eps √(r + 8) ‖A‖`` for the
     product (see `skeleton.lost_in`), and ½ eps ‖A‖ each for ``U diag(S)``, and ``diag(S) Vh`` in
-    `qb`. That is less than the rounding floor of the basis, so that fewer columns
-    may meet the tolerance. Otherwise the departure of U from orthonormality is added to the bound:
-    the product differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded. S may
-    hold eigenvalues.
+    `qb`. That is less than the rounding floor of the basis, so that fewer columns may meet the
+    tolerance. Otherwise the departure of U from orthonormality is added to the bound: the product
+    differs by about ``U (UᴴU − I) diag(S)`` from the matrix that was bounded. S may hold
+    eigenvalues.
     """
     outcome, state, epsilon = found.outcome, found.state, eps(S)
     bound, size = outcome.error_bound, outcome.norm_A

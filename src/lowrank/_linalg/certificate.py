@@ -194,6 +194,8 @@ def residual_norm(
         rng, (Q, B) = shards.seed(rng), shards.parts(Q, B)
         operator, flipped, total = shards.operator, shards.by_rows, shards.rows.sum
 
+    product = xa.batched_adjoint_matmul  # other sums than those that made Q
+
     def sampled_residual(Omega: Array) -> tuple[Array, Array]:
         """``A Ω``, and the residual ``(A − Q B) Ω``; of the adjoint if `flipped`."""
         if flipped:
@@ -203,7 +205,6 @@ def residual_norm(
         xa.same_place(Y, Q, names=("A.matmat(X)", "Q"))
         return Y, Y - Q @ (product(Q, Y) if B is None else total(B @ Omega))
 
-    product = xa.batched_adjoint_matmul  # other sums than those that made Q
     xp, shortest = xa.array_namespace(Q), min(operator.shape)
     if shards is None and shortest <= samples:  # the identity measures the whole residual
         samples, root, factor = shortest, 1.0, 1.0 + 32.0 * xa.eps(Q)

@@ -12,6 +12,7 @@ from lowrank._array import adjoint_matmul
 from lowrank._array.tuning import Tuning
 from lowrank._linalg import panel as _panel
 from lowrank._linalg.panel import gram_matrix, orthonormal, orthonormalize
+from lowrank._linalg.small_svd import robust_svd
 from lowrank._rangefinder.sampling import iterated
 
 torch = pytest.importorskip("torch")
@@ -171,3 +172,17 @@ def test_no_question_to_the_device(method):
         count, _ = reads(lambda: lowrank.range_finder(A, 20, rng=0, check_finite=False))
         assert count == 0
         assert reads(lambda: lowrank.qr(A))[0] == 0
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("from_array", [np.asarray, torch.from_numpy])
+def test_the_svd_of_entries_that_add_up_to_infinity(dtype, from_array):
+    """They are finite all the same; NaN and Inf are refused, also where they cancel."""
+    largest = float(np.finfo(dtype).max)
+    M = np.full((40, 40), largest / 100, dtype=dtype)
+    S = robust_svd(from_array(M))[1]
+    assert float(S[0]) == pytest.approx(0.4 * largest, rel=1e-5)
+    for first, second in [(np.nan, 0.0), (np.inf, 0.0), (np.inf, -np.inf)]:
+        M[0, 0], M[1, 3] = first, second
+        with pytest.raises(ValueError, match="not finite"):
+            robust_svd(from_array(M))

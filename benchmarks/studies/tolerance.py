@@ -144,7 +144,7 @@ def beside_the_published() -> Table:
 
 
 def over_the_svd() -> Table:
-    """Each cell is visited in every one of several rounds: noise lasts for minutes."""
+    """Every round visits each cell once: noise lasts for about a minute."""
     tolerances = (0.5, 0.1, 1e-2, 1e-4, 1e-6, 1e-10)
     yield ("svd", f"n = {SMALL}")
     yield ("matrix, dtype, library", *(f"{tolerance:g}" for tolerance in tolerances))
